@@ -1,0 +1,21 @@
+"""Temporal action proposal generation: BCNet, fast on GPUs and on plain CPUs.
+
+`load` gives a network ready for inference, `ops` the operators on their own, `evaluation` the metrics.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["evaluation", "load", "ops"]
+
+
+# Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.
+def __getattr__(name: str) -> Any:
+    if name == "load":
+        return importlib.import_module(".loading", __name__).load
+    if name in ("evaluation", "ops"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,53 @@
+"""What all entry points share: how an error becomes an exit code, and how progress is shown."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from .errors import BackendError, InputError
+
+T = TypeVar("T")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, and keeps the line breaks of the description."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def run(main: Callable[[], int]) -> None:
+    """Run an entry point: 0 done, 1 done but something failed, 2 one clear line about bad input, 130 interrupted."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except (InputError, BackendError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) went away: nothing is wrong, and nobody is left to tell.
+        sys.stdout = None
+        code = 0
+    raise SystemExit(code)
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Iterate with a progress bar on a terminal, and with ten plain lines in a log file."""
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, unit=what)
+        return
+    step = max(1, total // 10)
+    for count, item in enumerate(items, 1):
+        yield item
+        if count % step == 0 or count == total:
+            print(f"{count}/{total} {what}", file=sys.stderr, flush=True)

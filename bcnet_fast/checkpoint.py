@@ -1,0 +1,73 @@
+"""Checkpoints: one safetensors file with the weights, and the configuration in its metadata. No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import InputError
+from .files import atomic_path, require_file
+
+FORMAT = "bcnet_fast"
+EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
+
+
+def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
+    """Write weights and configuration, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+        # safetensors makes files that only their owner may read.
+        temporary.chmod(0o644)
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]:
+    """Read configuration and weights. InputError names the file when it is missing, corrupt, or of something else."""
+    path = require_file(path, EXPECTED)
+    if not path.name.endswith(".safetensors"):
+        raise InputError(f"{path}: expected {EXPECTED}, found another kind of file; see python -m bcnet_fast.convert")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # A mapped tensor dies with its file: copies make the weights independent of what happens to it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: expected {EXPECTED}, found a damaged file ({error})") from error
+    if metadata.get("format") != FORMAT or "config" not in metadata:
+        raise InputError(f"{path}: expected {EXPECTED}, found safetensors without its configuration in the metadata")
+    try:
+        values = json.loads(metadata["config"])
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: expected a configuration in the metadata, found invalid JSON ({error})") from error
+    return Config.from_dict(values, str(path)), tensors
+
+
+def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Raise InputError that lists every missing, unknown and misshaped key, and any weight that is not finite."""
+    expected = network.state_dict()
+    problems = []
+    for title, names in (
+        ("missing", [name for name in expected if name not in state]),
+        ("unknown", [name for name in state if name not in expected]),
+        (
+            "misshaped",
+            [
+                f"{name} (expected {list(expected[name].shape)}, found {list(tensor.shape)})"
+                for name, tensor in state.items()
+                if name in expected and expected[name].shape != tensor.shape
+            ],
+        ),
+        ("not finite", [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]),
+    ):
+        if names:
+            problems.append(f"{title}: {', '.join(names)}")
+    if problems:
+        raise InputError(f"{source}: weights do not fit the network; {'; '.join(problems)}")

@@ -1,0 +1,73 @@
+"""Which backend an operator uses on a device, and why: the one home of that decision."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+
+from .. import _native
+from ..errors import BackendError
+
+BACKENDS = ("auto", "reference", "native", "triton")
+VARIABLE = "BCNET_FAST_BACKEND"
+
+# Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
+PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
+    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
+    "difference_attention": {"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
+}
+
+_override: str | None = None
+
+
+def requested() -> str:
+    """The backend asked for by `use_backend`, else by the environment variable BCNET_FAST_BACKEND, else "auto"."""
+    name = _override or os.environ.get(VARIABLE) or "auto"
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Ask for one backend inside a `with` block, for tests and for finding out which one is wrong."""
+    global _override
+    previous, _override = _override, name
+    try:
+        requested()
+        yield
+    finally:
+        _override = previous
+
+
+def unusable(op: str, backend: str, device: torch.device) -> str | None:
+    """Why `backend` cannot run `op` on `device`; None when it can."""
+    if backend not in PREFERENCE[op].get(device.type, ("reference",)):
+        return f"{op} has no {backend} implementation for {device.type}"
+    if backend == "native":
+        return _native.reason
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "the package triton is not installed"
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+            return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
+    return None
+
+
+def choose(op: str, device: torch.device) -> str:
+    """The backend that runs `op` on `device`.
+
+    Raises BackendError when a backend was asked for by name and cannot be used: only "auto" falls back.
+    """
+    name = requested()
+    candidates = PREFERENCE[op].get(device.type, ("reference",))
+    if name == "auto":
+        return next(b for b in candidates if unusable(op, b, device) is None)
+    why = unusable(op, name, device)
+    if why is not None:
+        raise BackendError(f"backend {name!r} was asked for, but {why}")
+    return name

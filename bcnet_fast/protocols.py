@@ -1,0 +1,45 @@
+"""The public release's habits that change results, each a named switch: the one table of them.
+
+`default` does the sensible thing. `release` repeats the public BCNet code exactly, which a comparison with published
+numbers needs. docs/protocols.md says what each switch changes and by how much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Every switch is off in the default protocol."""
+
+    name: str
+    # Windows: up to a fifth of a window at the end of a video is never looked at.
+    skip_short_tail: bool = False
+    # Windows: proposals may lie on the zeros that pad a short video.
+    score_padding: bool = False
+    # Candidates: snippet 0 is read as 1 and T-1 as T-2, so proposals that start at 1 appear twice.
+    clamp_boundaries: bool = False
+    # Soft-NMS: the last candidate is never given out; a single proposal gives nothing.
+    drop_last: bool = False
+    # Soft-NMS: the second pass, over a video's windows, starts from scores that the first has already decayed.
+    decay_twice: bool = False
+    # Output: times are rounded to 0.1 s and scores to 6 decimals, and may lie outside the video.
+    round_output: bool = False
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("default"),
+        Protocol(
+            "release",
+            skip_short_tail=True,
+            score_padding=True,
+            clamp_boundaries=True,
+            drop_last=True,
+            decay_twice=True,
+            round_output=True,
+        ),
+    )
+}

@@ -1,0 +1,36 @@
+"""Fixtures that every test file shares."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240521)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Computed reference figures that are committed with the tests."""
+    return Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real annotations, features and result files, which lie beside the checkout and are not part of it."""
+    path = ROOT.parent / "shared"
+    if not path.is_dir():
+        pytest.skip(f"the folder of real data ({path.name}/ beside the checkout) is not here")
+    return path
