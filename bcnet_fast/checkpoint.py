@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,25 +31,38 @@ def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config
         temporary.chmod(0o644)
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]:
-    """Read configuration and weights. InputError names the file when it is missing, corrupt, or of something else."""
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Any]:
+    """An open safetensors file; whatever is wrong with it becomes an InputError that names it."""
     path = require_file(path, EXPECTED)
-    if not path.name.endswith(".safetensors"):
+    if path.suffix != ".safetensors":
         raise InputError(f"{path}: expected {EXPECTED}, found another kind of file; see python -m bcnet_fast.convert")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # A mapped tensor dies with its file: copies make the weights independent of what happens to it.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: expected {EXPECTED}, found a damaged file ({error})") from error
+
+
+def read_config(path: str | os.PathLike) -> Config:
+    """The configuration of a checkpoint. InputError names the file when it is missing, damaged, or of something else."""
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or "config" not in metadata:
         raise InputError(f"{path}: expected {EXPECTED}, found safetensors without its configuration in the metadata")
     try:
         values = json.loads(metadata["config"])
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: expected a configuration in the metadata, found invalid JSON ({error})") from error
-    return Config.from_dict(values, str(path)), tensors
+    return Config.from_dict(values, str(path))
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]:
+    """Configuration and weights of a checkpoint; InputError as in `read_config`."""
+    config = read_config(path)
+    with _opened(path) as file:
+        # A mapped tensor dies with its file: copies make the weights independent of what happens to it.
+        return config, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

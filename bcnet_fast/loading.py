@@ -32,10 +32,12 @@ class Model:
     def __call__(self, features: Tensor) -> BCNetOutput:
         """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64)."""
         features = features.to(self.device, self._dtype)
+        # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
+        parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
         with use_backend(self.backend), torch.autocast(self.device.type, PRECISIONS[self.precision], self._autocast):
-            output = self.network(features)
-        fields = {f.name: getattr(output, f.name).to(self._dtype) for f in dataclasses.fields(output)}
-        return BCNetOutput(**fields)
+            outputs = [self.network(part) for part in parts]
+        columns = (torch.cat([getattr(out, f.name) for out in outputs]) for f in dataclasses.fields(BCNetOutput))
+        return BCNetOutput(*(column.to(self._dtype) for column in columns))
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -52,16 +54,16 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def load(
-    checkpoint_or_preset: str | os.PathLike,
+    checkpoint_or_preset: str | os.PathLike | Config,
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
     backend: str = "auto",
 ) -> Model:
-    """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name.
+    """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
     device: "auto", "cpu", "cuda" or a torch.device. precision: "fp32", "fp64", "bf16", "fp16". backend: "auto",
-    "reference", "native" or "triton", for the operators. A preset's random weights follow torch.manual_seed.
+    "reference", "native" or "triton", for the operators. Random weights follow torch.manual_seed.
     Raises InputError for a missing, damaged or unfitting checkpoint, an unknown precision or an absent device;
     BackendError for an unknown backend.
     """
@@ -70,8 +72,10 @@ def load(
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     resolved = resolve_device(device)
-    if str(checkpoint_or_preset) in PRESETS:
-        config = PRESETS[str(checkpoint_or_preset)]
+    if not isinstance(checkpoint_or_preset, Config):
+        checkpoint_or_preset = PRESETS.get(str(checkpoint_or_preset), checkpoint_or_preset)
+    if isinstance(checkpoint_or_preset, Config):
+        config = checkpoint_or_preset
         return Model(BCNet(config.model), config, resolved, precision, backend)
     config, state = read_checkpoint(checkpoint_or_preset)
     if config.model.name != "bcnet":

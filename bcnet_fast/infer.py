@@ -1,0 +1,250 @@
+"""Proposals from features: one command, no annotations needed.
+
+    python -m bcnet_fast.infer
+        runs the bundled demo (synthetic videos, a small trained network) and shows what comes out
+
+    python -m bcnet_fast.infer --checkpoint FILE.safetensors --features PATH --fps 30 --output FILE.json
+        writes ActivityNet submission JSON for every video of an archive: a folder of .npy/.npz/.csv/.pt files, one such
+        file, an HDF5 file, or the THUMOS14 two-stream folder
+
+Exit code: 0 all done; 1 some videos could not be used (listed at the end, the others are written); 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import __version__
+from ._cli import HelpFormatter, progress, run
+from .class_scores import ClassScores, fuse, read_class_scores
+from .checkpoint import read_config
+from .config import PRESETS, Config
+from .data import timing
+from .data.annotations import VideoAnnotation, read_annotations
+from .data.features import FeatureArchive, open_features
+from .errors import InputError
+from .evaluation import Results
+from .inference import Failure, VideoProposals, predict
+from .loading import PRECISIONS, Model, load
+from .ops._dispatch import BACKENDS
+from .protocols import PROTOCOLS
+from .results import ResultWriter, entries, write_subtitles
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m bcnet_fast.infer", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("--features", metavar="PATH", help="features of the videos; docs/formats.md has the layouts")
+    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
+
+    network = parser.add_argument_group("network")
+    network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); without it they are random")
+    network.add_argument("--model", choices=["bcnet"], default="bcnet", help="the system")
+    network.add_argument("--preset", choices=sorted(PRESETS), help="the system's numbers; a checkpoint brings its own")
+    network.add_argument("--feature-dim", type=int, metavar="C", help="channels, for random weights (default: preset's)")
+    network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
+    network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")
+    network.add_argument("--backend", choices=BACKENDS, default="auto", help="implementation of the operators")
+    network.add_argument("--protocol", choices=list(PROTOCOLS), default="default", help="see docs/protocols.md")
+
+    timing.add_arguments(parser)
+
+    labels = parser.add_argument_group("labels (detections instead of proposals)")
+    labels.add_argument("--labels", metavar="FILE", help="video-level class scores; docs/formats.md has the layouts")
+    labels.add_argument(
+        "--fusion", choices=["product", "sqrt"], default="product", help="confidence x class score, or its square root"
+    )
+    labels.add_argument("--top-k", type=int, default=1, metavar="K", help="best classes that a video's proposals get")
+
+    shown = parser.add_argument_group("to look at")
+    shown.add_argument("--plot", metavar="DIR", help="write a timeline picture of each video")
+    shown.add_argument("--srt", metavar="DIR", help="write subtitles of each video")
+    shown.add_argument("--best", type=int, default=10, metavar="N", help="proposals shown in pictures and subtitles")
+    shown.add_argument("--ground-truth", metavar="FILE", help="annotations, drawn into the pictures")
+
+    running = parser.add_argument_group("running")
+    running.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows in a batch")
+    running.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read features")
+    running.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same settings")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        from .demo import run_demo
+
+        return run_demo(Path("bcnet_demo"))
+    args = build_parser().parse_args(argv)
+    for flag in ("features", "output"):
+        if getattr(args, flag) is None:
+            raise InputError(f"--{flag}: expected it, found none; run without any flag for the demo, or with --help")
+    for flag, low in (("batch_size", 1), ("workers", 0), ("best", 1), ("top_k", 1)):
+        if getattr(args, flag) < low:
+            raise InputError(f"--{flag.replace('_', '-')}: expected at least {low}, found {getattr(args, flag)}")
+    return infer(args)
+
+
+def infer(args: argparse.Namespace) -> int:
+    """The whole run for parsed arguments; returns the exit code."""
+    started = time.perf_counter()
+    config = resolve_config(args)
+    archive = open_features(
+        args.features,
+        feature_dim=config.model.feature_dim,
+        every=args.every,
+        strip_prefix=config.data.strip_prefix,
+    )
+    times = timing.TimeResolver.from_args(args, config, archive)
+    if args.times:
+        times.require_match(archive.ids, args.features, args.times)
+    elif not config.data.rescale and args.fps is None:
+        raise InputError("--fps: expected the videos' frames per second, found none; give --fps F or --times FILE")
+    truth = read_annotations(args.ground_truth, strip_prefix=config.data.strip_prefix) if args.ground_truth else {}
+    class_scores = read_class_scores(args.labels, strip_prefix=config.data.strip_prefix) if args.labels else None
+    model = load_network(args, config)
+
+    writer = ResultWriter(args.output, run_settings(args, config), resume=args.resume)
+    videos = [video for video in archive.ids if video not in writer.done]
+    if writer.done:
+        print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
+    failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
+    if not writer.done:
+        writer.close(discard=True)
+        others = f" (and {len(failures) - 1} more videos failed)" if len(failures) > 1 else ""
+        raise InputError(f"{failures[0].reason}{others}")
+    kind = f"checkpoint {Path(args.checkpoint).name}" if args.checkpoint else "random weights"
+    details = f"bcnet_fast {__version__}, {config.model.name}, preset {config.preset}, {kind}, protocol {args.protocol}"
+    count = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+
+    seconds = time.perf_counter() - started
+    print(
+        f"{args.output}: {len(writer.done)} videos, {windows} windows, {count} proposals; "
+        f"{seconds:.1f} s, {windows / seconds:.2f} windows/s with loading; {details}"
+    )
+    unused = len(times.table) - len(times.matched(archive.ids))
+    if unused:
+        print(f"note: {args.times} has {unused} videos that have no features here")
+    for failure in failures:
+        print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def resolve_config(args: argparse.Namespace) -> Config:
+    """The configuration of the run: the checkpoint's own, or that of the preset for random weights."""
+    if args.checkpoint:
+        config = read_config(args.checkpoint)
+        for flag, found in (("preset", config.preset), ("feature_dim", config.model.feature_dim)):
+            expected = getattr(args, flag)
+            if expected is not None and expected != found:
+                raise InputError(f"{args.checkpoint}: expected --{flag.replace('_', '-')} {expected}, found {found}")
+        return config
+    if not args.preset:
+        raise InputError("--checkpoint: expected a file, found none; for random weights give --preset")
+    print(
+        "warning: no --checkpoint: the weights are random (seed 0), and so is the order of the proposals",
+        file=sys.stderr,
+    )
+    config = PRESETS[args.preset]
+    width = args.feature_dim or config.model.feature_dim
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=width))
+
+
+def load_network(args: argparse.Namespace, config: Config) -> Model:
+    torch.manual_seed(0)
+    return load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
+
+
+def run_settings(args: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What decides the results, for telling whether an interrupted run can be resumed."""
+    digest = hashlib.sha256()
+    if args.checkpoint:
+        with open(args.checkpoint, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    chosen = ("features", "every", "fps", "stride", "offset", "duration", "times", "labels", "fusion", "top_k")
+    settings = {name: getattr(args, name) for name in (*chosen, "precision", "protocol")}
+    return {"version": __version__, "weights": digest.hexdigest(), **settings, **config.to_dict()}
+
+
+def _run(
+    args: argparse.Namespace,
+    model: Model,
+    archive: FeatureArchive,
+    videos: list[str],
+    times: timing.TimeResolver,
+    truth: dict[str, VideoAnnotation],
+    class_scores: ClassScores | None,
+    writer: ResultWriter,
+) -> tuple[list[Failure], int]:
+    """Predict and store all videos; returns what failed and the number of windows."""
+    failures: list[Failure] = []
+    windows = 0
+    found = predict(
+        model,
+        archive,
+        videos,
+        times,
+        PROTOCOLS[args.protocol],
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+    for result in progress(found, total=len(videos), what="videos"):
+        if isinstance(result, Failure):
+            failures.append(result)
+            continue
+        if class_scores is not None and result.video not in class_scores.videos:
+            failures.append(Failure(result.video, f"{args.labels}: expected class scores of it, found none"))
+            continue
+        proposals = _labelled(result, class_scores, args)
+        writer.add(result.video, proposals)
+        windows += result.windows
+        _show(result, proposals, truth.get(result.video), args)
+    return failures, windows
+
+
+def _labelled(
+    result: VideoProposals, class_scores: ClassScores | None, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A video's proposals, or its detections where class scores are given, best first."""
+    if class_scores is None:
+        return entries(result.segments, result.scores)
+    columns = Results.from_dict({result.video: np.column_stack([result.segments, result.scores])})
+    detections = fuse(columns, class_scores, args.fusion, top_k=args.top_k).to_dict()[result.video]
+    return sorted(detections, key=lambda entry: -entry["score"])
+
+
+def _show(
+    result: VideoProposals,
+    proposals: list[dict[str, Any]],
+    annotation: VideoAnnotation | None,
+    args: argparse.Namespace,
+) -> None:
+    name = result.video.replace("/", "_")
+    if args.srt:
+        write_subtitles(Path(args.srt) / f"{name}.srt", proposals[: args.best])
+    if args.plot:
+        from .plot import timeline
+
+        timeline(
+            Path(args.plot) / f"{name}.png",
+            video_id=result.video,
+            duration_s=result.duration,
+            boundary=(result.boundary_times, result.boundary_start, result.boundary_end),
+            proposals=np.column_stack([result.segments, result.scores])[: args.best],
+            ground_truth=annotation.instances if annotation else None,
+        )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,143 @@
+"""Proposals of whole videos: windows of many videos share a batch, one bad video never stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .data.features import FeatureArchive, FeatureSequence, iterate
+from .data.timing import SnippetTime, TimeResolver
+from .data.windows import cut, rescale, window_starts
+from .errors import InputError
+from .loading import Model
+from .ops import use_backend
+from .proposals import video_proposals, window_proposals
+from .protocols import Protocol
+
+
+@dataclass(frozen=True)
+class VideoProposals:
+    """Proposals of one video, best first: segments [n, 2] float64 in seconds, scores [n] float64."""
+
+    video: str
+    segments: np.ndarray
+    scores: np.ndarray
+    windows: int
+    duration: float  # seconds; of the covered snippets where the video's own is unknown
+    boundary_times: np.ndarray  # [T] seconds
+    boundary_start: np.ndarray  # [T] probability, the mean over the windows that saw the snippet
+    boundary_end: np.ndarray
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be used, and the one line that says why."""
+
+    video: str
+    reason: str
+
+
+@dataclass
+class _Pending:
+    """A video of which some windows are still on their way through the network."""
+
+    video: str
+    snippets: int  # that the network's windows cover
+    time: SnippetTime
+    starts: list[int]
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # segments, scores, decayed of a window
+    boundary: np.ndarray | None = None  # [3, snippets]: sums of start and end probability, and their count
+
+
+def predict(
+    model: Model,
+    archive: FeatureArchive,
+    videos: Sequence[str],
+    times: TimeResolver,
+    protocol: Protocol,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+) -> Iterator[VideoProposals | Failure]:
+    """Run the network over `videos` and yield each one's proposals, or its failure, in any order.
+
+    Memory is bounded by `batch_size` windows and a few videos, however large the archive is.
+    """
+    queue: list[tuple[_Pending, int, np.ndarray]] = []
+    for video, loaded in iterate(archive, videos, workers=workers, prefetch=2):
+        try:
+            if isinstance(loaded, InputError):
+                raise loaded
+            windows, pending = _prepare(video, loaded, model, times, protocol)
+        except InputError as error:
+            yield Failure(video, str(error))
+            continue
+        for index, window in enumerate(windows):
+            queue.append((pending, index, window))
+            if len(queue) == batch_size:
+                yield from _run(queue, model, protocol)
+                queue = []
+    if queue:
+        yield from _run(queue, model, protocol)
+
+
+def _prepare(
+    video: str, loaded: FeatureSequence, model: Model, times: TimeResolver, protocol: Protocol
+) -> tuple[np.ndarray, _Pending]:
+    """The windows [W, C, T] of a video, and what has to be remembered of it."""
+    data, window = model.config.data, model.config.model.window
+    time = times.resolve(video, len(loaded.features))
+    if data.rescale:
+        return rescale(loaded.features, window)[None], _Pending(video, window, time, [0])
+    snippets = len(loaded.features)
+    starts = window_starts(snippets, window, data.window_stride, keep_tail=not protocol.skip_short_tail)
+    return cut(loaded.features, starts, window), _Pending(video, snippets, time, starts)
+
+
+def _run(
+    queue: Sequence[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
+) -> Iterator[VideoProposals]:
+    """Network and first Soft-NMS for one batch of windows; yields the videos that are complete with it."""
+    output = model(torch.from_numpy(np.stack([window for _, _, window in queue])))
+    size = model.config.model.window
+    lengths = torch.tensor([min(size, pending.snippets - pending.starts[index]) for pending, index, _ in queue])
+    with use_backend(model.backend):
+        found = window_proposals(output, lengths.to(model.device), model.config, protocol)
+    probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
+    for row, (pending, index, _) in enumerate(queue):
+        start, length = pending.starts[index], int(lengths[row])
+        mine = found.window == row
+        pending.parts.append((found.segments[mine] + start, found.scores[mine], found.decayed[mine]))
+        if pending.boundary is None:
+            pending.boundary = np.zeros((3, pending.snippets))
+        pending.boundary[:2, start : start + length] += probabilities[row, :, :length]
+        pending.boundary[2, start : start + length] += 1
+        if len(pending.parts) == len(pending.starts):
+            yield _finish(pending, model, protocol)
+
+
+def _finish(pending: _Pending, model: Model, protocol: Protocol) -> VideoProposals:
+    """Merge the windows of a video and turn snippets into seconds."""
+    segments, scores, decayed = (torch.cat(column) for column in zip(*pending.parts, strict=True))
+    with use_backend(model.backend):
+        segments, scores = video_proposals(segments, scores, decayed, model.config, protocol)
+    seconds, confidence = pending.time.seconds(segments.numpy()), scores.numpy()
+    end_of_snippets = pending.time.seconds(float(pending.snippets))
+    duration = pending.time.duration or end_of_snippets
+    if protocol.round_output:
+        seconds, confidence = np.round(seconds, 1), np.round(confidence, 6)
+    else:
+        seconds = np.clip(seconds, 0.0, duration)
+        inside = seconds[:, 0] < seconds[:, 1]
+        seconds, confidence = seconds[inside], confidence[inside]
+    start, end, count = pending.boundary
+    # Under the release protocol the last snippets of a video may belong to no window.
+    count = np.maximum(count, 1)
+    times = pending.time.seconds(np.arange(pending.snippets, dtype=np.float64))
+    return VideoProposals(
+        pending.video, seconds, confidence, len(pending.starts), duration, times, start / count, end / count
+    )

@@ -1,0 +1,206 @@
+"""Checkpoints: what is written comes back, and every bad file is one clear line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_reference import SMALL
+
+import bcnet_fast
+from bcnet_fast import convert
+from bcnet_fast.checkpoint import read_checkpoint, read_config, save_checkpoint
+from bcnet_fast.config import PRESETS, Config, ProposalConfig
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.reference.bcnet import BCNet
+
+CONFIG = Config("small", model=SMALL, proposals=ProposalConfig(max_snippets=None, iou_threshold=(0.5, 0.9)))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    network = BCNet(SMALL)
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, network.state_dict(), CONFIG)
+    return path, network
+
+
+def test_a_checkpoint_brings_back_weights_and_configuration(saved):
+    path, network = saved
+    config, state = read_checkpoint(path)
+    assert config == CONFIG == read_config(path)
+    assert state.keys() == network.state_dict().keys()
+    features = torch.randn(1, 10, 24)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(features).background, bcnet_fast.load(path, device="cpu")(features).background)
+
+
+@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+def test_every_preset_survives_json(config):
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"widht": 3}}, "x: model: unknown widht; expected some of name"),
+        ({"model": {"width": "400"}}, "x: model.width: expected int, found '400'"),
+        ({"modle": {}}, "x: expected the keys preset, model, data, proposals"),
+    ],
+)
+def test_unknown_or_wrong_settings_are_named(change, message):
+    with pytest.raises(InputError, match=message):
+        Config.from_dict({"preset": "own", **change}, "x")
+
+
+def damaged(tmp_path, saved):
+    path = tmp_path / "damaged.safetensors"
+    path.write_bytes(saved[0].read_bytes()[:-50])
+    return path, "found a damaged file"
+
+
+def empty(tmp_path, saved):
+    path = tmp_path / "empty.safetensors"
+    path.touch()
+    return path, "found a damaged file"
+
+
+def foreign(tmp_path, saved):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    return path, "found safetensors without its configuration"
+
+
+def absent(tmp_path, saved):
+    return tmp_path / "absent.safetensors", "found nothing there"
+
+
+def released(tmp_path, saved):
+    path = tmp_path / "bpm.pth.tar"
+    path.touch()
+    return path, "found another kind of file; see python -m bcnet_fast.convert"
+
+
+def unfitting(tmp_path, saved):
+    path = tmp_path / "unfitting.safetensors"
+    state = dict(saved[1].state_dict())
+    del state["bpm.fc_cls.0.weight"]
+    state["bpm.query.weight"] = torch.zeros(3, 3)
+    state["more"] = torch.full((2,), torch.nan)
+    save_checkpoint(path, state, CONFIG)
+    return path, (
+        r"missing: bpm.fc_cls.0.weight; unknown: more; misshaped: bpm.query.weight \(expected \[24, 12\], "
+        r"found \[3, 3\]\); not finite: more"
+    )
+
+
+@pytest.mark.parametrize("make", [damaged, empty, foreign, absent, released, unfitting])
+def test_a_bad_checkpoint_is_one_clear_line(tmp_path, saved, make):
+    path, message = make(tmp_path, saved)
+    with pytest.raises(InputError, match=message) as error:
+        bcnet_fast.load(path, device="cpu")
+    assert path.name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_checkpoint_of_another_system_is_refused(tmp_path, saved):
+    path = tmp_path / "other.safetensors"
+    values = CONFIG.to_dict()
+    values["model"]["name"] = "bmn"
+    save_checkpoint(path, saved[1].state_dict(), Config.from_dict(values))
+    with pytest.raises(InputError, match="expected weights of bcnet, found weights of bmn"):
+        bcnet_fast.load(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"precision": "int3"}, InputError, "precision 'int3': expected one of"),
+        ({"backend": "magic"}, BackendError, "backend 'magic': expected one of"),
+        ({"device": "toaster"}, InputError, "toaster: expected auto, cpu or cuda"),
+    ],
+)
+def test_unusable_arguments_are_named(saved, arguments, error, message):
+    with pytest.raises(error, match=message):
+        bcnet_fast.load(saved[0], **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_refused(saved):
+    with pytest.raises(InputError, match="--device cuda: expected a CUDA device, found none"):
+        bcnet_fast.load(saved[0], device="cuda")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_stays_close_to_float32(saved, precision):
+    features = torch.randn(1, 10, 24)
+    exact = bcnet_fast.load(saved[0], device="cpu")(features)
+    low = bcnet_fast.load(saved[0], device="cpu", precision=precision)(features)
+    assert low.start.dtype == torch.float32
+    torch.testing.assert_close(low.start, exact.start, atol=0.05, rtol=0)
+
+
+@pytest.fixture
+def release(tmp_path):
+    """The release's two files for the small network, as DataParallel names the keys."""
+    network = BCNet(SMALL)
+    paths = {}
+    for part in ("bpm", "abi"):
+        state = {f"module.{key}": value for key, value in network.get_submodule(part).state_dict().items()}
+        if part == "abi":
+            state["module.query.weight"] = torch.zeros(7, 20)
+        paths[part] = tmp_path / f"{part}.pth.tar"
+        torch.save({"epoch": 9, "state_dict": state}, paths[part])
+    return network, paths
+
+
+def test_conversion_keeps_every_weight_and_drops_the_unused_embedding(release):
+    network, paths = release
+    state = convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
+    assert state.keys() == network.state_dict().keys()
+    assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
+
+
+def test_conversion_lists_every_key_that_does_not_fit(release):
+    network, paths = release
+    content = torch.load(paths["bpm"], weights_only=True)
+    state = content["state_dict"]
+    del state["module.fc_cls.0.weight"]
+    state["module.extra"] = torch.zeros(1)
+    state["module.bpm_base.0.bias"] = torch.zeros(3)
+    torch.save(content, paths["bpm"])
+    expected = (
+        r"bpm.pth.tar: weights do not fit the network; missing: fc_cls.0.weight; unknown: extra; "
+        r"misshaped: bpm_base.0.bias \(expected \[16\], found \[3\]\)"
+    )
+    with pytest.raises(InputError, match=expected):
+        convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
+
+
+class Payload:
+    """What a hostile checkpoint would hold; loading must refuse it without making one."""
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (Payload(), "found a damaged file or other objects than tensors"),
+        ({"epoch": 9}, r"found \['epoch'\]"),
+        ({"state_dict": {"module.x": "text"}}, "expected only tensors in state_dict, found something else at module.x"),
+    ],
+    ids=["pickled object", "no state_dict", "text for a tensor"],
+)
+def test_a_foreign_release_file_is_refused(release, content, message):
+    torch.save(content, release[1]["bpm"])
+    with pytest.raises(InputError, match=message):
+        convert.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
+
+
+def test_swapped_and_truncated_release_files_are_named(release):
+    _, paths = release
+    with pytest.raises(InputError, match="expected the BPM network, found the other one; swap --bpm and --abi"):
+        convert.convert_bcnet(paths["abi"], paths["bpm"], CONFIG)
+    paths["abi"].write_bytes(paths["abi"].read_bytes()[:1000])
+    with pytest.raises(InputError, match="abi.pth.tar: expected a PyTorch file"):
+        convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)

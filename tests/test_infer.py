@@ -1,0 +1,298 @@
+"""`python -m bcnet_fast.infer` as a user runs it: archives in, submission JSON out, one clear line for what is bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_reference import SMALL
+
+from bcnet_fast import infer
+from bcnet_fast.checkpoint import save_checkpoint
+from bcnet_fast.config import Config, DataConfig
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.reference.bcnet import BCNet
+from bcnet_fast.results import ResultWriter, entries, write_subtitles
+
+LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
+CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_checkpoint(path, BCNet(SMALL).state_dict(), CONFIG)
+    return path
+
+
+@pytest.fixture
+def features(tmp_path, rng) -> Path:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for video, length in LENGTHS.items():
+        np.save(folder / f"{video}.npy", rng.standard_normal((length, 10)).astype(np.float32))
+    return folder
+
+
+def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
+    output = output or features.parent / "out.json"
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--fps", 25, *more]
+    return infer.main([str(argument) for argument in arguments]), output
+
+
+def results_of(path: Path) -> dict[str, list]:
+    return json.loads(path.read_text())["results"]
+
+
+def test_output_is_a_complete_submission_best_first_and_inside_the_video(checkpoint, features):
+    code, output = run(checkpoint, features)
+    content = json.loads(output.read_text())
+    assert code == 0
+    assert content.keys() == {"version", "results", "external_data"}
+    assert list(content["results"]) == sorted(LENGTHS)
+    for video, proposals in content["results"].items():
+        assert proposals
+        scores = [p["score"] for p in proposals]
+        assert scores == sorted(scores, reverse=True)
+        # 5 video frames a snippet, 25 frames a second
+        assert all(0 <= p["segment"][0] < p["segment"][1] <= LENGTHS[video] * 5 / 25 for p in proposals)
+    assert not list(features.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("more", [("--batch-size", 1), ("--batch-size", 3), ("--batch-size", 64), ("--workers", 2)])
+def test_results_do_not_depend_on_batches_or_workers(checkpoint, features, more):
+    expected = run(checkpoint, features)[1].read_bytes()
+    assert run(checkpoint, features, *more)[1].read_bytes() == expected
+
+
+def test_an_hdf5_file_gives_what_the_folder_gives(checkpoint, features):
+    archive = features.parent / "features.h5"
+    with h5py.File(archive, "w") as file:
+        for video in reversed(LENGTHS):
+            file[video] = np.load(features / f"{video}.npy")
+    expected = results_of(run(checkpoint, features)[1])
+    assert results_of(run(checkpoint, archive)[1]) == expected
+    assert results_of(run(checkpoint, features / "d.npy")[1]) == {"d": expected["d"]}
+
+
+def test_one_bad_video_does_not_lose_the_others(checkpoint, features, capsys):
+    expected = results_of(run(checkpoint, features)[1])
+    np.save(features / "b.npy", np.full((24, 10), np.nan, np.float32))
+    (features / "e.npy").write_bytes(b"not an array")
+    code, output = run(checkpoint, features)
+    assert code == 1
+    del expected["b"]
+    assert results_of(output) == expected
+    errors = capsys.readouterr().err
+    assert "failed: b: " in errors and "b.npy" in errors and "failed: e: " in errors
+
+
+def test_an_archive_of_bad_videos_only_writes_nothing(checkpoint, features):
+    for video in LENGTHS:
+        np.save(features / f"{video}.npy", np.zeros((20, 3), np.float32))
+    output = features.parent / "out.json"
+    with pytest.raises(InputError, match=r"a.npy: expected 10 channels, found shape \[20, 3\] \(and 3 more"):
+        run(checkpoint, features)
+    assert not output.exists() and not list(features.parent.glob("*.partial"))
+
+
+def test_release_protocol_rounds_and_the_default_does_not(checkpoint, features):
+    rounded = results_of(run(checkpoint, features, "--protocol", "release")[1])
+    for proposals in rounded.values():
+        for p in proposals:
+            assert [p["score"], *p["segment"]] == [round(p["score"], 6), *(round(t, 1) for t in p["segment"])]
+    exact = results_of(run(checkpoint, features)[1])
+    assert any(p["score"] != round(p["score"], 6) for proposals in exact.values() for p in proposals)
+
+
+def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsys):
+    expected = run(checkpoint, features)[1].read_bytes()
+    output = features.parent / "out.json"
+    output.unlink()
+    infer_settings = []
+    original = infer.run_settings
+    infer.run_settings = lambda *a: infer_settings.append(original(*a)) or infer_settings[-1]
+    try:
+        run(checkpoint, features)
+    finally:
+        infer.run_settings = original
+    finished = results_of(output)
+    output.unlink()
+    writer = ResultWriter(output, infer_settings[0])
+    writer.add("c", finished["c"])
+    writer.close()
+    # What a crash in the middle of a line leaves behind:
+    with open(writer.partial, "ab") as file:
+        file.write(b'{"video": "d", "propo')
+    assert run(checkpoint, features, "--resume")[0] == 0
+    assert "resumed: 1 of 4 videos" in capsys.readouterr().out
+    assert output.read_bytes() == expected
+
+
+def test_resuming_with_other_settings_is_refused(checkpoint, features):
+    writer = ResultWriter(features.parent / "out.json", {"protocol": "release"})
+    writer.close()
+    with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
+        run(checkpoint, features, "--resume")
+    assert run(checkpoint, features)[0] == 0
+
+
+def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for index in range(200):
+        np.save(folder / f"{index:03d}.npy", rng.standard_normal((240, 10)).astype(np.float32))
+    output = tmp_path / "out.json"
+    command = [sys.executable, "-m", "bcnet_fast.infer", "--checkpoint", checkpoint, "--features", folder]
+    command += ["--fps", "25", "--output", output]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    partial = tmp_path / "out.json.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists() and partial.read_bytes().count(b"\n") > 3
+    assert run(checkpoint, folder, "--resume", output=output)[0] == 0
+    assert len(results_of(output)) == 200
+
+
+def test_labels_turn_proposals_into_detections(checkpoint, features):
+    plain = results_of(run(checkpoint, features)[1])
+    scores = features.parent / "classes.json"
+    scores.write_text(json.dumps({video: {"run": 0.5, "jump": 0.25, "sit": 0.1} for video in LENGTHS}))
+    detections = results_of(run(checkpoint, features, "--labels", scores, "--top-k", 2)[1])
+    for video, proposals in plain.items():
+        both = [(name, p["score"] * s, p["segment"]) for p in proposals for name, s in (("run", 0.5), ("jump", 0.25))]
+        found = [(d["label"], d["score"], d["segment"]) for d in detections[video]]
+        assert found == sorted(both, key=lambda detection: -detection[1])
+    root = results_of(run(checkpoint, features, "--labels", scores, "--fusion", "sqrt")[1])
+    assert root["a"][0]["score"] == pytest.approx((plain["a"][0]["score"] * 0.5) ** 0.5)
+
+
+def test_a_video_without_class_scores_is_reported(checkpoint, features, capsys):
+    scores = features.parent / "classes.json"
+    scores.write_text(json.dumps({video: {"run": 0.5} for video in "abc"}))
+    code, output = run(checkpoint, features, "--labels", scores)
+    assert code == 1 and set(results_of(output)) == set("abc")
+    assert "failed: d: " in capsys.readouterr().err
+
+
+def test_pictures_and_subtitles(checkpoint, features):
+    truth = features.parent / "truth.json"
+    instance = {"segment": [1.0, 3.0], "label": "run"}
+    truth.write_text(json.dumps({"database": {"a": {"duration": 12.0, "fps": 25, "annotations": [instance]}}}))
+    folder = features.parent / "shown"
+    run(checkpoint, features, "--plot", folder, "--srt", folder, "--best", 3, "--ground-truth", truth)
+    assert {p.name for p in folder.iterdir()} == {f"{v}{s}" for v in LENGTHS for s in (".png", ".srt")}
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "a.srt").read_text().count(" --> ") == 3
+
+
+def test_subtitles_follow_the_format(tmp_path):
+    proposals = entries(np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5]), ["run", "jump"])
+    write_subtitles(tmp_path / "x.srt", proposals)
+    assert (tmp_path / "x.srt").read_text() == (
+        "1\n00:00:00,250 --> 00:00:02,000\n#2 jump 0.500\n\n2\n01:01:01,000 --> 01:01:02,500\n#1 run 0.900\n\n"
+    )
+
+
+def test_time_comes_from_a_table_and_flags_go_before_it(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps,stride\n" + "".join(f"{video},50,5\n" for video in LENGTHS))
+    output = features.parent / "out.json"
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--times", table]
+    infer.main([str(a) for a in arguments])
+    halved = results_of(output)
+    seconds = results_of(run(checkpoint, features)[1])
+    for video in LENGTHS:
+        at_50, at_25 = (np.array([p["segment"] for p in r[video]]) for r in (halved, seconds))
+        np.testing.assert_allclose(at_50 * 2, at_25)
+    infer.main([str(a) for a in [*arguments, "--fps", 25]])
+    assert results_of(output) == seconds
+
+
+def test_random_weights_need_a_preset_and_say_so(features, capsys):
+    output = features.parent / "out.json"
+    arguments = ["--features", str(features / "c.npy"), "--output", str(output), "--fps", "25"]
+    with pytest.raises(InputError, match="--checkpoint: expected a file, found none"):
+        infer.main(arguments)
+    assert infer.main([*arguments, "--preset", "activitynet13", "--feature-dim", "10", "--stride", "5"]) == 0
+    assert "warning: no --checkpoint: the weights are random" in capsys.readouterr().err
+    assert "random weights" in json.loads(output.read_text())["external_data"]["details"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "out.json"], "--features: expected it, found none"),
+        (["--features", "nowhere", "--output", "x.json"], "nowhere: expected .* found nothing there"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
+        (["--preset", "thumos14"], "expected --preset thumos14, found small"),
+        (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
+        (["--fps", "-1"], "--fps: expected a positive number, found -1.0"),
+        (["--times", "gone.csv"], "gone.csv: expected"),
+        (["--labels", "gone.json"], "gone.json: expected"),
+        (["--output", "."], "expected the name of a file to write, found a folder"),
+        pytest.param(
+            ["--device", "cuda"],
+            "expected a CUDA device, found none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line(checkpoint, features, flags, message, monkeypatch):
+    monkeypatch.chdir(features.parent)
+    arguments = {"--checkpoint": checkpoint, "--features": features, "--output": "out.json", "--fps": 25}
+    if flags[0] == "--output" and len(flags) == 2 and flags[1] == "out.json":
+        arguments = {}
+    arguments |= dict(zip(flags[::2], flags[1::2], strict=True))
+    with pytest.raises(InputError, match=message) as error:
+        infer.main([str(part) for pair in arguments.items() for part in pair])
+    assert "\n" not in str(error.value)
+    assert not (features.parent / "out.json").exists()
+
+
+def test_frames_per_second_are_asked_for_before_any_work(checkpoint, features):
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
+    with pytest.raises(InputError, match="--fps: expected the videos' frames per second, found none"):
+        infer.main([str(a) for a in arguments])
+
+
+def test_annotations_of_other_videos_are_refused(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps\nelsewhere,25\n")
+    with pytest.raises(InputError, match="times.csv: expected some of the 4 videos .* found 1 others"):
+        run(checkpoint, features, "--times", table)
+
+
+def test_an_unusable_backend_is_refused(checkpoint, features):
+    with pytest.raises(BackendError, match="backend 'triton' was asked for, but"):
+        run(checkpoint, features, "--backend", "triton")
+
+
+def test_every_operator_backend_gives_the_same_proposals(checkpoint, features):
+    automatic = results_of(run(checkpoint, features)[1])
+    reference = results_of(run(checkpoint, features, "--backend", "reference")[1])
+    for video in LENGTHS:
+        assert [p["segment"] for p in automatic[video]] == [p["segment"] for p in reference[video]]
+        np.testing.assert_allclose(
+            [p["score"] for p in automatic[video]], [p["score"] for p in reference[video]], rtol=1e-9
+        )
+
+
+def test_the_process_exits_with_code_2_and_one_line(features):
+    command = [sys.executable, "-m", "bcnet_fast.infer", "--features", str(features), "--output", "x.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --checkpoint: expected a file") and done.stderr.count("\n") == 1

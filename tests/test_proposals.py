@@ -1,0 +1,184 @@
+"""Candidates, matching, refinement, confidence and both Soft-NMS passes, against golden rows and a plain loop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from bcnet_fast.anchors import make_anchors
+from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
+from bcnet_fast.outputs import BCNetOutput
+from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
+from bcnet_fast.protocols import PROTOCOLS, Protocol
+
+THUMOS14 = PRESETS["thumos14"]
+RELEASE, DEFAULT = PROTOCOLS["release"], PROTOCOLS["default"]
+FRAMES = 5  # of a snippet
+
+
+def network_output(*columns: np.ndarray) -> BCNetOutput:
+    """Scores of one window, in the order of BCNetOutput's fields."""
+    return BCNetOutput(*(torch.from_numpy(np.ascontiguousarray(column))[None] for column in columns))
+
+
+@pytest.fixture(scope="module")
+def windows(golden) -> dict[str, BCNetOutput]:
+    model, rows = np.load(golden / "bcnet" / "model.npz"), np.load(golden / "bcnet" / "proposals.npz")
+    unused = np.zeros(256)
+    return {
+        "model": network_output(
+            *model["bpm"].T[[1, 2, 0]],
+            model["frame_cls_a"],
+            model["frame_cls_b"],
+            *model["confidence_a"].T,
+            model["confidence_b"],
+        ),
+        "synthetic": network_output(
+            rows["synthetic_start"],
+            rows["synthetic_end"],
+            unused,
+            unused,
+            unused,
+            *rows["synthetic_am"].T,
+            rows["synthetic_bm"],
+        ),
+    }
+
+
+def joined(*outputs: BCNetOutput) -> BCNetOutput:
+    fields = [f.name for f in dataclasses.fields(BCNetOutput)]
+    return BCNetOutput(*(torch.cat([getattr(output, name) for output in outputs]) for name in fields))
+
+
+@pytest.fixture(scope="module")
+def expected(golden):
+    return np.load(golden / "bcnet" / "proposals.npz")
+
+
+@pytest.mark.parametrize("name", ["model", "synthetic"])
+def test_release_rows_come_out_one_by_one(windows, expected, name):
+    found = match_candidates(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    rows, indices = expected[f"{name}_rows"], expected[f"{name}_aux"].astype(np.int64)
+    np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], dim=1), indices[:, :3])
+    np.testing.assert_array_equal(found.segments.numpy() * FRAMES, rows[:, :2])
+    # The release lists proposals of 300 frames and more, and gives them the score 0 before Soft-NMS.
+    kept = rows[:, 1] - rows[:, 0] < 300
+    np.testing.assert_array_equal(found.scores.numpy(), np.where(kept, rows[:, 7], 0.0))
+
+
+@pytest.mark.parametrize("name", ["model", "synthetic"])
+def test_release_soft_nms_of_a_window_and_of_its_video(windows, expected, name):
+    found = window_proposals(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    for segments, scores, stored in (
+        (found.segments, found.decayed, expected[f"{name}_nms120"]),
+        (
+            *video_proposals(found.segments, found.scores, found.decayed, THUMOS14, RELEASE),
+            expected[f"{name}_nms120_then_nms1000"],
+        ),
+    ):
+        np.testing.assert_array_equal(segments.numpy() * FRAMES, stored[:, 1:])
+        np.testing.assert_allclose(scores.numpy(), stored[:, 0], atol=1e-12, rtol=1e-9)
+
+
+def test_release_video_of_two_windows(windows, expected):
+    both = joined(windows["model"], windows["synthetic"])
+    found = window_proposals(both, torch.tensor([256, 256]), THUMOS14, RELEASE)
+    shifted = found.segments + 128 * found.window[:, None]
+    segments, scores = video_proposals(shifted, found.scores, found.decayed, THUMOS14, RELEASE)
+    np.testing.assert_array_equal(segments.numpy() * FRAMES, expected["two_window_unrounded"][:, 1:])
+    np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
+
+
+def slow_candidates(output: BCNetOutput, length: int, config: Config) -> list[tuple[int, int, int, float, float, float]]:
+    """The default protocol as a loop over pairs: (start, end, anchor, refined start, refined end, confidence)."""
+    start, end, _, _, _, regression, classification, background = (
+        getattr(output, f.name)[0].double().numpy() for f in dataclasses.fields(BCNetOutput)
+    )
+    settings = config.proposals
+    anchors = make_anchors(config.model.window, config.model.max_duration).tolist()
+
+    def is_candidate(values: np.ndarray, t: int) -> bool:
+        before = values[t - 1] if t else -np.inf
+        after = values[t + 1] if t + 1 < len(values) else -np.inf
+        return values[t] >= settings.boundary_threshold or (values[t] > before and values[t] > after)
+
+    rows = []
+    for s in range(length):
+        for e in range(s + 1, min(s + config.model.max_duration, length - 1) + 1):
+            if not (is_candidate(start, s) and is_candidate(end, e)):
+                continue
+            overlaps = [max(min(e, b) - max(s, a), 0) for a, b in anchors]
+            tious = [o / (e - s + b - a - o) for o, (a, b) in zip(overlaps, anchors, strict=True)]
+            m = tious.index(max(tious))
+            t0, t1 = float(s), float(e)
+            if classification[m] > settings.min_classification and regression[m] > settings.min_regression:
+                t0, t1 = (s + anchors[m][0]) / 2, (e + anchors[m][1]) / 2
+            score = start[s] * end[e] * classification[m] * regression[m] * (1 - background[m])
+            if settings.max_snippets is not None and t1 - t0 >= settings.max_snippets:
+                score = 0.0
+            rows.append((s, e, m, t0, t1, score))
+    return rows
+
+
+def random_output(rng: np.random.Generator, config: ModelConfig) -> BCNetOutput:
+    anchors = len(make_anchors(config.window, config.max_duration))
+    return network_output(
+        *(np.round(rng.random(config.window), 1).astype(np.float32) for _ in range(5)),  # rounded: equal neighbours
+        *(rng.random(anchors).astype(np.float32) ** 0.2 for _ in range(2)),
+        rng.random(anchors).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "longest", "length", "max_snippets"),
+    [(3, 3, 3, None), (17, 9, 17, 7.5), (32, 40, 20, None), (61, 31, 2, 10.0), (100, 100, 99, None)],
+)
+def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max_snippets, rng):
+    config = Config(
+        "own",
+        model=ModelConfig(window=window, max_duration=longest),
+        proposals=ProposalConfig(max_snippets=max_snippets),
+    )
+    outputs = [random_output(rng, config.model) for _ in range(3)]
+    found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
+    for w, output in enumerate(outputs):
+        rows = slow_candidates(output, length, config)
+        mine = found.window == w
+        expected = np.array(rows).reshape(-1, 6)
+        np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], 1)[mine], expected[:, :3])
+        np.testing.assert_array_equal(found.segments[mine], expected[:, 3:5])
+        np.testing.assert_allclose(found.scores[mine], expected[:, 5], rtol=1e-14)
+
+
+def test_every_release_switch_changes_the_proposals_alone(windows):
+    """A switch that changes nothing would be a switch that is not connected."""
+    both = joined(windows["model"], windows["synthetic"])
+    lengths = torch.tensor([256, 130])
+
+    def final(protocol: Protocol) -> torch.Tensor:
+        found = window_proposals(both, lengths, THUMOS14, protocol)
+        columns = video_proposals(found.segments, found.scores, found.decayed, THUMOS14, protocol)
+        return torch.cat([columns[0], columns[1][:, None]], dim=1)
+
+    baseline = final(DEFAULT)
+    for switch in ("score_padding", "clamp_boundaries", "drop_last", "decay_twice"):
+        changed = final(dataclasses.replace(DEFAULT, **{switch: True}))
+        assert changed.shape != baseline.shape or not torch.equal(changed, baseline), switch
+
+
+def test_a_window_without_candidates_gives_no_proposals():
+    zeros = np.zeros(256)
+    flat = network_output(zeros, zeros, zeros, zeros, zeros, np.zeros(1218), np.zeros(1218), np.zeros(1218))
+    found = window_proposals(joined(flat, flat), torch.tensor([256, 256]), THUMOS14, DEFAULT)
+    segments, scores = video_proposals(found.segments, found.scores, found.decayed, THUMOS14, DEFAULT)
+    assert len(found.window) == len(segments) == len(scores) == 0
+
+
+def test_a_single_proposal_is_kept_by_default_and_lost_by_the_release(windows):
+    segments, scores = torch.tensor([[3.0, 9.0]]).double(), torch.tensor([0.5]).double()
+    kept = video_proposals(segments, scores, scores, THUMOS14, DEFAULT)
+    assert kept[0].tolist() == [[3.0, 9.0]] and kept[1].tolist() == [0.5]
+    assert len(video_proposals(segments, scores, scores, THUMOS14, RELEASE)[1]) == 0
