@@ -40,6 +40,7 @@ def candidate_boundaries(probability: Tensor, threshold: float, lengths: Tensor,
     window the missing neighbour counts as lower. `lengths` [W] are the snippets that are not padding.
     """
     count = probability.shape[1]
+    probability = probability.double()  # else the threshold itself would be rounded to float32
     padded = torch.nn.functional.pad(probability, (1, 1), value=-torch.inf)
     taken = (probability >= threshold) | ((probability > padded[:, :-2]) & (probability > padded[:, 2:]))
     if not protocol.score_padding:

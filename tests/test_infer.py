@@ -29,7 +29,7 @@ CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(3)
+    torch.manual_seed(0)  # gives regression scores above 0, hence proposals, for every video
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_checkpoint(path, BCNet(SMALL).state_dict(), CONFIG)
     return path
@@ -150,8 +150,8 @@ def test_resuming_with_other_settings_is_refused(checkpoint, features):
 def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
     folder = tmp_path / "features"
     folder.mkdir()
-    for index in range(200):
-        np.save(folder / f"{index:03d}.npy", rng.standard_normal((240, 10)).astype(np.float32))
+    for index in range(60):
+        np.save(folder / f"{index:03d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
     output = tmp_path / "out.json"
     command = [sys.executable, "-m", "bcnet_fast.infer", "--checkpoint", checkpoint, "--features", folder]
     command += ["--fps", "25", "--output", output]
@@ -164,7 +164,7 @@ def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rn
     process.wait()
     assert not output.exists() and partial.read_bytes().count(b"\n") > 3
     assert run(checkpoint, folder, "--resume", output=output)[0] == 0
-    assert len(results_of(output)) == 200
+    assert len(results_of(output)) == 60
 
 
 def test_labels_turn_proposals_into_detections(checkpoint, features):

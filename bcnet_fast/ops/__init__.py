@@ -1,0 +1,7 @@
+"""The operators, each usable alone in another model."""
+
+from ._dispatch import use_backend
+from .difference_attention import difference_attention
+from .soft_nms import soft_nms
+
+__all__ = ["difference_attention", "soft_nms", "use_backend"]

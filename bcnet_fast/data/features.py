@@ -1,0 +1,233 @@
+"""Feature files of many layouts behind one lazy archive: an id gives a clean [T, C] float32 array, or one clear error.
+
+Nothing is guessed: the channel axis is the one whose length is the configured width, and whatever cannot be used as it
+stands is an InputError that names the video, what was expected and what was found. docs/formats.md describes the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import InputError
+from ._layouts import Source, find_source, unreadable
+from .annotations import strip_activitynet_prefix
+
+_BLOCK_ROWS = 4096  # snippets that are read at once: bounds the memory that thinning or converting a long video takes
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSequence:
+    """The features of one video, as the windows are cut from them."""
+
+    features: np.ndarray  # [T, C] float32, C-contiguous, finite, T >= 2
+    orientation: str  # of the stored array: "[T, C]" or "[C, T]"
+    path: str  # file, and dataset inside it
+    rows_in_file: int  # time steps before every N-th was taken
+    dtype: str  # of the stored array
+    note: str | None = None  # something that was decided for the user and should be shown
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """What lies on disk for one video, before any orientation is chosen."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    path: str
+
+
+def open_features(
+    path: str | os.PathLike, *, feature_dim: int | None, every: int | None = None, strip_prefix: bool = False
+) -> FeatureArchive:
+    """Open an archive of features; lists names only.
+
+    path: a folder of .npy, .npz, .csv or .pt files (one kind), one such file, an HDF5 file, or a folder with the
+        THUMOS14 two-stream files.
+    feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
+    every: rows of a file from one snippet to the next; None: 5 for the two-stream layout, else 1.
+    strip_prefix: drop the ActivityNet prefix "v_" from the ids, as its annotations and result files do.
+
+    Raises InputError when there is nothing to read at `path` or two videos have one id.
+    """
+    path = Path(path)
+    if feature_dim is not None and feature_dim < 1:
+        raise InputError(f"feature width: expected 1 channel or more, found {feature_dim}")
+    if every is not None and every < 1:
+        raise InputError(f"--every: expected 1 or more rows, found {every}")
+    source = find_source(path)
+    if not source.videos:
+        raise InputError(f"{path}: expected features of at least one video, found none in this {source.kind}")
+    return FeatureArchive(path, source, feature_dim, every or source.every, strip_prefix)
+
+
+class FeatureArchive:
+    """Features of many videos; made by `open_features`. Can be pickled and used after a fork.
+
+    Attributes: `ids` (sorted), `kind` (of layout, in words), `path`, `feature_dim`, `every` (see `open_features`),
+    `row_stride` (video frames between rows of a file where the layout fixes that, else None).
+    """
+
+    def __init__(self, path: Path, source: Source, feature_dim: int | None, every: int, strip_prefix: bool) -> None:
+        self.path = path
+        self.kind = source.kind
+        self.feature_dim = feature_dim
+        self.every = every
+        self.row_stride = source.row_stride
+        self._source = source
+        names = {name: name for name in sorted(source.videos)}
+        # Id -> name in the source.
+        self._names = strip_activitynet_prefix(names, str(path)) if strip_prefix else names
+        self.ids: list[str] = sorted(self._names)
+
+    def stored(self, video: str) -> StoredArray:
+        """Shape and dtype on disk, which for .npy and HDF5 takes no reading of values. Raises InputError."""
+        array, where = self._open(video)
+        return StoredArray(tuple(array.shape), str(array.dtype), where)
+
+    def load(self, video: str) -> FeatureSequence:
+        """Read, orient, thin, convert and check the features of one video. Raises InputError, also for NaN values."""
+        if self.feature_dim is None:
+            raise ValueError("this archive was opened without feature_dim, so the channel axis is unknown")
+        array, where = self._open(video)
+        time_axis, channel_axis, note = _orient(array.shape, self.feature_dim, self._source.time_first, where)
+        rows = array.shape[time_axis]
+        snippets = len(range(0, rows, self.every))
+        if snippets < 2:
+            rows_of = f" ({rows} rows, one of every {self.every} taken)" if self.every > 1 else ""
+            raise InputError(f"{where}: expected a video of 2 or more snippets, found {snippets}{rows_of}")
+        try:
+            features = _read(array, time_axis, channel_axis, self.every)
+        except OSError as error:
+            raise InputError(unreadable(where, "readable values", error)) from error
+        _check_finite(features, self.every, where)
+        orientation = "[T, C]" if time_axis < channel_axis else "[C, T]"
+        return FeatureSequence(features, orientation, where, rows, str(array.dtype), note)
+
+    def close(self) -> None:
+        """Close the files that are open in this process; the next read opens them again."""
+        self._source.close()
+
+    def _open(self, video: str) -> tuple[Any, str]:
+        if video not in self._names:
+            raise InputError(f"{self.path}: expected a video named {video!r}, found none")
+        array, where = self._source.open(self._names[video])
+        if array.dtype.kind not in "fiu":
+            raise InputError(f"{where}: expected an array of real numbers, found dtype {array.dtype}")
+        return array, where
+
+
+def iterate(
+    archive: FeatureArchive, videos: Sequence[str], *, workers: int = 0, prefetch: int = 2
+) -> Iterator[tuple[str, FeatureSequence | InputError]]:
+    """Load `videos` in the given order while the caller computes; a video that cannot be used yields its InputError.
+
+    workers: processes that read; 0 reads in one background thread of this process. prefetch: videos kept ready (by
+    each worker), which bounds the memory whatever the size of the archive. The values do not depend on either.
+    """
+    if workers > 0:
+        # A forked worker must not inherit open HDF5 files: with older HDF5 it shares their position with the others.
+        archive.close()
+        loader = DataLoader(
+            _Videos(archive, videos),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=max(1, prefetch),
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # else starting the workers draws from the global random state
+        )
+        yield from loader
+        return
+    pending: deque[tuple[str, Any]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="features")
+    try:
+        for video in videos:
+            pending.append((video, pool.submit(_load_or_error, archive, video)))
+            if len(pending) > prefetch:
+                name, future = pending.popleft()
+                yield name, future.result()
+        while pending:
+            name, future = pending.popleft()
+            yield name, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load_or_error(archive: FeatureArchive, video: str) -> FeatureSequence | InputError:
+    try:
+        return archive.load(video)
+    except InputError as error:
+        return error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+class _Videos(Dataset):
+    def __init__(self, archive: FeatureArchive, videos: Sequence[str]) -> None:
+        self.archive = archive
+        self.videos = list(videos)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> tuple[str, FeatureSequence | InputError]:
+        video = self.videos[index]
+        return video, _load_or_error(self.archive, video)
+
+
+def _orient(shape: Sequence[int], feature_dim: int, time_first: bool, where: str) -> tuple[int, int, str | None]:
+    """Time axis, channel axis and a remark. Axes of length 1 are ignored where exactly two others remain."""
+    axes = list(range(len(shape)))
+    if len(shape) > 2:
+        axes = [axis for axis in axes if shape[axis] != 1]
+    if len(axes) != 2:
+        raise InputError(f"{where}: expected a [T, C] or [C, T] array, found shape {list(shape)}")
+    first, second = axes
+    if shape[second] == feature_dim:
+        ambiguous = shape[first] == feature_dim and not time_first
+        return first, second, f"both axes have length {feature_dim}: taken as [T, C]" if ambiguous else None
+    if shape[first] == feature_dim and not time_first:
+        return second, first, None
+    raise InputError(f"{where}: expected {feature_dim} channels, found shape {list(shape)}")
+
+
+def _read(array: Any, time_axis: int, channel_axis: int, every: int) -> np.ndarray:
+    """Every N-th time step as [T, C] float32, read block by block.
+
+    Whole blocks, because HDF5 reads a strided selection of a chunked dataset several times slower than all of it.
+    """
+    rows = array.shape[time_axis]
+    out = np.empty((len(range(0, rows, every)), array.shape[channel_axis]), np.float32)
+    index: list[Any] = [0] * array.ndim
+    index[channel_axis] = slice(None)
+    for first in range(0, len(out), _BLOCK_ROWS):
+        index[time_axis] = slice(first * every, min((first + _BLOCK_ROWS) * every, rows))
+        block = array[tuple(index)]
+        block = block if time_axis < channel_axis else block.T
+        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite and is reported as that
+            out[first : first + _BLOCK_ROWS] = block[::every]
+    return out
+
+
+def _check_finite(features: np.ndarray, every: int, where: str) -> None:
+    finite = np.isfinite(features)
+    if finite.all():
+        return
+    row, channel = np.unravel_index(np.argmin(finite), features.shape)
+    nans = int(np.isnan(features).sum())
+    infinite = int(finite.size - finite.sum()) - nans
+    raise InputError(
+        f"{where}: expected finite values, found {nans} NaN and {infinite} infinite, "
+        f"the first at row {row * every}, channel {channel}"
+    )
