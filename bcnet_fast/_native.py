@@ -14,9 +14,13 @@ reason: str | None = None
 try:
     from . import _C
 except ImportError as error:
-    reason = f"the native extension was not built or cannot be loaded ({error}); run 'pip install -e .' with a C++ compiler"
+    reason = (
+        f"the native extension was not built or cannot be loaded ({error}); run 'pip install -e .' with a C++ compiler"
+    )
 else:
     if _C.INTERFACE == INTERFACE:
         module = _C
     else:
-        reason = f"the native extension is of interface {_C.INTERFACE}, expected {INTERFACE}; run 'pip install -e .' again"
+        reason = (
+            f"the native extension is of interface {_C.INTERFACE}, expected {INTERFACE}; run 'pip install -e .' again"
+        )

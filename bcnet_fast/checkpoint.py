@@ -62,7 +62,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]
     config = read_config(path)
     with _opened(path) as file:
         # A mapped tensor dies with its file: copies make the weights independent of what happens to it.
-        return config, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        return config, {name: file.get_tensor(name).clone() for name in file.keys()}
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -107,8 +107,6 @@ PRESETS: dict[str, Config] = {
         preset="activitynet13",
         model=ModelConfig(feature_dim=400, window=100, max_duration=100),
         data=DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True),
-        proposals=ProposalConfig(
-            sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None
-        ),
+        proposals=ProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
     ),
 }

@@ -28,10 +28,10 @@ from .config import PRESETS
 from .data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
 from .errors import InputError
 from .evaluation import (
-    PROTOCOLS,
+    METRICS,
     AverageRecall,
     MeanAveragePrecision,
-    Protocol,
+    MetricSettings,
     Results,
     average_recall,
     mean_average_precision,
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--ground-truth", metavar="FILE", required=True, help="annotated instances")
     parser.add_argument(
         "--preset",
-        choices=list(PROTOCOLS),
+        choices=list(METRICS),
         required=True,
         help="thumos14: AR@50..1000, tIoU 0.5:0.05:1, mAP at 0.3:0.1:0.7; "
         "activitynet13: AR@1..100, tIoU 0.5:0.05:0.95 for AR and mAP",
@@ -98,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    protocol, strip_prefix = PROTOCOLS[args.preset], PRESETS[args.preset].data.strip_prefix
+    protocol, strip_prefix = METRICS[args.preset], PRESETS[args.preset].data.strip_prefix
     for path in (args.json, args.plot):
         if path:
             require_writable(path)
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _ground_truth(
-    args: argparse.Namespace, protocol: Protocol, strip_prefix: bool
+    args: argparse.Namespace, protocol: MetricSettings, strip_prefix: bool
 ) -> tuple[str | None, dict[str, VideoAnnotation]]:
     ground_truth = read_annotations(args.ground_truth, args.subset, strip_prefix=strip_prefix)
     subset = args.subset
@@ -231,7 +231,7 @@ def _some(names: Sequence[str], what: str) -> str:
 
 
 def _table(
-    stated: Mapping[str, Any], recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: Protocol
+    stated: Mapping[str, Any], recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: MetricSettings
 ) -> str:
     counts = f"{recall.videos} videos, {recall.instances} instances"
     where = f"{stated['preset']}, {_GROUND_TRUTH[stated['protocol']]}, {counts}"
@@ -264,7 +264,7 @@ def _row(name: str, cells: list[str], last: str) -> str:
     return f"{name:<8}" + "".join(f"{cell:>7}" for cell in cells) + f"  |{last:>7}"
 
 
-def _numbers(recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: Protocol) -> dict[str, Any]:
+def _numbers(recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: MetricSettings) -> dict[str, Any]:
     """Every number but AUC as a share from 0 to 1."""
     numbers: dict[str, Any] = {
         "average_recall": {

@@ -35,7 +35,7 @@ _PAIRS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
-class Protocol:
+class MetricSettings:
     """The numbers that a data set's evaluation is defined by."""
 
     subset: str
@@ -47,15 +47,15 @@ class Protocol:
 
 # The recall thresholds are those of linspace to the last bit: 0.8500000000000001 on THUMOS14, 0.8999999999999999 on
 # ActivityNet. Results depend on that where a tIoU equals a threshold.
-PROTOCOLS: dict[str, Protocol] = {
-    "thumos14": Protocol(
+METRICS: dict[str, MetricSettings] = {
+    "thumos14": MetricSettings(
         subset="test",
         recall_thresholds=tuple(np.linspace(0.5, 1.0, 11).tolist()),
         max_proposals=1000,
         recall_at=(50, 100, 200, 500, 1000),
         map_thresholds=(0.3, 0.4, 0.5, 0.6, 0.7),
     ),
-    "activitynet13": Protocol(
+    "activitynet13": MetricSettings(
         subset="validation",
         recall_thresholds=tuple(np.linspace(0.5, 0.95, 10).tolist()),
         max_proposals=100,

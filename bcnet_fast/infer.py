@@ -25,8 +25,8 @@ import torch
 
 from . import __version__
 from ._cli import HelpFormatter, progress, run
-from .class_scores import ClassScores, fuse, read_class_scores
 from .checkpoint import read_config
+from .class_scores import ClassScores, fuse, read_class_scores
 from .config import PRESETS, Config
 from .data import timing
 from .data.annotations import VideoAnnotation, read_annotations
@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); without it they are random")
     network.add_argument("--model", choices=["bcnet"], default="bcnet", help="the system")
     network.add_argument("--preset", choices=sorted(PRESETS), help="the system's numbers; a checkpoint brings its own")
-    network.add_argument("--feature-dim", type=int, metavar="C", help="channels, for random weights (default: preset's)")
+    network.add_argument(
+        "--feature-dim", type=int, metavar="C", help="channels, for random weights (default: preset's)"
+    )
     network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
     network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")
     network.add_argument("--backend", choices=BACKENDS, default="auto", help="implementation of the operators")

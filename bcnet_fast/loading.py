@@ -41,7 +41,7 @@ class Model:
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """"auto" takes CUDA where there is one. InputError for a device that this machine lacks."""
+    """ "auto" takes CUDA where there is one. InputError for a device that this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -18,6 +18,14 @@ class Protocol:
     skip_short_tail: bool = False
     # Windows: proposals may lie on the zeros that pad a short video.
     score_padding: bool = False
+    # Labels: snippets and anchors lie half a snippet early, anchors moreover on a whole video frame.
+    early_labels: bool = False
+    # Labels: instances are cut at the window's ends, so the visible part of one counts as a whole.
+    cut_instances: bool = False
+    # Labels: background is 1 - the largest tIoA of any instance, where Eq. 2 takes the sum over instances.
+    largest_overlap: bool = False
+    # Losses: with fewer medium or low tIoU anchors than high ones, every anchor of the batch weighs one more.
+    oversample: bool = False
     # Candidates: snippet 0 is read as 1 and T-1 as T-2, so proposals that start at 1 appear twice.
     clamp_boundaries: bool = False
     # Soft-NMS: the last candidate is never given out; a single proposal gives nothing.
@@ -36,6 +44,10 @@ PROTOCOLS = {
             "release",
             skip_short_tail=True,
             score_padding=True,
+            early_labels=True,
+            cut_instances=True,
+            largest_overlap=True,
+            oversample=True,
             clamp_boundaries=True,
             drop_last=True,
             decay_twice=True,

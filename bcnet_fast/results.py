@@ -17,9 +17,7 @@ from .errors import InputError
 from .files import atomic_text, require_writable
 
 
-def entries(
-    segments: np.ndarray, scores: np.ndarray, labels: list[str] | None = None
-) -> list[dict[str, Any]]:
+def entries(segments: np.ndarray, scores: np.ndarray, labels: list[str] | None = None) -> list[dict[str, Any]]:
     """Proposals of a video as a submission lists them: segments [n, 2] in seconds, scores [n], at full precision."""
     rows = [{"score": s, "segment": segment} for s, segment in zip(scores.tolist(), segments.tolist(), strict=True)]
     if labels is not None:

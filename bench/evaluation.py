@@ -28,7 +28,7 @@ import numpy as np  # noqa: E402
 from bcnet_fast._cli import HelpFormatter, run  # noqa: E402
 from bcnet_fast.data.annotations import read_annotations  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
-from bcnet_fast.evaluation import PROTOCOLS, average_recall, mean_average_precision, read_results  # noqa: E402
+from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results  # noqa: E402
 from bcnet_fast.files import read_json, require_writable, write_json  # noqa: E402
 
 THUMOS_TRUTH, ACTIVITYNET_TRUTH = "thumos_anno_eval.json", "anet13_val_gt.json"
@@ -69,7 +69,7 @@ def make_inputs(reference: Path, annotations: Path, folder: Path, seed: int) -> 
 
 def difference(case: Case, results: Path, truth: Path, expected: dict[str, Any]) -> tuple[float, float, float]:
     """Seconds to load and to evaluate, and the largest difference from the public numbers."""
-    protocol = PROTOCOLS[case.preset]
+    protocol = METRICS[case.preset]
     began = time.process_time()
     ground_truth, found = read_annotations(truth, protocol.subset), read_results(results)
     loaded = time.process_time()

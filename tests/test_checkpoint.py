@@ -34,7 +34,9 @@ def test_a_checkpoint_brings_back_weights_and_configuration(saved):
     assert state.keys() == network.state_dict().keys()
     features = torch.randn(1, 10, 24)
     with torch.no_grad():
-        assert torch.equal(network.eval()(features).background, bcnet_fast.load(path, device="cpu")(features).background)
+        assert torch.equal(
+            network.eval()(features).background, bcnet_fast.load(path, device="cpu")(features).background
+        )
 
 
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)

@@ -16,7 +16,7 @@ from bcnet_fast.class_scores import ClassScores, fuse, read_class_scores
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import (
-    PROTOCOLS,
+    METRICS,
     Results,
     average_recall,
     descending,
@@ -26,7 +26,7 @@ from bcnet_fast.evaluation import (
 )
 
 EXACT = {"rtol": 0, "atol": 1e-9}
-THUMOS, ACTIVITYNET = PROTOCOLS["thumos14"], PROTOCOLS["activitynet13"]
+THUMOS, ACTIVITYNET = METRICS["thumos14"], METRICS["activitynet13"]
 CASES = json.loads(gzip.decompress((Path(__file__).parent / "golden/evaluation_edge_cases.json.gz").read_bytes()))
 RECALL_CASES = [case for case in CASES if case["kind"] == "AR"]
 PRECISION_CASES = [case for case in CASES if case["kind"] == "mAP"]
@@ -54,7 +54,7 @@ def _case_recall(case: dict, truth: dict[str, VideoAnnotation]) -> evaluation.Av
     )
 
 
-def _protocol_recall(truth: dict, proposals: object, protocol: evaluation.Protocol) -> evaluation.AverageRecall:
+def _protocol_recall(truth: dict, proposals: object, protocol: evaluation.MetricSettings) -> evaluation.AverageRecall:
     return average_recall(
         truth, proposals, tiou_thresholds=protocol.recall_thresholds, max_proposals=protocol.max_proposals
     )

@@ -92,7 +92,9 @@ def test_release_video_of_two_windows(windows, expected):
     np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
 
 
-def slow_candidates(output: BCNetOutput, length: int, config: Config) -> list[tuple[int, int, int, float, float, float]]:
+def slow_candidates(
+    output: BCNetOutput, length: int, config: Config
+) -> list[tuple[int, int, int, float, float, float]]:
     """The default protocol as a loop over pairs: (start, end, anchor, refined start, refined end, confidence)."""
     start, end, _, _, _, regression, classification, background = (
         getattr(output, f.name)[0].double().numpy() for f in dataclasses.fields(BCNetOutput)

@@ -1,0 +1,111 @@
+"""What the benchmarks share: the machine's record, timing of alternatives side by side, and the CSV of results."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import importlib.metadata
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = (
+    *("commit", "op", "backend", "mode", "dtype", "shape", "median_ms", "p20_ms", "p80_ms", "peak_mib", "speedup"),
+    *("device", "torch", "triton", "cuda", "python", "threads", "date"),
+)
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call over repeated runs."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def cpu_name() -> str:
+    """The processor's name as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """The columns of a CSV row that describe the machine and the software."""
+    try:
+        triton = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        triton = ""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return {
+        "commit": commit + ("+" if commit and _git("status", "--porcelain") else ""),  # "+": with uncommitted changes
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "torch": torch.__version__,
+        "triton": triton,
+        "cuda": torch.version.cuda or "",
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, most_runs: int = 200, least_runs: int = 3
+) -> dict[str, Timing]:
+    """Time each call on the CPU, one run of each in turn, so that a disturbance of the machine meets all alike.
+
+    A call is left out of further rounds once it has used `seconds` or made `most_runs`, but not before `least_runs`.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # The first run loads code and memory.
+    waiting = dict(calls)
+    while waiting:
+        for name, call in list(waiting.items()):
+            started = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - started))
+            enough = len(times[name]) >= most_runs or sum(times[name]) >= 1e3 * seconds
+            if enough and len(times[name]) >= least_runs:
+                del waiting[name]
+    return {name: summarize(values) for name, values in times.items()}
+
+
+def summarize(milliseconds: Sequence[float]) -> Timing:
+    """Median, 20 % and 80 % point of at least two times."""
+    points = statistics.quantiles(milliseconds, n=5, method="inclusive")
+    return Timing(statistics.median(milliseconds), points[0], points[3])
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows under a header, numbers to the right."""
+    cells = [[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    for row in [list(header), *cells]:
+        print("  ".join(c.rjust(w) if right else c.ljust(w) for c, w, right in zip(row, widths, numeric, strict=True)))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of COLUMNS; what a row lacks stays empty."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"written: {path}")
