@@ -70,7 +70,7 @@ def matching_table(window: int, max_duration: int) -> np.ndarray:
     for start in range(window):
         overlap = np.minimum(start + duration, anchor_end) - np.maximum(start, anchor_start)
         overlap = np.maximum(overlap, 0.0)  # [D, P]
-        # Numerator and denominator are small integers: equal tIoUs are equal in float64 too, and argmax takes the first.
+        # Numerator and denominator are small integers: equal tIoUs are equal as floats, and argmax takes the first.
         table[start] = np.argmax(overlap / (duration + (anchor_end - anchor_start) - overlap), axis=1)
     table.flags.writeable = False
     return table

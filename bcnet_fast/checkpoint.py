@@ -45,7 +45,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def read_config(path: str | os.PathLike) -> Config:
-    """The configuration of a checkpoint. InputError names the file when it is missing, damaged, or of something else."""
+    """The configuration of a checkpoint. InputError names the file when it is missing, damaged, or something else."""
     with _opened(path) as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or "config" not in metadata:

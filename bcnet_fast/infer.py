@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--model", choices=["bcnet"], default="bcnet", help="the system")
     network.add_argument("--preset", choices=sorted(PRESETS), help="the system's numbers; a checkpoint brings its own")
     network.add_argument(
-        "--feature-dim", type=int, metavar="C", help="channels, for random weights (default: preset's)"
+        "--feature-dim", type=int, metavar="C", help="channels, for random weights (else the preset's)"
     )
     network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
     network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")

@@ -1,7 +1,7 @@
 """Writing proposals as they come, so that an interrupted run resumes and memory does not grow with the archive.
 
-While a run goes on, `<output>.partial` holds one JSON line a finished video, after a first line with the run's settings.
-The submission file itself appears whole, at the end, with its videos in the order of their ids.
+While a run goes on, `<output>.partial` holds the run's settings and then one JSON line for each finished video. The
+submission file itself appears whole, at the end, with its videos in the order of their ids.
 """
 
 from __future__ import annotations

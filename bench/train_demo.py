@@ -55,7 +55,7 @@ CONFIG = Config(
 BATCH = 8
 WINDOWS_PER_VIDEO = 3  # random ones, in each epoch
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # tIoU
-LEARNING_RATE = 3e-3  # falls to 0 along a cosine
+LEARNING_RATE = 2e-3  # falls to 0 along a cosine
 
 
 def training_batches(

@@ -165,7 +165,7 @@ def test_conversion_keeps_every_weight_and_drops_the_unused_embedding(release):
 
 
 def test_conversion_lists_every_key_that_does_not_fit(release):
-    network, paths = release
+    _, paths = release
     content = torch.load(paths["bpm"], weights_only=True)
     state = content["state_dict"]
     del state["module.fc_cls.0.weight"]
@@ -204,5 +204,5 @@ def test_swapped_and_truncated_release_files_are_named(release):
     with pytest.raises(InputError, match="expected the BPM network, found the other one; swap --bpm and --abi"):
         convert.convert_bcnet(paths["abi"], paths["bpm"], CONFIG)
     paths["abi"].write_bytes(paths["abi"].read_bytes()[:1000])
-    with pytest.raises(InputError, match="abi.pth.tar: expected a PyTorch file"):
+    with pytest.raises(InputError, match=r"abi\.pth\.tar: expected a PyTorch file"):
         convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)

@@ -272,7 +272,7 @@ def test_frames_per_second_are_asked_for_before_any_work(checkpoint, features):
 def test_annotations_of_other_videos_are_refused(checkpoint, features):
     table = features.parent / "times.csv"
     table.write_text("video,fps\nelsewhere,25\n")
-    with pytest.raises(InputError, match="times.csv: expected some of the 4 videos .* found 1 others"):
+    with pytest.raises(InputError, match=r"times.csv: expected some of the 4 videos .* found 1 others"):
         run(checkpoint, features, "--times", table)
 
 

@@ -33,7 +33,7 @@ class SyntheticConfig:
     """What the videos are like. Lengths in seconds that vary are log-normal: (median, deviation of the logarithm)."""
 
     feature_dim: int = 32  # C
-    classes: int = 8
+    classes: int = 5
     scenes: int = 6
     world: int = 0  # seed of the vectors of all phases and scenes
     fps: float = 25.0
@@ -46,7 +46,7 @@ class SyntheticConfig:
     ramp_s: tuple[float, float] = (0.2, 1.2)  # rise or fall around a boundary: uniform between these
     lookalikes: float = 0.35  # share of the events
     main_class: float = 0.7  # share of the events that show the main class of their video
-    signal: float = 3.0  # length of the vector of a phase or scene; the noise has deviation 1 in every channel
+    signal: float = 6.0  # length of the vector of a phase or scene; the noise has deviation 1 in every channel
     gain: float = 0.25  # events are stronger or weaker by up to this part
 
 

@@ -139,9 +139,7 @@ class InteractionLayer(nn.Module):
 class InteractionEncoder(nn.Module):
     """Positional encodings of both streams, then one interaction layer."""
 
-    def __init__(
-        self, width: int, length: int, heads: int, head_dim: int, feedforward: int, dropout: float
-    ) -> None:
+    def __init__(self, width: int, length: int, heads: int, head_dim: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.pos_emb_action = PositionalEncoding(width, length, dropout)
         self.pos_emb_background = PositionalEncoding(width, length, dropout)
