@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Threads that wait by spinning make small networks ten times slower when other work shares the cores. The setting
+# counts when torch is first imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import pytest
 import torch
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, which is in some
-# test module: this file comes before them all.
+# test module: this file comes before them.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,11 +12,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import bcnet_fast
 from bcnet_fast._cli import run
-from bcnet_fast.checkpoint import FORMAT
+from bcnet_fast.checkpoint import save_checkpoint
 from bcnet_fast.config import PRESETS
 from bcnet_fast.errors import InputError
 from bcnet_fast.inspect import main
@@ -187,8 +185,7 @@ def test_activitynet_preset_drops_the_prefix_and_rescales(tmp_path, capsys):
 def test_checkpoint_brings_its_own_numbers(tmp_path, capsys):
     config = PRESETS["thumos14"]
     config = replace(config, preset="mine", model=replace(config.model, feature_dim=28, window=64))
-    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
-    save_file({"w": torch.zeros(1)}, tmp_path / "net.safetensors", metadata)
+    save_checkpoint(tmp_path / "net.safetensors", {"w": torch.zeros(1)}, config)
     folder = _folder(tmp_path / "x", {"a": 64, "b": 65}, channels=28)
     weights = str(tmp_path / "net.safetensors")
     assert main([str(folder), "--checkpoint", weights, "--fps", "25", "--stride", "5"]) == 0
