@@ -17,14 +17,15 @@ from .config import Config
 from .errors import InputError
 from .files import atomic_path, require_file
 
-FORMAT = "bcnet_fast"
+FORMAT = "bcnet_fast"  # name of the metadata entry with the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
     """Write weights and configuration, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    metadata = {"format": FORMAT, "config": json.dumps(config.to_dict())}
+    # One entry only: safetensors writes several in random order, and equal weights should make equal files.
+    metadata = {FORMAT: json.dumps(config.to_dict())}
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
         # safetensors makes files that only their owner may read.
@@ -48,10 +49,10 @@ def read_config(path: str | os.PathLike) -> Config:
     """The configuration of a checkpoint. InputError names the file when it is missing, damaged, or something else."""
     with _opened(path) as file:
         metadata = file.metadata() or {}
-    if metadata.get("format") != FORMAT or "config" not in metadata:
+    if FORMAT not in metadata:
         raise InputError(f"{path}: expected {EXPECTED}, found safetensors without its configuration in the metadata")
     try:
-        values = json.loads(metadata["config"])
+        values = json.loads(metadata[FORMAT])
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: expected a configuration in the metadata, found invalid JSON ({error})") from error
     return Config.from_dict(values, str(path))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-# Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, which is in some
-# test module: this file comes before them.
+# Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
+# module; this file comes before them.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
