@@ -8,14 +8,19 @@ import importlib.metadata
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from bcnet_fast.doctor import cpu_name  # noqa: E402
+
 COLUMNS = (
     *("commit", "op", "backend", "mode", "dtype", "shape", "median_ms", "p20_ms", "p80_ms", "peak_mib", "speedup"),
     *("device", "torch", "triton", "cuda", "python", "threads", "date"),
@@ -28,16 +33,6 @@ class Timing(NamedTuple):
     median: float
     p20: float
     p80: float
-
-
-def cpu_name() -> str:
-    """The processor's name as the system knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _git(*arguments: str) -> str:

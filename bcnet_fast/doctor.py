@@ -1,0 +1,152 @@
+"""What was built, which backend each operator uses and why, and whether each gives the right numbers.
+
+    python -m bcnet_fast.doctor
+
+Plain text, meant to be pasted into a bug report. Exit code 1 when a backend that can be used gives a wrong result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import __version__, _native, ops
+from ._cli import HelpFormatter, run
+from .errors import BackendError
+from .ops import _dispatch, reference
+
+PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_name() -> str:
+    """The processor's name as the system knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """Names and values of the installation and the machine."""
+    yield "bcnet_fast", f"{__version__}, in {Path(__file__).parent}"
+    yield "python", f"{platform.python_version()}, {platform.platform()}"
+    for package in PACKAGES:
+        yield package, _version(package)
+    yield "processor", f"{cpu_name()}, {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            memory = device.total_memory / 2**30
+            yield f"cuda:{index}", f"{device.name}, sm_{device.major}{device.minor}, {memory:.0f} GiB"
+        yield "cuda", f"{torch.version.cuda}"
+    else:
+        built = f"torch was built for CUDA {torch.version.cuda}, but finds no device" if torch.version.cuda else ""
+        yield "cuda", f"none ({built or 'torch was built without it'})"
+    if _native.module is None:
+        yield "native extension", f"no: {_native.reason}"
+    else:
+        sets = ", ".join(_native.module.INSTRUCTION_SETS)
+        yield (
+            "native extension",
+            f"yes, built by {_native.module.COMPILER}; instruction sets here: {sets} (first is used)",
+        )
+    yield _dispatch.VARIABLE, os.environ.get(_dispatch.VARIABLE, "not set (auto)")
+
+
+def _check_soft_nms(device: torch.device) -> float:
+    """Largest error of scores; infinite where other segments are picked than the reference picks in float64."""
+    rng = np.random.default_rng(0)
+    start, length = rng.uniform(0, 100, 300), rng.exponential(5, 300)
+    segments, scores = np.stack([start, start + length], 1), rng.random(300)
+    options = ("gaussian", 0.5, 0.0, 0.0, 0.001, None, 0.0)
+    indices, expected = reference.soft_nms(segments, scores, np.array([0, 300]), *options)
+    found = ops.soft_nms(*(torch.from_numpy(a).to(device) for a in (segments, scores)), min_score=0.001)
+    if found[2].tolist() != indices.tolist():
+        return float("inf")
+    return float(np.abs(found[1].cpu().numpy() - expected).max())
+
+
+def _check_difference_attention(device: torch.device) -> float:
+    """Largest error of the outputs in float32 against the reference in float64."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2))
+    values = [torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2)]
+    expected = reference.difference_attention(query, key, *values)
+    found = ops.difference_attention(*(t.float().to(device) for t in (query, key, *values)))
+    return max(float((f.cpu() - e).abs().max()) for f, e in zip(found, expected, strict=True))
+
+
+# Per operator: the largest error on one device with the backend in force, and what is allowed.
+CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
+    "soft_nms": (_check_soft_nms, 1e-12),
+    "difference_attention": (_check_difference_attention, 1e-5),
+}
+
+
+def backends() -> Iterator[tuple[str, str, str, str]]:
+    """(operator, device, backend, remark) of every backend; the remark of a usable one is its self-test."""
+    for op, preference in _dispatch.PREFERENCE.items():
+        for kind, names in preference.items():
+            device = torch.device(kind)
+            if kind == "cuda" and not torch.cuda.is_available():
+                yield op, kind, " > ".join(names), "no CUDA device here"
+                continue
+            try:
+                chosen = _dispatch.choose(op, device)
+            except BackendError as error:
+                chosen = None
+                yield op, kind, "none", str(error)
+            for name in names:
+                remark = _dispatch.unusable(op, name, device) or _self_test(op, name, device)
+                yield op, kind, name + (" (chosen)" if name == chosen else ""), remark
+
+
+def _self_test(op: str, backend: str, device: torch.device) -> str:
+    check, allowed = CHECKS[op]
+    try:
+        with _dispatch.use_backend(backend):
+            error = check(device)
+    except Exception as failure:  # Whatever goes wrong in a backend belongs into the report.
+        return f"FAIL, {type(failure).__name__}: {failure}"
+    return f"{'PASS' if error <= allowed else 'FAIL'}, largest error {error:.1e} (allowed {allowed:.0e})"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bcnet_fast.doctor", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.parse_args(argv)
+    rows = list(facts())
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print()
+    found = list(backends())
+    widths = [max(len(row[i]) for row in found) for i in range(3)]
+    for *cells, remark in found:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), remark, sep="  ")
+    failed = [row for row in found if row[3].startswith("FAIL")]
+    if failed:
+        print(f"\n{len(failed)} of the usable backends gave a wrong result", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""The plain PyTorch definition of every operator: the truth for tests and benchmarks, and the fallback everywhere."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which sums over inputs of `dtype` are made: float32, or float64 for float64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def difference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value_action: torch.Tensor,
+    value_background: torch.Tensor,
+    scale: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The definition of difference attention (paper Eq. 6): `A = softmax(query key^T * scale)`, times each value.
+
+    Shapes as in `ops.difference_attention`. Stores the map [B, H, Tq, Tk].
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    out_action, out_background, _ = difference_attention_forward(query, key, value_action, value_background, scale)
+    return out_action.to(query.dtype), out_background.to(query.dtype)
+
+
+def difference_attention_forward(query, key, value_action, value_background, scale):
+    """Both outputs and the log-sum-exp [B, H, Tq] of each row's logits, all in the accumulation dtype."""
+    query, key, value_action, value_background = _accumulated(query, key, value_action, value_background)
+    logits = (query * scale) @ key.mT
+    weights = torch.softmax(logits, dim=-1)
+    # The largest weight is exp(largest logit - lse); a second pass of exponentials is not needed.
+    lse = logits.amax(-1) - weights.amax(-1).log()
+    return weights @ value_action, weights @ value_background, lse
+
+
+def difference_attention_backward(
+    grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
+):
+    """The gradients of query, key, value_action and value_background, in the accumulation dtype."""
+    query, key, value_action, value_background = _accumulated(query, key, value_action, value_background)
+    grad_action, grad_background = _accumulated(grad_action, grad_background)
+    weights = torch.exp((query * scale) @ key.mT - lse[..., None])
+    delta = (grad_action * out_action + grad_background * out_background).sum(-1, keepdim=True)
+    grad_weights = grad_action @ value_action.mT + grad_background @ value_background.mT
+    grad_logits = weights * (grad_weights - delta) * scale
+    return grad_logits @ key, grad_logits.mT @ query, weights.mT @ grad_action, weights.mT @ grad_background
+
+
+def _accumulated(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [t.to(accumulation_dtype(t.dtype)) for t in tensors]
+
+
+def soft_nms(
+    segments: np.ndarray,
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    method: str,
+    sigma: float,
+    threshold_low: float,
+    threshold_high: float,
+    min_score: float,
+    max_proposals: int | None,
+    length_epsilon: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The definition of Soft-NMS; arguments as in `ops.soft_nms`, as arrays. Returns the picks' indices and scores.
+
+    In NumPy: the algorithm is a chain of short steps, and each costs a multiple in PyTorch.
+    """
+    indices, picked = [np.empty(0, np.int64)], [scores[:0]]
+    for first, last in itertools.pairwise(offsets):
+        index, score = _soft_nms_of_set(
+            segments[first:last],
+            scores[first:last],
+            method,
+            *(scores.dtype.type(x) for x in (sigma, threshold_low, threshold_high, min_score, length_epsilon)),
+            last - first if max_proposals is None else max_proposals,
+        )
+        indices.append(first + index)
+        picked.append(score)
+    return np.concatenate(indices), np.concatenate(picked)
+
+
+def _soft_nms_of_set(segments, scores, method, sigma, threshold_low, threshold_high, min_score, epsilon, max_proposals):
+    start, end, score = segments[:, 0].copy(), segments[:, 1].copy(), scores.copy()
+    area, index = (end - start) + epsilon, np.arange(len(scores))
+    columns = (start, end, score, area, index)
+    picks, remaining = 0, len(scores)
+    while picks < min(remaining, max_proposals):
+        top = picks + int(np.argmax(score[picks:remaining]))
+        if score[top] < min_score or score[top] <= 0:
+            break
+        for column in columns:
+            column[[picks, top]] = column[[top, picks]]
+
+        rest = slice(picks + 1, remaining)
+        inter = np.maximum(np.minimum(end[picks], end[rest]) - np.maximum(start[picks], start[rest]), 0)
+        tiou = np.divide(inter, (area[picks] + area[rest]) - inter, out=np.zeros_like(inter), where=inter > 0)
+        threshold = threshold_low + (threshold_high - threshold_low) * (end[picks] - start[picks])
+        if method == "gaussian":
+            factor = _exp_nonpositive(tiou * tiou * (score.dtype.type(-1) / sigma))
+            applies = tiou > threshold
+        else:
+            factor = 1 - tiou if method == "linear" else np.zeros_like(tiou)
+            applies = tiou >= threshold
+        score[rest] *= np.where((inter > 0) & applies, factor, 1).astype(score.dtype)
+        picks += 1
+
+        dropped = (score[:remaining] < min_score) | (score[:remaining] <= 0)
+        for position in picks + np.flatnonzero(dropped[picks:]):
+            while position < remaining and dropped[position]:
+                remaining -= 1
+                dropped[position] = dropped[remaining]
+                for column in columns:
+                    column[position] = column[remaining]
+    return index[:picks], score[:picks]
+
+
+# log2(e), ln 2 in two parts of which the first has few bits, where exp() becomes 0, and the last power of the series
+_EXP_CONSTANTS = {
+    np.dtype(np.float32): (1.44269504, 0.693359375, -2.12194440e-4, -104, 7),
+    np.dtype(np.float64): (1.4426950408889634, 0.69314718036912382, 1.9082149292705877e-10, -746, 13),
+}
+
+
+def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
+    """exp(x) for x <= 0, within 1.03 ulp, by the very operations of the C++ code (csrc/include/simd.h).
+
+    NumPy's own differs in the last bit between its builds, and the last bit can decide which of two candidates is next.
+    """
+    log2e, ln2_high, ln2_low, lowest, last = _EXP_CONSTANTS[x.dtype]
+    one, log2e, ln2_high, ln2_low, lowest = (x.dtype.type(c) for c in (1, log2e, ln2_high, ln2_low, lowest))
+    x = np.maximum(x, lowest)
+    n = np.rint(x * log2e)
+    r = (x - n * ln2_high) - n * ln2_low
+    tail = x.dtype.type(0)
+    for power in range(last - 1, 1, -2):
+        first, second = (one / x.dtype.type(math.factorial(k)) for k in (power, power + 1))
+        tail = (first + r * second) + r * r * tail
+    return np.ldexp(one + (r + r * r * tail), n.astype(np.int32))

@@ -1,0 +1,180 @@
+"""One-dimensional Soft-NMS over one or many sets of segments."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from .. import _native
+from . import reference
+from ._dispatch import choose
+
+METHODS = ("gaussian", "linear", "hard")
+DTYPES = (torch.float32, torch.float64)
+
+
+def soft_nms(
+    segments: torch.Tensor,
+    scores: torch.Tensor,
+    *,
+    sigma: float = 0.5,
+    method: str = "gaussian",
+    iou_threshold: float | tuple[float, float] = 0.0,
+    min_score: float = 0.0,
+    max_proposals: int | None = None,
+    offsets: torch.Tensor | None = None,
+    length_epsilon: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pick the best segment, lower the scores of those that overlap it, and so on, best first.
+
+    Args:
+        segments: [n, 2] float32 or float64, start and end in any unit, end >= start.
+        scores: [n], of the same dtype and device.
+        sigma: width of the Gaussian, > 0; the other methods do not use it.
+        method: by what a score is multiplied, with t the tIoU of its segment with the picked one:
+            "gaussian": exp(-t^2 / sigma), computed as exp(t^2 * (-1 / sigma)), where t > threshold;
+            "linear": 1 - t where t > 0 and t >= threshold;
+            "hard": 0 where t > 0 and t >= threshold, which is ordinary NMS.
+        iou_threshold: the threshold, or a pair (low, high) for low + (high - low) * length of the picked segment,
+            which BSN and BMN use with lengths relative to the video.
+        min_score: a candidate is dropped for good once its score is below this, or not above 0.
+        max_proposals: stop after so many picks in a set; None for no limit.
+        offsets: [V + 1] int64, from 0 up to n, not decreasing: V independent sets, where set v is the rows
+            offsets[v] to offsets[v + 1] - 1. None for one set. The CPU works on several sets at a time.
+        length_epsilon: added to each length in t = intersection / (length_a + length_b - intersection), which is 0
+            where the intersection is empty. None means 1e-6 for float32, as the compiled code of ActionFormer and
+            OpenTAD has it, and 0 for float64.
+
+    Returns:
+        (segments [k, 2], scores [k], indices [k]) of the picks: in the order of picking within a set, set after set.
+        The scores are those at the time of picking; `indices` (int64) are rows of the input, so that the set of each
+        pick is `torch.bucketize(indices, offsets, right=True) - 1`.
+
+    The result has the same bits for every backend, processor and number of threads: all arithmetic is in the dtype of
+    the inputs, in the order of the formulas above, one factor multiplied after the other, with an exponential of the
+    package's own (within 1.03 ulp). Equal scores go by place in an array that begins in input order and changes as
+    the in-place loops of ActionFormer and OpenTAD change it: the picked candidate trades places with the first one not
+    yet picked; after the decay, places are scanned upward, a dropped candidate is replaced by the last one, and its
+    place looked at again. So float32 is a drop-in for their code, except that the very first pick must pass min_score.
+
+    Not differentiable. float16 and bfloat16 scores must be converted first, since their ties would decide the order.
+
+    Raises:
+        TypeError: an argument is no tensor, or has a dtype other than stated.
+        ValueError: an argument has another shape, device or range than stated, NaN or infinity included.
+    """
+    low, high = iou_threshold if isinstance(iou_threshold, tuple | list) else (iou_threshold, iou_threshold)
+    _check(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
+    if length_epsilon is None:
+        length_epsilon = 1e-6 if segments.dtype == torch.float32 else 0.0
+    return _soft_nms(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
+
+
+def _check(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon) -> None:
+    """Raise for what can be told without reading a tensor's values, which tracing (torch.compile) cannot do."""
+
+    def refuse(error, argument, wanted, got):
+        raise error(f"soft_nms: {argument} must be {wanted}, got {got}")
+
+    tensors = {"segments": segments, "scores": scores} | ({} if offsets is None else {"offsets": offsets})
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor):
+            refuse(TypeError, name, "a tensor", type(tensor).__name__)
+    if segments.dim() != 2 or segments.shape[1] != 2:
+        refuse(ValueError, "segments", "[n, 2]", f"shape {list(segments.shape)}")
+    if segments.dtype not in DTYPES:
+        refuse(TypeError, "segments", "float32 or float64", segments.dtype)
+    if scores.dim() != 1 or scores.shape[0] != segments.shape[0]:
+        refuse(ValueError, "scores", f"[{segments.shape[0]}] to fit segments", f"shape {list(scores.shape)}")
+    if scores.dtype != segments.dtype:
+        refuse(TypeError, "scores", f"{segments.dtype} as segments is", scores.dtype)
+    if offsets is not None and offsets.dtype != torch.int64:
+        refuse(TypeError, "offsets", "int64", offsets.dtype)
+    if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
+        refuse(ValueError, "offsets", "[V + 1]", f"shape {list(offsets.shape)}")
+    for name, tensor in tensors.items():
+        if tensor.device != segments.device:
+            refuse(ValueError, name, f"on {segments.device} as segments is", f"a tensor on {tensor.device}")
+    if method not in METHODS:
+        refuse(ValueError, "method", " or ".join(METHODS), repr(method))
+    tiny = torch.finfo(segments.dtype).tiny
+    if not tiny <= sigma < math.inf:
+        refuse(ValueError, "sigma", f"> 0, finite and not below {tiny:.2g}", sigma)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        refuse(ValueError, "iou_threshold", "finite", (low, high))
+    if not math.isfinite(min_score):
+        refuse(ValueError, "min_score", "finite", min_score)
+    if max_proposals is not None and max_proposals < 0:
+        refuse(ValueError, "max_proposals", ">= 0 or None", max_proposals)
+    if length_epsilon is not None and not (length_epsilon >= 0 and math.isfinite(length_epsilon)):
+        refuse(ValueError, "length_epsilon", ">= 0 and finite, or None", length_epsilon)
+
+
+def _check_values(segments: np.ndarray, scores: np.ndarray, offsets: np.ndarray) -> None:
+    """Raise for values that no backend takes."""
+    n = len(scores)
+    with np.errstate(invalid="ignore", over="ignore"):
+        # NaN or infinite where a start or an end is.
+        lengths = segments[:, 1] - segments[:, 0]
+    good = (lengths >= 0) & (lengths < math.inf)
+    if not good.all():
+        row = int(good.argmin())
+        raise ValueError(
+            "soft_nms: segments must be finite, with end >= start and a finite length, "
+            f"got {segments[row].tolist()} in row {row} of {n}"
+        )
+    good = np.isfinite(scores)
+    if not good.all():
+        row = int(good.argmin())
+        raise ValueError(f"soft_nms: scores must be finite, got {scores[row]} in row {row} of {n}")
+    first, last = offsets[[0, -1]]
+    if first != 0 or last != n:
+        raise ValueError(f"soft_nms: offsets must go from 0 to {n}, the number of segments, got {first} to {last}")
+    good = offsets[1:] >= offsets[:-1]
+    if not good.all():
+        before, after = offsets[good.argmin() :][:2]
+        raise ValueError(f"soft_nms: offsets must not decrease, got {before} and then {after}")
+
+
+# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
+@torch.library.custom_op(
+    "bcnet_fast::soft_nms",
+    mutates_args=(),
+    schema="(Tensor segments, Tensor scores, Tensor? offsets, str method, float sigma, float threshold_low, "
+    "float threshold_high, float min_score, int? max_proposals, float length_epsilon) -> (Tensor, Tensor, Tensor)",
+)
+def _soft_nms(
+    segments, scores, offsets, method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
+):
+    device = segments.device
+    backend = choose("soft_nms", device)
+    # In NumPy from here on, in host memory: PyTorch's threads, which it would use for the checks, keep spinning for a
+    # while after their work, and would take the processor from ours.
+    arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
+    arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
+    _check_values(*arrays)
+    if backend == "native":
+        indices, picked_scores = _native.module.soft_nms(
+            *arrays,
+            method=METHODS.index(method),
+            sigma=sigma,
+            threshold_low=threshold_low,
+            threshold_high=threshold_high,
+            min_score=min_score,
+            max_proposals=-1 if max_proposals is None else max_proposals,
+            length_epsilon=length_epsilon,
+            threads=torch.get_num_threads(),
+        )
+    else:
+        indices, picked_scores = reference.soft_nms(
+            *arrays, method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
+        )
+    return tuple(torch.from_numpy(array).to(device) for array in (arrays[0][indices], picked_scores, indices))
+
+
+@_soft_nms.register_fake
+def _soft_nms_fake(segments, scores, *_):
+    picks = torch.library.get_ctx().new_dynamic_size()
+    return segments.new_empty(picks, 2), scores.new_empty(picks), scores.new_empty(picks, dtype=torch.int64)

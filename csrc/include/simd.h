@@ -1,0 +1,201 @@
+// SIMD in three pieces: function multiversioning, short vectors as a type, and an exponential.
+//
+// A kernel is a BCNET_INLINE template over the bytes in a vector register. One small function per instruction set,
+// marked with its BCNET_TARGET, instantiates it, and the caller picks one of them at run time. With as many
+// bytes as one element has, a "vector" is a plain number: what compilers other than GCC and Clang get.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__GNUC__)
+#define BCNET_INLINE inline __attribute__((always_inline))
+#elif defined(_MSC_VER)
+#define BCNET_INLINE __forceinline
+#else
+#define BCNET_INLINE inline
+#endif
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#define BCNET_X86 1
+#define BCNET_TARGET_AVX2 __attribute__((target("avx2,bmi,bmi2")))
+#define BCNET_TARGET_AVX512 __attribute__((target("avx2,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+
+namespace bcnet_fast {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+// Those that this processor has and this compiler could use, best first.
+inline std::vector<InstructionSet> instruction_sets() {
+  std::vector<InstructionSet> usable;
+#ifdef BCNET_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) usable.push_back(InstructionSet::avx512);
+  if (avx2) usable.push_back(InstructionSet::avx2);
+#endif
+  usable.push_back(InstructionSet::baseline);
+  return usable;
+}
+
+inline const char* name_of(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::avx512: return "avx512";
+    case InstructionSet::avx2: return "avx2";
+    default: return "baseline";
+  }
+}
+
+// Vector<T, bytes>: `bytes` bytes of elements T. Arithmetic and comparisons work element by element; the result of a
+// comparison selects in `mask ? a : b`.
+template <typename T, int bytes>
+struct VectorType {
+  static_assert(bytes == sizeof(T), "vectors need GCC or Clang");
+  using type = T;
+};
+
+#if defined(__GNUC__)
+constexpr int kBaselineBytes = 16;
+#define BCNET_VECTOR(T, bytes)                       \
+  template <>                                        \
+  struct VectorType<T, bytes> {                      \
+    typedef T type __attribute__((vector_size(bytes))); \
+  };
+#define BCNET_VECTORS(T) BCNET_VECTOR(T, 16) BCNET_VECTOR(T, 32) BCNET_VECTOR(T, 64)
+BCNET_VECTORS(float)
+BCNET_VECTORS(double)
+BCNET_VECTORS(std::int32_t)
+BCNET_VECTORS(std::int64_t)
+BCNET_VECTORS(std::uint32_t)
+BCNET_VECTORS(std::uint64_t)
+#undef BCNET_VECTORS
+#undef BCNET_VECTOR
+#else
+constexpr int kBaselineBytes = 0;  // one element
+#endif
+
+template <typename T, int bytes>
+using Vector = typename VectorType<T, (bytes > static_cast<int>(sizeof(T)) ? bytes : static_cast<int>(sizeof(T)))>::type;
+
+template <typename To, typename From>
+BCNET_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast needs types of one size");
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+template <typename V, typename T>
+BCNET_INLINE V load(const T* from) {
+  V vector;
+  std::memcpy(&vector, from, sizeof(vector));
+  return vector;
+}
+
+template <typename V, typename T>
+BCNET_INLINE void store(T* to, V vector) {
+  std::memcpy(to, &vector, sizeof(vector));
+}
+
+template <typename V, typename T>
+BCNET_INLINE V splat(T value) {
+  if constexpr (sizeof(V) == sizeof(T)) {
+    return value;
+  } else {
+    V vector;
+    for (unsigned i = 0; i < sizeof(V) / sizeof(T); ++i) vector[i] = value;
+    return vector;
+  }
+}
+
+// The largest element of a vector of integers.
+template <typename T, typename V>
+BCNET_INLINE T largest(V vector) {
+  if constexpr (sizeof(V) > 16) {
+    using Half = Vector<T, sizeof(V) / 2>;
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return largest<T>(halves[0] > halves[1] ? halves[0] : halves[1]);
+  } else {
+    T elements[sizeof(V) / sizeof(T)];
+    std::memcpy(elements, &vector, sizeof(vector));
+    T result = elements[0];
+    for (T element : elements) result = element > result ? element : result;
+    return result;
+  }
+}
+
+template <typename V>
+BCNET_INLINE bool any_bit(V vector) {
+  if constexpr (sizeof(V) > 16) {
+    using Half = Vector<std::uint64_t, sizeof(V) / 2>;
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return any_bit(halves[0] | halves[1]);
+  } else if constexpr (sizeof(V) == 16) {
+    std::uint64_t halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return (halves[0] | halves[1]) != 0;
+  } else {
+    return vector != 0;
+  }
+}
+
+// c0 + c1 x + c2 x^2 + ..., an even number of terms, as (c0 + c1 x) + x^2 ((c2 + c3 x) + x^2 (...)): about half as long a
+// chain of dependent operations as Horner's rule.
+template <typename V, typename T>
+BCNET_INLINE V polynomial(V x, V, T c0, T c1) {
+  return c0 + x * c1;
+}
+template <typename V, typename T, typename... Rest>
+BCNET_INLINE V polynomial(V x, V x2, T c0, T c1, Rest... rest) {
+  return (c0 + x * c1) + x2 * polynomial(x, x2, rest...);
+}
+
+// exp(x) for x <= 0, as a fixed sequence of additions and multiplications: at most 1.03 ulp off, and the same bits on every
+// machine, if the compiler does not contract them to FMA. Results may be denormal or 0.
+//
+// exp(x) = 2^n exp(r), with n the integer nearest to x / ln 2 and exp(r) by its Taylor series. Adding `round`, 1.5 times
+// the weight of the hidden bit, leaves n in the low bits; the high part of ln 2 has few bits, so that its product with n
+// is exact. 2^n is made as 2^(n + lift) 2^-lift, because 2^n itself may be too small for a normal number.
+template <typename V>
+BCNET_INLINE V exp_nonpositive(V x, float) {
+  using Bits = Vector<std::uint32_t, sizeof(V)>;
+  constexpr float lowest = -104.0f;  // exp() of it rounds to 0
+  constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, round = 12582912.0f;
+  constexpr std::uint32_t bias = 127, lift = 64;
+  constexpr float lower = 5.42101086e-20f;
+  x = x > lowest ? x : splat<V>(lowest);
+  const V shifted = x * log2e + round;
+  const V n = shifted - round;
+  const V r = (x - n * ln2_high) - n * ln2_low;
+  const V r2 = r * r;
+  const V tail = polynomial(r, r2, 1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040);
+  const V power = bit_cast<V>((bit_cast<Bits>(shifted) << 23) + ((bias + lift) << 23));
+  return (1.0f + (r + r2 * tail)) * power * lower;
+}
+
+template <typename V>
+BCNET_INLINE V exp_nonpositive(V x, double) {
+  using Bits = Vector<std::uint64_t, sizeof(V)>;
+  constexpr double lowest = -746.0;
+  constexpr double log2e = 1.4426950408889634, ln2_high = 0.69314718036912382, ln2_low = 1.9082149292705877e-10;
+  constexpr double round = 6755399441055744.0;
+  constexpr std::uint64_t bias = 1023, lift = 128;
+  constexpr double lower = 2.938735877055719e-39;
+  x = x > lowest ? x : splat<V>(lowest);
+  const V shifted = x * log2e + round;
+  const V n = shifted - round;
+  const V r = (x - n * ln2_high) - n * ln2_low;
+  const V r2 = r * r;
+  const V tail = polynomial(r, r2, 1.0 / 2, 1.0 / 6, 1.0 / 24, 1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
+                            1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800.0);
+  const V power = bit_cast<V>((bit_cast<Bits>(shifted) << 52) + ((bias + lift) << 52));
+  return (1.0 + (r + r2 * tail)) * power * lower;
+}
+
+}  // namespace bcnet_fast

@@ -1,0 +1,68 @@
+"""What every Triton kernel file needs: a launch as a value, so that bench/aot.py compiles just what a GPU runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import torch
+
+# Compute capabilities that every shipped variant was compiled for.
+TARGETS = (75, 80, 86, 89, 90, 100, 120)
+
+
+class Config(NamedTuple):
+    """One compiled variant of a kernel, and the targets where it is used: it fits them without spills."""
+
+    tiles: dict[str, int]
+    num_warps: int
+    num_stages: int
+    targets: tuple[int, ...]
+
+
+class Launch(NamedTuple):
+    """A kernel with its grid, arguments by name, and variant. On the device "meta" it can be compiled, not run."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    config: Config
+
+    def run(self) -> None:
+        device = next(a.device for a in self.arguments.values() if isinstance(a, torch.Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            self.kernel[self.grid](
+                **self.arguments,
+                **self.config.tiles,
+                num_warps=self.config.num_warps,
+                num_stages=self.config.num_stages,
+            )
+
+
+def strides(**tensors: torch.Tensor) -> dict[str, int]:
+    """The kernel arguments `<name>_s0`, `<name>_s1`, ... of each tensor."""
+    return {f"{name}_s{i}": s for name, tensor in tensors.items() for i, s in enumerate(tensor.stride())}
+
+
+def target_of(device: torch.device) -> int:
+    """The newest of TARGETS that is not newer than `device`; the interpreter on a CPU counts as the newest."""
+    if device.type != "cuda":
+        return TARGETS[-1]
+    major, minor = torch.cuda.get_device_capability(device)
+    return max((t for t in TARGETS if t <= 10 * major + minor), default=TARGETS[0])
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many blocks it takes to give every multiprocessor of `device` one; 0 where nothing runs at the same time."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
+def float32_precision() -> str:
+    """How `tl.dot` multiplies float32: "tf32" where PyTorch's switch for its own CUDA matmuls says so, else "ieee".
+
+    The switch is `torch.backends.cuda.matmul.allow_tf32` or `.fp32_precision`, off by default.
+    """
+    matmul = torch.backends.cuda.matmul
+    # Where the newer attribute exists, reading the older one can raise.
+    precision = getattr(matmul, "fp32_precision", None)
+    return "tf32" if precision == "tf32" or (precision is None and matmul.allow_tf32) else "ieee"
