@@ -101,15 +101,10 @@ BCNET_INLINE void store(T* to, V vector) {
   std::memcpy(to, &vector, sizeof(vector));
 }
 
+// The sum, because GCC 12 builds a vector of equal elements one by one in a function with a target.
 template <typename V, typename T>
 BCNET_INLINE V splat(T value) {
-  if constexpr (sizeof(V) == sizeof(T)) {
-    return value;
-  } else {
-    V vector;
-    for (unsigned i = 0; i < sizeof(V) / sizeof(T); ++i) vector[i] = value;
-    return vector;
-  }
+  return V{} + value;
 }
 
 // The largest element of a vector of integers.
