@@ -120,7 +120,11 @@ def infer(args: argparse.Namespace) -> int:
     videos = [video for video in archive.ids if video not in writer.done]
     if writer.done:
         print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
-    failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
+    try:
+        failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
+    except KeyboardInterrupt:
+        print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
+        raise
     if not writer.done:
         writer.close(discard=True)
         others = f" (and {len(failures) - 1} more videos failed)" if len(failures) > 1 else ""
