@@ -2,8 +2,10 @@
 
     python bench/soft_nms.py [--csv FILE]            needs a C++ compiler (c++, or the one that CXX names)
 
-All run in this process, on the same inputs, in turn. Before anything is timed, all must have picked the same segments
-in the same order, with scores equal to 1e-6. Gaussian, sigma 0.5, min_score 0.001, until no candidate is left.
+"native" and "scalar C++" are the compiled functions themselves; "ops.soft_nms" is the public function, with its checks
+and PyTorch's dispatch around the native one. All run in this process, on the same inputs, in turn. Before anything is
+timed, all must have picked the same segments in the same order, with scores equal to 1e-6. Gaussian, sigma 0.5,
+min_score 0.001, until no candidate is left.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,15 +120,18 @@ def measure(library, name, inputs, offsets, dtype, threads, with_python):
     for count in threads:
         torch.set_num_threads(count)
 
-        def native():
+        def public():
             with use_backend("native"):
                 return soft_nms(segments, scores, sigma=SIGMA, min_score=MIN_SCORE, offsets=sets)
 
+        arrays = segments.numpy(), scores.numpy(), sets.numpy()
+        options = 0, SIGMA, 0.0, 0.0, MIN_SCORE, -1, EPSILON[dtype], count
+        native = partial(_native.module.soft_nms, *arrays, *options)
         scalar = Scalar(library, segments, scores, offsets)
-        (_, picked, indices), (expected, expected_scores) = native(), scalar()
+        (_, picked, indices), (expected, expected_scores) = public(), scalar()
         if not torch.equal(indices, expected) or not torch.allclose(picked, expected_scores, rtol=0, atol=1e-6):
             raise BackendError(f"{name}: native and scalar code do not pick the same")
-        calls = {"native": native, "scalar C++": scalar}
+        calls = {"native": native, "ops.soft_nms": public, "scalar C++": scalar}
         if with_python and count == 1:
             arguments = segments.tolist(), scores.tolist(), EPSILON[dtype]
             if dtype == torch.float64:
@@ -139,7 +145,7 @@ def measure(library, name, inputs, offsets, dtype, threads, with_python):
             slower = timing.median / timings["native"].median
             shape = f"{name}: {len(sets) - 1} x {len(scores) // (len(sets) - 1)}, {len(indices)} picks"
             dtype_name = str(dtype).removeprefix("torch.")
-            shown = count if backend == "native" else 1
+            shown = 1 if backend in ("scalar C++", "Python loop") else count
             rows.append(
                 (
                     [shape, dtype_name, backend, shown, timing.median, timing.p20, timing.p80, speedup, slower],

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "simd.h"
 #include "soft_nms.h"
@@ -46,6 +48,18 @@ InstructionSet instruction_set_named(const char* op, const std::string& name) {
   refuse(op, "instruction_set", name, names);
 }
 
+// Written without branches, so that compilers vectorise it. The length is NaN or infinite where a start or an end is.
+template <typename T>
+bool usable_values(const T* segments, const T* scores, std::int64_t n) {
+  constexpr T largest = std::numeric_limits<T>::max();
+  bool usable = true;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const T length = segments[2 * i + 1] - segments[2 * i];
+    usable &= (length >= T(0)) & (length <= largest) & (scores[i] >= -largest) & (scores[i] <= largest);
+  }
+  return usable;
+}
+
 template <typename T>
 py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array<std::int64_t>& offsets, int method,
                    double sigma, double threshold_low, double threshold_high, double min_score,
@@ -63,6 +77,9 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
   for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= most;
   if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^30 candidates");
   if (method < 0 || method > 2) refuse(op, "method", std::to_string(method), "0, 1 or 2");
+  if (!usable_values(segments.data(), scores.data(), n)) {
+    refuse(op, "segments or scores", "not finite or of negative length", "finite numbers, end >= start");
+  }
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
 
   const bcnet_fast::SoftNmsOptions options{static_cast<bcnet_fast::Decay>(method), sigma, threshold_low, threshold_high,
@@ -77,15 +94,20 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
                          picked_scores.get(), counts.get());
     for (std::int64_t v = 0; v < sets; ++v) total += counts[v];
   }
-  Array<std::int64_t> indices_out(total);
+  Array<T> segments_out(std::vector<py::ssize_t>{total, 2});
   Array<T> scores_out(total);
-  std::int64_t* index_to = indices_out.mutable_data();
+  Array<std::int64_t> indices_out(total);
+  T* segment_to = segments_out.mutable_data();
   T* score_to = scores_out.mutable_data();
+  std::int64_t* index_to = indices_out.mutable_data();
   for (std::int64_t v = 0; v < sets; ++v) {
-    index_to = std::copy_n(indices.get() + bounds[v], counts[v], index_to);
+    for (std::int64_t i = bounds[v]; i < bounds[v] + counts[v]; ++i) {
+      segment_to = std::copy_n(segments.data() + 2 * indices[i], 2, segment_to);
+    }
     score_to = std::copy_n(picked_scores.get() + bounds[v], counts[v], score_to);
+    index_to = std::copy_n(indices.get() + bounds[v], counts[v], index_to);
   }
-  return py::make_tuple(indices_out, scores_out);
+  return py::make_tuple(segments_out, scores_out, indices_out);
 }
 
 template <typename T>
@@ -94,7 +116,8 @@ void define_soft_nms(py::module_& module) {
              py::arg("offsets").noconvert(), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"),
              py::arg("threshold_high"), py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"),
              py::arg("threads"), py::arg("instruction_set") = bcnet_fast::name_of(bcnet_fast::instruction_sets()[0]),
-             "Indices int64 [k] and scores [k] of the picks, set after set; method 0 gaussian, 1 linear, 2 hard.");
+             "Segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set; method 0 gaussian, 1 linear, "
+             "2 hard.");
 }
 
 }  // namespace

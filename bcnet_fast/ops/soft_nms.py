@@ -154,24 +154,26 @@ def _soft_nms(
     # while after their work, and would take the processor from ours.
     arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
     arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
-    _check_values(*arrays)
-    if backend == "native":
-        indices, picked_scores = _native.module.soft_nms(
-            *arrays,
-            method=METHODS.index(method),
-            sigma=sigma,
-            threshold_low=threshold_low,
-            threshold_high=threshold_high,
-            min_score=min_score,
-            max_proposals=-1 if max_proposals is None else max_proposals,
-            length_epsilon=length_epsilon,
-            threads=torch.get_num_threads(),
-        )
-    else:
-        indices, picked_scores = reference.soft_nms(
-            *arrays, method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
-        )
-    return tuple(torch.from_numpy(array).to(device) for array in (arrays[0][indices], picked_scores, indices))
+    options = method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
+    run = _run_native if backend == "native" else _run_reference
+    return tuple(torch.from_numpy(array).to(device) for array in run(*arrays, *options))
+
+
+def _run_reference(segments, scores, offsets, *options):
+    _check_values(segments, scores, offsets)
+    indices, picked_scores = reference.soft_nms(segments, scores, offsets, *options)
+    return segments[indices], picked_scores, indices
+
+
+def _run_native(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon):
+    most = -1 if max_proposals is None else max_proposals
+    options = METHODS.index(method), sigma, low, high, min_score, most, length_epsilon, torch.get_num_threads()
+    try:
+        return _native.module.soft_nms(segments, scores, offsets, *options)
+    except ValueError:
+        # It looks at all values itself, in less time, but says less about them.
+        _check_values(segments, scores, offsets)
+        raise
 
 
 @_soft_nms.register_fake
