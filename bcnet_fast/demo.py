@@ -6,6 +6,7 @@ comparison, the same network with random weights. Everything goes through the fi
 
 from __future__ import annotations
 
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .data.features import open_features
 from .data.synthetic import make_videos, write_dataset
 from .data.timing import TimeResolver
 from .evaluation import AverageRecall, Results, average_recall, read_results
-from .inference import Failure, predict
+from .inference import predict
 from .loading import load
 from .protocols import PROTOCOLS
 
@@ -43,8 +44,11 @@ def run_demo(folder: Path) -> int:
 def _run_demo(folder: Path) -> int:
     checkpoint = resources.files("bcnet_fast") / "assets" / "demo.safetensors"
     config = read_config(str(checkpoint))
-    features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
     output, pictures = folder / "proposals.json", folder / "pictures"
+    # What an earlier demo left, interrupted or of another version, must not mix with this one.
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    (folder / "proposals.json.partial").unlink(missing_ok=True)
+    features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
     print(f"BCNet demo: {VIDEOS} synthetic untrimmed videos, made now from seed {SEED}; the network never saw them")
     arguments = {
         "--checkpoint": checkpoint,
@@ -69,7 +73,6 @@ def _run_demo(folder: Path) -> int:
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
     random = {}
     for found in predict(untrained, archive, archive.ids, times, PROTOCOLS["default"]):
-        assert not isinstance(found, Failure), found
         random[found.video] = np.column_stack([found.segments, found.scores])
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
@@ -78,6 +81,10 @@ def _run_demo(folder: Path) -> int:
         recall = _recall(truth, proposals)
         print(f"{name:>24}" + "".join(f"{100 * recall.at(an):8.1f}" for an in POINTS))
     print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
+    print(
+        f"next: python -m bcnet_fast.evaluate --proposals {output} --ground-truth {annotations} "
+        "--preset activitynet13 --subset demo"
+    )
     return code
 
 
@@ -86,21 +93,20 @@ def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np
 
 
 def _print_beside_truth(annotation: VideoAnnotation, results: Results) -> None:
-    """For each true instance of a video, the best proposal for it among as many as there are instances, twice over."""
+    """For each true instance of a video, the highest-ranked proposal that overlaps it with a tIoU of at least 0.5."""
     mine = results.video == results.video_names.index(annotation.id)
     segments, scores = results.segments[mine], results.scores[mine]
-    shown = 2 * len(annotation.instances)
     print(
-        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action beside the best of the first {shown} "
-        f"of {len(scores)} proposals"
+        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action beside the highest-ranked of "
+        f"{len(scores)} proposals with tIoU >= 0.5"
     )
     print(f"{'true action':>18}  {'label':<10}{'proposal':>18}{'tIoU':>8}{'rank':>6}{'confidence':>12}")
     for instance in annotation.instances:
-        start, end = segments[:shown].T
+        start, end = segments.T
         overlap = np.maximum(np.minimum(end, instance.end) - np.maximum(start, instance.start), 0)
         tiou = overlap / (end - start + instance.end - instance.start - overlap)
-        best = int(np.argmax(tiou))
-        print(
-            f"{instance.start:8.2f} -{instance.end:7.2f} s  {instance.label:<10}"
-            f"{start[best]:8.2f} -{end[best]:7.2f} s{tiou[best]:8.2f}{best + 1:6d}{scores[best]:12.3f}"
-        )
+        row = f"{instance.start:8.2f} -{instance.end:7.2f} s  {instance.label:<10}"
+        if (tiou >= 0.5).any():
+            best = int(np.argmax(tiou >= 0.5))
+            row += f"{start[best]:8.2f} -{end[best]:7.2f} s{tiou[best]:8.2f}{best + 1:6d}{scores[best]:12.3f}"
+        print(row)

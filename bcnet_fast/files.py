@@ -56,6 +56,10 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
         raise InputError(
             f"{path}: expected {expected}, found invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from error
+    except RecursionError as error:
+        raise InputError(f"{path}: expected {expected}, found JSON nested too deeply to be read") from error
+    except ValueError as error:  # Python reads no integer of more than 4300 digits
+        raise InputError(f"{path}: expected {expected}, found a number of too many digits") from error
     except _RepeatedKeyError as error:
         raise InputError(f"{path}: expected every key once, found {error.args[0]!r} twice") from error
     finally:
@@ -81,18 +85,26 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique
 
 
+def _target(path: str | os.PathLike) -> Path:
+    """The file that writing to `path` makes or replaces: links are followed, and only regular files are replaced."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError(f"{path}: expected the name of a file to write, found a folder")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{path}: expected the name of a file to write, found a device")
+    return target
+
+
 def require_writable(path: str | os.PathLike) -> Path:
     """Check, before any long work, that a file can be made at `path`; creates its folder when that is missing."""
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path}: expected the name of a file to write, found a folder")
+    target = _target(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             pass
     except OSError as error:
         raise InputError(f"{path}: expected a place to write, found: {error.strerror or error}") from error
-    return path
+    return Path(path)
 
 
 @contextlib.contextmanager
@@ -101,16 +113,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary name keeps the suffix of `path`, because writers such as matplotlib choose the format by it.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    target = _target(path)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise InputError(f"{path}: could not be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        # Where the folder could not even be made, removing fails too, and must not hide the first error.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 @contextlib.contextmanager

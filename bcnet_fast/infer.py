@@ -13,6 +13,7 @@ Exit code: 0 all done; 1 some videos could not be used (listed at the end, the o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import sys
@@ -33,9 +34,10 @@ from .data.annotations import VideoAnnotation, read_annotations
 from .data.features import FeatureArchive, open_features
 from .errors import InputError
 from .evaluation import Results
+from .files import require_writable
 from .inference import Failure, VideoProposals, predict
 from .loading import PRECISIONS, Model, load
-from .ops._dispatch import BACKENDS
+from .ops._dispatch import BACKENDS, choose, use_backend
 from .protocols import PROTOCOLS
 from .results import ResultWriter, entries, write_subtitles
 
@@ -48,15 +50,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); without it they are random")
+    network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); this or --preset is needed")
     network.add_argument("--model", choices=["bcnet"], default="bcnet", help="the system")
-    network.add_argument("--preset", choices=sorted(PRESETS), help="the system's numbers; a checkpoint brings its own")
+    network.add_argument("--preset", choices=sorted(PRESETS), help="sizes, windows and thresholds, with random weights")
     network.add_argument(
         "--feature-dim", type=int, metavar="C", help="channels, for random weights (else the preset's)"
     )
     network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
     network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")
-    network.add_argument("--backend", choices=BACKENDS, default="auto", help="implementation of the operators")
+    network.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="of the operators that the run uses (Soft-NMS)"
+    )
     network.add_argument("--protocol", choices=list(PROTOCOLS), default="default", help="see docs/protocols.md")
 
     timing.add_arguments(parser)
@@ -91,8 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     for flag in ("features", "output"):
         if getattr(args, flag) is None:
             raise InputError(f"--{flag}: expected it, found none; run without any flag for the demo, or with --help")
-    for flag, low in (("batch_size", 1), ("workers", 0), ("best", 1), ("top_k", 1)):
-        if getattr(args, flag) < low:
+    for flag, low in (("batch_size", 1), ("workers", 0), ("best", 1), ("top_k", 1), ("feature_dim", 1)):
+        if getattr(args, flag) is not None and getattr(args, flag) < low:
             raise InputError(f"--{flag.replace('_', '-')}: expected at least {low}, found {getattr(args, flag)}")
     return infer(args)
 
@@ -107,43 +111,76 @@ def infer(args: argparse.Namespace) -> int:
         every=args.every,
         strip_prefix=config.data.strip_prefix,
     )
-    times = timing.TimeResolver.from_args(args, config, archive)
-    if args.times:
-        times.require_match(archive.ids, args.features, args.times)
-    elif not config.data.rescale and args.fps is None:
-        raise InputError("--fps: expected the videos' frames per second, found none; give --fps F or --times FILE")
-    truth = read_annotations(args.ground_truth, strip_prefix=config.data.strip_prefix) if args.ground_truth else {}
-    class_scores = read_class_scores(args.labels, strip_prefix=config.data.strip_prefix) if args.labels else None
-    model = load_network(args, config)
+    times = resolve_times(args, config, archive)
+    truth, class_scores = read_annotations_and_scores(args, config, archive)
+    for folder in filter(None, (args.plot, args.srt)):
+        require_writable(Path(folder) / "picture.png")
+    torch.manual_seed(0)
+    model = load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
+    with use_backend(args.backend):
+        choose("soft_nms", torch.device("cpu"))  # raises now, not after the network has run
 
-    writer = ResultWriter(args.output, run_settings(args, config), resume=args.resume)
-    videos = [video for video in archive.ids if video not in writer.done]
-    if writer.done:
-        print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
-    try:
-        failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
-    except KeyboardInterrupt:
-        print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
-        raise
-    if not writer.done:
-        writer.close(discard=True)
-        others = f" (and {len(failures) - 1} more videos failed)" if len(failures) > 1 else ""
-        raise InputError(f"{failures[0].reason}{others}")
-    kind = f"checkpoint {Path(args.checkpoint).name}" if args.checkpoint else "random weights"
-    details = f"bcnet_fast {__version__}, {config.model.name}, preset {config.preset}, {kind}, protocol {args.protocol}"
-    count = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+    with contextlib.closing(ResultWriter(args.output, run_settings(args, config), resume=args.resume)) as writer:
+        for gone in writer.done.keys() - archive.ids:
+            del writer.done[gone]
+        videos = [video for video in archive.ids if video not in writer.done]
+        if args.resume:
+            print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
+        try:
+            failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
+        except KeyboardInterrupt:
+            print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
+            raise
+        if not writer.done:
+            writer.close(discard=True)
+            others = f" (and {len(failures) - 1} more of {len(failures)} videos failed)" if len(failures) > 1 else ""
+            raise InputError(f"{failures[0].reason}{others}")
+        details = run_details(args, config)
+        count = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
 
     seconds = time.perf_counter() - started
     print(
         f"{args.output}: {len(writer.done)} videos, {windows} windows, {count} proposals; "
         f"{seconds:.1f} s, {windows / seconds:.2f} windows/s with loading; {details}"
     )
-    unused = len(times.table) - len(times.matched(archive.ids))
-    if unused:
-        print(f"note: {args.times} has {unused} videos that have no features here")
     for failure in failures:
         print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def resolve_times(args: argparse.Namespace, config: Config, archive: FeatureArchive) -> timing.TimeResolver:
+    """When snippets happen; InputError before any work when that cannot be known, a note when it is only assumed."""
+    times = timing.TimeResolver.from_args(args, config, archive)
+    if args.times:
+        times.require_match(archive.ids, args.features, args.times)
+        unused = len(times.table) - len(times.matched(archive.ids))
+        if unused:
+            print(f"note: {args.times} has {unused} videos that have no features here", file=sys.stderr)
+    elif not config.data.rescale and args.fps is None:
+        raise InputError("--fps: expected the videos' frames per second, found none; give --fps F or --times FILE")
+    if not config.data.rescale and any(times.facts(video).row_stride is None for video in archive.ids):
+        print(
+            f"note: nothing states --stride; rows are taken to be {config.data.stride:g} video frames apart, "
+            f"as {config.preset} has it",
+            file=sys.stderr,
+        )
+    return times
+
+
+def read_annotations_and_scores(
+    args: argparse.Namespace, config: Config, archive: FeatureArchive
+) -> tuple[dict[str, VideoAnnotation], ClassScores | None]:
+    """The files of --ground-truth and --labels. InputError when one knows none of the videos."""
+    strip_prefix = config.data.strip_prefix
+    truth = read_annotations(args.ground_truth, strip_prefix=strip_prefix) if args.ground_truth else {}
+    class_scores = read_class_scores(args.labels, strip_prefix=strip_prefix) if args.labels else None
+    for path, known in ((args.ground_truth, truth), (args.labels, class_scores.videos if class_scores else ())):
+        if path and not set(archive.ids).intersection(known):
+            raise InputError(
+                f"{path}: expected some of the {len(archive.ids)} videos of {args.features}, "
+                f"such as {archive.ids[0]!r}, found {len(known)} others"
+            )
+    return truth, class_scores
 
 
 def resolve_config(args: argparse.Namespace) -> Config:
@@ -162,25 +199,37 @@ def resolve_config(args: argparse.Namespace) -> Config:
         file=sys.stderr,
     )
     config = PRESETS[args.preset]
-    width = args.feature_dim or config.model.feature_dim
+    width = config.model.feature_dim if args.feature_dim is None else args.feature_dim
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=width))
-
-
-def load_network(args: argparse.Namespace, config: Config) -> Model:
-    torch.manual_seed(0)
-    return load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
 
 
 def run_settings(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     """What decides the results, for telling whether an interrupted run can be resumed."""
+    flags = ("features", "every", "fps", "stride", "offset", "duration", "fusion", "top_k", "precision", "protocol")
+    shown = ("plot", "srt", "best")
+    contents = {name: _sha256(getattr(args, name)) for name in ("checkpoint", "times", "labels")}
+    settings = {name: getattr(args, name) for name in (*flags, *shown)}
+    return {"version": __version__, **contents, **settings, **config.to_dict()}
+
+
+def _sha256(path: str | None) -> str | None:
+    if path is None:
+        return None
     digest = hashlib.sha256()
-    if args.checkpoint:
-        with open(args.checkpoint, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    chosen = ("features", "every", "fps", "stride", "offset", "duration", "times", "labels", "fusion", "top_k")
-    settings = {name: getattr(args, name) for name in (*chosen, "precision", "protocol")}
-    return {"version": __version__, "weights": digest.hexdigest(), **settings, **config.to_dict()}
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def run_details(args: argparse.Namespace, config: Config) -> str:
+    """One line on how the results came about, for the summary and the file."""
+    weights = f"checkpoint {Path(args.checkpoint).name}" if args.checkpoint else "random weights"
+    flags = [f"{name} {getattr(args, name):g}" for name in ("fps", "stride", "offset") if getattr(args, name)]
+    if args.times:
+        flags.append(f"times {Path(args.times).name}")
+    parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
+    return ", ".join([*parts, f"protocol {args.protocol}", *flags])
 
 
 def _run(
@@ -210,12 +259,14 @@ def _run(
             failures.append(result)
             continue
         if class_scores is not None and result.video not in class_scores.videos:
-            failures.append(Failure(result.video, f"{args.labels}: expected class scores of it, found none"))
+            reason = f"{args.labels}: expected class scores of video {result.video!r}, found none"
+            failures.append(Failure(result.video, reason))
             continue
         proposals = _labelled(result, class_scores, args)
+        # Shown first: a video that is stored counts as finished when the run is resumed.
+        _show(result, proposals, truth.get(result.video), args)
         writer.add(result.video, proposals)
         windows += result.windows
-        _show(result, proposals, truth.get(result.video), args)
     return failures, windows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from .data.windows import cut, rescale, window_starts
 from .errors import InputError
 from .loading import Model
 from .ops import use_backend
+from .outputs import BCNetOutput
 from .proposals import video_proposals, window_proposals
 from .protocols import Protocol
 
@@ -49,7 +50,9 @@ class _Pending:
     snippets: int  # that the network's windows cover
     time: SnippetTime
     starts: list[int]
+    largest: float  # magnitude of a feature value
     parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # segments, scores, decayed of a window
+    finite: bool = True  # all scores of the network so far
     boundary: np.ndarray | None = None  # [3, snippets]: sums of start and end probability, and their count
 
 
@@ -77,7 +80,7 @@ def predict(
             yield Failure(video, str(error))
             continue
         for index, window in enumerate(windows):
-            queue.append((pending, index, window))
+            queue.append((pending, index, window))  # [C, T]
             if len(queue) == batch_size:
                 yield from _run(queue, model, protocol)
                 queue = []
@@ -87,22 +90,24 @@ def predict(
 
 def _prepare(
     video: str, loaded: FeatureSequence, model: Model, times: TimeResolver, protocol: Protocol
-) -> tuple[np.ndarray, _Pending]:
-    """The windows [W, C, T] of a video, and what has to be remembered of it."""
-    data, window = model.config.data, model.config.model.window
-    time = times.resolve(video, len(loaded.features))
+) -> tuple[Iterable[np.ndarray], _Pending]:
+    """The windows of a video, [C, T] each, made one by one, and what has to be remembered of it."""
+    data, window, features = model.config.data, model.config.model.window, loaded.features
+    time, largest = times.resolve(video, len(features)), float(np.abs(features).max())
     if data.rescale:
-        return rescale(loaded.features, window)[None], _Pending(video, window, time, [0])
-    snippets = len(loaded.features)
-    starts = window_starts(snippets, window, data.window_stride, keep_tail=not protocol.skip_short_tail)
-    return cut(loaded.features, starts, window), _Pending(video, snippets, time, starts)
+        return [rescale(features, window)], _Pending(video, window, time, [0], largest)
+    starts = window_starts(len(features), window, data.window_stride, keep_tail=not protocol.skip_short_tail)
+    windows = (cut(features, [start], window)[0] for start in starts)
+    return windows, _Pending(video, len(features), time, starts, largest)
 
 
 def _run(
     queue: Sequence[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
-) -> Iterator[VideoProposals]:
+) -> Iterator[VideoProposals | Failure]:
     """Network and first Soft-NMS for one batch of windows; yields the videos that are complete with it."""
     output = model(torch.from_numpy(np.stack([window for _, _, window in queue])))
+    finite = torch.stack([scores.isfinite().all(dim=1) for scores in vars(output).values()]).all(dim=0)
+    output = BCNetOutput(*(torch.where(finite[:, None], scores, 0.0) for scores in vars(output).values()))
     size = model.config.model.window
     lengths = torch.tensor([min(size, pending.snippets - pending.starts[index]) for pending, index, _ in queue])
     with use_backend(model.backend):
@@ -110,6 +115,7 @@ def _run(
     probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
     for row, (pending, index, _) in enumerate(queue):
         start, length = pending.starts[index], int(lengths[row])
+        pending.finite &= bool(finite[row])
         mine = found.window == row
         pending.parts.append((found.segments[mine] + start, found.scores[mine], found.decayed[mine]))
         if pending.boundary is None:
@@ -117,7 +123,15 @@ def _run(
         pending.boundary[:2, start : start + length] += probabilities[row, :, :length]
         pending.boundary[2, start : start + length] += 1
         if len(pending.parts) == len(pending.starts):
-            yield _finish(pending, model, protocol)
+            yield _finish(pending, model, protocol) if pending.finite else _overflow(pending, model)
+
+
+def _overflow(pending: _Pending, model: Model) -> Failure:
+    return Failure(
+        pending.video,
+        f"video {pending.video!r}: expected finite scores from the network, found NaN or infinity "
+        f"(largest feature value {pending.largest:.3g}, precision {model.precision})",
+    )
 
 
 def _finish(pending: _Pending, model: Model, protocol: Protocol) -> VideoProposals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat
 
 
 class Model:
-    """A network prepared for inference, with everything that belongs to it: configuration, device, precision."""
+    """A network prepared for inference, with everything that belongs to it: configuration, device, precision.
+
+    `network` is the torch module.
+    """
 
     def __init__(self, network: nn.Module, config: Config, device: torch.device, precision: str, backend: str) -> None:
         self.config, self.device, self.precision, self.backend = config, device, precision, backend
@@ -28,9 +32,13 @@ class Model:
         self._autocast = precision in ("bf16", "fp16")
         self.network = network.to(device, self._dtype).eval()
 
+    def __repr__(self) -> str:
+        return f"Model({self.config.model.name}, preset {self.config.preset}, {self.device}, {self.precision})"
+
     @torch.inference_mode()
     def __call__(self, features: Tensor) -> BCNetOutput:
         """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64)."""
+        self.network.check(features)
         features = features.to(self.device, self._dtype)
         # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
@@ -48,8 +56,11 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: expected auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name}: expected a CUDA device, found none (torch {torch.__version__})")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "none"
+        raise InputError(f"--device {name}: expected a CUDA device, found {found} (torch {torch.__version__})")
     return device
 
 
@@ -77,6 +88,9 @@ def load(
     if isinstance(checkpoint_or_preset, Config):
         config = checkpoint_or_preset
         return Model(BCNet(config.model), config, resolved, precision, backend)
+    if not Path(checkpoint_or_preset).exists():
+        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(PRESETS)}"
+        raise InputError(f"{checkpoint_or_preset}: expected {expected}; found nothing there")
     config, state = read_checkpoint(checkpoint_or_preset)
     if config.model.name != "bcnet":
         raise InputError(f"{checkpoint_or_preset}: expected weights of bcnet, found weights of {config.model.name}")

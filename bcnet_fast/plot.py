@@ -7,6 +7,7 @@ the first call, so that a command that draws nothing does not wait for it.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +101,9 @@ def timeline(
     axes.set_xlim(0, duration_s)
     axes.set_xlabel("time in the video", fontsize=9)
     _label_time(axes, duration_s)
-    figure.suptitle(video_id, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    # Names are text: a dollar sign in one starts no formula, and bytes that are no text are replaced.
+    name = video_id.encode("utf-8", "replace").decode()
+    figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     _save(figure, path)
 
 
@@ -115,7 +118,7 @@ def _draw_instances(axes: Axes, instances: Sequence[Instance], labels: list[str]
         lw=0.5,
     )
     axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     _title(axes, f"ground truth ({len(instances)})")
 
 
@@ -205,5 +208,6 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, path: str | os.PathLike) -> None:
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes
         figure.savefig(temporary, dpi=130)

@@ -9,12 +9,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from .errors import InputError
 from .files import atomic_text, require_writable
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 
 def entries(segments: np.ndarray, scores: np.ndarray, labels: list[str] | None = None) -> list[dict[str, Any]]:
@@ -28,8 +33,9 @@ def entries(segments: np.ndarray, scores: np.ndarray, labels: list[str] | None =
 class ResultWriter:
     """Collects the proposals of many videos on disk; `finish` makes the submission JSON of them.
 
-    settings: what decides the results; a partial file of other settings is not resumed (InputError).
-    done: the ids that the partial file already has, with resume.
+    settings: what decides the results. With `resume`, the finished videos of a partial file of the same settings are
+    taken over into `done`; InputError when the settings differ, when the partial file is none, when it holds finished
+    videos and `resume` was not asked for, or when another run is writing it.
     """
 
     def __init__(self, output: str | os.PathLike, settings: dict[str, Any], *, resume: bool = False) -> None:
@@ -38,44 +44,53 @@ class ResultWriter:
         self.partial = self.output.with_name(self.output.name + ".partial")
         self.done: dict[str, int] = {}  # video -> byte at which its line begins
         try:
-            resumed = resume and self.partial.exists()
-            self._file = open(self.partial, "r+b" if resumed else "w+b")
-            if resumed:
-                self._read(settings)
-            else:
-                self._append({"settings": settings})
+            self._file = open(self.partial, "a+b")
         except OSError as error:
             raise self._failed(error) from error
+        try:
+            _lock(self._file, self.partial)
+            self._read(settings, resume)
+            if not self.done:
+                self._file.truncate(0)
+                self._append({"settings": settings})
+        except BaseException:
+            self.close()
+            raise
 
-    def _read(self, settings: dict[str, Any]) -> None:
-        end = 0
+    def _read(self, settings: dict[str, Any], resume: bool) -> None:
+        self._file.seek(0)
+        end, found = 0, None
         for line in self._file:
             # A line that the interruption cut short is dropped; its video is done again.
             if not line.endswith(b"\n"):
                 break
-            record = json.loads(line)
-            if end == 0:
-                self._require_same(record.get("settings"), settings)
-            else:
-                self.done[record["video"]] = end
+            try:
+                record = json.loads(line)
+                if end == 0:
+                    found = dict(record["settings"])
+                else:
+                    self.done[record["video"]] = end
+            except (ValueError, TypeError, KeyError) as error:
+                raise InputError(
+                    f"{self.partial}: expected the finished videos of an interrupted run, found other lines; delete it"
+                ) from error
             end += len(line)
-        self._file.seek(end)
-        self._file.truncate()
-        if end == 0:
-            self._append({"settings": settings})
-
-    def _require_same(self, found: Any, expected: dict[str, Any]) -> None:
-        if found != expected:
-            found = found if isinstance(found, dict) else {}
-            names = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+        if self.done and not resume:
+            raise InputError(
+                f"{self.partial}: holds {len(self.done)} finished videos of an interrupted run; "
+                "go on with --resume, or delete it to start again"
+            )
+        if self.done and found != settings:
+            names = sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name))
             raise InputError(
                 f"{self.partial}: expected an interrupted run with the same settings, "
-                f"found others for {', '.join(names)}; run without --resume to start again"
+                f"found others for {', '.join(names)}; delete it to start again"
             )
+        self._file.truncate(end)
 
     def add(self, video: str, proposals: list[dict[str, Any]]) -> None:
         """Store the proposals of one video; they survive if the process dies right after."""
-        self.done[video] = self._file.tell()
+        self.done[video] = self._file.seek(0, os.SEEK_END)
         self._append({"video": video, "proposals": proposals})
 
     def _append(self, record: dict[str, Any]) -> None:
@@ -99,15 +114,24 @@ class ResultWriter:
                 count += len(proposals)
                 file.write(f"{',' if position else ''}\n{json.dumps(video)}: {json.dumps(proposals)}")
             file.write(f'\n}}, "external_data": {json.dumps({"used": True, "details": details})}}}\n')
-        self._file.close()
-        self.partial.unlink()
+        self.close(discard=True)
         return count
 
     def close(self, *, discard: bool = False) -> None:
         """Close the partial file; kept for a later --resume unless `discard`."""
-        self._file.close()
         if discard:
             self.partial.unlink(missing_ok=True)
+        self._file.close()
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep the file for this process, until it is closed. InputError when another one has it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path}: expected to write it alone, found another run at work on it") from error
 
 
 def write_subtitles(path: str | os.PathLike, proposals: list[dict[str, Any]]) -> None:

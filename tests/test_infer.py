@@ -139,12 +139,45 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     assert output.read_bytes() == expected
 
 
-def test_resuming_with_other_settings_is_refused(checkpoint, features):
-    writer = ResultWriter(features.parent / "out.json", {"protocol": "release"})
+def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, features):
+    output = features.parent / "out.json"
+    writer = ResultWriter(output, {"protocol": "release"})
+    with pytest.raises(InputError, match=r"out.json.partial: expected to write it alone, found another run"):
+        run(checkpoint, features)
+    writer.add("c", [])
     writer.close()
     with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
         run(checkpoint, features, "--resume")
-    assert run(checkpoint, features)[0] == 0
+    with pytest.raises(InputError, match=r"out.json.partial: holds 1 finished videos .* go on with --resume"):
+        run(checkpoint, features)
+    writer.partial.unlink()
+    assert run(checkpoint, features, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])
+def test_a_partial_file_of_something_else_is_refused(checkpoint, features, content):
+    (features.parent / "out.json.partial").write_bytes(content)
+    with pytest.raises(InputError, match=r"out.json.partial: expected the finished videos"):
+        run(checkpoint, features, "--resume")
+
+
+def test_changed_times_are_other_settings(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps\na,25\nb,25\n")
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
+    args = infer.build_parser().parse_args([str(a) for a in [*arguments, "--times", table]])
+    before = infer.run_settings(args, CONFIG)
+    table.write_text("video,fps\na,50\nb,25\n")
+    assert infer.run_settings(args, CONFIG) != before
+
+
+def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features, capsys):
+    expected = results_of(run(checkpoint, features)[1])
+    np.save(features / "c.npy", np.load(features / "c.npy") * np.float32(1e35))
+    code, output = run(checkpoint, features)
+    del expected["c"]
+    assert code == 1 and results_of(output) == expected
+    assert "failed: c: video 'c': expected finite scores from the network" in capsys.readouterr().err
 
 
 def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
@@ -244,6 +277,14 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
         (["--times", "gone.csv"], "gone.csv: expected"),
         (["--labels", "gone.json"], "gone.json: expected"),
         (["--output", "."], "expected the name of a file to write, found a folder"),
+        (["--output", "/dev/null"], "/dev/null: expected the name of a file to write, found a device"),
+        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json: expected a place to write"),
+        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png: expected a place to write"),
+        (["--srt", "features/a.npy/below"], "expected a place to write"),
+        (["--feature-dim", "0"], "--feature-dim: expected at least 1, found 0"),
+        (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
+        (["--ground-truth", "other.json"], "other.json: expected some of the 4 videos .* found 1 others"),
+        (["--labels", "scores.json"], "scores.json: expected some of the 4 videos .* found 1 others"),
         pytest.param(
             ["--device", "cuda"],
             "expected a CUDA device, found none",
@@ -253,6 +294,8 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
 )
 def test_bad_input_is_one_clear_line(checkpoint, features, flags, message, monkeypatch):
     monkeypatch.chdir(features.parent)
+    Path("other.json").write_text('{"database": {"elsewhere": {"annotations": []}}}')
+    Path("scores.json").write_text('{"elsewhere": {"run": 0.5}}')
     arguments = {"--checkpoint": checkpoint, "--features": features, "--output": "out.json", "--fps": 25}
     if flags[0] == "--output" and len(flags) == 2 and flags[1] == "out.json":
         arguments = {}
@@ -279,6 +322,26 @@ def test_annotations_of_other_videos_are_refused(checkpoint, features):
 def test_an_unusable_backend_is_refused(checkpoint, features):
     with pytest.raises(BackendError, match="backend 'triton' was asked for, but"):
         run(checkpoint, features, "--backend", "triton")
+
+
+def test_the_environment_chooses_the_backend_where_no_flag_does(checkpoint, features, monkeypatch):
+    monkeypatch.setenv("BCNET_FAST_BACKEND", "abacus")
+    with pytest.raises(BackendError, match="backend 'abacus': expected one of"):
+        run(checkpoint, features)
+
+
+def test_odd_names_can_be_drawn(checkpoint, features):
+    (features / "a.npy").rename(features / "a$x_{$.npy")
+    (features / "b.npy").rename(features / "視頻.npy")
+    code, _ = run(checkpoint, features, "--plot", features.parent / "pictures")
+    assert code == 0 and len(list((features.parent / "pictures").glob("*.png"))) == 4
+
+
+def test_an_assumed_stride_is_said(checkpoint, features, capsys):
+    run(checkpoint, features)
+    assert "note: nothing states --stride; rows are taken to be 5 video frames apart" in capsys.readouterr().err
+    run(checkpoint, features, "--stride", 8)
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_every_operator_backend_gives_the_same_proposals(checkpoint, features):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -21,12 +22,12 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "difference_attention": {"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
 }
 
-_override: str | None = None
+_override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
 def requested() -> str:
     """The backend asked for by `use_backend`, else by the environment variable BCNET_FAST_BACKEND, else "auto"."""
-    name = _override or os.environ.get(VARIABLE) or "auto"
+    name = _override.get() or os.environ.get(VARIABLE) or "auto"
     if name not in BACKENDS:
         raise BackendError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     return name
@@ -34,14 +35,13 @@ def requested() -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ask for one backend inside a `with` block, for tests and for finding out which one is wrong."""
-    global _override
-    previous, _override = _override, name
+    """Ask for one backend inside a `with` block, in this thread. "auto" leaves the choice to BCNET_FAST_BACKEND."""
+    token = _override.set(None if name == "auto" else name)
     try:
         requested()
         yield
     finally:
-        _override = previous
+        _override.reset(token)
 
 
 def unusable(op: str, backend: str, device: torch.device) -> str | None:

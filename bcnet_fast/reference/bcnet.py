@@ -124,10 +124,13 @@ class BCNet(nn.Module):
         self.bpm = BoundaryPrediction(config)
         self.abi = ActionBackgroundInteraction(config)
 
-    def forward(self, features: Tensor) -> BCNetOutput:
-        """Raises ValueError when `features` is not [B, C, T] with the configured C and T."""
+    def check(self, features: Tensor) -> None:
+        """Raise ValueError when `features` is not [B, C, T] with the configured C and T."""
         expected = (self.config.feature_dim, self.config.window)
         if features.ndim != 3 or features.shape[1:] != expected:
             raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
+
+    def forward(self, features: Tensor) -> BCNetOutput:
+        self.check(features)
         actionness, start, end = self.bpm(features).unbind(-1)
         return BCNetOutput(start, end, actionness, *self.abi(features))
