@@ -15,21 +15,26 @@ from torch import Tensor, nn
 
 from .config import Config
 from .errors import InputError
-from .files import atomic_path, require_file
+from .files import atomic_path, parse_json, require_file
 
 FORMAT = "bcnet_fast"  # name of the metadata entry with the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
-    """Write weights and configuration, atomically."""
+    """Write weights and configuration, atomically. InputError names the file when that fails, say on a full disk."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # One entry only: safetensors writes several in random order, and equal weights should make equal files.
     metadata = {FORMAT: json.dumps(config.to_dict())}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
-        # safetensors makes files that only their owner may read.
-        temporary.chmod(0o644)
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:
+            raise InputError(f"{path}: could not be written: {error}") from error
+        # safetensors makes files that only their owner may read. The umask cannot be read without setting it.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager
@@ -51,11 +56,7 @@ def read_config(path: str | os.PathLike) -> Config:
         metadata = file.metadata() or {}
     if FORMAT not in metadata:
         raise InputError(f"{path}: expected {EXPECTED}, found safetensors without its configuration in the metadata")
-    try:
-        values = json.loads(metadata[FORMAT])
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: expected a configuration in the metadata, found invalid JSON ({error})") from error
-    return Config.from_dict(values, str(path))
+    return Config.from_dict(parse_json(metadata[FORMAT], path, "a configuration in the metadata"), str(path))
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]:

@@ -7,18 +7,17 @@ changes mAP, so every rule here has a name.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .data.annotations import THUMOS14_CLASSES, VideoAnnotation, strip_activitynet_prefix
+from .data.annotations import THUMOS14_CLASSES, VideoAnnotation, read_table, strip_activitynet_prefix
 from .errors import InputError
 from .evaluation import Results, descending
 from .files import parse_json, read_json, read_text, require_file
@@ -41,6 +40,14 @@ class ClassScores:
     labels: tuple[str, ...]
     scores: np.ndarray
 
+    @cached_property
+    def row_of(self) -> dict[str, int]:
+        """Video -> its row of `scores`."""
+        return {name: row for row, name in enumerate(self.videos)}
+
+    def __contains__(self, video: object) -> bool:
+        return video in self.row_of
+
 
 def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) -> ClassScores:
     """Read class scores; the layout is told by the content.
@@ -54,7 +61,8 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
     * JSON {video: {label: score}}, and CSV with the columns video, label, score. JSON and CSV may be gzipped.
 
     `strip_prefix` takes the ActivityNet prefix `v_` off the ids. InputError: none of these, names that do not fit the
-    array, a video or label given twice, a score that is not a finite number.
+    array, a video or label given twice, a score that is not a finite number of at least 0. (Negative ones, such as
+    logits, would turn the order of a video's proposals round in every product: take their softmax first.)
     """
     path = require_file(path, _EXPECTED)
     with open(path, "rb") as file:
@@ -67,6 +75,15 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
             class_scores = _from_json(parse_json(text, path, _EXPECTED), path)
         else:
             class_scores = _from_csv(text, path)
+    if not class_scores.scores.size:
+        raise InputError(f"{path}: expected {_EXPECTED}, found no score in it")
+    negative = (class_scores.scores < 0) & np.isfinite(class_scores.scores)
+    if negative.any():
+        row, column = np.argwhere(negative)[0]
+        raise InputError(
+            f"{path}: video {class_scores.videos[row]!r}: expected class scores of at least 0, "
+            f"found {class_scores.scores[row, column]:g}; take the softmax of logits first"
+        )
     if strip_prefix:
         videos = strip_activitynet_prefix(dict.fromkeys(class_scores.videos), str(path))
         class_scores = replace(class_scores, videos=tuple(videos))
@@ -94,9 +111,8 @@ def fuse(
     if rule == "gtad":
         proposals = _best_of_each_video(proposals, 200)
 
-    row_of = {name: row for row, name in enumerate(class_scores.videos)}
-    known = [name for name in proposals.video_names if name in row_of]
-    given = class_scores.scores[[row_of[name] for name in known]]
+    known = [name for name in proposals.video_names if name in class_scores]
+    given = class_scores.scores[[class_scores.row_of[name] for name in known]]
     labels = descending(given)[:, : 2 if rule in ("bcnet", "gtad") else top_k]
     weights = np.take_along_axis(_softmax(given) if rule == "bcnet" else given, labels, axis=1)
 
@@ -164,18 +180,22 @@ def _best_of_each_video(results: Results, count: int) -> Results:
 def _from_arrays(path: Path) -> ClassScores:
     try:
         loaded = np.load(path, allow_pickle=False)
-        arrays = {name: loaded[name] for name in loaded.files} if hasattr(loaded, "files") else {"scores": loaded}
+        if isinstance(loaded, np.ndarray):
+            arrays = {"scores": loaded}
+        else:
+            with loaded:
+                arrays = dict(loaded)
     except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{path}: expected {_EXPECTED}, found a file that NumPy cannot read ({error})") from error
     scores = arrays.get("scores")
-    if scores is None or scores.ndim != 2 or not np.issubdtype(scores.dtype, np.number):
+    if scores is None or scores.ndim != 2 or scores.dtype.kind not in "fiu":
         found = {name: list(array.shape) for name, array in arrays.items()}
         raise InputError(f"{path}: expected an array of scores [videos, classes], found {found}")
     if len(arrays) > 1:
         missing = {"videos", "labels"} - arrays.keys()
         if missing:
             raise InputError(f"{path}: expected the arrays scores, videos and labels, found {', '.join(arrays)}")
-        return _checked(arrays["videos"].tolist(), arrays["labels"].tolist(), scores, path)
+        return _checked(*(np.atleast_1d(arrays[key]).tolist() for key in ("videos", "labels")), scores, path)
     if scores.shape == (1574, 101):
         columns = np.array(list(THUMOS14_CLASSES.values())) - 1
         videos = [f"video_test_{number:07d}" for number in range(1, len(scores) + 1)]
@@ -207,8 +227,8 @@ def _from_json(content: Any, path: Path) -> ClassScores:
                 raise InputError(f"{path}: video {name!r}: expected {len(labels)} scores, one for each class")
         try:
             scores = np.array(list(results.values()), dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: expected scores that are numbers ({error})") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{path}: expected scores that are finite numbers ({error})") from error
         return _checked(list(results), labels, scores, path)
     triples = []
     for name, given in results.items():
@@ -221,22 +241,18 @@ def _from_json(content: Any, path: Path) -> ClassScores:
 
 
 def _from_csv(text: str, path: Path) -> ClassScores:
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
-    if not {"video", "label", "score"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{path}: expected {_EXPECTED}, found the columns {', '.join(reader.fieldnames or ())[:60]}")
-    triples = []
-    for row in reader:
-        if None in row or None in row.values():
-            raise InputError(f"{path}: line {reader.line_num}: expected as many columns as in the first line")
-        triples.append((row["video"], row["label"], row["score"]))
-    return _from_triples(triples, path)
+    columns, rows = read_table(text, path, _EXPECTED)
+    if not {"video", "label", "score"} <= set(columns):
+        raise InputError(f"{path}: expected {_EXPECTED}, found the columns {', '.join(columns)[:60]!r}")
+    return _from_triples([(row["video"], row["label"], row["score"]) for _, row in rows], path)
 
 
-def _from_triples(triples: list[tuple[str, str, Any]], path: Path) -> ClassScores:
+def _from_triples(triples: list[tuple[str, Any, Any]], path: Path) -> ClassScores:
+    _require_text("class", [label for _, label, _ in triples], path)
     videos: dict[str, int] = {}
     labels: dict[str, int] = {}
     rows = np.array([videos.setdefault(name, len(videos)) for name, _, _ in triples], dtype=np.int64)
-    columns = np.array([labels.setdefault(str(label), len(labels)) for _, label, _ in triples], dtype=np.int64)
+    columns = np.array([labels.setdefault(label, len(labels)) for _, label, _ in triples], dtype=np.int64)
     places, times = np.unique(rows * max(len(labels), 1) + columns, return_counts=True)
     if (times > 1).any():
         row, column = divmod(int(places[np.argmax(times > 1)]), len(labels))
@@ -248,10 +264,10 @@ def _from_triples(triples: list[tuple[str, str, Any]], path: Path) -> ClassScore
         try:
             scores[row, column] = score
             finite = np.isfinite(scores[row, column])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
-            raise InputError(f"{path}: video {name!r}: expected scores that are finite numbers, found {score!r}")
+            raise InputError(f"{path}: video {name!r}: expected scores that are finite numbers, found {score!r:.80}")
     return ClassScores(tuple(videos), tuple(labels), scores)
 
 
@@ -261,6 +277,7 @@ def _checked(videos: list[Any], labels: list[Any], scores: np.ndarray, path: Pat
             f"{path}: expected scores of {len(videos)} videos and {len(labels)} classes, found {list(scores.shape)}"
         )
     for what, names in (("video", videos), ("class", labels)):
+        _require_text(what, names, path)
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise InputError(f"{path}: expected every {what} once, found {repeated[0]!r} more often")
@@ -269,4 +286,10 @@ def _checked(videos: list[Any], labels: list[Any], scores: np.ndarray, path: Pat
         raise InputError(f"{path}: video {videos[row]!r}: expected finite scores, found NaN or infinity")
     if not np.issubdtype(scores.dtype, np.floating):
         scores = scores.astype(np.float64)
-    return ClassScores(tuple(map(str, videos)), tuple(map(str, labels)), scores)
+    return ClassScores(tuple(videos), tuple(labels), scores)
+
+
+def _require_text(what: str, names: list[Any], path: Path) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: expected the name of every {what} as text, found {name!r:.80}")

@@ -6,10 +6,14 @@ A checkpoint carries its configuration in its metadata, so that nothing has to b
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import InputError
+
+_LARGEST = 2**31 - 1  # of a size or count
+_POSITIVE = ("stride", "sigma", "max_snippets")
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,8 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
-        """Build from nested dicts; InputError names `source` and any unknown key, missing section or wrong type."""
+        """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
+        _require_object(values, source)
         sections = {"model": ModelConfig, "data": DataConfig, "proposals": ProposalConfig}
         unknown = set(values) - {"preset", *sections}
         if unknown or "preset" not in values:
@@ -80,23 +85,46 @@ class Config:
         return Config(preset=str(values["preset"]), **built)
 
 
-def _build(cls: type, values: dict[str, Any], source: str) -> Any:
+def _require_object(values: Any, source: str) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"{source}: expected an object with settings, found {values!r:.80}")
+
+
+def _build(cls: type, values: Any, source: str) -> Any:
+    _require_object(values, source)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise InputError(f"{source}: unknown {', '.join(unknown)}; expected some of {', '.join(fields)}")
     clean = {}
     for name, value in values.items():
-        default = fields[name].default
-        if isinstance(default, tuple):
-            value = tuple(value) if isinstance(value, (list, tuple)) else value
-        elif isinstance(default, float) and type(value) is int:
-            value = float(value)
         nullable = name == "max_snippets" and value is None
-        if type(value) is not type(default) and not nullable:
-            raise InputError(f"{source}.{name}: expected {type(default).__name__}, found {value!r}")
-        clean[name] = value
+        try:
+            clean[name] = None if nullable else _converted(name, value, fields[name].default)
+        except ValueError as error:
+            raise InputError(f"{source}.{name}: expected {error}, found {value!r:.80}") from None
     return cls(**clean)
+
+
+def _converted(name: str, value: Any, default: Any) -> Any:
+    """`value` in the type of `default`; ValueError says what the setting `name` must be."""
+    if isinstance(default, tuple):
+        if not isinstance(value, (list, tuple)) or len(value) != len(default):
+            raise ValueError(f"{len(default)} numbers")
+        return tuple(_converted(name, one, of_default) for one, of_default in zip(value, default, strict=True))
+    if isinstance(default, float) and type(value) is int and abs(value) <= _LARGEST:
+        value = float(value)
+    if type(value) is not type(default):
+        raise ValueError(type(default).__name__)
+    if type(value) is int and not 1 <= value <= _LARGEST:
+        raise ValueError(f"int from 1 to {_LARGEST}")
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError("a finite number")
+    if name in _POSITIVE and value <= 0:
+        raise ValueError("a number above 0")
+    if name == "dropout" and not 0 <= value < 1:
+        raise ValueError("a share from 0 to below 1")
+    return value
 
 
 PRESETS: dict[str, Config] = {

@@ -39,6 +39,7 @@ from .evaluation import (
     without_duplicates,
 )
 from .files import require_writable, write_json
+from .plot import ar_curve, require_picture_name
 
 _GROUND_TRUTH = {
     "default": "ground truth as it stands",
@@ -71,8 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--subset",
         metavar="NAME",
-        help="videos of the ground truth to use (default: test on thumos14, validation on activitynet13, all videos "
-        "when the file states no subsets)",
+        help="videos of the ground truth to use (default: test on thumos14, validation on activitynet13, else the only "
+        "subset of the file; all videos when it states no subsets)",
     )
     classes = parser.add_argument_group("classes, for mAP of proposals without labels")
     classes.add_argument("--class-scores", metavar="FILE", help="video-level scores; docs/formats.md has the layouts")
@@ -102,6 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     for path in (args.json, args.plot):
         if path:
             require_writable(path)
+    if args.plot:
+        require_picture_name(args.plot)
 
     subset, ground_truth = _ground_truth(args, protocol, strip_prefix)
     proposals = _proposals(args, strip_prefix, ground_truth)
@@ -129,9 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         write_json(args.json, {**stated, **_numbers(recall, precision, protocol), "warnings": warnings}, indent=1)
     if args.plot:
-        from .plot import ar_curve
-
-        ar_curve(recall, args.plot, title=f"{args.preset}, {_GROUND_TRUTH[args.protocol]}")
+        ar_curve(recall, args.plot, title=f"{args.preset}, protocol {args.protocol}: {_GROUND_TRUTH[args.protocol]}")
     return 0
 
 
@@ -140,8 +141,11 @@ def _ground_truth(
 ) -> tuple[str | None, dict[str, VideoAnnotation]]:
     ground_truth = read_annotations(args.ground_truth, args.subset, strip_prefix=strip_prefix)
     subset = args.subset
-    if subset is None and any(video.subset for video in ground_truth.values()):
+    names = {video.subset.lower(): video.subset for video in ground_truth.values() if video.subset}
+    if subset is None and names:
         subset = protocol.subset
+        if len(names) == 1 and subset not in names:
+            (subset,) = names.values()
         try:
             ground_truth = in_subset(ground_truth, subset, args.ground_truth)
         except InputError as error:
@@ -185,7 +189,7 @@ def _detections(
     try:
         detections = fuse(proposals, class_scores, args.fusion, top_k=top_k, videos=videos)
     except ValueError as error:
-        raise InputError(f"{args.class_scores}: {error}") from error
+        raise InputError(f"{args.proposals} with {args.class_scores}: {error}") from error
     number = "" if own_classes else f", top {top_k}"
     return detections, f"{args.class_scores} by the rule {args.fusion}{number}: {FUSION_RULES[args.fusion]}"
 
@@ -234,10 +238,11 @@ def _table(
     stated: Mapping[str, Any], recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: MetricSettings
 ) -> str:
     counts = f"{recall.videos} videos, {recall.instances} instances"
-    where = f"{stated['preset']}, {_GROUND_TRUTH[stated['protocol']]}, {counts}"
-    mean_number = f"{recall.proposals / recall.videos:.1f} for each video with instances"
+    protocol_name = f"protocol {stated['protocol']}: {_GROUND_TRUTH[stated['protocol']]}"
+    where = f"{stated['preset']}, {protocol_name}, {counts}"
+    mean_number = recall.proposals / recall.videos
     lines = [
-        f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number}",
+        f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number:.1f} for each video with instances",
         f"ground truth  {stated['ground_truth']}: {stated['subset']}, {counts}",
         "",
         f"Average recall in % ({where}; class-agnostic)",
@@ -248,6 +253,8 @@ def _table(
         lines.append(_row(f"AR@{an}", cells, f"{100 * recall.at(an):.2f}"))
     blank = [""] * len(recall.tiou_thresholds)
     lines.append(_row("AUC", blank, f"{recall.auc:.2f}") + f"  (AN 1 to {protocol.max_proposals})")
+    if mean_number < protocol.max_proposals:
+        lines.append(f"note: {mean_number:.1f} proposals a video: AR beyond that AN does not rise")
     if precision is not None:
         used = f"{len(precision.labels)} classes, {precision.detections} detections"
         lines += [
@@ -265,10 +272,10 @@ def _row(name: str, cells: list[str], last: str) -> str:
 
 
 def _numbers(recall: AverageRecall, precision: MeanAveragePrecision | None, protocol: MetricSettings) -> dict[str, Any]:
-    """Every number but AUC as a share from 0 to 1."""
+    """Every number but AUC as a share from 0 to 1; thresholds as people write them, 0.9 for 0.8999999999999999."""
     numbers: dict[str, Any] = {
         "average_recall": {
-            "tiou_thresholds": recall.tiou_thresholds.tolist(),
+            "tiou_thresholds": recall.tiou_thresholds.round(4).tolist(),
             "max_proposals": protocol.max_proposals,
             "videos": recall.videos,
             "instances": recall.instances,
@@ -282,7 +289,7 @@ def _numbers(recall: AverageRecall, precision: MeanAveragePrecision | None, prot
     }
     if precision is not None:
         numbers["mean_average_precision"] = {
-            "tiou_thresholds": precision.tiou_thresholds.tolist(),
+            "tiou_thresholds": precision.tiou_thresholds.round(4).tolist(),
             "videos": precision.videos,
             "instances": precision.instances,
             "detections": precision.detections,

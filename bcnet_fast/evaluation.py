@@ -94,7 +94,7 @@ class Results:
             segments = np.array([entry["segment"] for entry in flat], dtype=np.float64).reshape(len(flat), 2)
             scores = np.array([entry["score"] for entry in flat], dtype=np.float64).reshape(len(flat))
             usable = np.isfinite(segments).all(1) & np.isfinite(scores) & (segments[:, 0] <= segments[:, 1])
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             usable = np.array([_is_usable(entry) for entry in flat])
         if not usable.all():
             wrong = int(np.argmin(usable))
@@ -138,7 +138,7 @@ def _is_usable(entry: Any) -> bool:
     try:
         start, end = (float(time) for time in entry["segment"])
         return bool(np.isfinite([start, end, float(entry["score"])]).all()) and start <= end
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return False
 
 

@@ -258,7 +258,7 @@ def _run(
         if isinstance(result, Failure):
             failures.append(result)
             continue
-        if class_scores is not None and result.video not in class_scores.videos:
+        if class_scores is not None and result.video not in class_scores:
             reason = f"{args.labels}: expected class scores of video {result.video!r}, found none"
             failures.append(Failure(result.video, reason))
             continue

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import statistics
+import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ._cli import HelpFormatter, progress, run
 from .checkpoint import read_config
 from .config import PRESETS
 from .data import timing
-from .data.features import FeatureArchive, FeatureSequence, iterate, open_features
+from .data.features import FeatureArchive, FeatureSequence, StoredArray, iterate, open_features
 from .data.timing import TimeResolver
 from .data.windows import window_starts
 from .errors import InputError
@@ -151,6 +153,10 @@ def main(argv: list[str] | None = None) -> int:
 
     config = read_config(args.checkpoint) if args.checkpoint else PRESETS[args.preset or DEFAULT_PRESET]
     feature_dim = args.feature_dim
+    if args.checkpoint and feature_dim not in (None, config.model.feature_dim):
+        raise InputError(
+            f"--feature-dim: expected {config.model.feature_dim} as in {args.checkpoint}, found {feature_dim}"
+        )
     if feature_dim is None and (args.preset or args.checkpoint):
         feature_dim = config.model.feature_dim
     archive = open_features(args.path, feature_dim=feature_dim, every=args.every, strip_prefix=config.data.strip_prefix)
@@ -160,7 +166,13 @@ def main(argv: list[str] | None = None) -> int:
     part = f", of which the first {len(videos)} are read" if len(videos) < len(archive.ids) else ""
     print(f"{args.path}: {archive.kind}, {_count(len(archive.ids))}{part}")
     if feature_dim is None:
-        return _print_shapes(archive, videos, None if args.all else LISTED)
+        stored, errors = _stored(archive, videos)
+        if stored:
+            _print_shapes(stored, None if args.all else LISTED)
+        _print_errors(errors, usable=bool(stored))
+        if stored:
+            _print_widths(stored, archive.path)
+        return 0 if not errors else 1 if stored else 2
 
     thinned = f", one of every {archive.every} rows taken" if archive.every > 1 else ""
     chosen = "" if args.preset or args.checkpoint else " (by default)"
@@ -173,49 +185,56 @@ def main(argv: list[str] | None = None) -> int:
         else:
             reports.append(describe(video, loaded, resolver))
     if not reports:
-        _print_errors(errors)
-        _print_shapes(archive, videos, LISTED)
+        _print_errors(errors, usable=False)
+        stored, _ = _stored(archive, videos)
+        if any(feature_dim not in array.shape for array in stored.values()):
+            _print_shapes(stored, LISTED)
+            _print_widths(stored, archive.path)
         return 2
     _print_videos(reports, None if args.all else LISTED)
     _print_summary(reports)
     if args.times:
         _print_table_use(archive.ids, resolver, args.times)
-    _print_errors(errors)
+    _print_errors(errors, usable=True)
     _print_flags(reports, resolver, args, feature_dim)
     return 1 if errors else 0
 
 
-def _print_shapes(archive: FeatureArchive, videos: Sequence[str], listed: int | None) -> int:
-    """Print what is on disk and which numbers of channels would fit; returns the exit code."""
-    shapes: list[tuple[int, ...]] = []
+def _stored(archive: FeatureArchive, videos: Sequence[str]) -> tuple[dict[str, StoredArray], list[InputError]]:
+    """What is on disk for each video, whatever its width; arrays that cannot be opened or are empty are errors."""
+    stored: dict[str, StoredArray] = {}
     errors: list[InputError] = []
-    rows = [("video", "shape", "dtype")]
     for video in videos:
         try:
-            stored = archive.stored(video)
+            array = archive.stored(video)
+            if 0 in array.shape:
+                raise InputError(f"{array.path}: expected rows of features, found shape {list(array.shape)}")
         except InputError as error:
             errors.append(error)
         else:
-            shapes.append(stored.shape)
-            rows.append((video, str(list(stored.shape)), stored.dtype))
-    if not shapes:
-        _print_errors(errors)
-        return 2
-    _print_table(rows, listed)
-    _print_errors(errors)
-    lengths = Counter(length for shape in shapes for length in set(shape) - {1})
+            stored[video] = array
+    return stored, errors
+
+
+def _print_shapes(stored: Mapping[str, StoredArray], listed: int | None) -> None:
+    rows = [(video, str(list(array.shape)), array.dtype) for video, array in stored.items()]
+    _print_table([("video", "shape", "dtype"), *rows], listed)
+
+
+def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
+    """Print which numbers of channels would fit, and how to go on with them."""
+    lengths = Counter(length for array in stored.values() for length in set(array.shape) - {1})
     most = max(lengths.values(), default=0)
-    widths = sorted(length for length in lengths if lengths[length] == most > len(shapes) / 2)
+    widths = sorted(length for length in lengths if lengths[length] == most > len(stored) / 2)
     if widths:
         found = " or ".join(map(str, widths))
-        print(f"\n{found} is the length of an axis in {most} of {_count(len(shapes))}. If that is the channels:")
+        print(f"\n{found} is the length of an axis in {most} of {_count(len(stored))}. If that is the channels:")
     else:
-        print(f"\nno axis has the same length in most of the {_count(len(shapes))}: they do not belong together")
+        print(f"\nno axis has the same length in most of the {_count(len(stored))}: they do not belong together")
     for width in widths:
         presets = [f"--preset {name}" for name, config in PRESETS.items() if config.model.feature_dim == width]
         for flag in presets or [f"--feature-dim {width}"]:
-            print(f"  python -m bcnet_fast.inspect {shlex.quote(str(archive.path))} {flag}")
-    return 1 if errors else 0
+            print(f"  python -m bcnet_fast.inspect {shlex.quote(str(path))} {flag}")
 
 
 def _print_videos(reports: Sequence[VideoReport], listed: int | None) -> None:
@@ -251,11 +270,13 @@ def _print_table_use(videos: Sequence[str], resolver: TimeResolver, table: str) 
     print(f"  {table}: knows {len(matched)} of {_count(len(videos))}{without}{others}")
 
 
-def _print_errors(errors: Sequence[InputError]) -> None:
+def _print_errors(errors: Sequence[InputError], *, usable: bool) -> None:
+    """List the errors: part of the report when some videos are usable, else why the command fails (exit code 2)."""
+    file = sys.stdout if usable else sys.stderr
     if errors:
-        print(f"\n{_count(len(errors))} cannot be used")
+        print(f"\n{_count(len(errors))} cannot be used", file=file)
     for error in errors:
-        print(f"  {error}")
+        print(f"  {error}", file=file)
 
 
 def _print_flags(
@@ -277,9 +298,8 @@ def _print_flags(
         notes.append(f"still missing: {error}")
     if feature_dim != config.model.feature_dim:
         flags["--feature-dim"] = str(feature_dim)
-        notes.append(
-            f"{config.preset} has {config.model.feature_dim} channels: a --checkpoint for {feature_dim} is needed"
-        )
+        trained = f"useful output needs a --checkpoint trained on {feature_dim} channels"
+        notes.append(f"these flags run random weights; {trained}")
     print("\nflags for python -m bcnet_fast.infer")
     print("  " + " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items()))
     for note in notes:

@@ -29,6 +29,12 @@ _MUTED = "#666666"
 _COLUMNS = 1000
 
 
+def require_picture_name(path: str | os.PathLike) -> None:
+    """InputError unless the name ends like a picture that can be written."""
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
+
+
 def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "") -> None:
     """Draw the recall at each tIoU threshold and their mean against the average number of proposals."""
     import matplotlib
@@ -206,8 +212,7 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
+    require_picture_name(path)
     with atomic_path(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes
         figure.savefig(temporary, dpi=130)

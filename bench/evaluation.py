@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+from common import environment  # noqa: E402
 
 from bcnet_fast._cli import HelpFormatter, run  # noqa: E402
 from bcnet_fast.data.annotations import read_annotations  # noqa: E402
@@ -67,7 +68,7 @@ def make_inputs(reference: Path, annotations: Path, folder: Path, seed: int) -> 
         (folder / f"thumos_det_{rule}.json").write_bytes(gzip.decompress(packed))
 
 
-def difference(case: Case, results: Path, truth: Path, expected: dict[str, Any]) -> tuple[float, float, float]:
+def timed(case: Case, results: Path, truth: Path, expected: dict[str, Any]) -> tuple[float, float, float]:
     """Seconds to load and to evaluate, and the largest difference from the public numbers."""
     protocol = METRICS[case.preset]
     began = time.process_time()
@@ -88,7 +89,7 @@ def difference(case: Case, results: Path, truth: Path, expected: dict[str, Any])
 def measure(reference: dict[str, Any], folder: Path, annotations: Path, repeats: int) -> Iterator[dict[str, Any]]:
     for case in CASES:
         expected = reference[case.key]
-        runs = [difference(case, folder / case.results, annotations / case.truth, expected) for _ in range(repeats)]
+        runs = [timed(case, folder / case.results, annotations / case.truth, expected) for _ in range(repeats)]
         load_s, evaluate_s, error = np.median(runs, axis=0)
         if error > 1e-9:
             raise InputError(f"{case.key}: expected the public numbers to 1e-9, found a difference of {error:.3g}")
@@ -116,6 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         require_writable(args.json)
     folder, annotations = args.shared / "golden" / "evaluation", args.shared / "data" / "annotations"
     reference = read_json(folder / "golden.json", "the reference figures")
+    record = environment()
+    print(f"{record['device']}, Python {record['python']}, NumPy {np.__version__}, {record['date']}")
     print("CPU seconds; public: NumPy 1.23 on another machine; x: public / ours, evaluation alone and with loading")
     print(f"{'':<30}{'public':>18}{'ours':>18}")
     print(
@@ -132,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{row['metric']:<22}{row['entries']:>8}{seconds}{speedups}", flush=True)
             rows.append(row)
     if args.json:
-        write_json(args.json, rows, indent=1)
+        write_json(args.json, {"environment": {**record, "numpy": np.__version__}, "rows": rows}, indent=1)
     return 0
 
 

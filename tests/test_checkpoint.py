@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from test_reference import SMALL
 
 import bcnet_fast
-from bcnet_fast import convert
+from bcnet_fast import checkpoint, convert
 from bcnet_fast.checkpoint import read_checkpoint, read_config, save_checkpoint
 from bcnet_fast.config import PRESETS, Config, ProposalConfig
 from bcnet_fast.errors import BackendError, InputError
@@ -39,6 +41,27 @@ def test_a_checkpoint_brings_back_weights_and_configuration(saved):
         )
 
 
+def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def save_nothing(tensors, path, metadata):
+        path.write_bytes(b"part")
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", save_nothing)
+    with pytest.raises(InputError, match=r"net\.safetensors: could not be written: No space left on device"):
+        save_checkpoint(tmp_path / "net.safetensors", {"w": torch.zeros(1)}, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_checkpoint(tmp_path / "net.safetensors", {"w": torch.zeros(1)}, CONFIG)
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
 def test_every_preset_survives_json(config):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
@@ -50,6 +73,17 @@ def test_every_preset_survives_json(config):
         ({"model": {"widht": 3}}, "x: model: unknown widht; expected some of name"),
         ({"model": {"width": "400"}}, "x: model.width: expected int, found '400'"),
         ({"modle": {}}, "x: expected the keys preset, model, data, proposals"),
+        ({"model": None}, "x: model: expected an object with settings, found None"),
+        ({"data": [1]}, r"x: data: expected an object with settings, found \[1\]"),
+        ({"model": {"window": 0}}, "x: model.window: expected int from 1 to 2147483647, found 0"),
+        ({"model": {"heads": -3}}, "x: model.heads: expected int from 1"),
+        ({"model": {"width": 10**400}}, "x: model.width: expected int from 1"),
+        ({"model": {"dropout": 1.0}}, "x: model.dropout: expected a share from 0 to below 1, found 1.0"),
+        ({"data": {"offset": float("nan")}}, "x: data.offset: expected a finite number, found nan"),
+        ({"data": {"offset": 10**400}}, "x: data.offset: expected float"),
+        ({"data": {"stride": 0}}, "x: data.stride: expected a number above 0, found 0"),
+        ({"proposals": {"iou_threshold": [0.5]}}, r"x: proposals.iou_threshold: expected 2 numbers, found \[0.5\]"),
+        ({"proposals": {"iou_threshold": ["a", 1]}}, "x: proposals.iou_threshold: expected float"),
     ],
 )
 def test_unknown_or_wrong_settings_are_named(change, message):
@@ -75,6 +109,18 @@ def foreign(tmp_path, saved):
     return path, "found safetensors without its configuration"
 
 
+def without_settings(tmp_path, saved):
+    path = tmp_path / "null.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"bcnet_fast": "null"})
+    return path, "expected an object with settings, found None"
+
+
+def nested(tmp_path, saved):
+    path = tmp_path / "nested.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"bcnet_fast": "[" * 200_000 + "]" * 200_000})
+    return path, "expected a configuration in the metadata, found JSON nested too deeply"
+
+
 def absent(tmp_path, saved):
     return tmp_path / "absent.safetensors", "found nothing there"
 
@@ -98,7 +144,7 @@ def unfitting(tmp_path, saved):
     )
 
 
-@pytest.mark.parametrize("make", [damaged, empty, foreign, absent, released, unfitting])
+@pytest.mark.parametrize("make", [damaged, empty, foreign, without_settings, nested, absent, released, unfitting])
 def test_a_bad_checkpoint_is_one_clear_line(tmp_path, saved, make):
     path, message = make(tmp_path, saved)
     with pytest.raises(InputError, match=message) as error:
@@ -189,14 +235,25 @@ class Payload:
     [
         (Payload(), "found a damaged file or other objects than tensors"),
         ({"epoch": 9}, r"found \['epoch'\]"),
-        ({"state_dict": {"module.x": "text"}}, "expected only tensors in state_dict, found something else at module.x"),
+        ({"state_dict": {"module.x": "text"}}, "expected only named tensors in state_dict, found .* else at module.x"),
+        ({"state_dict": {3: torch.zeros(1)}}, "expected only named tensors in state_dict, found something else at 3"),
     ],
-    ids=["pickled object", "no state_dict", "text for a tensor"],
+    ids=["pickled object", "no state_dict", "text for a tensor", "number for a name"],
 )
 def test_a_foreign_release_file_is_refused(release, content, message):
     torch.save(content, release[1]["bpm"])
     with pytest.raises(InputError, match=message):
         convert.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
+
+
+def test_a_number_for_a_table_is_misshaped_and_torch_warnings_are_not_shown(release, recwarn):
+    content = torch.load(release[1]["bpm"], weights_only=True)
+    table = next(key for key in release[0].bpm.state_dict() if key.endswith(".pe"))
+    content["state_dict"][f"module.{table}"] = torch.tensor(1.0)
+    torch.save(content, release[1]["bpm"], pickle_protocol=3)
+    with pytest.raises(InputError, match=rf"misshaped: {table} \(expected .*, found \[\]\)"):
+        convert.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
+    assert not recwarn.list
 
 
 def test_swapped_and_truncated_release_files_are_named(release):

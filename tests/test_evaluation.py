@@ -330,48 +330,6 @@ def test_gtad_rule_cuts_to_the_video() -> None:
     assert fuse(PROPOSALS, SCORES, "gtad").segments[0].tolist() == [0.0, 9.0]
 
 
-def test_class_scores_in_every_layout(tmp_path: Path) -> None:
-    scores = np.array([[0.7, 0.3], [0.25, 0.75]])
-    names = {"videos": ["v", "w"], "labels": ["a", "b"]}
-    np.savez(tmp_path / "scores.npz", scores=scores, videos=np.array(names["videos"]), labels=np.array(names["labels"]))
-    np.save(tmp_path / "scores.npy", scores)
-    rows = dict(zip("vw", scores.tolist(), strict=True))
-    pairs = {
-        name: [{"label": label, "score": x} for label, x in zip("ab", row, strict=True)] for name, row in rows.items()
-    }
-    texts = {
-        "scores.json": names,
-        "cuhk.json": {"results": rows, "class": ["a", "b"]},
-        "pairs.json": {"results": pairs},
-        "plain.json": {name: dict(zip("ab", row, strict=True)) for name, row in rows.items()},
-    }
-    for name, content in texts.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    (tmp_path / "table.csv").write_text("video,label,score\nv,a,0.7\nv,b,0.3\nw,a,0.25\nw,b,0.75\n")
-    for name in ("scores.npz", "scores.npy", "cuhk.json", "pairs.json", "plain.json", "table.csv"):
-        read = read_class_scores(tmp_path / name)
-        assert (read.videos, read.labels) == (("v", "w"), ("a", "b")), name
-        np.testing.assert_array_equal(read.scores, scores)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.npy", b"\x93NUMPY\x01", "NumPy cannot read"),
-        ("x.json", b'{"results": {"v": [1.0]}, "class": ["a", "b"]}', "expected 2 scores"),
-        ("x.json", b'{"v": {"a": NaN}}', "finite numbers, found nan"),
-        ("x.json", b'{"v": 3}', "expected labels with scores"),
-        ("x.csv", b"video,label,score\nv,a,1\nv,a,2\n", "expected one score of 'a', found more"),
-        ("x.csv", b"video,score\n", "found the columns video, score"),
-    ],
-)
-def test_unusable_class_scores_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as error:
-        read_class_scores(tmp_path / name)
-    assert name in str(error.value) and "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -389,6 +347,10 @@ def test_unusable_class_scores_are_named(tmp_path: Path, name: str, content: byt
         ),
         ('{"results": {"x": [{"segment": [0, 1], "score": 1}]}}', "found none of them"),
         ('{"results": {"v": [', "invalid JSON at line 1"),
+        (f'{{"results": {{"v": [{{"segment": [0, 1], "score": {10**400}}}]}}}}', "video 'v': expected a finite score"),
+        (f'{{"results": {{"v": [{{"segment": [0, {10**400}], "score": 1}}]}}}}', "video 'v': expected a finite score"),
+        pytest.param('{"results": ' + "1" * 5000 + "}", "found a number of too many digits", id="digits"),
+        pytest.param('{"results": ' + "[" * 200_000, "found JSON nested too deeply", id="nested"),
         ("[1]", "found list"),
         (None, "found nothing there"),
     ],
@@ -432,13 +394,15 @@ def test_evaluate_prints_numbers_with_their_protocol(small_files: list[str], tmp
     scores = ["--class-scores", str(tmp_path / "scores.csv"), "--top-k", "2"]
     assert evaluate.main([*small_files, *scores, *written]) == 0
     printed = capsys.readouterr()
-    assert "activitynet13, ground truth as it stands, 3 videos, 4 instances" in printed.out
+    assert "activitynet13, protocol default: ground truth as it stands, 3 videos, 4 instances" in printed.out
+    assert "note: 1.3 proposals a video: AR beyond that AN does not rise" in printed.out
     assert "AR@100" in printed.out and "AUC" in printed.out and "by the rule product, top 2" in printed.out
     for warning in ("(u) without proposals", "(x) with proposals but without ground truth", "2 of 4 proposals share"):
         assert warning in printed.err
     assert "2 detections set aside: 1 label (z)" in printed.err and "(x) without class scores" in printed.err
 
     numbers = json.loads((tmp_path / "out.json").read_text())
+    assert numbers["average_recall"]["tiou_thresholds"] == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
     truth = read_annotations(tmp_path / "truth.json", "validation")
     results = read_results(tmp_path / "proposals.json.gz").to_dict()
     results["v"] = results.pop("v_v")
@@ -456,6 +420,16 @@ def test_evaluate_by_opentad_counts_duplicates_once(small_files: list[str], caps
     assert "Mean average precision" not in printed
 
 
+def test_evaluate_takes_the_only_subset_of_a_file(small_files: list[str], tmp_path: Path, capsys) -> None:
+    truth = tmp_path / "truth.json"
+    truth.write_text(truth.read_text().replace("training", "Validation"))
+    assert evaluate.main([*small_files, "--preset", "thumos14"]) == 0
+    assert "truth.json: Validation, 4 videos" in capsys.readouterr().out
+    truth.write_text(truth.read_text().replace('"u": {"subset": "validation"', '"u": {"subset": "mine"'))
+    with pytest.raises(InputError, match=r"subset 'test', found .*choose with --subset"):
+        evaluate.main([*small_files, "--preset", "thumos14"])
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -463,7 +437,11 @@ def test_evaluate_by_opentad_counts_duplicates_once(small_files: list[str], caps
         (["--class-scores", "SCORES", "--top-k", "0"], "--top-k: expected a number of at least 1, found 0"),
         (["--class-scores", "SCORES", "--fusion", "gtad", "--top-k", "1"], "--top-k: expected no value beside"),
         (["--class-scores", "nowhere.npy"], "nowhere.npy: expected class scores"),
-        (["--plot", "picture.txt"], "picture.txt: expected a picture name"),
+        (["--plot", "picture.txt", "--proposals", "not read"], "picture.txt: expected a picture name that ends in .png"),
+        (
+            ["--fusion", "sqrt", "--class-scores", "SCORES", "--proposals", "NEGATIVE"],
+            "negative.json with .* a negative",
+        ),
         (["--json", "TRUTH/deeper.json"], "expected a place to write"),
     ],
 )
@@ -471,5 +449,7 @@ def test_evaluate_names_unusable_options(
     small_files: list[str], tmp_path: Path, extra: list[str], message: str
 ) -> None:
     places = {"SCORES": tmp_path / "scores.csv", "TRUTH/deeper.json": tmp_path / "truth.json/deeper.json"}
+    places["NEGATIVE"] = tmp_path / "negative.json"
+    places["NEGATIVE"].write_text('{"results": {"w": [{"segment": [0, 9], "score": -0.9}]}}')
     with pytest.raises(InputError, match=message):
         evaluate.main([*small_files, *(str(places.get(part, part)) for part in extra)])

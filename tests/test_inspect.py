@@ -138,10 +138,40 @@ def test_wrong_width_exits_with_2_and_names_the_width_that_fits(tmp_path, capsys
     folder = _folder(tmp_path / "x", {"a": 30, "b": 40, "c": 50}, channels=400)
     _folder(folder, {"d": 60}, channels=300)
     assert main([str(folder), "--preset", "thumos14"]) == 2
-    output = capsys.readouterr().out
-    assert f"{folder / 'a.npy'}: expected 2048 channels, found shape [30, 400]" in output
+    output, errors = capsys.readouterr()
+    assert f"4 videos cannot be used\n  {folder / 'a.npy'}: expected 2048 channels, found shape [30, 400]" in errors
+    assert "cannot be used" not in output
     assert "400 is the length of an axis in 3 of 4 videos" in output
     assert f"python -m bcnet_fast.inspect {folder} --preset activitynet13" in output
+
+
+@pytest.mark.parametrize("arguments", [[], ["--preset", "thumos14"]])
+def test_videos_without_rows_exit_with_2_and_nothing_is_guessed(tmp_path, capsys, arguments):
+    folder = _folder(tmp_path / "x", {"a": 0, "b": 0})
+    assert main([str(folder), *arguments]) == 2
+    output, errors = capsys.readouterr()
+    assert "2 videos cannot be used" in errors and str(folder / "a.npy") in errors and "found" in errors
+    assert "axis" not in output and "feature-dim" not in output
+    np.save(folder / "c.npy", np.ones((30, C), np.float32))
+    assert main([str(folder), *arguments]) == 1
+    assert "2 videos cannot be used" in capsys.readouterr().out
+
+
+def test_nan_in_every_video_leads_to_no_guess_of_the_width(tmp_path, capsys):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    np.save(folder / "a.npy", np.full((30, C), np.nan, np.float32))
+    assert main([str(folder), "--preset", "thumos14"]) == 2
+    output, errors = capsys.readouterr()
+    assert "1 video cannot be used" in errors and "61440 NaN" in errors and "axis" not in output
+
+
+def test_another_width_than_the_preset_needs_its_own_checkpoint(tmp_path, capsys):
+    folder = _folder(tmp_path / "x", {"a": 30}, channels=28)
+    assert main([str(folder), "--feature-dim", "28", "--fps", "30", "--stride", "5"]) == 0
+    output = capsys.readouterr().out
+    note = "these flags run random weights; useful output needs a --checkpoint trained on 28 channels"
+    assert f"note: {note}" in output and _flags(output).endswith("--feature-dim 28")
 
 
 def test_shapes_alone_need_no_width(tmp_path, capsys):
@@ -192,6 +222,8 @@ def test_checkpoint_brings_its_own_numbers(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "preset mine, 28 channels" in output and "windows in all: 3" in output and "note:" not in output
     assert _flags(output) == f"--features {folder} --checkpoint {weights} --fps 25 --stride 5"
+    with pytest.raises(InputError, match=r"--feature-dim: expected 28 as in .*net\.safetensors, found 30"):
+        main([str(folder), "--checkpoint", weights, "--feature-dim", "30"])
 
 
 @pytest.mark.parametrize(

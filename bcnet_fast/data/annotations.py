@@ -162,7 +162,7 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
         where = f"{path}: video {name!r}"
         annotations = entry.get("annotations", [])
         if not isinstance(annotations, list):
-            raise InputError(f"{where}: expected a list of annotations, found {annotations!r}")
+            raise InputError(f"{where}: expected a list of annotations, found {annotations!r:.120}")
         videos[name] = VideoAnnotation(
             id=name,
             **_facts(entry, _JSON_KEYS, where),
@@ -174,34 +174,25 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
 
 def _json_instance(annotation: Any, where: str) -> Instance:
     if not isinstance(annotation, dict) or not {"segment", "label"} <= annotation.keys():
-        raise InputError(f"{where}: expected an annotation with the keys segment and label, found {annotation!r}")
+        raise InputError(f"{where}: expected an annotation with the keys segment and label, found {annotation!r:.120}")
     segment = annotation["segment"]
     if not isinstance(segment, list) or len(segment) != 2:
-        raise InputError(f"{where}: expected a segment of two numbers in seconds, found {segment!r}")
+        raise InputError(f"{where}: expected a segment of two numbers in seconds, found {segment!r:.120}")
     return _instance(segment[0], segment[1], annotation["label"], where)
 
 
 def _instance(start: Any, end: Any, label: Any, where: str) -> Instance:
     start_s, end_s = _number(start), _number(end)
     if start_s is None or end_s is None:
-        raise InputError(f"{where}: expected a segment of two numbers in seconds, found [{start}, {end}]")
+        raise InputError(f"{where}: expected a segment of two numbers in seconds, found [{start!s:.60}, {end!s:.60}]")
     if end_s < start_s:
         raise InputError(f"{where}: expected a segment that ends after its start, found [{start}, {end}]")
     return Instance(start_s, end_s, str(label))
 
 
 def _from_csv(text: str, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
-    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
-    try:
-        columns = set(reader.fieldnames or ())
-        rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
-    except csv.Error as error:
-        raise InputError(
-            f"{path}: expected {_EXPECTED}, found a broken CSV at line {reader.line_num} ({error})"
-        ) from error
-    for where, row in rows:
-        if None in row or None in row.values():
-            raise InputError(f"{where}: expected {len(columns)} columns as in the first line, found more or fewer")
+    header, rows = read_table(text, path, _EXPECTED)
+    columns = set(header)
     if {"video", "type", "type_idx", "start", "end"} <= columns:
         videos = _thumos_annotations(rows)
     elif {"video-name", "t-init", "t-end", "label-idx"} <= columns:
@@ -209,10 +200,26 @@ def _from_csv(text: str, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
     elif "video" in columns and columns & set().union(*_TABLE_COLUMNS.values()):
         videos = _video_table(rows)
     else:
-        raise InputError(f"{path}: expected {_EXPECTED}, found the columns {', '.join(reader.fieldnames or ())[:60]!r}")
+        raise InputError(f"{path}: expected {_EXPECTED}, found the columns {', '.join(header)[:60]!r}")
     if not videos:
         raise InputError(f"{path}: expected {_EXPECTED}, found no row after the first line")
     return videos
+
+
+def read_table(text: str, path: str | os.PathLike, expected: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
+    """The column names of a CSV text, and every row with its file and line in words. InputError: broken, uneven."""
+    reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
+    try:
+        columns = list(reader.fieldnames or ())
+        rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
+    except csv.Error as error:
+        raise InputError(
+            f"{path}: expected {expected}, found a broken CSV at line {reader.reader.line_num} ({error})"
+        ) from error
+    for where, row in rows:
+        if None in row or None in row.values():
+            raise InputError(f"{where}: expected {len(columns)} columns as in the first line, found more or fewer")
+    return columns, rows
 
 
 def _thumos_annotations(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
@@ -263,7 +270,7 @@ def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where:
             continue
         value = _number(entry[name])
         if value is None or (field in _POSITIVE and value <= 0) or (field != "feature_offset" and value < 0):
-            raise InputError(f"{where}: expected {name} as a positive number, found {entry[name]!r}")
+            raise InputError(f"{where}: expected {name} as a positive number, found {entry[name]!r:.120}")
         facts[field] = round(value) if field in _WHOLE else value
     return facts
 
@@ -274,7 +281,7 @@ def _number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 

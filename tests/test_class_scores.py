@@ -1,0 +1,87 @@
+"""Class scores: every layout reads the same, and an unusable file is one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bcnet_fast.class_scores import ClassScores, read_class_scores
+from bcnet_fast.errors import InputError
+
+
+def test_class_scores_in_every_layout(tmp_path: Path) -> None:
+    scores = np.array([[0.7, 0.3], [0.25, 0.75]])
+    names = {"videos": ["v", "w"], "labels": ["a", "b"]}
+    np.savez(tmp_path / "scores.npz", scores=scores, videos=np.array(names["videos"]), labels=np.array(names["labels"]))
+    np.save(tmp_path / "scores.npy", scores)
+    rows = dict(zip("vw", scores.tolist(), strict=True))
+    pairs = {
+        name: [{"label": label, "score": x} for label, x in zip("ab", row, strict=True)] for name, row in rows.items()
+    }
+    texts = {
+        "scores.json": names,
+        "cuhk.json": {"results": rows, "class": ["a", "b"]},
+        "pairs.json": {"results": pairs},
+        "plain.json": {name: dict(zip("ab", row, strict=True)) for name, row in rows.items()},
+    }
+    for name, content in texts.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "table.csv").write_text("video,label,score\nv,a,0.7\nv,b,0.3\nw,a,0.25\nw,b,0.75\n")
+    for name in ("scores.npz", "scores.npy", "cuhk.json", "pairs.json", "plain.json", "table.csv"):
+        read = read_class_scores(tmp_path / name)
+        assert (read.videos, read.labels) == (("v", "w"), ("a", "b")), name
+        np.testing.assert_array_equal(read.scores, scores)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.npy", b"\x93NUMPY\x01", "NumPy cannot read"),
+        ("x.json", b'{"results": {"v": [1.0]}, "class": ["a", "b"]}', "expected 2 scores"),
+        ("x.json", b'{"v": {"a": NaN}}', "finite numbers, found nan"),
+        ("x.json", b'{"v": 3}', "expected labels with scores"),
+        ("x.csv", b"video,label,score\nv,a,1\nv,a,2\n", "expected one score of 'a', found more"),
+        ("x.csv", b"video,score\n", "found the columns 'video, score'"),
+        ("x.csv", b"video,label,score\n", "found no score in it"),
+        ("x.csv", b'video,label,score\nv,"a,1\n', "found a broken CSV at line 2"),
+        ("x.csv", b"video,label,score\nv," + b"a" * 140_000 + b",1\n", "found a broken CSV at line 2 .*field limit"),
+        ("x.csv", b"video,label,score\nv,a\n", "line 2: expected 3 columns"),
+        ("x.json", b'{"results": {"v": [1, 2]}, "class": [["a"], ["b"]]}', r"every class as text, found \['a'\]"),
+        ("x.json", b'{"results": {"v": [{"label": 3, "score": 1}]}}', "every class as text, found 3"),
+        ("x.json", b'{"v": {}}', "found no score in it"),
+        ("x.json", b'{"results": {"v": []}, "class": []}', "found no score in it"),
+        ("x.json", b'{"v": {"a": 1%s}}' % (b"0" * 400), "video 'v': expected scores that are finite numbers"),
+        ("x.json", b'{"results": {"v": [1%s]}, "class": ["a"]}' % (b"0" * 400), "scores that are finite numbers"),
+        (
+            "x.json",
+            b'{"v": {"a": 0.5}, "w": {"b": -1.5}}',
+            "video 'w': expected class scores of at least 0, found -1.5",
+        ),
+    ],
+)
+def test_unusable_class_scores_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_class_scores(tmp_path / name)
+    assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_archive_is_closed_and_its_names_are_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda *args, **options: opened.append(load(*args, **options)) or opened[-1])
+    path = tmp_path / "scores.npz"
+    np.savez(path, scores=np.ones((1, 2)), videos=np.array(["v"]), labels=np.array(["a", "b"]))
+    read_class_scores(path)
+    assert opened[0].zip is None
+    np.savez(path, scores=np.ones((1, 2)), videos=np.array(["v"]), labels=np.arange(2))
+    with pytest.raises(InputError, match=r"scores\.npz: expected the name of every class as text, found 0"):
+        read_class_scores(path)
+
+
+def test_videos_are_found_by_name() -> None:
+    scores = ClassScores(("v", "w"), ("a",), np.ones((2, 1)))
+    assert "w" in scores and "a" not in scores and scores.row_of["w"] == 1
+    assert scores.row_of is scores.row_of  # made once
