@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from .errors import BackendError, InputError
 
@@ -21,6 +21,16 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser with `HelpFormatter`, whose errors are one line like all others, without the usage text."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
 def run(main: Callable[[], int]) -> None:
     """Run an entry point: 0 done, 1 done but something failed, 2 one clear line about bad input, 130 interrupted."""
     try:
@@ -29,13 +39,16 @@ def run(main: Callable[[], int]) -> None:
     except (InputError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
     except BrokenPipeError:
         # The reader of a pipe (head, less) went away: nothing is wrong, and nobody is left to tell.
         sys.stdout = None
         code = 0
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     raise SystemExit(code)
 
 

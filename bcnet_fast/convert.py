@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._cli import HelpFormatter, run
+from ._cli import Parser, run
 from .checkpoint import check_state, save_checkpoint
 from .config import PRESETS, Config
 from .errors import InputError
@@ -76,9 +76,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcnet_fast.convert", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="python -m bcnet_fast.convert", description=__doc__)
     parser.add_argument("--bpm", required=True, metavar="FILE", help="released checkpoint of boundary prediction")
     parser.add_argument("--abi", required=True, metavar="FILE", help="released checkpoint of the interaction module")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")

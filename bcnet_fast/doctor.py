@@ -7,7 +7,6 @@ Plain text, meant to be pasted into a bug report. Exit code 1 when a backend tha
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 
 from . import __version__, _native, ops
-from ._cli import HelpFormatter, run
+from ._cli import Parser, run
 from .errors import BackendError
 from .ops import _dispatch, reference
 
@@ -129,9 +128,7 @@ def _self_test(op: str, backend: str, device: torch.device) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcnet_fast.doctor", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="python -m bcnet_fast.doctor", description=__doc__)
     parser.parse_args(argv)
     rows = list(facts())
     width = max(len(name) for name, _ in rows)

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ._cli import HelpFormatter, run
+from ._cli import Parser, run
 from .class_scores import FUSION_RULES, fuse, read_class_scores
 from .config import PRESETS
 from .data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
@@ -50,9 +50,7 @@ _CLASSES = {"thumos14": 2, "activitynet13": 1}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcnet_fast.evaluate", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="python -m bcnet_fast.evaluate", description=__doc__)
     parser.add_argument("--proposals", metavar="FILE", required=True, help="submission JSON of proposals or detections")
     parser.add_argument("--ground-truth", metavar="FILE", required=True, help="annotated instances")
     parser.add_argument(

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from ._cli import HelpFormatter, progress, run
+from ._cli import Parser, progress, run
 from .checkpoint import read_config
 from .class_scores import ClassScores, fuse, read_class_scores
 from .config import PRESETS, Config
@@ -43,9 +43,7 @@ from .results import ResultWriter, entries, write_subtitles
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcnet_fast.infer", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="python -m bcnet_fast.infer", description=__doc__)
     parser.add_argument("--features", metavar="PATH", help="features of the videos; docs/formats.md has the layouts")
     parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
 

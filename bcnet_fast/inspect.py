@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._cli import HelpFormatter, progress, run
+from ._cli import Parser, progress, run
 from .checkpoint import read_config
 from .config import PRESETS
 from .data import timing
@@ -133,9 +133,7 @@ def suggest(reports: Sequence[VideoReport], resolver: TimeResolver) -> tuple[dic
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bcnet_fast.inspect", description=DESCRIPTION, formatter_class=HelpFormatter
-    )
+    parser = Parser(prog="python -m bcnet_fast.inspect", description=DESCRIPTION)
     parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
     system.add_argument("--preset", choices=sorted(PRESETS), help="the system that is to use the features")

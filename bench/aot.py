@@ -12,7 +12,6 @@ Times are not measured here and cannot be derived from these figures.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import os
@@ -36,7 +35,7 @@ from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from bcnet_fast._cli import HelpFormatter, progress, run  # noqa: E402
+from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
 from bcnet_fast.kernels import difference_attention  # noqa: E402
 
@@ -180,7 +179,7 @@ def measure(job: tuple[str, int, int]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--kernels", nargs="+", choices=list(KERNELS), default=list(KERNELS), help="operators to compile"
     )

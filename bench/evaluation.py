@@ -10,7 +10,6 @@ time is reported only when the metric equals the public one to 1e-9.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import runpy
 import sys
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from common import environment  # noqa: E402
 
-from bcnet_fast._cli import HelpFormatter, run  # noqa: E402
+from bcnet_fast._cli import Parser, run  # noqa: E402
 from bcnet_fast.data.annotations import read_annotations  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results  # noqa: E402
@@ -108,7 +107,7 @@ def measure(reference: dict[str, Any], folder: Path, annotations: Path, repeats:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--shared", metavar="DIR", type=Path, default=ROOT.parent / "shared", help="the folder of data")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs, of which the median is shown")
     parser.add_argument("--json", metavar="FILE", help="write the rows")

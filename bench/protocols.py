@@ -6,7 +6,6 @@ as a perfect video classifier would give it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import tempfile
 from collections import Counter
@@ -14,7 +13,7 @@ from importlib import resources
 
 import numpy as np
 
-from bcnet_fast._cli import HelpFormatter, run
+from bcnet_fast._cli import Parser, run
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
@@ -31,7 +30,7 @@ THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--videos", type=int, default=100, help="number of videos")
     parser.add_argument("--seed", type=int, default=11, help="of the videos")
     args = parser.parse_args(argv)

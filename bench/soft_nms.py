@@ -10,7 +10,6 @@ min_score 0.001, until no candidate is left.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import itertools
 import math
@@ -29,7 +28,7 @@ import torch  # noqa: E402
 from common import alternate, environment, print_table, write_csv  # noqa: E402
 
 from bcnet_fast import _native  # noqa: E402
-from bcnet_fast._cli import HelpFormatter, run  # noqa: E402
+from bcnet_fast._cli import Parser, run  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
 from bcnet_fast.ops import soft_nms, use_backend  # noqa: E402
 
@@ -159,7 +158,7 @@ def measure(library, name, inputs, offsets, dtype, threads, with_python):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads for the batched case, beside 1")
     arguments = parser.parse_args(argv)

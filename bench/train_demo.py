@@ -6,7 +6,6 @@ is reported on videos that were never trained on, beside that of the same networ
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import default_collate
 
-from bcnet_fast._cli import HelpFormatter, progress, run
+from bcnet_fast._cli import Parser, progress, run
 from bcnet_fast.anchors import make_anchors
 from bcnet_fast.checkpoint import save_checkpoint
 from bcnet_fast.config import Config, DataConfig, ModelConfig, ProposalConfig
@@ -124,7 +123,7 @@ def evaluate(model: Model, videos: Sequence[SyntheticVideo], folder: Path) -> Av
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--output", required=True, metavar="FILE", help="checkpoint to write (.safetensors)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the training videos and their order")
     parser.add_argument("--epochs", type=int, default=16, help=f"{WINDOWS_PER_VIDEO} windows of every video in each")

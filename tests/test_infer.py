@@ -270,6 +270,7 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
     [
         (["--output", "out.json"], "--features: expected it, found none"),
         (["--features", "nowhere", "--output", "x.json"], "nowhere: expected .* found nothing there"),
+        (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see --help"),
         (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
         (["--preset", "thumos14"], "expected --preset thumos14, found small"),
         (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
