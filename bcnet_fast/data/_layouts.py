@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import warnings
@@ -65,7 +66,7 @@ def unreadable(where: object, expected: str, error: Exception) -> str:
     return f"{where}: expected {expected}, found something unreadable ({lines[0] if lines else type(error).__name__})"
 
 
-class Source:
+class Source(abc.ABC):
     """One layout: `videos` holds the names in it, `open` gives the stored array of a name."""
 
     kind: str
@@ -74,11 +75,11 @@ class Source:
     time_first = False  # the layout fixes [T, C]
     videos: dict[str, Any]
 
+    @abc.abstractmethod
     def open(self, name: str) -> tuple[Any, str]:
         """An array (or anything with shape, dtype, ndim and slicing) and the words that name it in an error."""
-        raise NotImplementedError
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Files of single arrays are closed as soon as they are read."""
 
 
