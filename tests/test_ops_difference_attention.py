@@ -21,7 +21,7 @@ from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import difference_attention, reference
 from bcnet_fast.ops._dispatch import use_backend
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", minversion="3.2")
 kernels = pytest.importorskip("bcnet_fast.kernels.difference_attention")
 
 FORWARD = torch.ops.bcnet_fast.difference_attention.default

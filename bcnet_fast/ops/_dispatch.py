@@ -15,6 +15,8 @@ from ..errors import BackendError
 
 BACKENDS = ("auto", "reference", "native", "triton")
 VARIABLE = "BCNET_FAST_BACKEND"
+# What the kernels were checked with. The package asks for less, since PyTorch pins its Triton and must not be replaced.
+OLDEST_TRITON = (3, 2)
 
 # Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
@@ -53,6 +55,10 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
             return "the package triton is not installed"
+        import triton
+
+        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+            return f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
         if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
     return None

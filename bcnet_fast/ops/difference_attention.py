@@ -104,7 +104,13 @@ def _backend(query: torch.Tensor) -> str:
     return backend
 
 
-@torch.library.custom_op("bcnet_fast::difference_attention", mutates_args=())
+# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
+@torch.library.custom_op(
+    "bcnet_fast::difference_attention",
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
+    "-> (Tensor, Tensor, Tensor)",
+)
 def _forward(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -135,7 +141,13 @@ def _forward_fake(query, key, value_action, value_background, scale):
     return out_action, out_background, lse
 
 
-@torch.library.custom_op("bcnet_fast::difference_attention_backward", mutates_args=())
+@torch.library.custom_op(
+    "bcnet_fast::difference_attention_backward",
+    mutates_args=(),
+    schema="(Tensor grad_action, Tensor grad_background, Tensor query, Tensor key, Tensor value_action, "
+    "Tensor value_background, Tensor out_action, Tensor out_background, Tensor lse, float? scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
 def _backward(
     grad_action: torch.Tensor,
     grad_background: torch.Tensor,

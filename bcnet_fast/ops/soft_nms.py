@@ -65,7 +65,7 @@ def soft_nms(
         TypeError: an argument is no tensor, or has a dtype other than stated.
         ValueError: an argument has another shape, device or range than stated, NaN or infinity included.
     """
-    low, high = iou_threshold if isinstance(iou_threshold, tuple | list) else (iou_threshold, iou_threshold)
+    low, high = iou_threshold if isinstance(iou_threshold, (tuple, list)) else (iou_threshold, iou_threshold)
     _check(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
     if length_epsilon is None:
         length_epsilon = 1e-6 if segments.dtype == torch.float32 else 0.0
@@ -78,7 +78,9 @@ def _check(segments, scores, offsets, method, sigma, low, high, min_score, max_p
     def refuse(error, argument, wanted, got):
         raise error(f"soft_nms: {argument} must be {wanted}, got {got}")
 
-    tensors = {"segments": segments, "scores": scores} | ({} if offsets is None else {"offsets": offsets})
+    tensors = {"segments": segments, "scores": scores}
+    if offsets is not None:
+        tensors["offsets"] = offsets
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             refuse(TypeError, name, "a tensor", type(tensor).__name__)
