@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import check_state, read_checkpoint
 from .config import PRESETS, Config
 from .errors import BackendError, InputError
-from .ops._dispatch import BACKENDS, use_backend
+from .ops._dispatch import BACKENDS
 from .outputs import BCNetOutput
 from .reference.bcnet import BCNet
 
@@ -22,7 +22,7 @@ PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat
 class Model:
     """A network prepared for inference, with everything that belongs to it: configuration, device, precision.
 
-    `network` is the torch module.
+    `network` is the torch module; `backend` is that of the operators which turn its scores into proposals.
     """
 
     def __init__(self, network: nn.Module, config: Config, device: torch.device, precision: str, backend: str) -> None:
@@ -42,7 +42,7 @@ class Model:
         features = features.to(self.device, self._dtype)
         # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
-        with use_backend(self.backend), torch.autocast(self.device.type, PRECISIONS[self.precision], self._autocast):
+        with torch.autocast(self.device.type, PRECISIONS[self.precision], self._autocast):
             outputs = [self.network(part) for part in parts]
         columns = (torch.cat([getattr(out, f.name) for out in outputs]) for f in dataclasses.fields(BCNetOutput))
         return BCNetOutput(*(column.to(self._dtype) for column in columns))
