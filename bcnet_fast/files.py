@@ -22,7 +22,7 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     if not path.exists():
         raise InputError(f"{path}: expected {expected}, found nothing there")
     if not path.is_file():
-        raise InputError(f"{path}: expected {expected}, found a folder")
+        raise InputError(f"{path}: expected {expected}, found a {'folder' if path.is_dir() else 'device'}")
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: expected {expected}, found a file without read permission")
     return path

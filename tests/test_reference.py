@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import seeded
 import torch
 
 import bcnet_fast
-from bcnet_fast import convert
+from bcnet_fast import convert, infer
 from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights
 from bcnet_fast.config import ModelConfig
 from bcnet_fast.reference.bcnet import BCNet
@@ -68,6 +69,17 @@ def test_converted_release_gives_the_golden_outputs(checkpoint, golden, precisio
     for name, expected in golden_fields(golden).items():
         error = np.abs(getattr(output, name)[0].double().numpy() - expected).max()
         assert error < (regression if name == "regression" else tolerance), name
+
+
+def test_from_checkpoint_and_features_to_the_release_s_final_list(checkpoint, golden, tmp_path):
+    np.save(tmp_path / "video.npy", seeded.network_input(101)[0].T)
+    output = tmp_path / "proposals.json"
+    arguments = ["--checkpoint", checkpoint, "--features", tmp_path / "video.npy", "--output", output, "--fps", 30]
+    assert infer.main([str(a) for a in [*arguments, "--protocol", "release", "--precision", "fp64"]]) == 0
+    found = json.loads(output.read_text())["results"]["video"]
+    expected = np.load(golden / "bcnet" / "proposals.npz")["model_nms120_then_nms1000"]  # score, frames
+    assert [p["segment"] for p in found] == np.round(expected[:, 1:] / 30, 1).tolist()
+    assert [p["score"] for p in found] == np.round(expected[:, 0], 6).tolist()
 
 
 def test_anchors_and_sampling_weights_are_the_release_s_bit_for_bit(golden):
