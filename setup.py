@@ -16,6 +16,10 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).resolve().parent
 
 
+def files(pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
 def native_extension() -> list[Pybind11Extension]:
     wish = os.environ.get("BCNET_FAST_NATIVE", "auto")
     if wish not in ("auto", "0", "1"):
@@ -30,11 +34,11 @@ def native_extension() -> list[Pybind11Extension]:
     return [
         Pybind11Extension(
             "bcnet_fast._C",
-            ["csrc/bindings.cpp", "csrc/cpu/soft_nms.cpp"],
+            ["csrc/bindings.cpp", *files("csrc/bindings/*.cpp"), *files("csrc/cpu/*.cpp")],
             include_dirs=["csrc/include"],
-            depends=sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc/include").glob("*.h")),
+            depends=[*files("csrc/bindings/*.h"), *files("csrc/include/*.h")],
             extra_compile_args=flags,
-            extra_link_args=["-pthread"] if os.name != "nt" else [],
+            extra_link_args=["-pthread", "-ldl"] if os.name != "nt" else [],
             cxx_std=17,
             optional=wish == "auto",
         )

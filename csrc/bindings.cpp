@@ -1,126 +1,19 @@
-// Python's view of the C++ operators: NumPy arrays in, NumPy arrays out. Each function checks what it is given (the
-// public Python functions have checked more by then, and say it better), lets go of the interpreter, and calls C++.
-#include <pybind11/numpy.h>
+// Python's view of the C++ operators: NumPy arrays in, NumPy arrays out. One file per operator in bindings/, each of which
+// checks what it is given (the public Python functions have checked more by then, and say it better), lets go of the
+// interpreter, and calls C++.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <cstdint>
-#include <limits>
-#include <memory>
-#include <sstream>
-#include <stdexcept>
-#include <string>
-#include <vector>
-
+#include "parallel.h"
 #include "simd.h"
-#include "soft_nms.h"
 
 namespace py = pybind11;
-using bcnet_fast::InstructionSet;
 
-namespace {
+// The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
+constexpr int kInterface = 2;
 
-// The interface of this file, compared by bcnet_fast/_native.py: raise both when a signature here changes.
-constexpr int kInterface = 1;
-
-template <typename T>
-using Array = py::array_t<T, py::array::c_style>;
-
-[[noreturn]] void refuse(const char* op, const char* argument, const std::string& got, const std::string& wanted) {
-  throw std::invalid_argument(std::string(op) + ": " + argument + " is " + got + ", expected " + wanted);
+namespace bcnet_fast {
+void define_soft_nms(py::module_& module);
 }
-
-std::string shape_of(const py::array& array) {
-  std::ostringstream text;
-  text << "[";
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) text << (i ? ", " : "") << array.shape(i);
-  text << "]";
-  return text.str();
-}
-
-InstructionSet instruction_set_named(const char* op, const std::string& name) {
-  std::string names;
-  for (const InstructionSet set : bcnet_fast::instruction_sets()) {
-    if (name == bcnet_fast::name_of(set)) return set;
-    names += names.empty() ? "" : " or ";
-    names += bcnet_fast::name_of(set);
-  }
-  refuse(op, "instruction_set", name, names);
-}
-
-// Written without branches, so that compilers vectorise it. The length is NaN or infinite where a start or an end is.
-template <typename T>
-bool usable_values(const T* segments, const T* scores, std::int64_t n) {
-  constexpr T largest = std::numeric_limits<T>::max();
-  bool usable = true;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T length = segments[2 * i + 1] - segments[2 * i];
-    usable &= (length >= T(0)) & (length <= largest) & (scores[i] >= -largest) & (scores[i] <= largest);
-  }
-  return usable;
-}
-
-template <typename T>
-py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array<std::int64_t>& offsets, int method,
-                   double sigma, double threshold_low, double threshold_high, double min_score,
-                   std::int64_t max_proposals, double length_epsilon, int threads,
-                   const std::string& instruction_set) {
-  constexpr const char* op = "soft_nms";
-  constexpr std::int64_t most = bcnet_fast::kMostCandidates;
-  if (segments.ndim() != 2 || segments.shape(1) != 2) refuse(op, "segments", shape_of(segments), "[n, 2]");
-  const std::int64_t n = segments.shape(0);
-  if (scores.ndim() != 1 || scores.shape(0) != n) refuse(op, "scores", shape_of(scores), "[n], n as in segments");
-  if (offsets.ndim() != 1 || offsets.shape(0) < 1) refuse(op, "offsets", shape_of(offsets), "[sets + 1]");
-  const std::int64_t sets = offsets.shape(0) - 1;
-  const std::int64_t* bounds = offsets.data();
-  bool ordered = bounds[0] == 0 && bounds[sets] == n;
-  for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= most;
-  if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^30 candidates");
-  if (method < 0 || method > 2) refuse(op, "method", std::to_string(method), "0, 1 or 2");
-  if (!usable_values(segments.data(), scores.data(), n)) {
-    refuse(op, "segments or scores", "not finite or of negative length", "finite numbers, end >= start");
-  }
-  const InstructionSet chosen = instruction_set_named(op, instruction_set);
-
-  const bcnet_fast::SoftNmsOptions options{static_cast<bcnet_fast::Decay>(method), sigma, threshold_low, threshold_high,
-                                           min_score, max_proposals, length_epsilon};
-  const std::unique_ptr<std::int64_t[]> indices(new std::int64_t[n]);
-  const std::unique_ptr<T[]> picked_scores(new T[n]);
-  const std::unique_ptr<std::int64_t[]> counts(new std::int64_t[sets]);
-  std::int64_t total = 0;
-  {
-    const py::gil_scoped_release release;
-    bcnet_fast::soft_nms(segments.data(), scores.data(), bounds, sets, options, chosen, threads, indices.get(),
-                         picked_scores.get(), counts.get());
-    for (std::int64_t v = 0; v < sets; ++v) total += counts[v];
-  }
-  Array<T> segments_out(std::vector<py::ssize_t>{total, 2});
-  Array<T> scores_out(total);
-  Array<std::int64_t> indices_out(total);
-  T* segment_to = segments_out.mutable_data();
-  T* score_to = scores_out.mutable_data();
-  std::int64_t* index_to = indices_out.mutable_data();
-  for (std::int64_t v = 0; v < sets; ++v) {
-    for (std::int64_t i = bounds[v]; i < bounds[v] + counts[v]; ++i) {
-      segment_to = std::copy_n(segments.data() + 2 * indices[i], 2, segment_to);
-    }
-    score_to = std::copy_n(picked_scores.get() + bounds[v], counts[v], score_to);
-    index_to = std::copy_n(indices.get() + bounds[v], counts[v], index_to);
-  }
-  return py::make_tuple(segments_out, scores_out, indices_out);
-}
-
-template <typename T>
-void define_soft_nms(py::module_& module) {
-  module.def("soft_nms", &soft_nms<T>, py::arg("segments").noconvert(), py::arg("scores").noconvert(),
-             py::arg("offsets").noconvert(), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"),
-             py::arg("threshold_high"), py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"),
-             py::arg("threads"), py::arg("instruction_set") = bcnet_fast::name_of(bcnet_fast::instruction_sets()[0]),
-             "Segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set; method 0 gaussian, 1 linear, "
-             "2 hard.");
-}
-
-}  // namespace
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The native operators of bcnet_fast; use bcnet_fast.ops.";
@@ -133,8 +26,7 @@ PYBIND11_MODULE(_C, module) {
   module.attr("COMPILER") = "another than GCC and Clang: code without vector instructions";
 #endif
   py::list sets;
-  for (const InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
+  for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
-  define_soft_nms<float>(module);
-  define_soft_nms<double>(module);
+  bcnet_fast::define_soft_nms(module);
 }

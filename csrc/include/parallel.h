@@ -1,5 +1,6 @@
-// A minimal parallel loop. OpenMP is left out on purpose: PyTorch brings an OpenMP runtime of its own, and a second one
-// in the same process would spin against it.
+// A minimal parallel loop, on the threads of the OpenMP runtime that PyTorch has brought into the process: they are awake
+// already, and a second set of threads would compete with them for the processor, since OpenMP's wait by spinning. The
+// runtime is looked up by name when first needed, so that the extension links to none; without one, threads are started.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +10,42 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <dlfcn.h>
+#endif
+
 namespace bcnet_fast {
 
-// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread is thread 0. body fetches its
-// work from a WorkQueue, so that all of it is done however many threads really start. body must not throw.
+// The entry of GCC's OpenMP runtime, which LLVM's and Intel's have too: calls function(data) in up to `threads` threads.
+using OpenMPParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+
+inline OpenMPParallel openmp_parallel() {
+#if defined(__linux__)
+  static const auto found = reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+#else
+  return nullptr;
+#endif
+}
+
+// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs one of them. Fewer calls are
+// made where fewer threads can be had, so body fetches its work from a WorkQueue. body must not throw.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
+  if (threads <= 1) return body(0);
+  if (const OpenMPParallel parallel = openmp_parallel()) {
+    struct Team {
+      const Body& body;
+      std::atomic<int> joined{0};
+    } team{body};
+    const auto join = [](void* data) {
+      Team& team = *static_cast<Team*>(data);
+      team.body(team.joined.fetch_add(1, std::memory_order_relaxed));
+    };
+    return parallel(join, &team, static_cast<unsigned>(threads), 0);
+  }
   std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(std::max(threads - 1, 0)));
+  others.reserve(static_cast<std::size_t>(threads - 1));
   for (int i = 1; i < threads; ++i) {
     try {
       others.emplace_back([&body, i] { body(i); });

@@ -1,0 +1,45 @@
+// What the bindings of all operators share: the type of their arrays, and how they refuse bad ones.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "simd.h"
+
+namespace bcnet_fast {
+
+namespace py = pybind11;
+
+template <typename T>
+using Array = py::array_t<T, py::array::c_style>;
+
+[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& got, const std::string& wanted) {
+  throw std::invalid_argument(std::string(op) + ": " + argument + " is " + got + ", expected " + wanted);
+}
+
+inline std::string shape_of(const py::array& array) {
+  std::ostringstream text;
+  text << "[";
+  for (py::ssize_t i = 0; i < array.ndim(); ++i) text << (i ? ", " : "") << array.shape(i);
+  text << "]";
+  return text.str();
+}
+
+inline InstructionSet instruction_set_named(const char* op, const std::string& name) {
+  std::string names;
+  for (const InstructionSet set : instruction_sets()) {
+    if (name == name_of(set)) return set;
+    names += names.empty() ? "" : " or ";
+    names += name_of(set);
+  }
+  refuse(op, "instruction_set", name, names);
+}
+
+// The argument `instruction_set` of a binding, which tests set and everyone else leaves at the best one.
+inline py::arg_v instruction_set_argument() { return py::arg("instruction_set") = name_of(instruction_sets()[0]); }
+
+}  // namespace bcnet_fast
