@@ -144,3 +144,51 @@ def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
         first, second = (one / x.dtype.type(math.factorial(k)) for k in (power, power + 1))
         tail = (first + r * second) + r * r * tail
     return np.ldexp(one + (r + r * r * tail), n.astype(np.int32))
+
+
+def anchor_sampling(rows, first, offsets, weights, bins, longest):
+    """The definition of anchor sampling: rows [B, G, T, C] -> [B, P, N, C], in the accumulation dtype."""
+    matrices = _bin_matrices(first, offsets, weights, rows.shape[2], longest)
+    return torch.stack([m @ rows[:, s].to(m.dtype) for m, s in zip(matrices, _sources(bins), strict=True)], 2)
+
+
+def anchor_sampling_backward(grad, first, offsets, weights, length, bins, longest):
+    """The gradient of the rows [B, G, T, C], in the accumulation dtype."""
+    rows = weights.new_zeros(grad.shape[0], len(bins), length, grad.shape[3])
+    matrices = _bin_matrices(first, offsets, weights, length, longest)
+    for n, (matrix, source) in enumerate(zip(matrices, _sources(bins), strict=True)):
+        rows[:, source] += matrix.mT @ grad[:, :, n].to(matrix.dtype)
+    return rows
+
+
+def anchor_projection(rows, weight, bias, first, offsets, weights, bins, longest, relu):
+    """The definition of the projection: the sum over bins n of `sampled[:, :, n] @ weight[n]`, + bias, ReLU: [B, P, O]."""
+    out = weights.new_zeros(rows.shape[0], first.shape[0], weight.shape[2])
+    matrices = _bin_matrices(first, offsets, weights, rows.shape[2], longest)
+    for matrix, projection, source in zip(matrices, weight, _sources(bins), strict=True):
+        out += (matrix @ rows[:, source]) @ projection
+    if bias is not None:
+        out += bias
+    return out.relu() if relu else out
+
+
+def anchor_gather_backward(grad, first, offsets, weights, length, longest):
+    """The gradient of every snippet projected for every bin, [B, N, T, O], of that of the projection [B, P, O]."""
+    return torch.stack([m.mT @ grad for m in _bin_matrices(first, offsets, weights, length, longest)], 1)
+
+
+def _sources(bins: list[int]) -> list[int]:
+    """The feature sequence that each bin reads."""
+    return [source for source, count in enumerate(bins) for _ in range(count)]
+
+
+def _bin_matrices(first, offsets, weights, length, longest):
+    """A plan's dense sampling matrix [P, T] of one bin after the other."""
+    anchors, bins = first.shape
+    taps = torch.arange(longest, device=first.device)
+    for n in range(bins):
+        begin, end = (offsets[n + shift :: bins][:anchors, None].long() for shift in (0, 1))
+        used = begin + taps < end
+        weight = torch.where(used, weights[(begin + taps).clamp(max=len(weights) - 1)], 0)
+        snippet = (first[:, n, None] + taps).clamp(max=length - 1)
+        yield weights.new_zeros(anchors, length).scatter_add_(1, snippet, weight)

@@ -1,0 +1,247 @@
+"""Sparse sampling plans: which snippets each bin of each anchor reads, and with which weights.
+
+A plan depends on the anchors alone and is built once. Two sampling rules are covered: evenly spaced points (BMN, and
+BCNet after it) and aligned bins (G-TAD). They differ in where the points lie and in what happens at the ends of the
+sequence; both interpolate linearly and average the points of a bin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Anchors that the native code works on at the same time (csrc/include/anchor_sampling.h has the same number).
+GROUP = 8
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingPlan:
+    """Weights that sample N bins for each of P anchors from sequences of T snippets, without their zeros.
+
+    Bin n of anchor p reads the snippets from first[p, n] on, with the weights from offsets[p N + n] up to
+    offsets[p N + n + 1]; a bin may be empty. Made by `interpolated_plan` and `aligned_plan`.
+    """
+
+    length: int  # T
+    bins: tuple[int, ...]  # bins taken from each of the feature sequences; N is their sum
+    longest: int  # most snippets that a bin reads
+    first: Tensor  # [P, N] int32
+    offsets: Tensor  # [P * N + 1] int32
+    weights: Tensor  # [taps] float32 or float64
+    # The same taps by bin and snippet, for gradients: row n * T + t has those of bin n at snippet t.
+    by_snippet_offsets: Tensor  # [N * T + 1] int32
+    by_snippet_anchor: Tensor  # [taps] int32
+    by_snippet_weight: Tensor  # [taps], like weights
+    # Anchors in an order that brings those together that read alike, in groups of GROUP. Where shift[g, n] >= 0, each
+    # anchor of group g reads in bin n just so many snippets later than the one before it, with the same weights.
+    order: Tensor  # [P] int32
+    shift: Tensor  # [ceil(P / GROUP), N] int32
+
+    @property
+    def anchors(self) -> int:
+        """P, the number of anchors."""
+        return self.first.shape[0]
+
+    @property
+    def taps(self) -> int:
+        """The number of weights, over all anchors and bins."""
+        return self.weights.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SamplingPlan:
+        """The plan on another device, or with weights of another dtype; itself where nothing changes."""
+        floating = {name: getattr(self, name).to(device, dtype) for name in ("weights", "by_snippet_weight")}
+        names = ("first", "offsets", "by_snippet_offsets", "by_snippet_anchor", "order", "shift")
+        moved = {**floating, **{name: getattr(self, name).to(device) for name in names}}
+        return self if all(getattr(self, name) is t for name, t in moved.items()) else replace(self, **moved)
+
+    def dense(self) -> Tensor:
+        """The weights with their zeros, [P, N, T]: to look at and to test with. BMN's take 130 MB, G-TAD's 540 MB."""
+        count = self.offsets.diff().long()
+        cell = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        snippet = self.first.flatten()[cell] + torch.arange(self.taps, device=count.device) - self.offsets[cell]
+        dense = self.weights.new_zeros(len(count), self.length)
+        dense[cell, snippet] = self.weights
+        return dense.view(self.anchors, -1, self.length)
+
+
+def interpolated_plan(
+    intervals: np.ndarray, length: int, bins: int = 32, points_per_bin: int = 3, dtype: torch.dtype = torch.float32
+) -> SamplingPlan:
+    """Sample `bins * points_per_bin` points, evenly spaced over each interval, both its ends included (BMN's rule).
+
+    Args:
+        intervals: [P, 2] start and end in snippets, in any order; a NaN leaves all bins of an anchor empty.
+        length: T, snippets in the sequence.
+        bins: N; a bin is the mean of `points_per_bin` points that follow each other.
+        dtype: of the weights, which are rounded to float32 in any case, as the constants of the public releases are.
+
+    A point t gives 1 - f to the snippet trunc(t) and f to ceil(t), with f = t - trunc(t) signed, and what falls outside
+    [0, T - 1] is lost: so points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
+    For BCNet the intervals are `make_anchors(...)` themselves, for BMN `bmn_intervals(T)`.
+
+    Raises ValueError when a number is below 1 or `intervals` is not [P, 2].
+    """
+    intervals = _checked(intervals, length, bins=bins, points_per_bin=points_per_bin)
+    count = bins * points_per_bin
+    start, end = intervals[:, :1], intervals[:, 1:]
+    points = start + (end - start) / max(count - 1.0, 1.0) * np.arange(count)
+    points = points.reshape(len(points), bins, points_per_bin)
+    lower = np.trunc(points)
+    fraction = points - lower
+    snippet = np.stack([lower, np.ceil(points)])
+    inside = (snippet >= 0) & (snippet < length)  # false for NaN
+    weight = np.where(inside, [1.0 - fraction, fraction], 0.0)
+    taps = _taps(np.where(inside, snippet, 0.0), weight)
+    taps = taps._replace(weights=(1.0 / points_per_bin * taps.weights).astype(np.float32))
+    return _plan([taps], intervals, length, (bins,), dtype)
+
+
+def aligned_plan(
+    regions: np.ndarray,
+    length: int,
+    bins: tuple[int, ...] = (16, 16),
+    points_per_bin: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> SamplingPlan:
+    """Cut each region into equal bins and average points at the middle of equal parts of a bin (G-TAD's rule, Align1D).
+
+    Args:
+        regions: [P, 2] start and end in snippets; a region shorter than 1 counts as 1 long.
+        length: T, snippets in the sequence.
+        bins: how many bins are taken from each of the feature sequences, over the same region. G-TAD has two sequences:
+            the features, and the mean of their graph neighbours.
+        points_per_bin: points in a bin; 0 takes as many as the bin is long, rounded up.
+        dtype: of the weights, which are computed in float64.
+
+    A point t outside [-1, T] gives 0; up to one snippet outside the sequence it reads the snippet at that end. The mean
+    counts all points. For G-TAD the regions are `gtad_regions(T, D)`.
+
+    Raises ValueError when a number is below its least or `regions` is not [P, 2].
+    """
+    regions = _checked(regions, length, bins=min(bins, default=0), points_per_bin=points_per_bin + 1)
+    start, extent = regions[:, :1, None], np.maximum(regions[:, 1:] - regions[:, :1], 1.0)[:, :, None]
+    parts = {}
+    for number in set(bins):
+        size = extent / number
+        points_in_bin = np.full_like(size, points_per_bin) if points_per_bin else np.ceil(size)
+        k = np.arange(points_in_bin.max())
+        points = start + np.arange(number)[:, None] * size + (k + 0.5) * size / points_in_bin
+        used = (k < points_in_bin) & (points >= -1) & (points <= length)
+        points = points.clip(0, length - 1)
+        lower = np.floor(points)
+        fraction = points - lower
+        snippet = np.stack([lower, np.minimum(lower + 1, length - 1)])
+        parts[number] = _taps(snippet, np.where(used, [1 - fraction, fraction], 0.0) / points_in_bin)
+    return _plan([parts[number] for number in bins], regions, length, tuple(bins), dtype)
+
+
+def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
+    """What BMN samples for the cells (start, end) of its map, float64 [T * T, 2], NaN where end < start.
+
+    The snippets s to e, both included, are L = e - s + 1 long, and `ratio * (L + 1)` is added on both sides.
+    """
+    start, end = np.indices((length, length)).reshape(2, -1).astype(np.float64)
+    extent = end - start + 2
+    intervals = np.stack([start - extent * ratio, end + 1 + extent * ratio], axis=1)
+    intervals[end < start] = np.nan
+    return intervals
+
+
+def gtad_regions(length: int, max_duration: int) -> np.ndarray:
+    """What G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
+
+    The snippets s to s + d, both included; half of d + 1 is added on both sides of [s, s + d]. Cells that reach beyond
+    the sequence get the region [0, 0], so they are not empty, but all alike.
+    """
+    duration, start = np.indices((max_duration, length)).reshape(2, -1).astype(np.float64)
+    regions = np.stack([start - (duration + 1) / 2, start + duration + (duration + 1) / 2], axis=1)
+    regions[start + duration >= length] = 0
+    return regions
+
+
+def _checked(intervals: np.ndarray, length: int, **numbers: int) -> np.ndarray:
+    intervals = np.asarray(intervals, dtype=np.float64)
+    if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
+        raise ValueError(f"sampling plan: intervals must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
+    for name, number in {"length": length, **numbers}.items():
+        if number < 1:
+            raise ValueError(f"sampling plan: {name} is too small")
+    return intervals
+
+
+class _Taps(NamedTuple):
+    """What the bins of one feature sequence read: bin n of anchor p `count[p, n]` snippets, from `first[p, n]` on."""
+
+    first: np.ndarray  # [P, N]
+    count: np.ndarray  # [P, N]
+    weights: np.ndarray  # [sum of count], by anchor, then bin, then snippet
+
+
+def _taps(snippet: np.ndarray, weight: np.ndarray) -> _Taps:
+    """Sum up points: each of [2, P, N, points] adds its weight to its snippet."""
+    read = weight != 0
+    first = np.where(read, snippet, np.inf).min(axis=(0, 3))
+    last = np.where(read, snippet, -np.inf).max(axis=(0, 3))
+    empty = first == np.inf
+    first = np.where(empty, 0, first).astype(np.int64)
+    count = np.where(empty, 0, last - first + 1).astype(np.int64)
+    origin = _starts(count) - first
+    place = origin[:, :, None] + snippet.astype(np.int64)
+    return _Taps(first, count, np.bincount(place[read], weight[read], minlength=count.sum()))
+
+
+def _plan(
+    parts: list[_Taps], intervals: np.ndarray, length: int, bins: tuple[int, ...], dtype: torch.dtype
+) -> SamplingPlan:
+    first, count = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("first", "count"))
+    starts = _starts(count)
+    weights = np.empty(count.sum(), np.float64 if dtype == torch.float64 else np.float32)
+    for part, columns in zip(parts, np.split(starts, np.cumsum(bins)[:-1], axis=1), strict=True):
+        weights[
+            np.repeat((columns - _starts(part.count)).ravel(), part.count.ravel()) + np.arange(len(part.weights))
+        ] = part.weights
+
+    cell = np.repeat(np.arange(count.size, dtype=np.int32), count.ravel())
+    tap_anchor, tap_bin = np.divmod(cell, np.int32(first.shape[1]))
+    row = tap_bin * length + (first - starts).ravel()[cell] + np.arange(len(cell))
+    by_snippet = np.argsort(row, kind="stable")
+
+    # Anchors of one length, by start: they read alike but for the shift, away from the ends of the sequence.
+    order = np.lexsort((intervals[:, 0], np.round(intervals[:, 1] - intervals[:, 0], 6)))
+    arrays = {
+        "first": first.astype(np.int32),
+        "offsets": np.append(starts, len(weights)).astype(np.int32),
+        "weights": weights,
+        "by_snippet_offsets": np.append(0, np.bincount(row, minlength=sum(bins) * length).cumsum()).astype(np.int32),
+        "by_snippet_anchor": tap_anchor[by_snippet],
+        "by_snippet_weight": weights[by_snippet],
+        "order": order.astype(np.int32),
+        "shift": _shifts(order, first, count, starts, weights),
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return SamplingPlan(length=length, bins=bins, longest=int(count.max()), **tensors)
+
+
+def _starts(count: np.ndarray) -> np.ndarray:
+    """Where each bin's weights begin, [P, N]."""
+    return (np.cumsum(count) - count.ravel()).reshape(count.shape)
+
+
+def _shifts(order, first, count, starts, weights) -> np.ndarray:
+    """How the anchors of each group follow each other in each bin, see `SamplingPlan.shift`."""
+    before, after = order[:-1], order[1:]
+    step = first[after] - first[before]
+    alike = (count[before] == count[after]) & (count[after] > 0) & (step >= 0)
+    pair, n = np.nonzero(alike)
+    taps = count[after[pair], n]
+    tap_pair = np.repeat(np.arange(len(pair)), taps)
+    within = np.arange(len(tap_pair)) - (np.cumsum(taps) - taps)[tap_pair]
+    one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
+    alike[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
+    step = np.pad(np.where(alike, step, -1), ((1, -len(order) % GROUP), (0, 0)), constant_values=-1)
+    step = step.reshape(-1, GROUP, first.shape[1])[:, 1:]
+    return np.where((step == step[:, :1]).all(axis=1), step[:, 0], -1).astype(np.int32)
