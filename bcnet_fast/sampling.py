@@ -36,10 +36,10 @@ class SamplingPlan:
     by_snippet_offsets: Tensor  # [N * T + 1] int32
     by_snippet_anchor: Tensor  # [taps] int32
     by_snippet_weight: Tensor  # [taps], like weights
-    # Anchors in an order that brings those together that read alike, in groups of GROUP. Where shift[g, n] >= 0, each
-    # anchor of group g reads in bin n just so many snippets later than the one before it, with the same weights.
-    order: Tensor  # [P] int32
-    shift: Tensor  # [ceil(P / GROUP), N] int32
+    # The anchors in groups that read alike, filled up with -1. Where shift[g, n] >= 0, each anchor of group g reads in
+    # bin n just so many snippets later than the one before it, with the same weights.
+    order: Tensor  # [groups, GROUP] int32
+    shift: Tensor  # [groups, N] int32
 
     @property
     def anchors(self) -> int:
@@ -210,8 +210,7 @@ def _plan(
     row = tap_bin * length + (first - starts).ravel()[cell] + np.arange(len(cell))
     by_snippet = np.argsort(row, kind="stable")
 
-    # Anchors of one length, by start: they read alike but for the shift, away from the ends of the sequence.
-    order = np.lexsort((intervals[:, 0], np.round(intervals[:, 1] - intervals[:, 0], 6)))
+    order = _order(intervals)
     arrays = {
         "first": first.astype(np.int32),
         "offsets": np.append(starts, len(weights)).astype(np.int32),
@@ -219,7 +218,7 @@ def _plan(
         "by_snippet_offsets": np.append(0, np.bincount(row, minlength=sum(bins) * length).cumsum()).astype(np.int32),
         "by_snippet_anchor": tap_anchor[by_snippet],
         "by_snippet_weight": weights[by_snippet],
-        "order": order.astype(np.int32),
+        "order": order,
         "shift": _shifts(order, first, count, starts, weights),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -231,17 +230,37 @@ def _starts(count: np.ndarray) -> np.ndarray:
     return (np.cumsum(count) - count.ravel()).reshape(count.shape)
 
 
+def _order(intervals: np.ndarray) -> np.ndarray:
+    """The anchors in groups of one length each, by start: away from the ends they read alike but for the shift."""
+    lengths, kind = np.unique(np.round(intervals[:, 1] - intervals[:, 0], 6), return_inverse=True, equal_nan=True)
+    by_kind = np.lexsort((intervals[:, 0], kind))
+    sizes = np.bincount(kind, minlength=len(lengths))
+    rank = np.arange(len(kind)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Lengths take turns, some groups each, so that what is read next is close to what was read just now.
+    place = np.lexsort((rank, kind[by_kind], rank // (4 * GROUP)))
+    rank, kind, anchor = rank[place], kind[by_kind][place], by_kind[place]
+    first_of_group = rank % GROUP == 0
+    order = np.full((first_of_group.sum(), GROUP), -1, np.int32)
+    order[np.cumsum(first_of_group) - 1, rank % GROUP] = anchor
+    return order
+
+
 def _shifts(order, first, count, starts, weights) -> np.ndarray:
     """How the anchors of each group follow each other in each bin, see `SamplingPlan.shift`."""
-    before, after = order[:-1], order[1:]
-    step = first[after] - first[before]
-    alike = (count[before] == count[after]) & (count[after] > 0) & (step >= 0)
-    pair, n = np.nonzero(alike)
-    taps = count[after[pair], n]
-    tap_pair = np.repeat(np.arange(len(pair)), taps)
-    within = np.arange(len(tap_pair)) - (np.cumsum(taps) - taps)[tap_pair]
-    one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
-    alike[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
-    step = np.pad(np.where(alike, step, -1), ((1, -len(order) % GROUP), (0, 0)), constant_values=-1)
-    step = step.reshape(-1, GROUP, first.shape[1])[:, 1:]
-    return np.where((step == step[:, :1]).all(axis=1), step[:, 0], -1).astype(np.int32)
+    shift = np.zeros((len(order), first.shape[1]), np.int32)
+    alike = np.ones(shift.shape, bool)
+    for place in range(1, GROUP):
+        group = np.flatnonzero(order[:, place] >= 0)
+        before, after = order[group, place - 1], order[group, place]
+        step = first[after] - first[before]
+        if place == 1:
+            shift[group] = step
+        same = (count[before] == count[after]) & (step == shift[group]) & (step >= 0)
+        pair, n = np.nonzero(same)
+        taps = count[after[pair], n]
+        tap_pair = np.repeat(np.arange(len(pair)), taps)
+        within = np.arange(len(tap_pair)) - (np.cumsum(taps) - taps)[tap_pair]
+        one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
+        same[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
+        alike[group] &= same
+    return np.where(alike, shift, -1)

@@ -19,8 +19,8 @@
 
 #if defined(__GNUC__) && defined(__x86_64__)
 #define BCNET_X86 1
-#define BCNET_TARGET_AVX2 __attribute__((target("avx2,bmi,bmi2")))
-#define BCNET_TARGET_AVX512 __attribute__((target("avx2,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
+#define BCNET_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+#define BCNET_TARGET_AVX512 __attribute__((target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
 
 namespace bcnet_fast {
@@ -32,7 +32,8 @@ inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> usable;
 #ifdef BCNET_X86
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) usable.push_back(InstructionSet::avx512);

@@ -1,0 +1,166 @@
+#include "anchor_sampling.h"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "common.h"
+
+namespace bcnet_fast {
+namespace {
+
+using Index = Array<std::int32_t>;
+
+// The plan, after checks that keep all that is read and written inside the arrays.
+template <typename T>
+SamplingPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
+                        std::int64_t length) {
+  if (first.ndim() != 2) refuse(op, "first", shape_of(first), "[P, N]");
+  if (offsets.ndim() != 1 || offsets.shape(0) != first.size() + 1) refuse(op, "offsets", shape_of(offsets), "[P N + 1]");
+  if (weights.ndim() != 1) refuse(op, "weights", shape_of(weights), "[taps]");
+  const std::int32_t* begin = first.data();
+  const std::int32_t* bounds = offsets.data();
+  bool inside = bounds[0] >= 0 && bounds[first.size()] <= weights.shape(0);
+  for (py::ssize_t cell = 0; cell < first.size(); ++cell) {
+    const std::int64_t taps = std::int64_t{bounds[cell + 1]} - bounds[cell];
+    inside &= (taps >= 0) & (begin[cell] >= 0) & (begin[cell] + taps <= length);
+  }
+  if (!inside) refuse(op, "plan", "reaching outside", "snippets and weights that exist");
+  return {first.shape(0), first.shape(1), length, 0, begin, bounds, weights.data(), nullptr, nullptr};
+}
+
+// The same, with the groups of anchors.
+template <typename T>
+SamplingPlan<T> grouped_plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
+                                const Index& order, const Index& shift, std::int64_t length) {
+  SamplingPlan<T> plan = plan_of(op, first, offsets, weights, length);
+  if (order.ndim() != 2 || order.shape(1) != kGroup) refuse(op, "order", shape_of(order), "[groups, 8]");
+  plan.groups = order.shape(0);
+  if (shift.ndim() != 2 || shift.shape(0) != plan.groups || shift.shape(1) != plan.bins) {
+    refuse(op, "shift", shape_of(shift), "[groups, N]");
+  }
+  plan.order = order.data();
+  plan.shift = shift.data();
+  std::int64_t found = 0;
+  bool inside = true;
+  for (std::int64_t g = 0; g < plan.groups; ++g) {
+    const std::int32_t* anchors = plan.order + g * kGroup;
+    int count = 0;
+    for (int r = 0; r < kGroup; ++r) {
+      inside &= (anchors[r] < plan.anchors) & (anchors[r] >= (r == 0 ? 0 : -1)) & (anchors[r] < 0 || count == r);
+      count += anchors[r] >= 0;
+    }
+    found += count;
+    if (!inside) break;
+    for (std::int64_t n = 0; n < plan.bins; ++n) {
+      const std::int64_t cell = anchors[0] * plan.bins + n, taps = plan.offsets[cell + 1] - plan.offsets[cell];
+      const std::int64_t step = std::max(plan.shift[g * plan.bins + n], 0);
+      inside &= plan.first[cell] + (count - 1) * step + taps <= length;
+    }
+  }
+  // As many as there are, without a look at whether each is there once: then outputs are missing, not memory.
+  if (!inside || found != plan.anchors) refuse(op, "order or shift", "inconsistent", "every anchor, inside the sequence");
+  return plan;
+}
+
+void check_sources(const char* op, const Index& sources, std::int64_t bins, std::int64_t count) {
+  if (sources.ndim() != 1 || sources.shape(0) != bins) refuse(op, "sources", shape_of(sources), "[N]");
+  for (std::int64_t n = 0; n < bins; ++n) {
+    if (sources.data()[n] < 0 || sources.data()[n] >= count) refuse(op, "sources", "outside", "sequences that exist");
+  }
+}
+
+void check_shape(const char* op, const char* argument, const py::array& array, std::initializer_list<std::int64_t> shape) {
+  if (array.ndim() == static_cast<py::ssize_t>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape())) return;
+  std::ostringstream wanted;
+  for (const std::int64_t size : shape) wanted << size << " ";
+  refuse(op, argument, shape_of(array), "the sizes " + wanted.str());
+}
+
+template <typename T>
+void sample(const Array<T>& rows, const Index& first, const Index& offsets, const Array<T>& weights,
+            const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "sample";
+  if (rows.ndim() != 4) refuse(op, "rows", shape_of(rows), "[B, G, T, C]");
+  const SamplingPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2));
+  check_sources(op, sources, plan.bins, rows.shape(1));
+  check_shape(op, "out", out, {rows.shape(0), plan.anchors, plan.bins, rows.shape(3)});
+  T* const to = out.mutable_data();
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  bcnet_fast::sample(rows.data(), plan, sources.data(), rows.shape(1), rows.shape(0), rows.shape(3), chosen, threads, to);
+}
+
+template <typename T>
+void sample_backward(const Array<T>& grad, const Index& first, const Index& offsets, const Array<T>& weights,
+                     const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "sample_backward";
+  if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, G, T, C]");
+  const SamplingPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2));
+  check_sources(op, sources, plan.bins, out.shape(1));
+  check_shape(op, "grad", grad, {out.shape(0), plan.anchors, plan.bins, out.shape(3)});
+  T* const to = out.mutable_data();
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  bcnet_fast::sample_backward(grad.data(), plan, sources.data(), out.shape(1), out.shape(0), out.shape(3), chosen, threads,
+                              to);
+}
+
+template <typename T>
+void gather(const Array<T>& projected, const Index& first, const Index& offsets, const Array<T>& weights,
+            const Index& order, const Index& shift, const Array<T>& bias, Array<T>& out, bool relu, int threads,
+            const std::string& instruction_set) {
+  constexpr const char* op = "gather";
+  if (projected.ndim() != 4) refuse(op, "projected", shape_of(projected), "[B, N, T, O]");
+  const SamplingPlan<T> plan = grouped_plan_of(op, first, offsets, weights, order, shift, projected.shape(2));
+  const std::int64_t batch = projected.shape(0), outputs = projected.shape(3);
+  check_shape(op, "projected", projected, {batch, plan.bins, plan.length, outputs});
+  check_shape(op, "bias", bias, {outputs});
+  check_shape(op, "out", out, {batch, plan.anchors, outputs});
+  T* const to = out.mutable_data();
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  bcnet_fast::gather(projected.data(), plan, bias.data(), relu, batch, outputs, chosen, threads, to);
+}
+
+template <typename T>
+void gather_backward(const Array<T>& grad, const Index& first, const Index& offsets, const Array<T>& weights,
+                     const Index& order, const Index& shift, Array<T>& out, int threads,
+                     const std::string& instruction_set) {
+  constexpr const char* op = "gather_backward";
+  if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, N, T, O]");
+  const SamplingPlan<T> plan = grouped_plan_of(op, first, offsets, weights, order, shift, out.shape(2));
+  const std::int64_t batch = out.shape(0), outputs = out.shape(3);
+  check_shape(op, "out", out, {batch, plan.bins, plan.length, outputs});
+  check_shape(op, "grad", grad, {batch, plan.anchors, outputs});
+  T* const to = out.mutable_data();
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  bcnet_fast::gather_backward(grad.data(), plan, batch, outputs, chosen, threads, to);
+}
+
+template <typename T>
+void define(py::module_& module) {
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  module.def("sample", &sample<T>, array("rows"), array("first"), array("offsets"), array("weights"), array("sources"),
+             array("out"), py::arg("threads"), instruction_set_argument(),
+             "Writes what every bin of every anchor samples to out [B, P, N, C].");
+  module.def("sample_backward", &sample_backward<T>, array("grad"), array("first"), array("offsets"), array("weights"),
+             array("sources"), array("out"), py::arg("threads"), instruction_set_argument(),
+             "Writes the gradient of the rows to out [B, G, T, C].");
+  module.def("gather", &gather<T>, array("projected"), array("first"), array("offsets"), array("weights"), array("order"),
+             array("shift"), array("bias"), array("out"), py::arg("relu"), py::arg("threads"), instruction_set_argument(),
+             "Writes the sum over all bins of what they sample, + bias, ReLU, to out [B, P, O].");
+  module.def("gather_backward", &gather_backward<T>, array("grad"), array("first"), array("offsets"), array("weights"),
+             array("order"), array("shift"), array("out"), py::arg("threads"), instruction_set_argument(),
+             "Writes the gradient of what is gathered to out [B, N, T, O].");
+}
+
+}  // namespace
+
+void define_anchor_sampling(py::module_& module) {
+  define<float>(module);
+  define<double>(module);
+}
+
+}  // namespace bcnet_fast

@@ -1,0 +1,48 @@
+// Weighted sums of snippets by a sparse plan (bcnet_fast/sampling.py). T is float or double.
+#pragma once
+
+#include <cstdint>
+
+#include "simd.h"
+
+namespace bcnet_fast {
+
+constexpr int kGroup = 8;  // anchors worked on at the same time; GROUP in bcnet_fast/sampling.py
+
+// Bin n of anchor p reads the snippets from first[p * bins + n] on, with the weights from offsets[p * bins + n] up to
+// offsets[p * bins + n + 1]. Group g is the anchors order[8 g] to order[8 g + 7], of which -1 are none; where
+// shift[g * bins + n] >= 0, each of them reads in bin n that many snippets later than the one before it, with the same
+// weights.
+template <typename T>
+struct SamplingPlan {
+  std::int64_t anchors, bins, length, groups;
+  const std::int32_t* first;
+  const std::int32_t* offsets;
+  const T* weights;
+  const std::int32_t* order;
+  const std::int32_t* shift;
+};
+
+// rows [batch, sources, length, channels] -> out [batch, anchors, bins, channels]; bin n reads the rows of sources[n].
+template <typename T>
+void sample(const T* rows, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+            std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out);
+
+// The gradient of `rows`, of grad [batch, anchors, bins, channels].
+template <typename T>
+void sample_backward(const T* grad, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+                     std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out);
+
+// projected [batch, bins, length, outputs] -> out [batch, anchors, outputs], the sum over all bins, + bias, ReLU.
+template <typename T>
+void gather(const T* projected, const SamplingPlan<T>& plan, const T* bias, bool relu, std::int64_t batch,
+            std::int64_t outputs, InstructionSet instruction_set, int threads, T* out);
+
+// The gradient of `projected`, of grad [batch, anchors, outputs].
+template <typename T>
+void gather_backward(const T* grad, const SamplingPlan<T>& plan, std::int64_t batch, std::int64_t outputs,
+                     InstructionSet instruction_set, int threads, T* out);
+
+// In all four, each output has one writer and a fixed order of sums: the same bits for any number of threads.
+
+}  // namespace bcnet_fast

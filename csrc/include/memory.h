@@ -1,0 +1,26 @@
+// Memory that is written for the first time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace bcnet_fast {
+
+// Asks for pages of 2 MiB where a large output begins to be written: with the usual 4 KiB, the interruptions on their first
+// use take longer than the work itself. The C library takes outputs above 32 MiB from the system anew for every call.
+inline void prefer_huge_pages(void* memory, std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t page = std::uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + page - 1) / page * page, end = (address + bytes) / page * page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a wish: no error matters
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
+}  // namespace bcnet_fast
