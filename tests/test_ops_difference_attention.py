@@ -47,7 +47,7 @@ def dtype(value: torch.dtype):
     return pytest.param(value, id=str(value).removeprefix("torch."))
 
 
-@pytest.fixture(params=["reference", "triton"])
+@pytest.fixture(params=["reference", "native", "triton"])
 def backend(request) -> str:
     return request.param
 

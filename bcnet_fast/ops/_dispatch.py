@@ -21,7 +21,7 @@ OLDEST_TRITON = (3, 2)
 # Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
-    "difference_attention": {"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
+    "difference_attention": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "anchor_sampling": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
 }
 
@@ -51,6 +51,9 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     """Why `backend` cannot run `op` on `device`; None when it can."""
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
+    if backend == "native" and op == "difference_attention":
+        found = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+        return None if found else "this PyTorch has no fused attention for the CPU"
     if backend == "native":
         return _native.reason
     if backend == "triton":

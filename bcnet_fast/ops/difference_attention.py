@@ -40,7 +40,8 @@ def difference_attention(
         [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) costs no copy.
 
     Differentiable once in the four tensors, with the same bits on every repeat. The memory used beyond the outputs is
-    [B, H, Tq] on CUDA; the reference on the CPU stores the [B, H, Tq, Tk] map.
+    [B, H, Tq]; only the reference stores the [B, H, Tq, Tk] map. On the CPU, "native" is PyTorch's own fused attention,
+    called once for each value stream.
 
     Raises:
         TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
@@ -104,6 +105,42 @@ def _backend(query: torch.Tensor) -> str:
     return backend
 
 
+def _twice(query, key, value_action, value_background, scale):
+    """Both outputs and the log-sum-exp by two calls of PyTorch's attention for the CPU, which takes heads of one size."""
+    tensors = _of_one_size(query, key, value_action, value_background)
+    (out_action, lse), (out_background, _) = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors[:2], value, scale=scale)
+        for value in tensors[2:]
+    )
+    size = value_action.shape[-1]
+    return out_action[..., :size], out_background[..., :size], lse
+
+
+def _twice_backward(
+    grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
+):
+    """The four gradients; those of query and key are sums over the two calls."""
+    padded = _of_one_size(
+        query, key, value_action, value_background, grad_action, grad_background, out_action, out_background
+    )
+    (of_query, of_key, of_action), (more_query, more_key, of_background) = (
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, *padded[:2], value, out, lse, 0.0, False, scale=scale
+        )
+        for value, grad, out in zip(padded[2:4], padded[4:6], padded[6:8], strict=True)
+    )
+    d, dv = query.shape[-1], value_action.shape[-1]
+    of_query, of_key = of_query.add_(more_query), of_key.add_(more_key)
+    return of_query[..., :d], of_key[..., :d], of_action[..., :dv], of_background[..., :dv]
+
+
+def _of_one_size(*tensors: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors with their heads padded with zeros to the largest, and each head's elements side by side."""
+    size = max(tensor.shape[-1] for tensor in tensors)
+    padded = [torch.nn.functional.pad(t, (0, size - t.shape[-1])) if t.shape[-1] < size else t for t in tensors]
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in padded]
+
+
 # Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
 @torch.library.custom_op(
     "bcnet_fast::difference_attention",
@@ -121,12 +158,14 @@ def _forward(
     """Both outputs, and the log-sum-exp [B, H, Tq] of each row for the backward (no gradient flows through it)."""
     out_action, out_background, lse = _forward_fake(query, key, value_action, value_background, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _backend(query) == "triton":
+    backend = _backend(query)
+    if backend == "triton":
         from ..kernels import difference_attention as kernels
 
         kernels.launch(query, key, value_action, value_background, out_action, out_background, lse, scale)
     else:
-        computed = reference.difference_attention_forward(query, key, value_action, value_background, scale)
+        forward = _twice if backend == "native" else reference.difference_attention_forward
+        computed = forward(query, key, value_action, value_background, scale)
         for out, value in zip((out_action, out_background, lse), computed, strict=True):
             out.copy_(value)
     return out_action, out_background, lse
@@ -164,12 +203,14 @@ def _backward(
     given = (grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse)
     grads = _backward_fake(*given, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if _backend(query) == "triton":
+    backend = _backend(query)
+    if backend == "triton":
         from ..kernels import difference_attention as kernels
 
         kernels.launch_backward(*given, *grads, scale)
     else:
-        for grad, value in zip(grads, reference.difference_attention_backward(*given, scale), strict=True):
+        backward = _twice_backward if backend == "native" else reference.difference_attention_backward
+        for grad, value in zip(grads, backward(*given, scale), strict=True):
             grad.copy_(value)
     return grads
 
