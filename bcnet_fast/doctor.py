@@ -21,6 +21,7 @@ from . import __version__, _native, ops
 from ._cli import Parser, run
 from .errors import BackendError
 from .ops import _dispatch, reference
+from .sampling import bmn_intervals, interpolated_plan
 
 PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
 
@@ -92,10 +93,22 @@ def _check_difference_attention(device: torch.device) -> float:
     return max(float((f.cpu() - e).abs().max()) for f, e in zip(found, expected, strict=True))
 
 
+def _check_anchor_sampling(device: torch.device) -> float:
+    """Largest error of BMN's projection, by both strategies, in float32 against the dense weights in float64."""
+    generator = torch.Generator().manual_seed(0)
+    plan = interpolated_plan(bmn_intervals(13), 13, 4, 3)
+    features, weight = (torch.randn(shape, generator=generator) for shape in ((1, 9, 13), (4, 9, 7)))
+    expected = torch.einsum("pnt,bct,nco->bpo", *(t.double() for t in (plan.dense(), features, weight)))
+    given = features.to(device), plan.to(device), weight.to(device)
+    found = [ops.anchor_projection(*given, strategy=strategy) for strategy in ("project", "gather")]
+    return max(float((f.cpu() - expected).abs().max()) for f in found)
+
+
 # Per operator: the largest error on one device with the backend in force, and what is allowed.
 CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
     "soft_nms": (_check_soft_nms, 1e-12),
     "difference_attention": (_check_difference_attention, 1e-5),
+    "anchor_sampling": (_check_anchor_sampling, 1e-4),
 }
 
 

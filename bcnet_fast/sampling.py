@@ -83,9 +83,11 @@ def interpolated_plan(
     [0, T - 1] is lost: so points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
     For BCNet the intervals are `make_anchors(...)` themselves, for BMN `bmn_intervals(T)`.
 
-    Raises ValueError when a number is below 1 or `intervals` is not [P, 2].
+    Raises ValueError when a number is below 1, or `intervals` is not [P, 2] or infinite.
     """
-    intervals = _checked(intervals, length, bins=bins, points_per_bin=points_per_bin)
+    intervals = _check("intervals", intervals, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1))
+    if np.isinf(intervals).any():
+        raise ValueError("sampling plan: intervals must be finite or NaN")
     count = bins * points_per_bin
     start, end = intervals[:, :1], intervals[:, 1:]
     points = start + (end - start) / max(count - 1.0, 1.0) * np.arange(count)
@@ -120,9 +122,11 @@ def aligned_plan(
     A point t outside [-1, T] gives 0; up to one snippet outside the sequence it reads the snippet at that end. The mean
     counts all points. For G-TAD the regions are `gtad_regions(T, D)`.
 
-    Raises ValueError when a number is below its least or `regions` is not [P, 2].
+    Raises ValueError when a number is too small, or `regions` is not [P, 2] and finite.
     """
-    regions = _checked(regions, length, bins=min(bins, default=0), points_per_bin=points_per_bin + 1)
+    regions = _check("regions", regions, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
+    if not np.isfinite(regions).all():
+        raise ValueError("sampling plan: regions must be finite")
     start, extent = regions[:, :1, None], np.maximum(regions[:, 1:] - regions[:, :1], 1.0)[:, :, None]
     parts = {}
     for number in set(bins):
@@ -163,13 +167,14 @@ def gtad_regions(length: int, max_duration: int) -> np.ndarray:
     return regions
 
 
-def _checked(intervals: np.ndarray, length: int, **numbers: int) -> np.ndarray:
+def _check(name: str, intervals: np.ndarray, **least: tuple[object, int]) -> np.ndarray:
+    """The intervals as float64; raise for what makes no plan. `least` are pairs of number(s) and the least allowed."""
     intervals = np.asarray(intervals, dtype=np.float64)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
-        raise ValueError(f"sampling plan: intervals must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
-    for name, number in {"length": length, **numbers}.items():
-        if number < 1:
-            raise ValueError(f"sampling plan: {name} is too small")
+        raise ValueError(f"sampling plan: {name} must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
+    for argument, (given, lowest) in least.items():
+        if min(np.atleast_1d(given), default=lowest - 1) < lowest:
+            raise ValueError(f"sampling plan: {argument} must be at least {lowest}, got {given}")
     return intervals
 
 

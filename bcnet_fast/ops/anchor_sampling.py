@@ -14,13 +14,13 @@ from ._dispatch import choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
-# What a multiply-add of the gathering costs, in multiply-adds of a matrix product on the same device. On the CPU both run
-# on the same units, and gathering waits for the cache; a GPU multiplies matrices on units of their own.
+# What a multiply-add of the gathering costs, in multiply-adds of a matrix product on the same device. On the CPU both
+# run on the same units, and gathering waits for the cache; a GPU multiplies matrices on units of their own.
 GATHER_COST = {"cpu": 2.0, "cuda": 16.0}
 # Output columns whose sampled features one GPU block builds (kernels/anchor_sampling.py): they are built again for the
 # next ones. The CPU builds them once.
 COLUMNS_BUILT_FOR = {"cpu": float("inf"), "cuda": 128}
-# Anchors whose sampled features are in memory at a time on the CPU: few enough for the cache, enough for a good product.
+# Anchors whose sampled features are in memory at a time on the CPU: few enough for the cache, enough for the product.
 ANCHORS_AT_A_TIME = 256
 
 
@@ -150,8 +150,8 @@ def _check(op, features, first, weights, length, bins, weight=None, bias=None) -
             refuse(ValueError, name, f"on {features.device} as features is", f"a tensor on {tensor.device}")
 
 
-# The plan as operators take it, after their other tensors. Schemas are written out because PyTorch before 2.6 cannot read
-# them from annotations that are strings.
+# The plan as operators take it, after their other tensors. Schemas are written out because PyTorch before 2.6 cannot
+# read them from annotations that are strings.
 _PLAN = (
     "Tensor first, Tensor offsets, Tensor weights, Tensor by_snippet_offsets, Tensor by_snippet_anchor, "
     "Tensor by_snippet_weight, Tensor order, Tensor shift, int length, int[] bins, int longest"

@@ -106,7 +106,7 @@ def _backend(query: torch.Tensor) -> str:
 
 
 def _twice(query, key, value_action, value_background, scale):
-    """Both outputs and the log-sum-exp by two calls of PyTorch's attention for the CPU, which takes heads of one size."""
+    """Both outputs and the log-sum-exp, by two calls of PyTorch's CPU attention, which takes heads of one size."""
     tensors = _of_one_size(query, key, value_action, value_background)
     (out_action, lse), (out_background, _) = (
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors[:2], value, scale=scale)

@@ -162,7 +162,7 @@ def anchor_sampling_backward(grad, first, offsets, weights, length, bins, longes
 
 
 def anchor_projection(rows, weight, bias, first, offsets, weights, bins, longest, relu):
-    """The definition of the projection: the sum over bins n of `sampled[:, :, n] @ weight[n]`, + bias, ReLU: [B, P, O]."""
+    """The definition of the projection: the sum over bins of sampled[:, :, n] @ weight[n], + bias, ReLU: [B, P, O]."""
     out = weights.new_zeros(rows.shape[0], first.shape[0], weight.shape[2])
     matrices = _bin_matrices(first, offsets, weights, rows.shape[2], longest)
     for matrix, projection, source in zip(matrices, weight, _sources(bins), strict=True):
