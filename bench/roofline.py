@@ -1,0 +1,239 @@
+"""The least time that each operator can take: its FLOPs and bytes against the rates of a GPU, or of this processor.
+
+    python bench/roofline.py [--csv FILE]            about 10 s
+
+FLOPs are those of the exact algebra that the operator uses (a multiply-add counts 2, an exponential 1); bytes are those
+of its inputs and outputs, each moved once. The floor is the longer of FLOPs / rate of matrix products and bytes / rate
+of copying. No kernel is run on a GPU here: those rates are the vendor's, and the floors are bounds, not times.
+
+    RTX 2080 Ti  NVIDIA Turing GPU Architecture whitepaper (WP-09183-001), appendix A, reference clocks; fp16 products
+                 with fp32 sums
+    A100         NVIDIA A100 Tensor Core GPU datasheet, SXM, 40 GB
+    H100         NVIDIA H100 Tensor Core GPU datasheet, SXM; tensor-core rates without sparsity
+
+The processor's rates are measured: fp32 products of 1536 x 1536 matrices, and a copy of as many bytes as the operator
+moves (from and to counted), both with as many threads as PyTorch uses.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from common import environment, print_table  # noqa: E402
+
+from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.anchors import make_anchors  # noqa: E402
+from bcnet_fast.files import atomic_text  # noqa: E402
+from bcnet_fast.sampling import (  # noqa: E402
+    SamplingPlan,
+    aligned_plan,
+    bmn_intervals,
+    gtad_regions,
+    interpolated_plan,
+)
+
+
+class Gpu(NamedTuple):
+    """TFLOP/s of products of fp32, tf32 (None: the device has none) and fp16 matrices, and GB/s of memory."""
+
+    fp32: float
+    tf32: float | None
+    fp16: float
+    memory: float
+
+
+GPUS = {
+    "RTX 2080 Ti": Gpu(13.4, None, 53.8, 616),
+    "A100": Gpu(19.5, 156, 312, 1555),
+    "H100": Gpu(66.9, 494.7, 989.4, 3350),
+}
+
+
+class Work(NamedTuple):
+    """What one call has to do: FLOPs that are, or could be, matrix products, and elements read and written."""
+
+    flops: float
+    elements: float
+    index_bytes: float = 0.0  # of what has one size whatever the dtype: integers, weights of plans, float64 results
+    serial: bool = False  # a chain of steps, for one thread
+
+    def bytes(self, itemsize: int) -> float:
+        return self.elements * itemsize + self.index_bytes
+
+    def floor_ms(self, tflops: float, gigabytes: float, itemsize: int) -> float:
+        return max(self.flops / tflops * 1e-9, self.bytes(itemsize) / gigabytes * 1e-6)
+
+
+def difference_attention(heads: int, tq: int, tk: int, d: int, dv: int) -> Work:
+    flops = heads * tq * tk * (2 * d + 4 * dv + 1)
+    return Work(flops, heads * (tq * d + tk * d + 2 * (tk + tq) * dv), heads * tq * 4)
+
+
+def difference_attention_backward(heads: int, tq: int, tk: int, d: int, dv: int) -> Work:
+    # One more logit product, two for each map gradient, value gradient, and one each for query and key.
+    flops = heads * tq * tk * (6 * d + 8 * dv + 1)
+    return Work(flops, heads * (2 * (tq + tk) * d + (4 * tq + 4 * tk) * dv), heads * tq * 4)
+
+
+def _plan_bytes(plan: SamplingPlan) -> int:
+    return 4 * (plan.first.numel() + plan.offsets.numel() + plan.weights.numel())
+
+
+def anchor_sampling(plan: SamplingPlan, channels: int) -> Work:
+    elements = len(plan.bins) * plan.length * channels + plan.first.numel() * channels
+    return Work(2 * plan.taps * channels, elements, _plan_bytes(plan))
+
+
+def anchor_projection(plan: SamplingPlan, channels: int, outputs: int) -> Work:
+    """Of the strategy "project"."""
+    bins = plan.first.shape[1]
+    flops = 2 * bins * plan.length * channels * outputs + 2 * plan.taps * outputs
+    elements = len(plan.bins) * plan.length * channels + bins * channels * outputs + plan.anchors * outputs
+    return Work(flops, elements, _plan_bytes(plan))
+
+
+def anchor_projection_dense(plan: SamplingPlan, channels: int, outputs: int) -> Work:
+    """Of the public form: a matrix [T, N P] samples, and a convolution projects the stored samples."""
+    bins = plan.first.shape[1]
+    flops = 2 * bins * plan.anchors * channels * (plan.length + outputs)
+    samples = bins * plan.anchors * channels
+    elements = bins * plan.anchors * plan.length + 2 * samples + bins * channels * outputs + plan.anchors * outputs
+    return Work(flops, elements)
+
+
+def add_layer_norm(rows: int, size: int) -> Work:
+    return Work(0, 3 * rows * size)
+
+
+def add_layer_norm_backward(rows: int, size: int) -> Work:
+    return Work(0, 3 * rows * size, rows * 4)
+
+
+def match_proposals(windows: int, snippets: int, durations: int, anchors: int) -> Work:
+    """Two boundaries, three anchor scores, anchors and table in; per possible pair four float64 and two int32 out."""
+    pairs = sum(min(durations, snippets - 1 - start) for start in range(snippets))
+    fixed = windows * (40 * pairs + 8) + 16 * anchors + 4 * snippets * durations
+    return Work(0, windows * (2 * snippets + 3 * anchors), fixed)
+
+
+def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float, min_score: float) -> Work:
+    """Of one set, Gaussian: what a candidate in play takes whose segment overlaps a picked one, over all picks.
+
+    That is 40 operations (11 for the tIoU, 24 for the exponential, 5 for the score), each counted as 2 FLOPs, because none
+    of them may be fused to a multiply-add: the definition fixes every rounding.
+    """
+    (start, end), left, decays = segments.T, scores.astype(np.float64), 0
+    while left.max(initial=0) >= min_score:
+        top = left.argmax()
+        left[top] = 0
+        inter = np.minimum(end, end[top]) - np.maximum(start, start[top])
+        overlaps = (inter > 0) & (left > 0)
+        decays += np.count_nonzero(overlaps)
+        tiou = inter[overlaps] / (end[overlaps] - start[overlaps] + end[top] - start[top] - inter[overlaps])
+        left[overlaps] *= np.exp(-np.square(tiou) / sigma)
+        left[left < min_score] = 0
+    return Work(80 * decays, 0, segments.nbytes + scores.nbytes, serial=True)
+
+
+def bcnet_plan() -> SamplingPlan:
+    return interpolated_plan(make_anchors(256, 64), 256)
+
+
+def bmn_plan() -> SamplingPlan:
+    return interpolated_plan(bmn_intervals(100), 100)
+
+
+def gtad_plan() -> SamplingPlan:
+    return aligned_plan(gtad_regions(256, 64), 256)
+
+
+def cases() -> Iterator[tuple[str, str, Work]]:
+    """(operator, shape, work) of the shapes that BCNet, BMN and G-TAD have, for one window."""
+    for name, work in (
+        ("difference_attention", difference_attention),
+        ("difference_attention backward", difference_attention_backward),
+    ):
+        yield name, "clip: 8 x 1218 x 1218 x 64", work(8, 1218, 1218, 64, 64)
+        yield name, "frame: 8 x 256 x 256 x 64", work(8, 256, 256, 64, 64)
+    yield "anchor_sampling", "BCNet: 1218 x 32 x 64", anchor_sampling(bcnet_plan(), 64)
+    for shape, plan in (("BMN: 10000 x 32 x 256 -> 512", bmn_plan()), ("G-TAD: 16384 x 32 x 256 -> 512", gtad_plan())):
+        yield "anchor_projection", shape, anchor_projection(plan, 256, 512)
+        yield "  the same, dense form", shape, anchor_projection_dense(plan, 256, 512)
+    yield "match_proposals", "8 x 256 snippets", match_proposals(8, 256, 64, 1218)
+    for rows, size in ((1218, 2048), (256, 400)):
+        yield "add_layer_norm", f"{rows} x {size}", add_layer_norm(rows, size)
+        yield "add_layer_norm backward", f"{rows} x {size}", add_layer_norm_backward(rows, size)
+
+
+def best_seconds(call, runs: int = 7) -> float:
+    call()
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+@functools.cache
+def cpu_tflops() -> float:
+    a, b, out = (torch.randn(1536, 1536) for _ in range(3))
+    return 2 * 1536**3 / best_seconds(lambda: torch.mm(a, b, out=out)) * 1e-12
+
+
+@functools.cache
+def cpu_gigabytes(moved: int) -> float:
+    """GB/s of a copy that moves so many bytes, from and to: small ones stay in the caches, and so do operators."""
+    source = torch.ones(max(1, moved // 8))
+    target = torch.empty_like(source)
+    return moved / best_seconds(lambda: target.copy_(source), 15) * 1e-9
+
+
+def cpu_floor_ms(work: Work) -> float:
+    """The floor of float32 on this processor."""
+    moved = int(work.bytes(4))
+    threads = torch.get_num_threads() if work.serial else 1
+    # Sizes are rounded so that operators of about one size are measured against one rate.
+    return work.floor_ms(cpu_tflops() / threads, cpu_gigabytes(1 << (moved - 1).bit_length()), 4)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    args = parser.parse_args(argv)
+
+    facts = environment()
+    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {1e3 * cpu_tflops():.0f} GFLOP/s\n")
+    header = ["operator", "shape", "GFLOP", "MB fp32"]
+    header += [f"{gpu} {dtype} us" for gpu in GPUS for dtype in ("fp32", "fp16")] + ["this CPU fp32 ms"]
+    rows = []
+    for name, shape, work in cases():
+        row = [name, shape, work.flops * 1e-9, work.bytes(4) * 1e-6]
+        for gpu in GPUS.values():
+            row += [1e3 * work.floor_ms(gpu.fp32, gpu.memory, 4), 1e3 * work.floor_ms(gpu.fp16, gpu.memory, 2)]
+        rows.append([*row, cpu_floor_ms(work)])
+    print_table(header, rows)
+    if args.csv:
+        with atomic_text(args.csv) as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow([*header, "device", "threads", "torch", "date"])
+            for row in rows:
+                figures = [f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row]
+                writer.writerow([*figures, *(facts[k] for k in ("device", "threads", "torch", "date"))])
+        print(f"written: {args.csv}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
