@@ -1,7 +1,8 @@
 """The operators, each usable alone in another model."""
 
 from ._dispatch import use_backend
+from .add_layer_norm import add_layer_norm
 from .difference_attention import difference_attention
 from .soft_nms import soft_nms
 
-__all__ = ["difference_attention", "soft_nms", "use_backend"]
+__all__ = ["add_layer_norm", "difference_attention", "soft_nms", "use_backend"]

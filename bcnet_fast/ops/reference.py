@@ -144,3 +144,24 @@ def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
         first, second = (one / x.dtype.type(math.factorial(k)) for k in (power, power + 1))
         tail = (first + r * second) + r * r * tail
     return np.ldexp(one + (r + r * r * tail), n.astype(np.int32))
+
+
+def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """The definition of the residual LayerNorm: `z = x + residual`, then `(z - mean) / sqrt(variance + eps)` per row."""
+    return add_layer_norm_forward(x, residual, eps)[0].to(x.dtype)
+
+
+def add_layer_norm_forward(x, residual, eps):
+    """The output [..., D] and 1 / sqrt(variance + eps) [...] of each row, in the accumulation dtype."""
+    x, residual = _accumulated(x, residual)
+    z = x + residual
+    # A constant added to a row changes nothing, but a large one would cost digits.
+    out, _, rstd = torch.native_layer_norm(z - z[..., :1], z.shape[-1:], None, None, eps)
+    return out, rstd[..., 0]
+
+
+def add_layer_norm_backward(grad, out, rstd):
+    """The gradient of x, which is that of residual too, in the accumulation dtype."""
+    grad, out = _accumulated(grad, out)
+    slope = (grad * out).mean(-1, keepdim=True)
+    return (grad - grad.mean(-1, keepdim=True) - out * slope) * rstd[..., None]
