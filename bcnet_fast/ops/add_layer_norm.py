@@ -18,6 +18,8 @@ BACKEND_DTYPES = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Elements from which the native operator makes good for what PyTorch takes to call an operator defined in Python.
+WORTH_A_CALL = 65536
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -45,6 +47,11 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     for name, tensor in (("x", x), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"add_layer_norm: {name} must be a tensor, got {type(tensor).__name__}")
+    # First of all the question that ends tracing, so that it does not depend on the others.
+    if not torch.compiler.is_compiling() and x.device.type == "cpu" and x.numel() < WORTH_A_CALL:
+        if requested() == "auto":
+            _check(x, residual, eps)
+            return reference.add_layer_norm(x, residual, eps)
     return _forward(x, residual, eps)[0]
 
 

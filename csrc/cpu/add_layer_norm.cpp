@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "parallel.h"
@@ -19,6 +20,25 @@ constexpr int kBlockBytes = 128;  // two of the largest vectors, whose additions
 template <typename T>
 constexpr int kBlock = kBlockBytes / static_cast<int>(sizeof(T));
 
+// Adds the upper half to the lower, until one element is left.
+template <typename T, typename V>
+BCNET_INLINE T sum_of_halves(V vector) {
+  if constexpr (sizeof(V) > 16) {
+    using Half = Vector<T, sizeof(V) / 2>;
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return sum_of_halves<T>(halves[0] + halves[1]);
+  } else {
+    constexpr int lanes = sizeof(V) / sizeof(T);
+    T elements[lanes];
+    std::memcpy(elements, &vector, sizeof(vector));
+    for (int width = lanes / 2; width; width /= 2) {
+      for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
+    }
+    return elements[0];
+  }
+}
+
 template <int bytes, typename T>
 struct Sums {
   using V = Vector<T, bytes>;
@@ -28,21 +48,26 @@ struct Sums {
   V sums[vectors] = {};
 
   BCNET_INLINE T total() const {
-    T pairs[kBlock<T>];
-    for (int k = 0; k < vectors; ++k) store(pairs + k * lanes, sums[k]);
-    for (int width = kBlock<T> / 2; width; width /= 2) {
-      for (int i = 0; i < width; ++i) pairs[i] += pairs[i + width];
+    V left[vectors];
+    for (int k = 0; k < vectors; ++k) left[k] = sums[k];
+    for (int width = vectors / 2; width; width /= 2) {
+      for (int k = 0; k < width; ++k) left[k] += left[k + width];
     }
-    return pairs[0];
+    return sum_of_halves<T>(left[0]);
   }
 };
 
 template <typename T>
-constexpr std::int64_t padded(std::int64_t columns) {
-  return (columns + kBlock<T> - 1) / kBlock<T> * kBlock<T>;
+struct alignas(kBlockBytes) Block {
+  T elements[kBlock<T>];
+};
+
+template <typename T>
+std::int64_t blocks_in(std::int64_t columns) {
+  return (columns + kBlock<T> - 1) / kBlock<T>;
 }
 
-// `buffer` holds padded(columns) elements.
+// `buffer` holds blocks_in(columns) blocks.
 //
 // All is relative to the first element of the row: a large offset common to a row costs no digits, and a row of equal
 // elements gives zeros.
@@ -50,7 +75,8 @@ template <int bytes, typename T>
 BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* buffer, T* out, T* rstd) {
   using S = Sums<bytes, T>;
   using V = typename S::V;
-  const std::int64_t whole = columns / kBlock<T> * kBlock<T>, end = padded<T>(columns);
+  const std::int64_t whole = columns / kBlock<T> * kBlock<T>, end = blocks_in<T>(columns) * kBlock<T>;
+  const T share = T(1) / static_cast<T>(columns);
   const T origin = x[0] + residual[0];
   S sum;
   for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
@@ -66,7 +92,7 @@ BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t column
     std::fill(buffer + columns, buffer + end, T(0));
     for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(buffer + whole + k * S::lanes);
   }
-  const T mean = sum.total() / static_cast<T>(columns);
+  const T mean = sum.total() * share;
 
   std::fill(buffer + columns, buffer + end, mean);  // which adds nothing to the squares
   S squares;
@@ -76,7 +102,7 @@ BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t column
       squares.sums[k] += centred * centred;
     }
   }
-  const T scale = T(1) / std::sqrt(squares.total() / static_cast<T>(columns) + eps);
+  const T scale = T(1) / std::sqrt(squares.total() * share + eps);
 
   *rstd = scale;
   for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, (load<V>(buffer + i) - mean) * scale);
@@ -88,6 +114,7 @@ BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_
   using S = Sums<bytes, T>;
   using V = typename S::V;
   const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
+  const T share = T(1) / static_cast<T>(columns);
   S sum, products;
   const auto add_block = [&](const T* grad_block, const T* out_block) {
     for (int k = 0; k < S::vectors; ++k) {
@@ -103,8 +130,8 @@ BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_
     std::copy(out + whole, out + columns, last_out);
     add_block(last_grad, last_out);
   }
-  const T mean = sum.total() / static_cast<T>(columns);
-  const T slope = products.total() / static_cast<T>(columns);
+  const T mean = sum.total() * share;
+  const T slope = products.total() * share;
   for (std::int64_t i = 0; i < whole; i += S::lanes) {
     store(grad_input + i, ((load<V>(grad + i) - mean) - load<V>(out + i) * slope) * scale);
   }
@@ -170,7 +197,7 @@ void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Bo
 
 // As many threads as have enough to do to be worth waking.
 int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
-  constexpr std::int64_t worth_a_thread = 32768;  // elements
+  constexpr std::int64_t worth_a_thread = 65536;  // elements
   const std::int64_t most = std::min(rows, rows * columns / worth_a_thread);
   return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, most)));
 }
@@ -182,10 +209,10 @@ void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64
                     InstructionSet instruction_set, int threads, T* out, T* rstd) {
   threads = useful_threads(rows, columns, threads);
   const Forward<T> row = forward_for<T>(instruction_set);
-  const std::int64_t each = padded<T>(columns) + kBlock<T>;  // so that no two threads write to one cache line
-  std::vector<T> buffers(static_cast<std::size_t>(threads * each));
+  const std::int64_t blocks = blocks_in<T>(columns);
+  std::vector<Block<T>> buffers(static_cast<std::size_t>(threads * blocks));
   for_each_row(rows, columns, threads, [&](int thread, std::int64_t r) {
-    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), buffers.data() + thread * each,
+    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), buffers[thread * blocks].elements,
         out + r * columns, rstd + r);
   });
 }
