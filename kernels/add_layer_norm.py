@@ -56,15 +56,16 @@ def _add_layer_norm_fwd_kernel(
     first += tl.load(residual, mask=row_mask, other=0.0).to(tl.float32)
 
     if LONG:
-        total = tl.zeros([ROWS, BLOCK], tl.float32)
+        mean = tl.zeros([ROWS, 1], tl.float32)
         for start in range(0, columns, BLOCK):
-            total += _shifted(x, residual, first, row_mask, start + column, columns)
-        mean = tl.sum(total, 1, keep_dims=True) / columns  # [ROWS, 1]
-        total = tl.zeros([ROWS, BLOCK], tl.float32)
+            z = _shifted(x, residual, first, row_mask, start + column, columns)
+            mean += tl.sum(z, 1, keep_dims=True) / columns
+        variance = tl.zeros([ROWS, 1], tl.float32)
         for start in range(0, columns, BLOCK):
             centred = _shifted(x, residual, first, row_mask, start + column, columns) - mean
-            total += tl.where(start + column < columns, centred * centred, 0.0)
-        scale = tl.rsqrt(tl.sum(total, 1, keep_dims=True) / columns + eps)
+            centred = tl.where(start + column < columns, centred, 0.0)
+            variance += tl.sum(centred * centred, 1, keep_dims=True) / columns
+        scale = tl.rsqrt(variance + eps)
         for start in range(0, columns, BLOCK):
             centred = _shifted(x, residual, first, row_mask, start + column, columns) - mean
             mask = row_mask & (start + column < columns)
@@ -92,16 +93,14 @@ def _add_layer_norm_bwd_kernel(
     scale = tl.load(rstd + row, mask=row_mask, other=0.0)
 
     if LONG:
-        sum_g = tl.zeros([ROWS, BLOCK], tl.float32)
-        sum_gy = tl.zeros([ROWS, BLOCK], tl.float32)
+        mean = tl.zeros([ROWS, 1], tl.float32)
+        slope = tl.zeros([ROWS, 1], tl.float32)
         for start in range(0, columns, BLOCK):
             mask = row_mask & (start + column < columns)
             g = tl.load(grad + start + column, mask=mask, other=0.0).to(tl.float32)
             y = tl.load(out + start + column, mask=mask, other=0.0).to(tl.float32)
-            sum_g += g
-            sum_gy += g * y
-        mean = tl.sum(sum_g, 1, keep_dims=True) / columns
-        slope = tl.sum(sum_gy, 1, keep_dims=True) / columns
+            mean += tl.sum(g, 1, keep_dims=True) / columns
+            slope += tl.sum(g * y, 1, keep_dims=True) / columns
         for start in range(0, columns, BLOCK):
             mask = row_mask & (start + column < columns)
             g = tl.load(grad + start + column, mask=mask, other=0.0).to(tl.float32)
