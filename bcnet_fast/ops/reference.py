@@ -155,8 +155,10 @@ def add_layer_norm_forward(x, residual, eps):
     """The output [..., D] and 1 / sqrt(variance + eps) [...] of each row, in the accumulation dtype."""
     x, residual = _accumulated(x, residual)
     z = x + residual
-    # A constant added to a row changes nothing, not even the gradient, but a large one would cost digits.
-    out, _, rstd = torch.native_layer_norm(z - z[..., :1].detach(), z.shape[-1:], None, None, eps)
+    # A constant added to a row changes nothing, not even the gradient, but a large one costs digits in PyTorch's own.
+    first = z.detach()[..., :1]
+    centre = first + (z.detach() - first).mean(-1, keepdim=True)
+    out, _, rstd = torch.native_layer_norm(z - centre, z.shape[-1:], None, None, eps)
     return out, rstd[..., 0]
 
 

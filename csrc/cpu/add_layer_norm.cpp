@@ -69,44 +69,48 @@ std::int64_t blocks_in(std::int64_t columns) {
 
 // `buffer` holds blocks_in(columns) blocks.
 //
-// All is relative to the first element of the row: a large offset common to a row costs no digits, and a row of equal
-// elements gives zeros.
+// The mean is taken in two steps, of the row less its first element, and of the row less the first mean: neither an
+// offset common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
 template <int bytes, typename T>
 BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* buffer, T* out, T* rstd) {
   using S = Sums<bytes, T>;
   using V = typename S::V;
   const std::int64_t whole = columns / kBlock<T> * kBlock<T>, end = blocks_in<T>(columns) * kBlock<T>;
   const T share = T(1) / static_cast<T>(columns);
-  const T origin = x[0] + residual[0];
+  const T first = x[0] + residual[0];
   S sum;
   for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
     for (int k = 0; k < S::vectors; ++k) {
       const std::int64_t at = i + k * S::lanes;
-      const V shifted = (load<V>(x + at) + load<V>(residual + at)) - origin;
-      store(buffer + at, shifted);
-      sum.sums[k] += shifted;
+      const V z = load<V>(x + at) + load<V>(residual + at);
+      store(buffer + at, z);
+      sum.sums[k] += z - first;
     }
   }
   if (whole < columns) {
-    for (std::int64_t i = whole; i < columns; ++i) buffer[i] = (x[i] + residual[i]) - origin;
-    std::fill(buffer + columns, buffer + end, T(0));
-    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(buffer + whole + k * S::lanes);
+    for (std::int64_t i = whole; i < columns; ++i) buffer[i] = x[i] + residual[i];
+    std::fill(buffer + columns, buffer + end, first);  // which adds nothing
+    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(buffer + whole + k * S::lanes) - first;
   }
-  const T mean = sum.total() * share;
+  const T centre = first + sum.total() * share;
 
-  std::fill(buffer + columns, buffer + end, mean);  // which adds nothing to the squares
-  S squares;
+  std::fill(buffer + columns, buffer + end, centre);
+  S rest, squares;
   for (std::int64_t i = 0; i < end; i += kBlock<T>) {
     for (int k = 0; k < S::vectors; ++k) {
-      const V centred = load<V>(buffer + i + k * S::lanes) - mean;
-      squares.sums[k] += centred * centred;
+      const V z = load<V>(buffer + i + k * S::lanes) - centre;
+      rest.sums[k] += z;
+      squares.sums[k] += z * z;
     }
   }
-  const T scale = T(1) / std::sqrt(squares.total() * share + eps);
+  const T mean = rest.total() * share;  // no more than rounding left of it, so that its square is safe to subtract
+  const T scale = T(1) / std::sqrt(squares.total() * share - mean * mean + eps);
 
   *rstd = scale;
-  for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, (load<V>(buffer + i) - mean) * scale);
-  for (std::int64_t i = whole; i < columns; ++i) out[i] = (buffer[i] - mean) * scale;
+  for (std::int64_t i = 0; i < whole; i += S::lanes) {
+    store(out + i, ((load<V>(buffer + i) - centre) - mean) * scale);
+  }
+  for (std::int64_t i = whole; i < columns; ++i) out[i] = ((buffer[i] - centre) - mean) * scale;
 }
 
 template <int bytes, typename T>
