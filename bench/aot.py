@@ -42,8 +42,8 @@ from bcnet_fast.kernels import add_layer_norm, difference_attention  # noqa: E40
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, blocks (CUDA C++ Programming Guide,
-# technical specifications). All have 65,536 registers.
+# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, blocks (CUDA C++ Programming
+# Guide, technical specifications). All have 65,536 registers.
 LIMITS = {
     75: (64, 64, 32, 16),
     80: (163, 164, 64, 32),

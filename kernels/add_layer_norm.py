@@ -5,8 +5,8 @@
 with x, residual and out [rows, D], rstd [rows] float32. A row stays in registers between its sums and its output: x and
 residual are read once, out is written once, z never reaches memory. Two operators (a sum, a LayerNorm) also write z and
 read it again: 5 passes instead of 3. Rows longer than the largest block are read three times, later times from the
-cache. The mean is taken in two steps, of z less its first element and of z less the first mean, so that neither an offset
-common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
+cache. The mean is taken in two steps, of z less its first element and of z less the first mean, so that neither an
+offset common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
 
 Backward, with g the gradient of out: that of x, and of residual as well, is
 

@@ -290,7 +290,7 @@ def test_exports_with_dynamic_rows():
 
 
 def test_small_tensors_are_the_same_function():
-    # Without a backend asked for, PyTorch's own LayerNorm takes them: the operator's call would cost more than the rows.
+    # Without a backend asked for PyTorch's own LayerNorm takes them: the operator's call would cost more than the rows.
     given = inputs((3, 400))
     for result, expected in zip(results(add_layer_norm, *given), exact(*given), strict=True):
         assert error(result, expected) < 1e-6

@@ -147,7 +147,7 @@ def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """The definition of the residual LayerNorm: `z = x + residual`, then `(z - mean) / sqrt(variance + eps)` per row."""
+    """The definition of the residual LayerNorm: z = x + residual, and (z - mean) / sqrt(variance + eps) of each row."""
     return add_layer_norm_forward(x, residual, eps)[0].to(x.dtype)
 
 
