@@ -18,8 +18,7 @@ BACKEND_DTYPES = {
     "triton": (torch.float16, torch.bfloat16, torch.float32),
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# PyTorch needs some 50 us to call an operator defined in Python: on CPUs, below so many elements, two of its own are
-# faster.
+# PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
 WORTH_A_CALL = 65536
 
 
@@ -36,8 +35,8 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     Returns:
         [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
         sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
-        elements gives zeros. Except that CPU tensors in float32 or float64 of less than 65,536 elements are left to
-        PyTorch's own LayerNorm, and its precision, unless a backend is asked for or a compiler traces.
+        elements gives zeros. Except that CPU tensors in 16 bits, or of less than 65,536 elements, are left to PyTorch's
+        own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler traces.
 
     Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
     keeps the output and one number per row, not the inputs.
@@ -49,14 +48,14 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     for name, tensor in (("x", x), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"add_layer_norm: {name} must be a tensor, got {type(tensor).__name__}")
-    if not torch.compiler.is_compiling() and _is_small(x) and requested() == "auto":
+    if not torch.compiler.is_compiling() and _pytorch_is_faster(x) and requested() == "auto":
         _check(x, residual, eps)
         return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
     return _forward(x, residual, eps)[0]
 
 
-def _is_small(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype in BACKEND_DTYPES["native"] and x.numel() < WORTH_A_CALL
+def _pytorch_is_faster(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and (x.numel() < WORTH_A_CALL or x.dtype not in BACKEND_DTYPES["native"])
 
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
