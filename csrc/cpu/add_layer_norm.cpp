@@ -1,4 +1,4 @@
-// A row is read from memory once: what later passes over it need is kept in a buffer that stays in the cache.
+// A row is read from memory once: what later passes over it need is kept in the row of the output, in the cache.
 //
 // Sums are made as kBlock<T> sums side by side, column i into sum i % kBlock<T>, which are then added in pairs. So the
 // order of additions, and with it every bit of the result, does not depend on how many columns a vector holds.
@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "parallel.h"
 #include "simd.h"
@@ -57,60 +56,54 @@ struct Sums {
   }
 };
 
-template <typename T>
-struct alignas(kBlockBytes) Block {
-  T elements[kBlock<T>];
-};
-
-template <typename T>
-std::int64_t blocks_in(std::int64_t columns) {
-  return (columns + kBlock<T> - 1) / kBlock<T>;
-}
-
-// `buffer` holds blocks_in(columns) blocks.
+// Between the passes, z = x + residual lies in `out`: whole blocks of it, and the rest in a block of its own.
 //
-// The mean is taken in two steps, of the row less its first element, and of the row less the first mean: neither an
-// offset common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
+// The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common to
+// a row nor an outlier costs digits, and a row of equal elements gives zeros.
 template <int bytes, typename T>
-BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* buffer, T* out, T* rstd) {
+BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) {
   using S = Sums<bytes, T>;
   using V = typename S::V;
-  const std::int64_t whole = columns / kBlock<T> * kBlock<T>, end = blocks_in<T>(columns) * kBlock<T>;
+  const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
+  const int left = static_cast<int>(columns - whole);
   const T share = T(1) / static_cast<T>(columns);
   const T first = x[0] + residual[0];
+  T last[kBlock<T>];
   S sum;
   for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
     for (int k = 0; k < S::vectors; ++k) {
       const std::int64_t at = i + k * S::lanes;
       const V z = load<V>(x + at) + load<V>(residual + at);
-      store(buffer + at, z);
+      store(out + at, z);
       sum.sums[k] += z - first;
     }
   }
-  if (whole < columns) {
-    for (std::int64_t i = whole; i < columns; ++i) buffer[i] = x[i] + residual[i];
-    std::fill(buffer + columns, buffer + end, first);  // which adds nothing
-    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(buffer + whole + k * S::lanes) - first;
+  if (left) {
+    for (int i = 0; i < left; ++i) last[i] = x[whole + i] + residual[whole + i];
+    std::fill(last + left, last + kBlock<T>, first);  // which adds nothing
+    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(last + k * S::lanes) - first;
   }
   const T centre = first + sum.total() * share;
 
-  std::fill(buffer + columns, buffer + end, centre);
   S rest, squares;
-  for (std::int64_t i = 0; i < end; i += kBlock<T>) {
+  const auto add_block = [&](const T* block) {
     for (int k = 0; k < S::vectors; ++k) {
-      const V z = load<V>(buffer + i + k * S::lanes) - centre;
+      const V z = load<V>(block + k * S::lanes) - centre;
       rest.sums[k] += z;
       squares.sums[k] += z * z;
     }
+  };
+  for (std::int64_t i = 0; i < whole; i += kBlock<T>) add_block(out + i);
+  if (left) {
+    std::fill(last + left, last + kBlock<T>, centre);
+    add_block(last);
   }
   const T mean = rest.total() * share;  // no more than rounding left of it, so that its square is safe to subtract
   const T scale = T(1) / std::sqrt(squares.total() * share - mean * mean + eps);
 
   *rstd = scale;
-  for (std::int64_t i = 0; i < whole; i += S::lanes) {
-    store(out + i, ((load<V>(buffer + i) - centre) - mean) * scale);
-  }
-  for (std::int64_t i = whole; i < columns; ++i) out[i] = ((buffer[i] - centre) - mean) * scale;
+  for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, ((load<V>(out + i) - centre) - mean) * scale);
+  for (int i = 0; i < left; ++i) out[whole + i] = ((last[i] - centre) - mean) * scale;
 }
 
 template <int bytes, typename T>
@@ -143,14 +136,14 @@ BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_
 }
 
 template <typename T>
-using Forward = void (*)(const T*, const T*, std::int64_t, T, T*, T*, T*);
+using Forward = void (*)(const T*, const T*, std::int64_t, T, T*, T*);
 template <typename T>
 using Backward = void (*)(const T*, const T*, T, std::int64_t, T*);
 
 #define BCNET_ROWS(set, target, bytes)                                                                               \
   template <typename T>                                                                                              \
-  target void forward_##set(const T* x, const T* residual, std::int64_t columns, T eps, T* buffer, T* out, T* rstd) { \
-    forward_row<bytes>(x, residual, columns, eps, buffer, out, rstd);                                                \
+  target void forward_##set(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) { \
+    forward_row<bytes>(x, residual, columns, eps, out, rstd);                                                \
   }                                                                                                                  \
   template <typename T>                                                                                              \
   target void backward_##set(const T* grad, const T* out, T scale, std::int64_t columns, T* grad_input) {            \
@@ -185,20 +178,6 @@ Backward<T> backward_for(InstructionSet set) {
   }
 }
 
-// Calls body(thread, row) once for each row.
-template <typename Body>
-void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
-  constexpr std::int64_t portion = 8192;  // elements that a thread fetches at a time
-  const std::int64_t step = std::max<std::int64_t>(1, portion / columns);
-  WorkQueue queue((rows + step - 1) / step);
-  run_in_threads(threads, [&](int thread) {
-    for (std::int64_t item; queue.next(item);) {
-      const std::int64_t last = std::min(rows, (item + 1) * step);
-      for (std::int64_t row = item * step; row < last; ++row) body(thread, row);
-    }
-  });
-}
-
 // As many threads as have enough to do to be worth waking.
 int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
   constexpr std::int64_t worth_a_thread = 65536;  // elements
@@ -206,18 +185,28 @@ int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
   return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, most)));
 }
 
+// Calls body(row) once for each row.
+template <typename Body>
+void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
+  constexpr std::int64_t portion = 8192;  // elements that a thread fetches at a time
+  const std::int64_t step = std::max<std::int64_t>(1, portion / columns);
+  WorkQueue queue((rows + step - 1) / step);
+  run_in_threads(useful_threads(rows, columns, threads), [&](int) {
+    for (std::int64_t item; queue.next(item);) {
+      const std::int64_t last = std::min(rows, (item + 1) * step);
+      for (std::int64_t row = item * step; row < last; ++row) body(row);
+    }
+  });
+}
+
 }  // namespace
 
 template <typename T>
 void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
                     InstructionSet instruction_set, int threads, T* out, T* rstd) {
-  threads = useful_threads(rows, columns, threads);
   const Forward<T> row = forward_for<T>(instruction_set);
-  const std::int64_t blocks = blocks_in<T>(columns);
-  std::vector<Block<T>> buffers(static_cast<std::size_t>(threads * blocks));
-  for_each_row(rows, columns, threads, [&](int thread, std::int64_t r) {
-    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), buffers[thread * blocks].elements,
-        out + r * columns, rstd + r);
+  for_each_row(rows, columns, threads, [&](std::int64_t r) {
+    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), out + r * columns, rstd + r);
   });
 }
 
@@ -225,13 +214,13 @@ template <typename T>
 void add_layer_norm_backward(const T* grad, const T* out, const T* rstd, std::int64_t rows, std::int64_t columns,
                              InstructionSet instruction_set, int threads, T* grad_input) {
   const Backward<T> row = backward_for<T>(instruction_set);
-  for_each_row(rows, columns, useful_threads(rows, columns, threads), [&](int, std::int64_t r) {
+  for_each_row(rows, columns, threads, [&](std::int64_t r) {
     row(grad + r * columns, out + r * columns, rstd[r], columns, grad_input + r * columns);
   });
 }
 
-template void add_layer_norm(const float*, const float*, std::int64_t, std::int64_t, double, InstructionSet, int, float*,
-                             float*);
+template void add_layer_norm(const float*, const float*, std::int64_t, std::int64_t, double, InstructionSet, int,
+                             float*, float*);
 template void add_layer_norm(const double*, const double*, std::int64_t, std::int64_t, double, InstructionSet, int,
                              double*, double*);
 template void add_layer_norm_backward(const float*, const float*, const float*, std::int64_t, std::int64_t,

@@ -11,7 +11,6 @@ namespace bcnet_fast {
 // All arrays are [rows, columns], contiguous, columns >= 1, but rstd [rows]: 1 / sqrt(variance + eps) of each row. T is
 // float or double, and all arithmetic is done in T, in an order of its own: the result has the same bits for every
 // instruction set and number of threads. Each row is read from memory once. out may not overlap the inputs.
-// Throws std::bad_alloc when memory runs out.
 template <typename T>
 void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
                     InstructionSet instruction_set, int threads, T* out, T* rstd);
