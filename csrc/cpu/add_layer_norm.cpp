@@ -58,8 +58,8 @@ struct Sums {
 
 // Between the passes, z = x + residual lies in `out`: whole blocks of it, and the rest in a block of its own.
 //
-// The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common to
-// a row nor an outlier costs digits, and a row of equal elements gives zeros.
+// The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common
+// to a row nor an outlier costs digits, and a row of equal elements gives zeros.
 template <int bytes, typename T>
 BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) {
   using S = Sums<bytes, T>;
