@@ -104,11 +104,27 @@ def _check_anchor_sampling(device: torch.device) -> float:
     return max(float((f.cpu() - expected).abs().max()) for f in found)
 
 
+def _check_add_layer_norm(device: torch.device) -> float:
+    """Largest error of output and gradient in float32 against the reference in float64."""
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(33, 400, generator=generator, dtype=torch.float64) for _ in range(3)]
+
+    def run(function, x, residual, grad):
+        x = x.requires_grad_()
+        out = function(x, residual)
+        return out.detach(), *torch.autograd.grad(out, x, grad)
+
+    found = run(ops.add_layer_norm, *(t.to(device, torch.float32) for t in given))
+    expected = run(reference.add_layer_norm, *given)
+    return max(float((f.cpu() - e).abs().max()) for f, e in zip(found, expected, strict=True))
+
+
 # Per operator: the largest error on one device with the backend in force, and what is allowed.
 CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
     "soft_nms": (_check_soft_nms, 1e-12),
     "difference_attention": (_check_difference_attention, 1e-5),
     "anchor_sampling": (_check_anchor_sampling, 1e-4),
+    "add_layer_norm": (_check_add_layer_norm, 1e-5),
 }
 
 

@@ -37,21 +37,21 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
-from bcnet_fast.kernels import difference_attention  # noqa: E402
+from bcnet_fast.kernels import add_layer_norm, difference_attention  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps (CUDA C++ Programming Guide,
-# technical specifications). All have 65,536 registers.
+# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, blocks (CUDA C++ Programming
+# Guide, technical specifications). All have 65,536 registers.
 LIMITS = {
-    75: (64, 64, 32),
-    80: (163, 164, 64),
-    86: (99, 100, 48),
-    89: (99, 100, 48),
-    90: (227, 228, 64),
-    100: (227, 228, 64),
-    120: (99, 100, 48),
+    75: (64, 64, 32, 16),
+    80: (163, 164, 64, 32),
+    86: (99, 100, 48, 16),
+    89: (99, 100, 48, 24),
+    90: (227, 228, 64, 32),
+    100: (227, 228, 64, 32),
+    120: (99, 100, 48, 24),
 }
 # Matched in the machine code (SASS): warp products, warpgroup products (wgmma), fifth-generation products (tcgen05).
 INSTRUCTIONS = {
@@ -98,8 +98,25 @@ def _difference_attention(target: int) -> Iterator[Case]:
                         yield case
 
 
-# A further operator: a generator like the one above, named here.
-KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {"difference_attention": _difference_attention}
+def _add_layer_norm(target: int) -> Iterator[Case]:
+    # Every block filled, but 400 is BCNet's width; 401 has no alignment; the last is read in several steps.
+    widths = [400 if block == 512 else block for block in add_layer_norm.CONFIGS]
+    for dtype in TYPES:
+        for width in (*widths, 401, 2 * add_layer_norm.LARGEST):
+            rows = torch.empty(1218, width, dtype=dtype, device="meta")
+            rstd = torch.empty(1218, device="meta")
+            forward = add_layer_norm.forward_launch(rows, rows, rows, rstd, 1e-5)
+            backward = add_layer_norm.backward_launch(rows, rows, rstd, rows)
+            for name, launch in (("forward", forward), ("backward", backward)):
+                if target in launch.config.targets:
+                    yield Case(f"add_layer_norm_{name}", TYPES[dtype], str(width), launch)
+
+
+# A further operator: a generator like those above, named here.
+KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
+    "difference_attention": _difference_attention,
+    "add_layer_norm": _add_layer_norm,
+}
 
 
 def compile_launch(launch: Launch, target: int) -> Any:
@@ -144,13 +161,14 @@ def inspect_binary(binary: bytes) -> dict[str, int]:
 
 def blocks_per_multiprocessor(target: int, registers: int, num_warps: int, shared: int) -> int:
     """How many blocks of this size are resident at once; 0 when one does not fit."""
-    block_kib, total_kib, warps = LIMITS[target]
+    block_kib, total_kib, warps, blocks = LIMITS[target]
     if shared > block_kib * 1024:
         return 0
     # Registers are handed out to warps in units of 256; from 80 on, each block costs 1 KiB of shared memory more.
     warp_registers = -(-registers * 32 // 256) * 256
     reserved = 1024 if target >= 80 else 0
-    return min(65536 // (warp_registers * num_warps), warps // num_warps, total_kib * 1024 // max(1, shared + reserved))
+    by_shared = total_kib * 1024 // max(1, shared + reserved)
+    return min(65536 // (warp_registers * num_warps), warps // num_warps, by_shared, blocks)
 
 
 def measure(job: tuple[str, int, int]) -> dict[str, Any]:

@@ -9,10 +9,11 @@
 namespace py = pybind11;
 
 // The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 namespace bcnet_fast {
 void define_anchor_sampling(py::module_& module);
+void define_add_layer_norm(py::module_& module);
 void define_soft_nms(py::module_& module);
 }
 
@@ -30,5 +31,6 @@ PYBIND11_MODULE(_C, module) {
   for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
   bcnet_fast::define_anchor_sampling(module);
+  bcnet_fast::define_add_layer_norm(module);
   bcnet_fast::define_soft_nms(module);
 }

@@ -1,8 +1,9 @@
 """The operators, each usable alone in another model."""
 
 from ._dispatch import use_backend
+from .add_layer_norm import add_layer_norm
 from .anchor_sampling import anchor_projection, anchor_sampling
 from .difference_attention import difference_attention
 from .soft_nms import soft_nms
 
-__all__ = ["anchor_projection", "anchor_sampling", "difference_attention", "soft_nms", "use_backend"]
+__all__ = ["add_layer_norm", "anchor_projection", "anchor_sampling", "difference_attention", "soft_nms", "use_backend"]

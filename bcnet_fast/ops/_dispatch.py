@@ -23,6 +23,7 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
     "difference_attention": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "anchor_sampling": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+    "add_layer_norm": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
 }
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)

@@ -192,3 +192,26 @@ def _bin_matrices(first, offsets, weights, length, longest):
         weight = torch.where(used, weights[(begin + taps).clamp(max=len(weights) - 1)], 0)
         snippet = (first[:, n, None] + taps).clamp(max=length - 1)
         yield weights.new_zeros(anchors, length).scatter_add_(1, snippet, weight)
+
+
+def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """The definition of the residual LayerNorm: z = x + residual, and (z - mean) / sqrt(variance + eps) of each row."""
+    return add_layer_norm_forward(x, residual, eps)[0].to(x.dtype)
+
+
+def add_layer_norm_forward(x, residual, eps):
+    """The output [..., D] and 1 / sqrt(variance + eps) [...] of each row, in the accumulation dtype."""
+    x, residual = _accumulated(x, residual)
+    z = x + residual
+    # A constant added to a row changes nothing, not even the gradient, but a large one costs digits in PyTorch's own.
+    first = z.detach()[..., :1]
+    centre = first + (z.detach() - first).mean(-1, keepdim=True)
+    out, _, rstd = torch.native_layer_norm(z - centre, z.shape[-1:], None, None, eps)
+    return out, rstd[..., 0]
+
+
+def add_layer_norm_backward(grad, out, rstd):
+    """The gradient of x, which is that of residual too, in the accumulation dtype."""
+    grad, out = _accumulated(grad, out)
+    slope = (grad * out).mean(-1, keepdim=True)
+    return (grad - grad.mean(-1, keepdim=True) - out * slope) * rstd[..., None]

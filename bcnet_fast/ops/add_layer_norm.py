@@ -1,0 +1,159 @@
+"""Residual connection and LayerNorm without scale and shift, in one pass."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from .. import _native
+from ..errors import BackendError
+from . import reference
+from ._dispatch import choose, requested
+
+# The backends that take only some of the dtypes that the reference takes. NumPy, whose arrays C++ is given, has no
+# bfloat16.
+BACKEND_DTYPES = {
+    "native": (torch.float32, torch.float64),
+    "triton": (torch.float16, torch.bfloat16, torch.float32),
+}
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
+WORTH_A_CALL = 65536
+
+
+def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
+    """`LayerNorm(x + residual)` over the last dimension, without learned scale and shift.
+
+    With z = x + residual, each row becomes (z - mean(z)) / sqrt(variance(z) + eps); the variance divides by D.
+
+    Args:
+        x: [..., D], D >= 1, any strides; float16, bfloat16, float32 or float64.
+        residual: like x in shape, dtype and device; nothing is broadcast.
+        eps: finite and >= 0.
+
+    Returns:
+        [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
+        sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
+        elements gives zeros. Except that CPU tensors in 16 bits, or of less than 65,536 elements, are left to PyTorch's
+        own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler traces.
+
+    Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
+    keeps the output and one number per row, not the inputs.
+
+    Raises:
+        TypeError: an argument is no tensor, or has another dtype than supported or than x.
+        ValueError: a shape, device or eps does not fit.
+    """
+    for name, tensor in (("x", x), ("residual", residual)):
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"add_layer_norm: {name} must be a tensor, got {type(tensor).__name__}")
+    if not torch.compiler.is_compiling() and _pytorch_is_faster(x) and requested() == "auto":
+        _check(x, residual, eps)
+        return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
+    return _forward(x, residual, eps)[0]
+
+
+def _pytorch_is_faster(x: torch.Tensor) -> bool:
+    return x.device.type == "cpu" and (x.numel() < WORTH_A_CALL or x.dtype not in BACKEND_DTYPES["native"])
+
+
+def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
+    """Raise for what no backend takes. Runs inside the operator, so that direct callers of it are held to it too."""
+    shape = tuple(x.shape)
+    if not shape or shape[-1] == 0:
+        raise ValueError(f"add_layer_norm: x must be [..., D] with D >= 1, got shape {shape}")
+    if x.dtype not in DTYPES:
+        supported = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+        raise TypeError(f"add_layer_norm: x must be one of {supported}, got {x.dtype}")
+    if residual.shape != x.shape:
+        raise ValueError(f"add_layer_norm: residual must be {shape} as x is, got shape {tuple(residual.shape)}")
+    if residual.dtype != x.dtype:
+        raise TypeError(f"add_layer_norm: residual must be {x.dtype} as x is, got {residual.dtype}")
+    if residual.device != x.device:
+        raise ValueError(f"add_layer_norm: residual must be on {x.device} as x is, got {residual.device}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"add_layer_norm: eps must be finite and >= 0, got {eps}")
+
+
+def _backend(x: torch.Tensor) -> str:
+    backend = choose("add_layer_norm", x.device)
+    if x.dtype in BACKEND_DTYPES.get(backend, DTYPES):
+        return backend
+    if requested() == backend:
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise BackendError(f"backend {backend!r} was asked for, but add_layer_norm has no {dtype} kernel in it")
+    return "reference"
+
+
+def _arrays(*tensors: torch.Tensor) -> list:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
+@torch.library.custom_op(
+    "bcnet_fast::add_layer_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor residual, float eps) -> (Tensor, Tensor)",
+)
+def _forward(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, and 1 / sqrt(variance + eps) [...] of each row for the backward (no gradient flows through it)."""
+    out, rstd = _forward_fake(x, residual, eps)
+    backend = _backend(x)
+    if backend == "native":
+        _native.module.add_layer_norm(*_arrays(x, residual), eps, out.numpy(), rstd.numpy(), torch.get_num_threads())
+    elif backend == "triton":
+        from ..kernels import add_layer_norm as kernels
+
+        kernels.launch(x, residual, out, rstd, eps)
+    else:
+        for result, value in zip((out, rstd), reference.add_layer_norm_forward(x, residual, eps), strict=True):
+            result.copy_(value)
+    return out, rstd
+
+
+@_forward.register_fake
+def _forward_fake(x, residual, eps):
+    _check(x, residual, eps)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return out, x.new_empty(x.shape[:-1], dtype=reference.accumulation_dtype(x.dtype))
+
+
+@torch.library.custom_op(
+    "bcnet_fast::add_layer_norm_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor rstd) -> Tensor",
+)
+def _backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+    """The gradient of x, which is that of residual too."""
+    grad_input = _backward_fake(grad, out, rstd)
+    backend = _backend(grad)
+    if backend == "native":
+        arrays = _arrays(grad, out, rstd)
+        _native.module.add_layer_norm_backward(*arrays, grad_input.numpy(), torch.get_num_threads())
+    elif backend == "triton":
+        from ..kernels import add_layer_norm as kernels
+
+        kernels.launch_backward(grad, out, rstd, grad_input)
+    else:
+        grad_input.copy_(reference.add_layer_norm_backward(grad, out, rstd))
+    return grad_input
+
+
+@_backward.register_fake
+def _backward_fake(grad, out, rstd):
+    return torch.empty_like(out, memory_format=torch.contiguous_format)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    out, rstd = output
+    ctx.mark_non_differentiable(rstd)
+    ctx.save_for_backward(out, rstd)
+
+
+def _autograd(ctx, grad, _):
+    grad_input = _backward(grad, *ctx.saved_tensors)
+    return grad_input, grad_input, None
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)

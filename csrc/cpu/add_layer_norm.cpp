@@ -1,0 +1,231 @@
+// A row is read from memory once: what later passes over it need is kept in the row of the output, in the cache.
+//
+// Sums are made as kBlock<T> sums side by side, column i into sum i % kBlock<T>, which are then added in pairs. So the
+// order of additions, and with it every bit of the result, does not depend on how many columns a vector holds.
+#include "add_layer_norm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "parallel.h"
+#include "simd.h"
+
+namespace bcnet_fast {
+namespace {
+
+constexpr int kBlockBytes = 128;  // two of the largest vectors, whose additions overlap in time
+
+template <typename T>
+constexpr int kBlock = kBlockBytes / static_cast<int>(sizeof(T));
+
+// Adds the upper half to the lower, until one element is left.
+template <typename T, typename V>
+BCNET_INLINE T sum_of_halves(V vector) {
+  if constexpr (sizeof(V) > 16) {
+    using Half = Vector<T, sizeof(V) / 2>;
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return sum_of_halves<T>(halves[0] + halves[1]);
+  } else {
+    constexpr int lanes = sizeof(V) / sizeof(T);
+    T elements[lanes];
+    std::memcpy(elements, &vector, sizeof(vector));
+    for (int width = lanes / 2; width; width /= 2) {
+      for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
+    }
+    return elements[0];
+  }
+}
+
+template <int bytes, typename T>
+struct Sums {
+  using V = Vector<T, bytes>;
+  static constexpr int lanes = sizeof(V) / sizeof(T);
+  static constexpr int vectors = kBlock<T> / lanes;
+
+  V sums[vectors] = {};
+
+  BCNET_INLINE T total() const {
+    V left[vectors];
+    for (int k = 0; k < vectors; ++k) left[k] = sums[k];
+    for (int width = vectors / 2; width; width /= 2) {
+      for (int k = 0; k < width; ++k) left[k] += left[k + width];
+    }
+    return sum_of_halves<T>(left[0]);
+  }
+};
+
+// Between the passes, z = x + residual lies in `out`: whole blocks of it, and the rest in a block of its own.
+//
+// The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common
+// to a row nor an outlier costs digits, and a row of equal elements gives zeros.
+template <int bytes, typename T>
+BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) {
+  using S = Sums<bytes, T>;
+  using V = typename S::V;
+  const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
+  const int left = static_cast<int>(columns - whole);
+  const T share = T(1) / static_cast<T>(columns);
+  const T first = x[0] + residual[0];
+  T last[kBlock<T>];
+  S sum;
+  for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
+    for (int k = 0; k < S::vectors; ++k) {
+      const std::int64_t at = i + k * S::lanes;
+      const V z = load<V>(x + at) + load<V>(residual + at);
+      store(out + at, z);
+      sum.sums[k] += z - first;
+    }
+  }
+  if (left) {
+    for (int i = 0; i < left; ++i) last[i] = x[whole + i] + residual[whole + i];
+    std::fill(last + left, last + kBlock<T>, first);  // which adds nothing
+    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(last + k * S::lanes) - first;
+  }
+  const T centre = first + sum.total() * share;
+
+  S rest, squares;
+  const auto add_block = [&](const T* block) {
+    for (int k = 0; k < S::vectors; ++k) {
+      const V z = load<V>(block + k * S::lanes) - centre;
+      rest.sums[k] += z;
+      squares.sums[k] += z * z;
+    }
+  };
+  for (std::int64_t i = 0; i < whole; i += kBlock<T>) add_block(out + i);
+  if (left) {
+    std::fill(last + left, last + kBlock<T>, centre);
+    add_block(last);
+  }
+  const T mean = rest.total() * share;  // no more than rounding left of it, so that its square is safe to subtract
+  const T scale = T(1) / std::sqrt(squares.total() * share - mean * mean + eps);
+
+  *rstd = scale;
+  for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, ((load<V>(out + i) - centre) - mean) * scale);
+  for (int i = 0; i < left; ++i) out[whole + i] = ((last[i] - centre) - mean) * scale;
+}
+
+template <int bytes, typename T>
+BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_t columns, T* grad_input) {
+  using S = Sums<bytes, T>;
+  using V = typename S::V;
+  const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
+  const T share = T(1) / static_cast<T>(columns);
+  S sum, products;
+  const auto add_block = [&](const T* grad_block, const T* out_block) {
+    for (int k = 0; k < S::vectors; ++k) {
+      const V g = load<V>(grad_block + k * S::lanes);
+      sum.sums[k] += g;
+      products.sums[k] += g * load<V>(out_block + k * S::lanes);
+    }
+  };
+  for (std::int64_t i = 0; i < whole; i += kBlock<T>) add_block(grad + i, out + i);
+  if (whole < columns) {
+    T last_grad[kBlock<T>] = {}, last_out[kBlock<T>] = {};
+    std::copy(grad + whole, grad + columns, last_grad);
+    std::copy(out + whole, out + columns, last_out);
+    add_block(last_grad, last_out);
+  }
+  const T mean = sum.total() * share;
+  const T slope = products.total() * share;
+  for (std::int64_t i = 0; i < whole; i += S::lanes) {
+    store(grad_input + i, ((load<V>(grad + i) - mean) - load<V>(out + i) * slope) * scale);
+  }
+  for (std::int64_t i = whole; i < columns; ++i) grad_input[i] = ((grad[i] - mean) - out[i] * slope) * scale;
+}
+
+template <typename T>
+using Forward = void (*)(const T*, const T*, std::int64_t, T, T*, T*);
+template <typename T>
+using Backward = void (*)(const T*, const T*, T, std::int64_t, T*);
+
+#define BCNET_ROWS(set, target, bytes)                                                                               \
+  template <typename T>                                                                                              \
+  target void forward_##set(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) { \
+    forward_row<bytes>(x, residual, columns, eps, out, rstd);                                                \
+  }                                                                                                                  \
+  template <typename T>                                                                                              \
+  target void backward_##set(const T* grad, const T* out, T scale, std::int64_t columns, T* grad_input) {            \
+    backward_row<bytes>(grad, out, scale, columns, grad_input);                                                      \
+  }
+
+BCNET_ROWS(baseline, , kBaselineBytes)
+#ifdef BCNET_X86
+BCNET_ROWS(avx2, BCNET_TARGET_AVX2, 32)
+BCNET_ROWS(avx512, BCNET_TARGET_AVX512, 64)
+#endif
+
+template <typename T>
+Forward<T> forward_for(InstructionSet set) {
+  switch (set) {
+#ifdef BCNET_X86
+    case InstructionSet::avx512: return forward_avx512<T>;
+    case InstructionSet::avx2: return forward_avx2<T>;
+#endif
+    default: return forward_baseline<T>;
+  }
+}
+
+template <typename T>
+Backward<T> backward_for(InstructionSet set) {
+  switch (set) {
+#ifdef BCNET_X86
+    case InstructionSet::avx512: return backward_avx512<T>;
+    case InstructionSet::avx2: return backward_avx2<T>;
+#endif
+    default: return backward_baseline<T>;
+  }
+}
+
+// As many threads as have enough to do to be worth waking.
+int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
+  constexpr std::int64_t worth_a_thread = 65536;  // elements
+  const std::int64_t most = std::min(rows, rows * columns / worth_a_thread);
+  return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, most)));
+}
+
+// Calls body(row) once for each row.
+template <typename Body>
+void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
+  constexpr std::int64_t portion = 8192;  // elements that a thread fetches at a time
+  const std::int64_t step = std::max<std::int64_t>(1, portion / columns);
+  WorkQueue queue((rows + step - 1) / step);
+  run_in_threads(useful_threads(rows, columns, threads), [&](int) {
+    for (std::int64_t item; queue.next(item);) {
+      const std::int64_t last = std::min(rows, (item + 1) * step);
+      for (std::int64_t row = item * step; row < last; ++row) body(row);
+    }
+  });
+}
+
+}  // namespace
+
+template <typename T>
+void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
+                    InstructionSet instruction_set, int threads, T* out, T* rstd) {
+  const Forward<T> row = forward_for<T>(instruction_set);
+  for_each_row(rows, columns, threads, [&](std::int64_t r) {
+    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), out + r * columns, rstd + r);
+  });
+}
+
+template <typename T>
+void add_layer_norm_backward(const T* grad, const T* out, const T* rstd, std::int64_t rows, std::int64_t columns,
+                             InstructionSet instruction_set, int threads, T* grad_input) {
+  const Backward<T> row = backward_for<T>(instruction_set);
+  for_each_row(rows, columns, threads, [&](std::int64_t r) {
+    row(grad + r * columns, out + r * columns, rstd[r], columns, grad_input + r * columns);
+  });
+}
+
+template void add_layer_norm(const float*, const float*, std::int64_t, std::int64_t, double, InstructionSet, int,
+                             float*, float*);
+template void add_layer_norm(const double*, const double*, std::int64_t, std::int64_t, double, InstructionSet, int,
+                             double*, double*);
+template void add_layer_norm_backward(const float*, const float*, const float*, std::int64_t, std::int64_t,
+                                      InstructionSet, int, float*);
+template void add_layer_norm_backward(const double*, const double*, const double*, std::int64_t, std::int64_t,
+                                      InstructionSet, int, double*);
+
+}  // namespace bcnet_fast
