@@ -12,6 +12,7 @@ namespace py = pybind11;
 constexpr int kInterface = 2;
 
 namespace bcnet_fast {
+void define_match_proposals(py::module_& module);
 void define_soft_nms(py::module_& module);
 }
 
@@ -28,5 +29,6 @@ PYBIND11_MODULE(_C, module) {
   py::list sets;
   for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
+  bcnet_fast::define_match_proposals(module);
   bcnet_fast::define_soft_nms(module);
 }

@@ -2,6 +2,7 @@
 
 from ._dispatch import use_backend
 from .difference_attention import difference_attention
+from .match_proposals import MatchedProposals, match_proposals
 from .soft_nms import soft_nms
 
-__all__ = ["difference_attention", "soft_nms", "use_backend"]
+__all__ = ["MatchedProposals", "difference_attention", "match_proposals", "soft_nms", "use_backend"]

@@ -22,6 +22,7 @@ OLDEST_TRITON = (3, 2)
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
     "difference_attention": {"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
+    "match_proposals": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
 }
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
