@@ -197,10 +197,12 @@ def _match_proposals(
 
 def _run_native(tensors, options):
     start, *_, table, _ = tensors
-    scores = torch.promote_types(start.dtype, torch.float32)
-    dtypes = (*[scores] * 5, torch.float64, torch.int32, torch.int64)
+    if start.dtype in (torch.float16, torch.bfloat16):
+        tensors = *(None if tensor is None else tensor.float() for tensor in tensors[:5]), *tensors[5:]
+    scores = np.float64 if start.dtype == torch.float64 else np.float32
+    dtypes = (*[scores] * 5, np.float64, np.int32, np.int64)
     inputs = [
-        None if tensor is None else tensor.detach().to(dtype).contiguous().numpy()
+        None if tensor is None else np.ascontiguousarray(tensor.numpy(force=True), dtype)
         for tensor, dtype in zip(tensors, dtypes, strict=True)
     ]
     windows, rows = start.shape[0], reference.most_pairs(*table.shape)

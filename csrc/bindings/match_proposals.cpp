@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -26,13 +27,15 @@ void require_shape(const Array<T>& array, const char* argument, const std::vecto
   refuse(kOp, argument, shape_of(array), wanted + "]");
 }
 
-// Written without branches, so that compilers vectorise it.
+// Written without branches, and with a flag as wide as a value, so that compilers vectorise it.
 template <typename T>
 void require_values(const Array<T>& array, const char* argument, T lowest, T highest) {
+  using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   const T* values = array.data();
-  bool usable = true;
-  for (std::int64_t i = 0; i < array.size(); ++i) usable &= (values[i] >= lowest) & (values[i] <= highest);
-  if (!usable) refuse(kOp, argument, "out of range", "finite numbers in their range");
+  const std::int64_t size = array.size();
+  Flag bad = 0;
+  for (std::int64_t i = 0; i < size; ++i) bad |= ((values[i] >= lowest) & (values[i] <= highest)) ? Flag{0} : Flag{1};
+  if (bad) refuse(kOp, argument, "out of range", "finite numbers in their range");
 }
 
 template <typename T>

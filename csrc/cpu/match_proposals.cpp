@@ -1,3 +1,5 @@
+// The work of a window lies in its pairs. They are found by two walks over the lists of possible boundaries, and each is
+// computed without a branch that depends on a score. Vector instructions did not pay: a pair's reads are scattered.
 #include "match_proposals.h"
 
 #include <algorithm>
@@ -5,87 +7,88 @@
 #include <vector>
 
 #include "parallel.h"
-#include "simd.h"
 
 namespace bcnet_fast {
 namespace {
 
-// Appends the snippets in [first, last) that can be a boundary: at least the threshold, or a strict local maximum.
+struct Workspace {
+  std::vector<std::int32_t> starts, ends;  // snippets that can be a boundary
+};
+
+// Puts the snippets in [first, last) that can be a boundary into `found`: at least the threshold, or a strict local maximum.
 template <typename T>
-void find_boundaries(const T* probability, std::int64_t snippets, std::int64_t first, std::int64_t last,
-                     double threshold, std::vector<std::int32_t>& found) {
-  constexpr double lowest = -std::numeric_limits<double>::infinity();
+void find_boundaries(const T* probability, std::int64_t snippets, std::int64_t first, std::int64_t last, double threshold,
+                     std::vector<std::int32_t>& found) {
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  found.resize(snippets);
+  std::int64_t count = 0;
   for (std::int64_t t = first; t < last; ++t) {
-    const double here = probability[t];
-    const double before = t > 0 ? double(probability[t - 1]) : lowest;
-    const double after = t + 1 < snippets ? double(probability[t + 1]) : lowest;
-    if ((here >= threshold) | ((here > before) & (here > after))) found.push_back(static_cast<std::int32_t>(t));
+    const T before = t > 0 ? probability[t - 1] : lowest;
+    const T after = t + 1 < snippets ? probability[t + 1] : lowest;
+    found[count] = static_cast<std::int32_t>(t);
+    count += (double(probability[t]) >= threshold) | ((probability[t] > before) & (probability[t] > after));
   }
+  found.resize(count);
 }
 
 template <typename T>
-class Matcher {
- public:
-  Matcher(const MatchInputs<T>& inputs, const MatchOptions& options, const MatchOutputs& outputs)
-      : in_(inputs), options_(options), out_(outputs) {
-    starts_.reserve(inputs.snippets + 1);
-    ends_.reserve(inputs.snippets);
-  }
+void match_window(const MatchInputs<T>& in, const MatchOptions& options, const MatchOutputs& out, std::int64_t window,
+                  Workspace& workspace) {
+  const T* start = in.start + window * in.snippets;
+  const T* end = in.end + window * in.snippets;
+  const T* classification = in.classification + window * in.anchor_count;
+  const T* regression = in.regression + window * in.anchor_count;
+  const T* background = in.background ? in.background + window * in.anchor_count : nullptr;
+  double* segment = out.segments + 2 * window * out.rows;
+  double* score = out.scores + window * out.rows;
+  std::int32_t* boundary = out.boundaries + 2 * window * out.rows;
 
-  void match(std::int64_t window) {
-    const T* start = in_.start + window * in_.snippets;
-    const T* end = in_.end + window * in_.snippets;
-    const std::int64_t length = in_.lengths ? in_.lengths[window] : in_.snippets;
-    const std::int64_t clamped = options_.clamp_boundaries;
-    starts_.clear();
-    ends_.clear();
-    find_boundaries(start, in_.snippets, clamped, length, options_.boundary_threshold, starts_);
-    find_boundaries(end, in_.snippets, 0, std::min(length, in_.snippets - clamped), options_.boundary_threshold, ends_);
-    if (clamped && !starts_.empty() && starts_[0] == 1) starts_.insert(starts_.begin(), 1);
+  const std::int64_t length = in.lengths ? in.lengths[window] : in.snippets;
+  const std::int64_t clamped = options.clamp_boundaries;
+  auto& [starts, ends] = workspace;
+  find_boundaries(start, in.snippets, clamped, length, options.boundary_threshold, starts);
+  find_boundaries(end, in.snippets, 0, std::min(length, in.snippets - clamped), options.boundary_threshold, ends);
+  if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
 
-    std::int64_t row = window * out_.rows;
-    auto next = ends_.begin();
-    for (const std::int32_t s : starts_) {
-      while (next != ends_.end() && *next <= s) ++next;
-      for (auto e = next; e != ends_.end() && *e - s <= in_.durations; ++e, ++row) write(window, s, *e, start[s], end[*e], row);
+  const std::int32_t* next = ends.data();
+  const std::int32_t* const last = next + ends.size();
+  for (const std::int32_t s : starts) {
+    while (next != last && *next <= s) ++next;
+    const double start_probability = start[s];
+    for (const std::int32_t* e = next; e != last && *e - s <= in.durations; ++e) {
+      const std::int64_t m = in.table[s * in.durations + (*e - s - 1)];
+      const double action = classification[m], overlap = regression[m];
+      const bool refined = (action > options.min_classification) & (overlap > options.min_regression);
+      const double weight = refined ? 0.5 : 1.0;
+      const double early = (s + (refined ? in.anchors[2 * m] : 0.0)) * weight;
+      const double late = (*e + (refined ? in.anchors[2 * m + 1] : 0.0)) * weight;
+      const double foreground = background ? 1 - double(background[m]) : 1.0;
+      const double confidence = start_probability * double(end[*e]) * action * overlap * foreground;
+      *score++ = late - early >= options.max_snippets ? 0.0 : confidence;
+      *segment++ = early;
+      *segment++ = late;
+      *boundary++ = s;
+      *boundary++ = *e;
     }
-    out_.counts[window] = row - window * out_.rows;
   }
-
- private:
-  BCNET_INLINE void write(std::int64_t window, std::int32_t s, std::int32_t e, double start, double end, std::int64_t row) {
-    const std::int64_t anchor = in_.table[s * in_.durations + (e - s - 1)];
-    const std::int64_t cell = window * in_.anchor_count + anchor;
-    const double classification = in_.classification[cell], regression = in_.regression[cell];
-    double first = s, last = e;
-    if ((classification > options_.min_classification) & (regression > options_.min_regression)) {
-      first = (first + in_.anchors[2 * anchor]) / 2;
-      last = (last + in_.anchors[2 * anchor + 1]) / 2;
-    }
-    double score = start * end * classification * regression;
-    if (in_.background) score *= 1 - double(in_.background[cell]);
-    out_.segments[2 * row] = first;
-    out_.segments[2 * row + 1] = last;
-    out_.scores[row] = last - first >= options_.max_snippets ? 0.0 : score;
-    out_.boundaries[2 * row] = s;
-    out_.boundaries[2 * row + 1] = e;
-  }
-
-  const MatchInputs<T>& in_;
-  const MatchOptions& options_;
-  const MatchOutputs& out_;
-  std::vector<std::int32_t> starts_, ends_;
-};
+  out.counts[window] = score - (out.scores + window * out.rows);
+}
 
 }  // namespace
 
 template <typename T>
 void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
-  threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, inputs.windows)));
-  std::vector<Matcher<T>> matchers(threads, Matcher<T>(inputs, options, outputs));
+  // A thread takes about as long to wake as a window does.
+  constexpr std::int64_t worth_a_thread = 2;
+  threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, inputs.windows / worth_a_thread)));
+  std::vector<Workspace> workspaces(threads);
+  for (Workspace& workspace : workspaces) {
+    workspace.starts.reserve(inputs.snippets + 1);  // one may appear twice
+    workspace.ends.reserve(inputs.snippets);
+  }
   WorkQueue queue(inputs.windows);
   run_in_threads(threads, [&](int thread) {
-    for (std::int64_t window; queue.next(window);) matchers[thread].match(window);
+    for (std::int64_t window; queue.next(window);) match_window(inputs, options, outputs, window, workspaces[thread]);
   });
 }
 
