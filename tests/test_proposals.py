@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bcnet_fast.anchors import make_anchors
+from bcnet_fast.anchors import make_anchors, matching_table
 from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
+from bcnet_fast.ops import MatchedProposals
 from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
 from bcnet_fast.protocols import PROTOCOLS, Protocol
@@ -58,15 +59,24 @@ def expected(golden):
     return np.load(golden / "bcnet" / "proposals.npz")
 
 
+def proposals_of(found: MatchedProposals, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boundaries, segments and scores of one window, without padding."""
+    count = found.counts[window]
+    return tuple(column[window, :count].numpy() for column in (found.boundaries, found.segments, found.scores))
+
+
 @pytest.mark.parametrize("name", ["model", "synthetic"])
 def test_release_rows_come_out_one_by_one(windows, expected, name):
     found = match_candidates(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    boundaries, segments, scores = proposals_of(found, 0)
     rows, indices = expected[f"{name}_rows"], expected[f"{name}_aux"].astype(np.int64)
-    np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], dim=1), indices[:, :3])
-    np.testing.assert_array_equal(found.segments.numpy() * FRAMES, rows[:, :2])
+    np.testing.assert_array_equal(boundaries, indices[:, :2])
+    start, end = boundaries.T
+    np.testing.assert_array_equal(matching_table(256, 64)[start, end - start - 1], indices[:, 2])
+    np.testing.assert_array_equal(segments * FRAMES, rows[:, :2])
     # The release lists proposals of 300 frames and more, and gives them the score 0 before Soft-NMS.
     kept = rows[:, 1] - rows[:, 0] < 300
-    np.testing.assert_array_equal(found.scores.numpy(), np.where(kept, rows[:, 7], 0.0))
+    np.testing.assert_array_equal(scores, np.where(kept, rows[:, 7], 0.0))
 
 
 @pytest.mark.parametrize("name", ["model", "synthetic"])
@@ -94,8 +104,8 @@ def test_release_video_of_two_windows(windows, expected):
 
 def slow_candidates(
     output: BCNetOutput, length: int, config: Config
-) -> list[tuple[int, int, int, float, float, float]]:
-    """The default protocol as a loop over pairs: (start, end, anchor, refined start, refined end, confidence)."""
+) -> list[tuple[int, int, float, float, float]]:
+    """The default protocol as a loop over pairs: (start, end, refined start, refined end, confidence)."""
     start, end, _, _, _, regression, classification, background = (
         getattr(output, f.name)[0].double().numpy() for f in dataclasses.fields(BCNetOutput)
     )
@@ -121,7 +131,7 @@ def slow_candidates(
             score = start[s] * end[e] * classification[m] * regression[m] * (1 - background[m])
             if settings.max_snippets is not None and t1 - t0 >= settings.max_snippets:
                 score = 0.0
-            rows.append((s, e, m, t0, t1, score))
+            rows.append((s, e, t0, t1, score))
     return rows
 
 
@@ -148,11 +158,11 @@ def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max
     found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
     for w, output in enumerate(outputs):
         rows = slow_candidates(output, length, config)
-        mine = found.window == w
-        expected = np.array(rows).reshape(-1, 6)
-        np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], 1)[mine], expected[:, :3])
-        np.testing.assert_array_equal(found.segments[mine], expected[:, 3:5])
-        np.testing.assert_allclose(found.scores[mine], expected[:, 5], rtol=1e-14)
+        boundaries, segments, scores = proposals_of(found, w)
+        expected = np.array(rows).reshape(-1, 5)
+        np.testing.assert_array_equal(boundaries, expected[:, :2])
+        np.testing.assert_array_equal(segments, expected[:, 2:4])
+        np.testing.assert_array_equal(scores, expected[:, 4])
 
 
 def test_every_release_switch_changes_the_proposals_alone(windows):
