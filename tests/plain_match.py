@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+
+def look_up(table: Sequence[Sequence[int]]) -> Callable[[int, int], int]:
+    """The matching anchor of a pair from the table [T, D]."""
+    return lambda start, end: table[start][end - start - 1]
+
+
+def search(anchors: Sequence[Sequence[float]]) -> Callable[[int, int], int]:
+    """The matching anchor of a pair as public code finds it: by the tIoU with all anchors, the first of the highest."""
+    anchor_start, anchor_end = np.array(anchors, dtype=np.float64).T
+
+    def matching(start: int, end: int) -> int:
+        overlap = np.maximum(np.minimum(end, anchor_end) - np.maximum(start, anchor_start), 0.0)
+        return int(np.argmax(overlap / (end - start + (anchor_end - anchor_start) - overlap)))
+
+    return matching
 
 
 def match_one_window(
@@ -13,7 +31,9 @@ def match_one_window(
     regression: Sequence[float],
     background: Sequence[float] | None,
     anchors: Sequence[Sequence[float]],
-    table: Sequence[Sequence[int]],
+    matching: Callable[[int, int], int],
+    durations: int,
+    *,
     length: int | None = None,
     boundary_threshold: float = 0.7,
     min_classification: float = 0.9,
@@ -21,8 +41,11 @@ def match_one_window(
     max_snippets: float | None = None,
     clamp_boundaries: bool = False,
 ) -> list[tuple[int, int, float, float, float]]:
-    """Rows (start snippet, end snippet, refined start, refined end, score), in order; all numbers are Python's."""
-    snippets, durations = len(start), len(table[0])
+    """Rows (start snippet, end snippet, refined start, refined end, score), in order.
+
+    `matching` is `look_up(table)` or `search(anchors)`; numbers are Python's, or float64 of NumPy.
+    """
+    snippets = len(start)
     length = snippets if length is None else length
 
     def candidates(values: Sequence[float]) -> list[bool]:
@@ -45,7 +68,7 @@ def match_one_window(
         for e in range(s + 1, min(s + durations, last_end) + 1):
             if not is_end[e]:
                 continue
-            m = table[s][e - s - 1]
+            m = matching(s, e)
             t0, t1 = float(s), float(e)
             if classification[m] > min_classification and regression[m] > min_regression:
                 t0, t1 = (s + anchors[m][0]) / 2, (e + anchors[m][1]) / 2

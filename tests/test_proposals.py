@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from plain_match import match_one_window, search
 
 from bcnet_fast.anchors import make_anchors, matching_table
 from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
@@ -102,39 +103,6 @@ def test_release_video_of_two_windows(windows, expected):
     np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
 
 
-def slow_candidates(
-    output: BCNetOutput, length: int, config: Config
-) -> list[tuple[int, int, float, float, float]]:
-    """The default protocol as a loop over pairs: (start, end, refined start, refined end, confidence)."""
-    start, end, _, _, _, regression, classification, background = (
-        getattr(output, f.name)[0].double().numpy() for f in dataclasses.fields(BCNetOutput)
-    )
-    settings = config.proposals
-    anchors = make_anchors(config.model.window, config.model.max_duration).tolist()
-
-    def is_candidate(values: np.ndarray, t: int) -> bool:
-        before = values[t - 1] if t else -np.inf
-        after = values[t + 1] if t + 1 < len(values) else -np.inf
-        return values[t] >= settings.boundary_threshold or (values[t] > before and values[t] > after)
-
-    rows = []
-    for s in range(length):
-        for e in range(s + 1, min(s + config.model.max_duration, length - 1) + 1):
-            if not (is_candidate(start, s) and is_candidate(end, e)):
-                continue
-            overlaps = [max(min(e, b) - max(s, a), 0) for a, b in anchors]
-            tious = [o / (e - s + b - a - o) for o, (a, b) in zip(overlaps, anchors, strict=True)]
-            m = tious.index(max(tious))
-            t0, t1 = float(s), float(e)
-            if classification[m] > settings.min_classification and regression[m] > settings.min_regression:
-                t0, t1 = (s + anchors[m][0]) / 2, (e + anchors[m][1]) / 2
-            score = start[s] * end[e] * classification[m] * regression[m] * (1 - background[m])
-            if settings.max_snippets is not None and t1 - t0 >= settings.max_snippets:
-                score = 0.0
-            rows.append((s, e, t0, t1, score))
-    return rows
-
-
 def random_output(rng: np.random.Generator, config: ModelConfig) -> BCNetOutput:
     anchors = len(make_anchors(config.window, config.max_duration))
     return network_output(
@@ -156,8 +124,13 @@ def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max
     )
     outputs = [random_output(rng, config.model) for _ in range(3)]
     found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
+    anchors = make_anchors(window, longest).tolist()
     for w, output in enumerate(outputs):
-        rows = slow_candidates(output, length, config)
+        scores = (output.start, output.end, output.classification, output.regression, output.background)
+        columns = [column[0].double().tolist() for column in scores]
+        rows = match_one_window(
+            *columns, anchors, search(anchors), longest, length=length, max_snippets=max_snippets
+        )
         boundaries, segments, scores = proposals_of(found, w)
         expected = np.array(rows).reshape(-1, 5)
         np.testing.assert_array_equal(boundaries, expected[:, :2])

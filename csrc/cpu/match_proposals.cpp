@@ -78,9 +78,10 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
 
 template <typename T>
 void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
-  // A thread takes about as long to wake as a window does.
-  constexpr std::int64_t worth_a_thread = 2;
-  threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, inputs.windows / worth_a_thread)));
+  // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows as far as is usual.
+  constexpr std::int64_t worth_a_thread = std::int64_t{1} << 17;
+  const std::int64_t useful = std::min(inputs.windows, inputs.windows * outputs.rows / worth_a_thread);
+  threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
   std::vector<Workspace> workspaces(threads);
   for (Workspace& workspace : workspaces) {
     workspace.starts.reserve(inputs.snippets + 1);  // one may appear twice
