@@ -6,7 +6,7 @@ from types import ModuleType
 
 # Raised together with the constant of the same name in csrc/bindings.cpp whenever a signature there changes: an
 # editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
-INTERFACE = 2
+INTERFACE = 3
 
 module: ModuleType | None = None
 reason: str | None = None

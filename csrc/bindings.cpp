@@ -9,7 +9,7 @@
 namespace py = pybind11;
 
 // The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 namespace bcnet_fast {
 void define_match_proposals(py::module_& module);

@@ -1,15 +1,15 @@
-"""Boundary probabilities and anchor scores to scored proposals (paper, section 3.6), batched over windows, in one launch.
+"""Boundary probabilities and anchor scores to scored proposals (paper, section 3.6) of many windows, in one launch.
 
     pairs (s, e), 1 <= e - s <= D, of snippets that can be boundaries; m = table[s, e - s - 1]
     segment = ((s, e) + anchors[m]) / 2 where classification[m] and regression[m] are above their limits, else (s, e)
     score   = start[s] end[e] classification[m] regression[m] (1 - background[m])
 
-with start, end [W, T], the scores of anchors [W, P], anchors [P, 2], table [T, D], and outputs of K rows for each window,
-filled from the top. A program owns BLOCK_S start snippets of one window. To know its first row it counts the pairs of
-all snippets by one sweep over both boundary sequences: the ends that go with s are a window of D snippets, so their
-number is a running sum of what enters and leaves. That is cheaper than a launch of its own for the counts, and than
-atomics, whose order would not repeat. The rows that no pair fills are divided among the programs: every output element
-is written once.
+with start, end [W, T], the scores of anchors [W, P], anchors [P, 2], table [T, D], and outputs of K rows for each
+window, filled from the top. A program owns BLOCK_S start snippets of one window. To know its first row it counts the
+pairs of all snippets by one sweep over both boundary sequences: the ends that go with s are a window of D snippets, so
+their number is a running sum of what enters and leaves. That is cheaper than a launch of its own for the counts, and
+than atomics, whose order would not repeat. The rows that no pair fills are divided among the programs: every output
+element is written once.
 
 All arithmetic is in float64, in the order of the formulas: the bits are those of the reference. No product is followed
 by a sum, so nothing can be contracted to an FMA.
@@ -42,7 +42,7 @@ def _at(base, index, stride, mask, other: tl.constexpr):
 
 @triton.jit
 def _boundaries(probability, stride, t, snippets, first, last, threshold):
-    """Which of the snippets t can be a boundary and lie in [first, last): at least the threshold or a strict local peak."""
+    """Which of the snippets t in [first, last) can be a boundary: at least the threshold, or a strict local peak."""
     here = _at(probability, t, stride, (t >= 0) & (t < snippets), -float("inf"))
     before = _at(probability, t - 1, stride, (t >= 1) & (t <= snippets), -float("inf"))
     after = _at(probability, t + 1, stride, (t >= -1) & (t < snippets - 1), -float("inf"))

@@ -1,4 +1,4 @@
-"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and what its users have today."""
+"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and what people have today."""
 
 from __future__ import annotations
 
@@ -51,8 +51,7 @@ def match_one_window(
     def candidates(values: Sequence[float]) -> list[bool]:
         padded = [-math.inf, *values, -math.inf]
         return [
-            t < length
-            and (padded[t + 1] >= boundary_threshold or padded[t] < padded[t + 1] and padded[t + 2] < padded[t + 1])
+            t < length and (padded[t + 1] >= boundary_threshold or padded[t] < padded[t + 1] > padded[t + 2])
             for t in range(snippets)
         ]
 

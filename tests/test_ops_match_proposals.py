@@ -302,7 +302,11 @@ def at(name: str, index: tuple[int, ...], value: float) -> dict[str, torch.Tenso
         ({"end": torch.zeros(2, 4)}, ValueError, "end must be [2, 5] to fit the others, got shape [2, 4]"),
         ({"end": torch.zeros(2, 5).double()}, TypeError, "end must be float32, got torch.float64"),
         ({"start": torch.zeros(2, 5).int()}, TypeError, "start must be float16 or bfloat16 or float32 or float64, got"),
-        ({"regression": torch.zeros(2, 3)}, ValueError, "regression must be [2, 4] to fit the others, got shape [2, 3]"),
+        (
+            {"regression": torch.zeros(2, 3)},
+            ValueError,
+            "regression must be [2, 4] to fit the others, got shape [2, 3]",
+        ),
         ({"background": torch.zeros(1, 4)}, ValueError, "background must be [2, 4] to fit the others, got"),
         ({"anchors": torch.zeros(4, 3)}, ValueError, "anchors must be [P, 2] and not empty, got shape [4, 3]"),
         ({"anchors": torch.zeros(4, 2).half()}, TypeError, "anchors must be int32 or int64 or float32 or float64, got"),

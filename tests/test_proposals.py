@@ -128,9 +128,7 @@ def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max
     for w, output in enumerate(outputs):
         scores = (output.start, output.end, output.classification, output.regression, output.background)
         columns = [column[0].double().tolist() for column in scores]
-        rows = match_one_window(
-            *columns, anchors, search(anchors), longest, length=length, max_snippets=max_snippets
-        )
+        rows = match_one_window(*columns, anchors, search(anchors), longest, length=length, max_snippets=max_snippets)
         boundaries, segments, scores = proposals_of(found, w)
         expected = np.array(rows).reshape(-1, 5)
         np.testing.assert_array_equal(boundaries, expected[:, :2])

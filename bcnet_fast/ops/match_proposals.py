@@ -206,7 +206,7 @@ def _run_native(tensors, options):
         for tensor, dtype in zip(tensors, dtypes, strict=True)
     ]
     windows, rows = start.shape[0], reference.most_pairs(*table.shape)
-    # NumPy takes zeros from the system where it can, so that most of the padding costs nothing.
+    # NumPy takes zeros from the system where it can, so that the padding is not written a second time.
     outputs = (
         np.zeros((windows, rows, 2)),
         np.zeros((windows, rows)),

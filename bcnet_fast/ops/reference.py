@@ -174,14 +174,14 @@ def match_proposals(
     e = s[:, None] + torch.arange(1, longest + 1, device=start.device)  # [T, d]
     inside = e < snippets - clamp_boundaries
     # Cell (row, i) of a window is the pair (s[row], e[row, i]).
-    pairs = starts[:, s, None] & ends[:, e.clamp(max=snippets - 1)] & inside  # [W, T, d]
-    found = pairs.flatten(1).cumsum(1)  # [W, T * d]
-    counts = found[:, -1] if longest else found.new_zeros(windows)
+    pairs = (starts[:, s, None] & ends[:, e.clamp(max=snippets - 1)] & inside).flatten(1)  # [W, T * d]
+    found = pairs.cumsum(1)
+    counts = pairs.sum(1)
 
-    # The cell of the i-th pair is the first at which i + 1 pairs have been seen.
-    number = torch.arange(rows, device=start.device).expand(windows, rows)
-    valid = number < counts[:, None]
-    cell = torch.searchsorted(found, number + 1).clamp(max=snippets * longest - 1)
+    # Row k of the result is the cell of the k-th pair. One row more takes the cells that are no pair.
+    cells = torch.arange(snippets * longest, device=start.device).expand(windows, -1)
+    cell = found.new_zeros(windows, rows + 1).scatter_(1, torch.where(pairs, found - 1, rows), cells)[:, :rows]
+    valid = torch.arange(rows, device=start.device) < counts[:, None]
     row, column = cell // max(1, longest), cell % max(1, longest)
     first = torch.where(valid, s[row], 0)
     last = torch.where(valid, first + 1 + column, 0)
@@ -197,7 +197,7 @@ def match_proposals(
     if max_snippets is not None:
         scores = torch.where(segments[..., 1] - segments[..., 0] >= max_snippets, 0.0, scores)
     boundaries = torch.stack([first, last], dim=2).int()
-    return segments, torch.where(valid, scores, 0.0), boundaries, counts.clone()
+    return segments, torch.where(valid, scores, 0.0), boundaries, counts
 
 
 def most_pairs(snippets: int, durations: int) -> int:
