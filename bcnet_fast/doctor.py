@@ -119,12 +119,31 @@ def _check_add_layer_norm(device: torch.device) -> float:
     return max(float((f.cpu() - e).abs().max()) for f, e in zip(found, expected, strict=True))
 
 
+def _check_match_proposals(device: torch.device) -> float:
+    """Largest error of segments and scores against the reference; infinite where other pairs are found."""
+    generator = torch.Generator().manual_seed(0)
+    frames = [torch.rand(2, 60, generator=generator) for _ in range(2)]
+    scores = [torch.rand(2, 9, generator=generator) for _ in range(3)]
+    anchors, table = torch.arange(18.0).view(9, 2), (torch.arange(60 * 31) % 9).int().view(60, 31)
+    inputs = (*frames, *scores, anchors, table)
+    lengths = torch.tensor([60, 41])
+    expected = reference.match_proposals(*inputs, lengths, 0.7, 0.5, 0.5, None, False)
+    found = ops.match_proposals(
+        *(t.to(device) for t in inputs), lengths=lengths.to(device), min_classification=0.5, min_regression=0.5
+    )
+    found = [t.cpu() for t in found]
+    if not (torch.equal(found[2], expected[2]) and torch.equal(found[3], expected[3])):
+        return float("inf")
+    return max(float((f - e).abs().max()) for f, e in zip(found[:2], expected[:2], strict=True))
+
+
 # Per operator: the largest error on one device with the backend in force, and what is allowed.
 CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
     "soft_nms": (_check_soft_nms, 1e-12),
     "difference_attention": (_check_difference_attention, 1e-5),
     "anchor_sampling": (_check_anchor_sampling, 1e-4),
     "add_layer_norm": (_check_add_layer_norm, 1e-5),
+    "match_proposals": (_check_match_proposals, 0.0),
 }
 
 

@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
     network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")
     network.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="of the operators that the run uses (Soft-NMS)"
+        "--backend", choices=BACKENDS, default="auto", help="of the operators that turn scores into proposals"
     )
     network.add_argument("--protocol", choices=list(PROTOCOLS), default="default", help="see docs/protocols.md")
 
@@ -116,7 +116,9 @@ def infer(args: argparse.Namespace) -> int:
     torch.manual_seed(0)
     model = load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
     with use_backend(args.backend):
-        choose("soft_nms", torch.device("cpu"))  # raises now, not after the network has run
+        # Raises now, not after the network has run.
+        choose("match_proposals", model.device)
+        choose("soft_nms", torch.device("cpu"))
 
     with contextlib.closing(ResultWriter(args.output, run_settings(args, config), resume=args.resume)) as writer:
         for gone in writer.done.keys() - archive.ids:

@@ -37,7 +37,8 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
-from bcnet_fast.kernels import add_layer_norm, difference_attention  # noqa: E402
+from bcnet_fast.kernels import add_layer_norm, difference_attention, match_proposals  # noqa: E402
+from bcnet_fast.ops.reference import most_pairs  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -61,6 +62,7 @@ INSTRUCTIONS = {
     "load128": r"\b(?:LDG|LDGSTS)\S*\.128\b",
 }
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+POINTERS = {**TYPES, torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
 
 
 class Case(NamedTuple):
@@ -112,10 +114,33 @@ def _add_layer_norm(target: int) -> Iterator[Case]:
                     yield Case(f"add_layer_norm_{name}", TYPES[dtype], str(width), launch)
 
 
-# A further operator: a generator like those above, named here.
+def _match_proposals(target: int) -> Iterator[Case]:
+    def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    for dtype in (*TYPES, torch.float64):
+        # THUMOS14 as infer calls it, and ActivityNet-1.3 as the public release is repeated.
+        for snippets, durations, anchors, clamp in ((256, 64, 1218, False), (100, 100, 1326, True)):
+            rows = most_pairs(snippets, durations)
+            frames = [empty(8, snippets, dtype=dtype) for _ in range(2)]
+            scores = [empty(8, anchors, dtype=dtype) for _ in range(3)]
+            table, lengths = empty(snippets, durations, dtype=torch.int32), empty(8, dtype=torch.int64)
+            outputs = (
+                empty(8, rows, 2, dtype=torch.float64),
+                empty(8, rows, dtype=torch.float64),
+                empty(8, rows, 2, dtype=torch.int32),
+                lengths,
+            )
+            inputs = (*frames, *scores, empty(anchors, 2, dtype=torch.float64), table, None if clamp else lengths)
+            launch = match_proposals.match_launch(*inputs, 0.7, 0.9, 0.8, 60.0, clamp, *outputs)
+            yield Case("match_proposals", POINTERS[dtype], f"{snippets}/{durations}", launch)
+
+
+# A further operator: a generator like the ones above, named here.
 KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
     "difference_attention": _difference_attention,
     "add_layer_norm": _add_layer_norm,
+    "match_proposals": _match_proposals,
 }
 
 
@@ -131,10 +156,14 @@ def compile_launch(launch: Launch, target: int) -> Any:
             constants[(index,)] = value
             continue
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
+            signature[parameter.name] = "*" + POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+        if isinstance(value, torch.Tensor) or (
+            isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
+        ):
             attributes[(index,)] = [["tt.divisibility", 16]]
     return triton.compile(
         ASTSource(kernel, signature, constants, attributes),

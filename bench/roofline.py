@@ -130,8 +130,8 @@ def match_proposals(windows: int, snippets: int, durations: int, anchors: int) -
 def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float, min_score: float) -> Work:
     """Of one set, Gaussian: what a candidate in play takes whose segment overlaps a picked one, over all picks.
 
-    That is 40 operations (11 for the tIoU, 24 for the exponential, 5 for the score), each counted as 2 FLOPs, because none
-    of them may be fused to a multiply-add: the definition fixes every rounding.
+    That is 40 operations (11 for the tIoU, 24 for the exponential, 5 for the score), each counted as 2 FLOPs, because
+    none of them may be fused to a multiply-add: the definition fixes every rounding.
     """
     (start, end), left, decays = segments.T, scores.astype(np.float64), 0
     while left.max(initial=0) >= min_score:

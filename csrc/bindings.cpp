@@ -14,6 +14,7 @@ constexpr int kInterface = 3;
 namespace bcnet_fast {
 void define_anchor_sampling(py::module_& module);
 void define_add_layer_norm(py::module_& module);
+void define_match_proposals(py::module_& module);
 void define_soft_nms(py::module_& module);
 }
 
@@ -32,5 +33,6 @@ PYBIND11_MODULE(_C, module) {
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
   bcnet_fast::define_anchor_sampling(module);
   bcnet_fast::define_add_layer_norm(module);
+  bcnet_fast::define_match_proposals(module);
   bcnet_fast::define_soft_nms(module);
 }

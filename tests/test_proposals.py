@@ -7,9 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from plain_match import match_one_window, search
 
-from bcnet_fast.anchors import make_anchors
+from bcnet_fast.anchors import make_anchors, matching_table
 from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
+from bcnet_fast.ops import MatchedProposals
 from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
 from bcnet_fast.protocols import PROTOCOLS, Protocol
@@ -58,15 +60,24 @@ def expected(golden):
     return np.load(golden / "bcnet" / "proposals.npz")
 
 
+def proposals_of(found: MatchedProposals, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boundaries, segments and scores of one window, without padding."""
+    count = found.counts[window]
+    return tuple(column[window, :count].numpy() for column in (found.boundaries, found.segments, found.scores))
+
+
 @pytest.mark.parametrize("name", ["model", "synthetic"])
 def test_release_rows_come_out_one_by_one(windows, expected, name):
     found = match_candidates(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    boundaries, segments, scores = proposals_of(found, 0)
     rows, indices = expected[f"{name}_rows"], expected[f"{name}_aux"].astype(np.int64)
-    np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], dim=1), indices[:, :3])
-    np.testing.assert_array_equal(found.segments.numpy() * FRAMES, rows[:, :2])
+    np.testing.assert_array_equal(boundaries, indices[:, :2])
+    start, end = boundaries.T
+    np.testing.assert_array_equal(matching_table(256, 64)[start, end - start - 1], indices[:, 2])
+    np.testing.assert_array_equal(segments * FRAMES, rows[:, :2])
     # The release lists proposals of 300 frames and more, and gives them the score 0 before Soft-NMS.
     kept = rows[:, 1] - rows[:, 0] < 300
-    np.testing.assert_array_equal(found.scores.numpy(), np.where(kept, rows[:, 7], 0.0))
+    np.testing.assert_array_equal(scores, np.where(kept, rows[:, 7], 0.0))
 
 
 @pytest.mark.parametrize("name", ["model", "synthetic"])
@@ -92,39 +103,6 @@ def test_release_video_of_two_windows(windows, expected):
     np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
 
 
-def slow_candidates(
-    output: BCNetOutput, length: int, config: Config
-) -> list[tuple[int, int, int, float, float, float]]:
-    """The default protocol as a loop over pairs: (start, end, anchor, refined start, refined end, confidence)."""
-    start, end, _, _, _, regression, classification, background = (
-        getattr(output, f.name)[0].double().numpy() for f in dataclasses.fields(BCNetOutput)
-    )
-    settings = config.proposals
-    anchors = make_anchors(config.model.window, config.model.max_duration).tolist()
-
-    def is_candidate(values: np.ndarray, t: int) -> bool:
-        before = values[t - 1] if t else -np.inf
-        after = values[t + 1] if t + 1 < len(values) else -np.inf
-        return values[t] >= settings.boundary_threshold or (values[t] > before and values[t] > after)
-
-    rows = []
-    for s in range(length):
-        for e in range(s + 1, min(s + config.model.max_duration, length - 1) + 1):
-            if not (is_candidate(start, s) and is_candidate(end, e)):
-                continue
-            overlaps = [max(min(e, b) - max(s, a), 0) for a, b in anchors]
-            tious = [o / (e - s + b - a - o) for o, (a, b) in zip(overlaps, anchors, strict=True)]
-            m = tious.index(max(tious))
-            t0, t1 = float(s), float(e)
-            if classification[m] > settings.min_classification and regression[m] > settings.min_regression:
-                t0, t1 = (s + anchors[m][0]) / 2, (e + anchors[m][1]) / 2
-            score = start[s] * end[e] * classification[m] * regression[m] * (1 - background[m])
-            if settings.max_snippets is not None and t1 - t0 >= settings.max_snippets:
-                score = 0.0
-            rows.append((s, e, m, t0, t1, score))
-    return rows
-
-
 def random_output(rng: np.random.Generator, config: ModelConfig) -> BCNetOutput:
     anchors = len(make_anchors(config.window, config.max_duration))
     return network_output(
@@ -146,13 +124,16 @@ def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max
     )
     outputs = [random_output(rng, config.model) for _ in range(3)]
     found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
+    anchors = make_anchors(window, longest).tolist()
     for w, output in enumerate(outputs):
-        rows = slow_candidates(output, length, config)
-        mine = found.window == w
-        expected = np.array(rows).reshape(-1, 6)
-        np.testing.assert_array_equal(torch.stack([found.start, found.end, found.anchor], 1)[mine], expected[:, :3])
-        np.testing.assert_array_equal(found.segments[mine], expected[:, 3:5])
-        np.testing.assert_allclose(found.scores[mine], expected[:, 5], rtol=1e-14)
+        scores = (output.start, output.end, output.classification, output.regression, output.background)
+        columns = [column[0].double().tolist() for column in scores]
+        rows = match_one_window(*columns, anchors, search(anchors), longest, length=length, max_snippets=max_snippets)
+        boundaries, segments, scores = proposals_of(found, w)
+        expected = np.array(rows).reshape(-1, 5)
+        np.testing.assert_array_equal(boundaries, expected[:, :2])
+        np.testing.assert_array_equal(segments, expected[:, 2:4])
+        np.testing.assert_array_equal(scores, expected[:, 4])
 
 
 def test_every_release_switch_changes_the_proposals_alone(windows):

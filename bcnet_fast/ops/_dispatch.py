@@ -24,6 +24,7 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "difference_attention": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "anchor_sampling": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "add_layer_norm": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
+    "match_proposals": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
 }
 
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)

@@ -215,3 +215,73 @@ def add_layer_norm_backward(grad, out, rstd):
     grad, out = _accumulated(grad, out)
     slope = (grad * out).mean(-1, keepdim=True)
     return (grad - grad.mean(-1, keepdim=True) - out * slope) * rstd[..., None]
+
+
+def match_proposals(
+    start: torch.Tensor,
+    end: torch.Tensor,
+    classification: torch.Tensor,
+    regression: torch.Tensor,
+    background: torch.Tensor | None,
+    anchors: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor | None,
+    boundary_threshold: float,
+    min_classification: float,
+    min_regression: float,
+    max_snippets: float | None,
+    clamp_boundaries: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The definition of the proposals' matching; arguments and results as in `ops.match_proposals`.
+
+    Of fixed size throughout, so that it runs on a device without a look at its results.
+    """
+    windows, snippets = start.shape
+    longest, rows = min(table.shape[1], snippets - 1), most_pairs(*table.shape)
+    starts, ends = (_boundaries(p, boundary_threshold, lengths) for p in (start, end))
+    t = torch.arange(snippets, device=start.device)
+    # The last snippet can be read as it is: there is no end beyond the one before it.
+    s = t.clamp(min=min(1, snippets - 1)) if clamp_boundaries else t
+    e = s[:, None] + torch.arange(1, longest + 1, device=start.device)  # [T, d]
+    inside = e < snippets - clamp_boundaries
+    # Cell (row, i) of a window is the pair (s[row], e[row, i]).
+    pairs = (starts[:, s, None] & ends[:, e.clamp(max=snippets - 1)] & inside).flatten(1)  # [W, T * d]
+    found = pairs.cumsum(1)
+    counts = pairs.sum(1)
+
+    # Row k of the result is the cell of the k-th pair. One row more takes the cells that are no pair.
+    cells = torch.arange(snippets * longest, device=start.device).expand(windows, -1)
+    cell = found.new_zeros(windows, rows + 1).scatter_(1, torch.where(pairs, found - 1, rows), cells)[:, :rows]
+    valid = torch.arange(rows, device=start.device) < counts[:, None]
+    row, column = cell // max(1, longest), cell % max(1, longest)
+    first = torch.where(valid, s[row], 0)
+    last = torch.where(valid, first + 1 + column, 0)
+    anchor = table[first, column].long()
+
+    segments = torch.stack([first, last], dim=2).double()
+    classification, regression = (scores.double().gather(1, anchor) for scores in (classification, regression))
+    refined = valid & (classification > min_classification) & (regression > min_regression)
+    segments = torch.where(refined[..., None], (segments + anchors.double()[anchor]) / 2, segments)
+    scores = start.double().gather(1, first) * end.double().gather(1, last) * classification * regression
+    if background is not None:
+        scores = scores * (1 - background.double().gather(1, anchor))
+    if max_snippets is not None:
+        scores = torch.where(segments[..., 1] - segments[..., 0] >= max_snippets, 0.0, scores)
+    boundaries = torch.stack([first, last], dim=2).int()
+    return segments, torch.where(valid, scores, 0.0), boundaries, counts
+
+
+def most_pairs(snippets: int, durations: int) -> int:
+    """How many pairs (s, e) of `snippets` snippets have 1 <= e - s <= durations."""
+    longest = torch.sym_min(durations, snippets - 1)
+    return longest * (snippets - 1) - longest * (longest - 1) // 2
+
+
+def _boundaries(probability: torch.Tensor, threshold: float, lengths: torch.Tensor | None) -> torch.Tensor:
+    """Which snippets can be a boundary: at least `threshold` or a strict local maximum, and not padding; [W, T]."""
+    probability = probability.double()  # else the threshold itself would be rounded to float32
+    padded = torch.nn.functional.pad(probability, (1, 1), value=-torch.inf)
+    taken = (probability >= threshold) | ((probability > padded[:, :-2]) & (probability > padded[:, 2:]))
+    if lengths is not None:
+        taken &= torch.arange(probability.shape[1], device=probability.device) < lengths[:, None]
+    return taken

@@ -1,0 +1,111 @@
+#include "match_proposals.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <type_traits>
+#include <vector>
+
+#include "common.h"
+
+namespace bcnet_fast {
+namespace {
+
+constexpr const char* kOp = "match_proposals";
+
+template <typename T>
+using MaybeArray = std::optional<Array<T>>;
+
+template <typename T>
+void require_shape(const Array<T>& array, const char* argument, const std::vector<std::int64_t>& shape) {
+  if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
+  std::string wanted;
+  for (const std::int64_t size : shape) wanted += (wanted.empty() ? "[" : ", ") + std::to_string(size);
+  refuse(kOp, argument, shape_of(array), wanted + "]");
+}
+
+// Written without branches, and with a flag as wide as a value, so that compilers vectorise it.
+template <typename T>
+void require_values(const Array<T>& array, const char* argument, T lowest, T highest) {
+  using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  const T* values = array.data();
+  const std::int64_t size = array.size();
+  Flag bad = 0;
+  for (std::int64_t i = 0; i < size; ++i) bad |= ((values[i] >= lowest) & (values[i] <= highest)) ? Flag{0} : Flag{1};
+  if (bad) refuse(kOp, argument, "out of range", "finite numbers in their range");
+}
+
+template <typename T>
+void require_finite(const Array<T>& array, const char* argument) {
+  require_values<T>(array, argument, std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max());
+}
+
+template <typename T>
+void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>& classification,
+                     const Array<T>& regression, const MaybeArray<T>& background, const Array<double>& anchors,
+                     const Array<std::int32_t>& table, const MaybeArray<std::int64_t>& lengths,
+                     double boundary_threshold, double min_classification, double min_regression,
+                     std::optional<double> max_snippets, bool clamp_boundaries, int threads, Array<double>& segments,
+                     Array<double>& scores, Array<std::int32_t>& boundaries, Array<std::int64_t>& counts) {
+  if (start.ndim() != 2) refuse(kOp, "start", shape_of(start), "[W, T]");
+  if (table.ndim() != 2) refuse(kOp, "table", shape_of(table), "[T, D]");
+  if (anchors.ndim() != 2) refuse(kOp, "anchors", shape_of(anchors), "[P, 2]");
+  const std::int64_t windows = start.shape(0), snippets = start.shape(1), durations = table.shape(1);
+  const std::int64_t anchor_count = anchors.shape(0), longest = std::min(durations, snippets - 1);
+  const std::int64_t rows = longest * (snippets - 1) - longest * (longest - 1) / 2;
+  require_shape(end, "end", {windows, snippets});
+  require_shape(classification, "classification", {windows, anchor_count});
+  require_shape(regression, "regression", {windows, anchor_count});
+  require_shape(anchors, "anchors", {anchor_count, 2});
+  require_shape(table, "table", {snippets, durations});
+  require_shape(segments, "segments", {windows, rows, 2});
+  require_shape(scores, "scores", {windows, rows});
+  require_shape(boundaries, "boundaries", {windows, rows, 2});
+  require_shape(counts, "counts", {windows});
+  if (background) require_shape(*background, "background", {windows, anchor_count});
+  if (lengths) require_shape(*lengths, "lengths", {windows});
+
+  require_finite(start, "start");
+  require_finite(end, "end");
+  require_finite(classification, "classification");
+  require_finite(regression, "regression");
+  require_finite(anchors, "anchors");
+  if (background) require_finite(*background, "background");
+  if (lengths) require_values<std::int64_t>(*lengths, "lengths", 0, snippets);
+  require_values<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1));
+
+  const MatchInputs<T> inputs{windows, snippets, durations, anchor_count, start.data(), end.data(),
+                              classification.data(), regression.data(), background ? background->data() : nullptr,
+                              anchors.data(), table.data(), lengths ? lengths->data() : nullptr};
+  const MatchOptions options{boundary_threshold, min_classification, min_regression,
+                             max_snippets.value_or(std::numeric_limits<double>::infinity()), clamp_boundaries};
+  const MatchOutputs outputs{rows, segments.mutable_data(), scores.mutable_data(), boundaries.mutable_data(),
+                             counts.mutable_data()};
+  const py::gil_scoped_release release;
+  bcnet_fast::match_proposals(inputs, options, threads, outputs);
+}
+
+template <typename T>
+void define(py::module_& module) {
+  module.def(kOp, &match_proposals<T>, py::arg("start").noconvert(), py::arg("end").noconvert(),
+             py::arg("classification").noconvert(), py::arg("regression").noconvert(),
+             py::arg("background").noconvert().none(true), py::arg("anchors").noconvert(), py::arg("table").noconvert(),
+             py::arg("lengths").noconvert().none(true), py::arg("boundary_threshold"), py::arg("min_classification"),
+             py::arg("min_regression"), py::arg("max_snippets"), py::arg("clamp_boundaries"), py::arg("threads"),
+             py::arg("segments").noconvert(), py::arg("scores").noconvert(), py::arg("boundaries").noconvert(),
+             py::arg("counts").noconvert(),
+             "Writes the proposals of each window to its first rows of segments, scores and boundaries, and their number "
+             "to counts.");
+}
+
+}  // namespace
+
+void define_match_proposals(py::module_& module) {
+  define<float>(module);
+  define<double>(module);
+}
+
+}  // namespace bcnet_fast

@@ -1,0 +1,99 @@
+// The work of a window lies in its pairs. They are found by two walks over the lists of possible boundaries, and each is
+// computed without a branch that depends on a score. Vector instructions did not pay: a pair's reads are scattered.
+#include "match_proposals.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "parallel.h"
+
+namespace bcnet_fast {
+namespace {
+
+struct Workspace {
+  std::vector<std::int32_t> starts, ends;  // snippets that can be a boundary
+};
+
+// Puts the snippets in [first, last) that can be a boundary into `found`: at least the threshold, or a strict local maximum.
+template <typename T>
+void find_boundaries(const T* probability, std::int64_t snippets, std::int64_t first, std::int64_t last, double threshold,
+                     std::vector<std::int32_t>& found) {
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  found.resize(snippets);
+  std::int64_t count = 0;
+  for (std::int64_t t = first; t < last; ++t) {
+    const T before = t > 0 ? probability[t - 1] : lowest;
+    const T after = t + 1 < snippets ? probability[t + 1] : lowest;
+    found[count] = static_cast<std::int32_t>(t);
+    count += (double(probability[t]) >= threshold) | ((probability[t] > before) & (probability[t] > after));
+  }
+  found.resize(count);
+}
+
+template <typename T>
+void match_window(const MatchInputs<T>& in, const MatchOptions& options, const MatchOutputs& out, std::int64_t window,
+                  Workspace& workspace) {
+  const T* start = in.start + window * in.snippets;
+  const T* end = in.end + window * in.snippets;
+  const T* classification = in.classification + window * in.anchor_count;
+  const T* regression = in.regression + window * in.anchor_count;
+  const T* background = in.background ? in.background + window * in.anchor_count : nullptr;
+  double* segment = out.segments + 2 * window * out.rows;
+  double* score = out.scores + window * out.rows;
+  std::int32_t* boundary = out.boundaries + 2 * window * out.rows;
+
+  const std::int64_t length = in.lengths ? in.lengths[window] : in.snippets;
+  const std::int64_t clamped = options.clamp_boundaries;
+  auto& [starts, ends] = workspace;
+  find_boundaries(start, in.snippets, clamped, length, options.boundary_threshold, starts);
+  find_boundaries(end, in.snippets, 0, std::min(length, in.snippets - clamped), options.boundary_threshold, ends);
+  if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
+
+  const std::int32_t* next = ends.data();
+  const std::int32_t* const last = next + ends.size();
+  for (const std::int32_t s : starts) {
+    while (next != last && *next <= s) ++next;
+    const double start_probability = start[s];
+    for (const std::int32_t* e = next; e != last && *e - s <= in.durations; ++e) {
+      const std::int64_t m = in.table[s * in.durations + (*e - s - 1)];
+      const double action = classification[m], overlap = regression[m];
+      const bool refined = (action > options.min_classification) & (overlap > options.min_regression);
+      const double weight = refined ? 0.5 : 1.0;
+      const double early = (s + (refined ? in.anchors[2 * m] : 0.0)) * weight;
+      const double late = (*e + (refined ? in.anchors[2 * m + 1] : 0.0)) * weight;
+      const double foreground = background ? 1 - double(background[m]) : 1.0;
+      const double confidence = start_probability * double(end[*e]) * action * overlap * foreground;
+      *score++ = late - early >= options.max_snippets ? 0.0 : confidence;
+      *segment++ = early;
+      *segment++ = late;
+      *boundary++ = s;
+      *boundary++ = *e;
+    }
+  }
+  out.counts[window] = score - (out.scores + window * out.rows);
+}
+
+}  // namespace
+
+template <typename T>
+void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
+  // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows as far as is usual.
+  constexpr std::int64_t worth_a_thread = std::int64_t{1} << 17;
+  const std::int64_t useful = std::min(inputs.windows, inputs.windows * outputs.rows / worth_a_thread);
+  threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
+  std::vector<Workspace> workspaces(threads);
+  for (Workspace& workspace : workspaces) {
+    workspace.starts.reserve(inputs.snippets + 1);  // one may appear twice
+    workspace.ends.reserve(inputs.snippets);
+  }
+  WorkQueue queue(inputs.windows);
+  run_in_threads(threads, [&](int thread) {
+    for (std::int64_t window; queue.next(window);) match_window(inputs, options, outputs, window, workspaces[thread]);
+  });
+}
+
+template void match_proposals(const MatchInputs<float>&, const MatchOptions&, int, const MatchOutputs&);
+template void match_proposals(const MatchInputs<double>&, const MatchOptions&, int, const MatchOutputs&);
+
+}  // namespace bcnet_fast
