@@ -13,11 +13,11 @@ The chart shows how many times faster each operator is than its reference and th
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,16 +59,21 @@ class Case(NamedTuple):
 
 
 def compiled(function: Callable, *arguments: Any) -> Callable[[], Call]:
-    return lambda: partial(torch.compile(function), *arguments)
+    return lambda: functools.partial(torch.compile(function), *arguments)
+
+
+@functools.cache
+def gradient(shape: torch.Size, device: torch.device) -> torch.Tensor:
+    return torch.randn(shape, device=device)
 
 
 def with_gradients(function: Callable, leaves: list[torch.Tensor], *others: Any) -> Callable[[], Call]:
-    """A call of the function and of its backward, for gradients of ones."""
+    """A call of the function and of its backward."""
 
     def call():
         outputs = function(*leaves, *others)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        return outputs, torch.autograd.grad(outputs, leaves, [torch.ones_like(o) for o in outputs])
+        return outputs, torch.autograd.grad(outputs, leaves, [gradient(o.shape, o.device) for o in outputs])
 
     return lambda: call
 
@@ -102,7 +107,7 @@ def attention_cases(device: str) -> Iterator[Case]:
         for mode, work in (("forward", forward), ("forward + backward", both)):
             training = mode != "forward"
             variants = {
-                n: with_gradients(f, leaves) if training else lambda f=f, t=tensors: partial(f, *t)
+                n: with_gradients(f, leaves) if training else lambda f=f, t=tensors: functools.partial(f, *t)
                 for n, f in functions.items()
             }
             if training:
@@ -149,8 +154,8 @@ def sampling_cases(device: str) -> Iterator[Case]:
         "BCNet: 1218 x 32 x 64",
         roofline.anchor_sampling(plan, 64),
         {
-            "bcnet_fast": lambda: partial(ops.anchor_sampling, features, plan),
-            "reference": lambda: partial(reference.anchor_sampling, *arguments),
+            "bcnet_fast": lambda: functools.partial(ops.anchor_sampling, features, plan),
+            "reference": lambda: functools.partial(reference.anchor_sampling, *arguments),
             "torch.compile": compiled(reference.anchor_sampling, *arguments),
             "dense matrix": dense,
             "embedding_bag": embedding_bag,
@@ -200,8 +205,8 @@ def projection_cases(device: str) -> Iterator[Case]:
 
         variants = {
             "bcnet_fast": lambda call=fast: call,
-            "bcnet_fast, gather first": lambda call=fast: partial(call, strategy="gather"),
-            "reference": lambda a=arguments: partial(reference.anchor_projection, *a),
+            "bcnet_fast, gather first": lambda call=fast: functools.partial(call, strategy="gather"),
+            "reference": lambda a=arguments: functools.partial(reference.anchor_projection, *a),
             "torch.compile": compiled(reference.anchor_projection, *arguments),
             "dense matrix and convolution": dense,
             "embedding_bag": embedding_bag,
@@ -220,7 +225,7 @@ def norm_cases(device: str) -> Iterator[Case]:
             "layer_norm(x + residual)": lambda x, r: F.layer_norm(x + r, x.shape[-1:]),
         }
         forward, backward = roofline.add_layer_norm(rows, size), roofline.add_layer_norm_backward(rows, size)
-        variants = {n: lambda f=f, x=x, r=residual: partial(f, x, r) for n, f in functions.items()}
+        variants = {n: lambda f=f, x=x, r=residual: functools.partial(f, x, r) for n, f in functions.items()}
         variants["torch.compile"] = compiled(reference.add_layer_norm, x, residual)
         yield Case("add_layer_norm", "forward", f"{rows} x {size}", forward, variants)
         variants = {n: with_gradients(f, leaves) for n, f in functions.items()}
@@ -254,7 +259,7 @@ def match_cases(device: str) -> Iterator[Case]:
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arguments, o=options: partial(reference.match_proposals, *a, *o),
+            "reference": lambda a=arguments, o=options: functools.partial(reference.match_proposals, *a, *o),
             "torch.compile": compiled(reference.match_proposals, *arguments, *options),
             "Python loop": loop,
         }
@@ -282,9 +287,9 @@ def soft_nms_cases(device: str) -> Iterator[Case]:
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arrays, o=options: partial(reference.soft_nms, *a, *o),
+            "reference": lambda a=arrays, o=options: functools.partial(reference.soft_nms, *a, *o),
             "scalar C++": scalar,
-            "Python loop": lambda s=segments, c=scores, e=epsilon: partial(
+            "Python loop": lambda s=segments, c=scores, e=epsilon: functools.partial(
                 soft_nms_bench.python_loop, s.tolist(), c.tolist(), e
             ),
         }
