@@ -20,7 +20,7 @@ OLDEST_TRITON = (3, 2)
 
 # Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
-    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
+    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("native", "reference")},
     "difference_attention": {"cpu": ("reference", "triton"), "cuda": ("triton", "reference")},
 }
 
@@ -50,6 +50,8 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     """Why `backend` cannot run `op` on `device`; None when it can."""
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
+    if backend == "native" and device.type == "cuda":
+        return _native.cuda_problem(torch.cuda.current_device() if device.index is None else device.index)
     if backend == "native":
         return _native.reason
     if backend == "triton":

@@ -11,6 +11,14 @@
 
 namespace bcnet_fast {
 
+// Whether a candidate may be given at all: finite, of non-negative length, which is NaN or infinite where a start or an
+// end is. x - x is 0 for finite x alone. Without branches, so that compilers vectorise loops over it.
+template <typename T>
+BCNET_INLINE bool usable(T start, T end, T score) {
+  const T length = end - start;
+  return (length >= T(0)) & (length - length == T(0)) & (score - score == T(0));
+}
+
 // A picked candidate: what the decay of the others depends on.
 template <typename T>
 struct Picked {
