@@ -60,7 +60,8 @@ PYBIND11_MODULE(_C_cuda, module) {
   module.doc() = "The CUDA operators of bcnet_fast; use bcnet_fast.ops.";
   module.attr("INTERFACE") = kInterface;
   module.attr("COMPILER") = "nvcc " + std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
-  py::class_<SoftNmsPlan>(module, "SoftNmsPlan")
+  // Local, because tests load this extension a second time, compiled for the CPU.
+  py::class_<SoftNmsPlan>(module, "SoftNmsPlan", py::module_local())
       .def_readonly("threads", &SoftNmsPlan::threads)
       .def_readonly("shared_candidates", &SoftNmsPlan::shared_candidates)
       .def_readonly("shared_bytes", &SoftNmsPlan::shared_bytes)

@@ -195,11 +195,11 @@ struct Dropping {
     return count;
   }
 
-  // Fills this warp's holes behind `first` and before `new_end`.
+  // Fills this warp's holes before `new_end`.
   template <typename T>
   __device__ void fill_holes(const Candidates<T>& set, uint32_t new_end) const {
     for (uint32_t word = own_word(first); word * kWarp < new_end; word += warps()) {
-      const uint32_t holes = marks[word] & bits_from(word, first + 1) & ~bits_from(word, new_end);
+      const uint32_t holes = marks[word] & ~bits_from(word, new_end);
       if (holes == 0) continue;
       uint32_t before = 0;  // holes in the words before this one
       for (uint32_t other = first / kWarp + lane(); other < word; other += kWarp) before += __popc(marks[other]);

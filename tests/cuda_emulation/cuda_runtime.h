@@ -146,6 +146,7 @@ inline void run_block() {
   finished = idle_turns = 0;
   for (Thread& thread : threads) {
     if (!thread.stack) thread.stack.reset(new char[stack_bytes]);
+    ASAN_UNPOISON_MEMORY_REGION(thread.stack.get(), stack_bytes);
     getcontext(&thread.start);
     thread.start.uc_stack = {thread.stack.get(), 0, stack_bytes};
     thread.start.uc_link = nullptr;
