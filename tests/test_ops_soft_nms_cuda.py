@@ -132,7 +132,7 @@ def test_a_caller_with_fixed_sizes_needs_no_look_at_the_result(rng, emulated):
     indices, picked, counts = torch.full((150,), -7), torch.full((150,), -7.0), torch.full((3,), -7)
     inputs = (t.data_ptr() for t in (segments, scores, offsets))
     outputs = (t.data_ptr() for t in (indices, picked, counts))
-    emulated.soft_nms_float32(*inputs, 150, 3, 0, 0.5, 0.0, 0.0, 0.1, 5, 0.0, plan, 0, 0, *outputs)
+    emulated.soft_nms_float32(*inputs, 150, 3, 0, 0.5, 0.0, 0.0, 0.1, 5, 0.0, plan, 0, 0, 0, *outputs)
     expected = soft_nms(segments, scores, offsets=offsets, min_score=0.1, max_proposals=5, length_epsilon=0.0)
     assert counts.tolist() == [5, 5, 5]
     assert torch.equal(indices.view(3, 50)[:, :5].flatten(), expected[2])
@@ -193,7 +193,7 @@ def test_plans_fit_the_device_and_use_the_workspace_only_for_what_does_not(emula
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
 def test_the_device_has_the_bits_of_the_cpu(rng, dtype, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
-        batches = random_sets(rng, dtype, grid), random_sets_of(rng, [0, 5000, 33, 30000], dtype)
+        batches = random_sets(rng, dtype, grid), random_sets_of(rng, [0, 20000, 33, 30000, 15000], dtype)
         for segments, scores, offsets in batches:
             expected = soft_nms(segments, scores, method=method, offsets=offsets, **options)
             inputs = segments.cuda(), scores.cuda()
@@ -212,7 +212,7 @@ def test_the_extension_loads_without_a_device_and_says_so_when_called():
     module = _native.cuda_module
     plan = module.plan_soft_nms_float32(1, 1, 1, 48 * 1024)
     with pytest.raises(RuntimeError, match="soft_nms: CUDA: "):
-        module.soft_nms_float32(0, 0, 0, 1, 1, 0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, plan, 0, 0, 0, 0, 0)
+        module.soft_nms_float32(0, 0, 0, 1, 1, 0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, plan, 0, 0, 0, 0, 0, 0)
     why = _dispatch.unusable("soft_nms", "native", torch.device("cuda", 0))
     assert "the CUDA extension cannot use the device (soft_nms: CUDA: " in why
 

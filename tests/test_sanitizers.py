@@ -20,7 +20,7 @@ PROGRAMS = {
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
 }
 # Without optimisation, GCC takes a tenth of the time to compile vectors with checks. The thread sanitizer needs real
-# threads from the emulation; it knows no fences, as it says in a warning. The other one gets the code for older devices.
+# threads from the emulation; it knows no fences, as it says in a warning. The other gets the code for older devices.
 SANITIZERS = {
     "address,undefined": ["-O0", "-fno-sanitize-recover=undefined", "-D__CUDA_ARCH__=750"],
     "thread": ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"],

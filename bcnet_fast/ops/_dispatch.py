@@ -51,7 +51,7 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and device.type == "cuda":
-        return _native.cuda_problem(torch.cuda.current_device() if device.index is None else device.index)
+        return _native.cuda_problem(device.index or 0)
     if backend == "native":
         return _native.reason
     if backend == "triton":

@@ -157,8 +157,7 @@ def _soft_nms(
     backend = choose("soft_nms", device)
     options = method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
     if backend == "native" and device.type == "cuda":
-        with torch.cuda.device(device):
-            return _run_cuda(torch.cuda.current_stream().cuda_stream, segments, scores, offsets, *options)
+        return _run_cuda(torch.cuda.current_stream(device).cuda_stream, segments, scores, offsets, *options)
     # In NumPy from here on, in host memory: PyTorch's threads, which it would use for the checks, keep spinning for a
     # while after their work, and would take the processor from ours.
     arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
@@ -185,10 +184,14 @@ def _run_native(segments, scores, offsets, method, sigma, low, high, min_score, 
 
 
 def _run_cuda(stream, segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon):
-    """On the current device. Waits for it once for the counts of picks, which are the sizes of the outputs and say
-    whether all values were good, and once for the offsets where they are given."""
+    """By the CUDA extension, on the inputs' device.
+
+    Waits for the device once for the counts of picks, which are the sizes of the outputs and say whether all values
+    were good, and once for the offsets where they are given.
+    """
     segments, scores = segments.detach().contiguous(), scores.detach().contiguous()
     n, device = len(scores), scores.device
+    index = device.index or 0  # None under emulation alone
     if offsets is None:
         bounds = np.array([0, n])
         offsets = torch.arange(2, device=device) * n
@@ -201,7 +204,7 @@ def _run_cuda(stream, segments, scores, offsets, method, sigma, low, high, min_s
         return segments.clone(), scores.clone(), offsets.new_empty(0)
 
     module, dtype = _native.cuda_module, str(scores.dtype).removeprefix("torch.")
-    limit = module.soft_nms_shared_limit(device.index or 0)
+    limit = module.soft_nms_shared_limit(index)
     plan = getattr(module, f"plan_soft_nms_{dtype}")(n, len(bounds) - 1, int(np.diff(bounds).max()), limit)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
     picks, picked_scores, counts = offsets.new_empty(n), torch.empty_like(scores), torch.empty_like(offsets[1:])
@@ -209,7 +212,8 @@ def _run_cuda(stream, segments, scores, offsets, method, sigma, low, high, min_s
     inputs, outputs = (segments, scores, offsets), (workspace, picks, picked_scores, counts)
     getattr(module, f"soft_nms_{dtype}")(
         *(tensor.data_ptr() for tensor in inputs),
-        *(n, len(bounds) - 1, METHODS.index(method), sigma, low, high, min_score, most, length_epsilon, plan, stream),
+        *(n, len(bounds) - 1, METHODS.index(method), sigma, low, high, min_score, most, length_epsilon),
+        *(plan, index, stream),
         *(tensor.data_ptr() for tensor in outputs),
     )
     counts_on_host = counts.cpu().numpy()

@@ -364,6 +364,25 @@ void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("soft_nms: CUDA: ") + cudaGetErrorString(status));
 }
 
+// Makes a device the current one for as long as it lives. The current device is the whole process's affair, PyTorch's too.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    check(cudaGetDevice(&before_));
+    if (device != before_) check(cudaSetDevice(device));
+    changed_ = device != before_;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 std::int64_t workspace_candidates(std::int64_t candidates, std::int64_t sets) {
   return (candidates / kWarp + sets) * kWarp;
 }
@@ -389,7 +408,7 @@ SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64
 }
 
 std::size_t soft_nms_shared_limit(int device) {
-  check(cudaSetDevice(device));
+  const DeviceGuard guard(device);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, soft_nms_kernel<float>));
   int limit = 0;
@@ -399,9 +418,10 @@ std::size_t soft_nms_shared_limit(int device) {
 
 template <typename T>
 void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t candidates,
-                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, void* workspace,
-                   void* stream, std::int64_t* indices, T* picked_scores, std::int64_t* counts) {
+                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device, void* stream,
+                   void* workspace, std::int64_t* indices, T* picked_scores, std::int64_t* counts) {
   if (sets == 0) return;
+  const DeviceGuard guard(device);
   Batch<T> batch{segments, scores, offsets, Rules<T>(options), plan.shared_candidates,
                  static_cast<unsigned char*>(workspace), workspace_candidates(candidates, sets),
                  indices, picked_scores, counts};
@@ -415,7 +435,8 @@ void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offse
 #define BCNET_INSTANTIATE(T)                                                                                         \
   template SoftNmsPlan plan_soft_nms<T>(std::int64_t, std::int64_t, std::int64_t, std::size_t);                      \
   template void soft_nms_cuda(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t,                   \
-                              const SoftNmsOptions&, const SoftNmsPlan&, void*, void*, std::int64_t*, T*, std::int64_t*);
+                              const SoftNmsOptions&, const SoftNmsPlan&, int, void*, void*, std::int64_t*, T*,      \
+                              std::int64_t*);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)
 

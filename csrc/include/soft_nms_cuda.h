@@ -25,8 +25,8 @@ SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64
 // nothing in this build runs on it, as do the functions below when CUDA reports an error.
 std::size_t soft_nms_shared_limit(int device);
 
-// Every pointer is of the current device, with the shapes of soft_nms in soft_nms.h; `stream` is a cudaStream_t. Returns
-// without waiting for the result and takes no memory, so that it can be captured in a CUDA graph.
+// Every pointer is of memory on `device`, with the shapes of soft_nms in soft_nms.h; `stream` is a cudaStream_t of it.
+// Returns without waiting for the result and takes no memory, so that it can be captured in a CUDA graph.
 //
 // The caller has checked that offsets are in order, and planned for the largest set. Values are checked by the kernel: a
 // set with one that is not finite, or of negative length, gets the count -1 and no picks.
@@ -34,7 +34,7 @@ std::size_t soft_nms_shared_limit(int device);
 // A set may be padded at its end with scores below min_score, or of 0: they are read once and then left out.
 template <typename T>
 void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t candidates,
-                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, void* workspace,
-                   void* stream, std::int64_t* indices, T* picked_scores, std::int64_t* counts);
+                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device, void* stream,
+                   void* workspace, std::int64_t* indices, T* picked_scores, std::int64_t* counts);
 
 }  // namespace bcnet_fast

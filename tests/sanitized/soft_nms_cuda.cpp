@@ -17,7 +17,7 @@ void check(std::mt19937& random) {
         std::vector<double> workspace(plan.workspace_bytes / sizeof(double));  // aligned to 16
         Picks<T> picks(sets);
         bcnet_fast::soft_nms_cuda(sets.segments.data(), sets.scores.data(), sets.offsets.data(), candidates,
-                                  sets.count(), options, plan, workspace.data(), nullptr, picks.indices.data(),
+                                  sets.count(), options, plan, 0, nullptr, workspace.data(), picks.indices.data(),
                                   picks.scores.data(), picks.counts.data());
         require(picks == expected, shared_limit == 2000 ? "workspace" : "shared memory");
       }
