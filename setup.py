@@ -21,7 +21,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
-CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)  # compute capabilities; newer ones take the code of the last, as PTX
+# Compute capabilities, those of the Triton kernels. Newer devices take the code of the last one, as PTX.
+CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
 
 def files(pattern: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import itertools
 import os
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from bcnet_fast.kernels._common import TARGETS
 from test_ops_soft_nms import OPTIONS, good, random_sets
 
 from bcnet_fast import _native, doctor
@@ -184,6 +186,14 @@ def test_plans_fit_the_device_and_use_the_workspace_only_for_what_does_not(emula
         plan_of(1, 1, 1, 100)
     with pytest.raises(ValueError, match=r"soft_nms: a set has more than 2\^30 candidates"):
         plan_of(2**31, 1, 2**31, 99 * 1024)
+
+
+def test_table_of_compiled_kernels_covers_every_target_without_spills():
+    with (ROOT / "bench" / "results" / "aot.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["kernel"] == "soft_nms"]
+    assert all(row["spill_bytes"] == "0" and row["blocks_per_sm"] != "0" for row in rows)
+    compiled = {(row["dtype"], row["target"]) for row in rows}
+    assert compiled == {(dtype, f"sm_{target}") for dtype in ("fp32", "fp64") for target in TARGETS}
 
 
 @pytest.mark.gpu
