@@ -30,17 +30,17 @@ T* output(std::uintptr_t address) {
 template <typename T>
 void soft_nms_of(std::uintptr_t segments, std::uintptr_t scores, std::uintptr_t offsets, std::int64_t candidates,
                  std::int64_t sets, int method, double sigma, double threshold_low, double threshold_high,
-                 double min_score, std::int64_t max_proposals, double length_epsilon, const SoftNmsPlan& plan, int device,
-                 std::uintptr_t stream, std::uintptr_t workspace, std::uintptr_t indices, std::uintptr_t picked_scores,
-                 std::uintptr_t counts) {
+                 double min_score, std::int64_t max_proposals, double length_epsilon, const SoftNmsPlan& plan,
+                 int device, std::uintptr_t stream, std::uintptr_t workspace, std::uintptr_t indices,
+                 std::uintptr_t picked_scores, std::uintptr_t counts) {
   if (method < 0 || method > 2) {
     throw std::invalid_argument("soft_nms: method is " + std::to_string(method) + ", expected 0, 1 or 2");
   }
   const SoftNmsOptions options{static_cast<Decay>(method), sigma, threshold_low, threshold_high,
                                min_score, max_proposals, length_epsilon};
   soft_nms_cuda(input<T>(segments), input<T>(scores), input<std::int64_t>(offsets), candidates, sets, options, plan,
-                device, output<void>(stream), output<void>(workspace), output<std::int64_t>(indices), output<T>(picked_scores),
-                output<std::int64_t>(counts));
+                device, output<void>(stream), output<void>(workspace), output<std::int64_t>(indices),
+                output<T>(picked_scores), output<std::int64_t>(counts));
 }
 
 template <typename T>
@@ -50,7 +50,8 @@ void define_soft_nms(py::module_& module, const char* plan_name, const char* nam
   module.def(name, &soft_nms_of<T>, py::arg("segments"), py::arg("scores"), py::arg("offsets"), py::arg("candidates"),
              py::arg("sets"), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"), py::arg("threshold_high"),
              py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"), py::arg("plan"),
-             py::arg("device"), py::arg("stream"), py::arg("workspace"), py::arg("indices"), py::arg("picked_scores"), py::arg("counts"),
+             py::arg("device"), py::arg("stream"), py::arg("workspace"), py::arg("indices"), py::arg("picked_scores"),
+             py::arg("counts"),
              "Starts Soft-NMS on a device; see soft_nms_cuda.h. Method 0 gaussian, 1 linear, 2 hard.");
 }
 

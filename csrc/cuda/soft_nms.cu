@@ -1,23 +1,24 @@
 // Greedy Soft-NMS, exact: a block works on one set, and one barrier leads from each pick to the next.
 //
 // The candidates lie in the order of the working array of the plain algorithm, because equal scores are told apart by
-// their place in it. Position p belongs to thread p % threads, so that its warp's 32 positions are one word of a bitmap.
+// their place in it. Position p belongs to thread p % threads, so that 32 positions of a warp are one word of a bitmap.
 // In every round
 //
 // 1. each thread multiplies the scores of its candidates that overlap the latest pick, a ballot per 32 positions marks
 //    those that have fallen too low, and each warp publishes its highest score, where it is, and how many it dropped;
-// 2. after the barrier, every warp works out the next pick from what the warps published, and with it everything that
-//    changes in the array: its new end; which candidates behind that fill the holes before it (the holes in ascending
-//    order, by the survivors from the last one down, which is what scanning upward and replacing each dropped candidate
-//    by the last one comes to); and the trade of the pick with the first candidate. Each thread then moves candidates to
-//    the positions that are its own, and goes on with its next round.
+// 2. after the barrier, every warp works out the next pick from what all have published, and with it what changes in the
+//    array: its new end; which candidates behind that fill the holes before it (the holes in ascending order, by the
+//    survivors from the last one down: that is what scanning upward and replacing each dropped candidate by the last one
+//    comes to); and the trade of the pick with the first candidate. Each thread moves candidates to the positions that
+//    are its own, and goes on with its next round.
 //
-// Nobody waits for these moves: threads write to their own positions below the new end, and read others' only at those
-// that no one writes any more, which are the places behind the new end and the first one. What is published, and the
-// bitmap, alternate between two buffers.
+// Nobody waits for these moves: threads write to their own positions before the new end, and read others' only where no
+// one writes any more, which is behind the new end and at the first position. What is published, and the bitmap,
+// alternate between two buffers.
 //
-// Work per pick: a pass over the candidates still in play, a division and an exponential for those that overlap. Memory
-// per candidate: 16.25 bytes for float and 28.25 for double, in shared memory where the set fits, else in device memory.
+// Work per pick: a pass over the candidates still in play, with a division and an exponential for those that overlap,
+// and seven to nine reductions in a warp. Memory per candidate: 16.25 bytes for float and 28.25 for double, in shared
+// memory where the set fits, else in device memory.
 #include "soft_nms_cuda.h"
 
 #include <cuda_runtime.h>
@@ -164,8 +165,8 @@ __device__ inline uint32_t nth_bit(uint32_t bits, uint32_t n) {
   return __ffs(static_cast<int>(bits)) - 1;
 }
 
-// The array when some candidates are dropped: positions from `first` to `end`, of which the bitmap marks the dropped ones.
-// It has no marks before `first`. Every candidate counted below lies at or behind the new end, or is a hole before it.
+// The array when some candidates are dropped: positions from `first` to `end`, of which a bitmap marks the dropped ones.
+// It has no marks before `first`. Holes are looked for before the new end, survivors behind it.
 struct Dropping {
   const uint32_t* marks;
   uint32_t first, end;
@@ -252,8 +253,8 @@ __device__ __forceinline__ T decayed(T score, const Segment<T>& s, const Picked<
   }
 }
 
-// Soft-NMS of the set that begins at `begin`; returns the number of picks. Inlined, so that the compiler sees which kind
-// of memory the candidates lie in.
+// Soft-NMS of the set that begins at `begin`; returns the number of picks. Inlined, so that the compiler sees in which
+// kind of memory the candidates lie.
 template <typename T>
 __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t begin, uint32_t count,
                                           const Candidates<T>& set, Record<T>* records) {
@@ -274,6 +275,7 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
   while (true) {
     Record<T>* round = records + picks % 2 * kMostWarps;
     const Best<T> best_of_warp = own.of_warp();
+    // Written by the thread that the candidate belongs to, which sees it without waiting for others.
     if (best_of_warp.score == 0) {
       if (lane() == 0) round[warp()] = {best_of_warp, own_dropped, 0, {}};
     } else if (own.score == best_of_warp.score && own.lowest == best_of_warp.lowest) {
@@ -288,7 +290,8 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
     const uint32_t new_end = end - dropped;
     const Dropping dropping{set.bitmap(picks), picks, end};
 
-    // The pick is the one of highest score whose position is the lowest once the holes are filled.
+    // The pick is the one of highest score whose position is the lowest once the holes are filled. Of those behind the
+    // new end, that is the last one, which fills the lowest hole.
     uint32_t place = best.lowest;
     bool fills_hole = false;
     if (best.highest >= new_end) {
@@ -364,7 +367,7 @@ void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("soft_nms: CUDA: ") + cudaGetErrorString(status));
 }
 
-// Makes a device the current one for as long as it lives. The current device is the whole process's affair, PyTorch's too.
+// Makes a device the current one for as long as it lives, and no longer: the current device is PyTorch's affair too.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -397,10 +400,12 @@ SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64
   SoftNmsPlan plan{};
   plan.threads = kWarp;
   while (plan.threads < kMostThreads && plan.threads * candidates_per_thread < largest) plan.threads *= 2;
-  const std::int64_t room = static_cast<std::int64_t>(shared_limit) - static_cast<std::int64_t>(kRecordBytes<T>);
-  const std::int64_t fitting = room / static_cast<std::int64_t>(Candidates<T>::bytes(kWarp)) * kWarp;
-  if (fitting < 0) throw std::invalid_argument("soft_nms: the limit of shared memory is below " +
-                                               std::to_string(kRecordBytes<T>) + " bytes");
+  if (shared_limit < kRecordBytes<T>) {
+    throw std::invalid_argument("soft_nms: less shared memory than the " + std::to_string(kRecordBytes<T>) +
+                                " bytes of a block without candidates");
+  }
+  const std::size_t room = shared_limit - kRecordBytes<T>;
+  const auto fitting = static_cast<std::int64_t>(room / Candidates<T>::bytes(kWarp) * kWarp);
   plan.shared_candidates = std::min(round_up(largest), fitting);
   plan.shared_bytes = kRecordBytes<T> + Candidates<T>::bytes(plan.shared_candidates);
   if (largest > fitting) plan.workspace_bytes = Candidates<T>::bytes(workspace_candidates(candidates, sets));

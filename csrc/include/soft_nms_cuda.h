@@ -16,20 +16,20 @@ struct SoftNmsPlan {
   std::size_t workspace_bytes;    // of device memory, aligned to 16; 0 when every set fits into shared memory
 };
 
-// For `candidates` in `sets` sets of at most `largest` (a bound will do), with elements T and at most `shared_limit` bytes
-// of shared memory in a block (soft_nms_shared_limit, or less).
+// For `candidates` in `sets` sets of at most `largest` (a bound will do), with elements T and at most `shared_limit`
+// bytes of shared memory in a block (soft_nms_shared_limit, or less).
 template <typename T>
 SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64_t largest, std::size_t shared_limit);
 
 // The bytes of shared memory that a block on `device` can have. Throws std::runtime_error without such a device, or when
-// nothing in this build runs on it, as do the functions below when CUDA reports an error.
+// nothing in this build runs on it, as does the function below when CUDA reports an error.
 std::size_t soft_nms_shared_limit(int device);
 
 // Every pointer is of memory on `device`, with the shapes of soft_nms in soft_nms.h; `stream` is a cudaStream_t of it.
 // Returns without waiting for the result and takes no memory, so that it can be captured in a CUDA graph.
 //
-// The caller has checked that offsets are in order, and planned for the largest set. Values are checked by the kernel: a
-// set with one that is not finite, or of negative length, gets the count -1 and no picks.
+// The caller has checked that offsets are in order, and planned for the largest set. Values are checked by the kernel:
+// a set with one that is not finite, or of negative length, gets the count -1 and no picks.
 //
 // A set may be padded at its end with scores below min_score, or of 0: they are read once and then left out.
 template <typename T>

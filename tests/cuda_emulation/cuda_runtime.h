@@ -2,9 +2,9 @@
 //
 // The blocks of a launch run one after the other, with the threads of a block
 // - as fibers that take turns at every barrier and warp function: quick; or
-// - with BCNET_EMULATE_WITH_THREADS as real threads, for the thread sanitizer. A __syncthreads orders memory for it. A warp
-//   function (shuffle, ballot, reduction) does not, because it does not on a GPU: threads that hand data to each other
-//   through memory need a barrier between, or a race is reported.
+// - with BCNET_EMULATE_WITH_THREADS as real threads, for the thread sanitizer. A __syncthreads orders memory for it. A
+//   warp function (shuffle, ballot, reduction) does not, because it does not on a GPU: threads that hand data to each
+//   other through memory need a barrier between, or a race is reported.
 //
 // Here is what the kernels use, and no more: blocks and grids of one dimension, whole warps taking part in every warp
 // function, and dynamic shared memory by the name of shared_memory, declared outside of functions. It is filled with
@@ -130,7 +130,7 @@ inline Thread& next_thread() {
 }
 
 inline void yield() {
-  if (++idle_turns > 2 * blockDim.x) fail("a barrier or warp function is not reached by all threads");
+  if (++idle_turns > 4 * blockDim.x) fail("a barrier or warp function is not reached by all threads");
   if (_setjmp(current->place) == 0) resume(next_thread());
 }
 
@@ -157,8 +157,8 @@ inline void run_block() {
 
 #endif
 
-// Waits for `count` threads. The fences order memory in any case, but not in the eyes of the thread sanitizer, which does
-// not know them: it sees an order where `orders_memory` alone.
+// Waits for `count` threads. The fences order memory in any case, but not in the eyes of the thread sanitizer, which
+// does not know them: it sees an order where `orders_memory` alone.
 inline void wait(Barrier& barrier, unsigned count, bool orders_memory) {
   const auto both = orders_memory ? std::memory_order_acq_rel : std::memory_order_relaxed;
   const auto release = orders_memory ? std::memory_order_release : std::memory_order_relaxed;
@@ -197,7 +197,7 @@ inline void __syncthreads() {
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   const auto* values = emulation::exchange(mask, predicate);
   unsigned result = 0;
-  for (unsigned lane = 0; lane < emulation::kWarp; ++lane) result |= values[lane].load(std::memory_order_relaxed) << lane;
+  for (unsigned l = 0; l < emulation::kWarp; ++l) result |= values[l].load(std::memory_order_relaxed) << l;
   return result;
 }
 
@@ -259,8 +259,8 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 }
 
 template <typename Argument>
-cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments, std::size_t shared_bytes,
-                             cudaStream_t) {
+cudaError_t cudaLaunchKernel(void (*kernel)(Argument), dim3 grid, dim3 block, void** arguments,
+                             std::size_t shared_bytes, cudaStream_t) {
   using namespace emulation;
   if (block.x == 0 || block.x > 1024 || block.x % kWarp != 0 || grid.x == 0 || shared_bytes > kSharedLimit) {
     return cudaErrorInvalidValue;

@@ -60,8 +60,8 @@ template <typename T>
 Picks<T> native(const Sets<T>& sets, const bcnet_fast::SoftNmsOptions& options, bcnet_fast::InstructionSet instructions,
                 int threads) {
   Picks<T> picks(sets);
-  bcnet_fast::soft_nms(sets.segments.data(), sets.scores.data(), sets.offsets.data(), sets.count(), options, instructions,
-                       threads, picks.indices.data(), picks.scores.data(), picks.counts.data());
+  bcnet_fast::soft_nms(sets.segments.data(), sets.scores.data(), sets.offsets.data(), sets.count(), options,
+                       instructions, threads, picks.indices.data(), picks.scores.data(), picks.counts.data());
   return picks;
 }
 
