@@ -6,11 +6,11 @@
 //
 // 1. each thread multiplies the scores of its candidates that overlap the latest pick, a ballot per 32 positions marks
 //    those that have fallen too low, and each warp publishes its highest score, where it is, and how many it dropped;
-// 2. after the barrier, every warp works out the next pick from what all have published, and with it what changes in the
-//    array: its new end; which candidates behind that fill the holes before it (the holes in ascending order, by the
-//    survivors from the last one down: that is what scanning upward and replacing each dropped candidate by the last one
-//    comes to); and the trade of the pick with the first candidate. Each thread moves candidates to the positions that
-//    are its own, and goes on with its next round.
+// 2. after the barrier, every warp works out the next pick from what all have published, and what changes in the array:
+//    its new end; which candidates behind that fill the holes before it (the holes in ascending order, by the survivors
+//    from the last one down: scanning upward and replacing each dropped candidate by the last one comes to that); and
+//    the trade of the pick with the first candidate. Each thread moves candidates to the positions that are its own,
+//    and goes on with its next round.
 //
 // Nobody waits for these moves: threads write to their own positions before the new end, and read others' only where no
 // one writes any more, which is behind the new end and at the first position. What is published, and the bitmap,
@@ -165,8 +165,8 @@ __device__ inline uint32_t nth_bit(uint32_t bits, uint32_t n) {
   return __ffs(static_cast<int>(bits)) - 1;
 }
 
-// The array when some candidates are dropped: positions from `first` to `end`, of which a bitmap marks the dropped ones.
-// It has no marks before `first`. Holes are looked for before the new end, survivors behind it.
+// The array when some candidates are dropped: positions from `first` to `end`, of which a bitmap marks the dropped. It
+// has no marks before `first`. Holes are looked for before the new end, survivors behind it.
 struct Dropping {
   const uint32_t* marks;
   uint32_t first, end;

@@ -21,8 +21,8 @@ struct SoftNmsPlan {
 template <typename T>
 SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64_t largest, std::size_t shared_limit);
 
-// The bytes of shared memory that a block on `device` can have. Throws std::runtime_error without such a device, or when
-// nothing in this build runs on it, as does the function below when CUDA reports an error.
+// The bytes of shared memory that a block on `device` can have. Throws std::runtime_error without such a device, or
+// when nothing in this build runs on it, as does the function below when CUDA reports an error.
 std::size_t soft_nms_shared_limit(int device);
 
 // Every pointer is of memory on `device`, with the shapes of soft_nms in soft_nms.h; `stream` is a cudaStream_t of it.
