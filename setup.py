@@ -1,29 +1,43 @@
-"""Builds the package and, where a C++ compiler works, its native extension. Imports no PyTorch.
+"""Builds the package and, where a C++ compiler and nvcc work, its native extensions. Imports no PyTorch.
 
-BCNET_FAST_NATIVE=auto (the default) leaves the extension out when it cannot be compiled, 1 makes that an error, and 0
-does not try. `python -m bcnet_fast.doctor` says what was built.
+BCNET_FAST_NATIVE=auto (the default) leaves the extension for the CPU out when it cannot be compiled, 1 makes that an
+error, and 0 does not try. BCNET_FAST_CUDA is the same for the CUDA extension, which is compiled where nvcc is found (in
+CUDA_HOME, else on PATH; on Linux), whether there is a GPU or not. `python -m bcnet_fast.doctor` says what was built.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
+import pybind11
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+# Compute capabilities, those of the Triton kernels. Newer devices take the code of the last one, as PTX.
+CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
 
 def files(pattern: str) -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
 
-def native_extension() -> list[Pybind11Extension]:
-    wish = os.environ.get("BCNET_FAST_NATIVE", "auto")
+def wish_in(variable: str) -> str:
+    wish = os.environ.get(variable, "auto")
     if wish not in ("auto", "0", "1"):
-        sys.exit(f"BCNET_FAST_NATIVE is {wish!r}, expected auto, 1 or 0")
+        sys.exit(f"{variable} is {wish!r}, expected auto, 1 or 0")
+    return wish
+
+
+def native_extension() -> list[Pybind11Extension]:
+    wish = wish_in("BCNET_FAST_NATIVE")
     if wish == "0":
         return []
     flags = []
@@ -45,11 +59,63 @@ def native_extension() -> list[Pybind11Extension]:
     ]
 
 
+def find_nvcc() -> str | None:
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    folders = [*(str(Path(home) / "bin") for home in homes), os.environ.get("PATH", "")]
+    return shutil.which("nvcc", path=os.pathsep.join(folders))
+
+
+def cuda_extension() -> list[Extension]:
+    wish = wish_in("BCNET_FAST_CUDA")
+    found = sys.platform == "linux" and find_nvcc() is not None
+    if wish == "1" and not found:
+        sys.exit("BCNET_FAST_CUDA is 1, but there is no nvcc in CUDA_HOME or on PATH, or this is not Linux")
+    if wish == "0" or not found:
+        return []
+    return [
+        Extension(
+            "bcnet_fast._C_cuda",
+            ["csrc/bindings_cuda.cpp", *files("csrc/cuda/*.cu")],
+            depends=files("csrc/include/*.h"),
+            optional=wish == "auto",
+        )
+    ]
+
+
+class BuildExtensions(build_ext):
+    """Leaves the CUDA extension to nvcc as a whole: compiling, and linking with a static CUDA runtime."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if ext.name != "bcnet_fast._C_cuda":
+            return super().build_extension(ext)
+        output = Path(self.get_ext_fullpath(ext.name))
+        newest = max(Path(name).stat().st_mtime for name in [*ext.sources, *ext.depends])
+        if output.exists() and output.stat().st_mtime >= newest and not self.force:
+            return
+        output.parent.mkdir(parents=True, exist_ok=True)
+        includes = ["csrc/include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        nvcc = find_nvcc()
+        try:
+            known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
+            targets = [t for t in CUDA_TARGETS if f"sm_{t}" in known]
+            code = [f"-gencode=arch=compute_{t},code=sm_{t}" for t in targets]
+            code.append("-gencode=arch=compute_{0},code=compute_{0}".format(targets[-1]))
+            # Without --fmad=false, results would not have the bits of the CPU's.
+            flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+            flags += ["--threads=0", "-shared", "-cudart=static", *code, *(f"-I{path}" for path in includes)]
+            self.announce(f"nvcc for {', '.join(f'sm_{t}' for t in targets)}", level=2)
+            subprocess.run([nvcc, *flags, *ext.sources, "-o", output], check=True)
+        except (OSError, IndexError, subprocess.CalledProcessError) as error:
+            # The kind of error that leaves an optional extension out.
+            raise CompileError(f"nvcc failed: {error}") from error
+
+
 # kernels/ has no __init__.py, so that it cannot hide another package of that name, and is therefore named by hand.
 kernels = ["bcnet_fast.kernels", *(f"bcnet_fast.kernels.{name}" for name in find_packages("kernels"))]
 
 setup(
     packages=[*find_packages(include=["bcnet_fast", "bcnet_fast.*"]), *kernels],
     package_dir={"bcnet_fast.kernels": "kernels"},
-    ext_modules=native_extension(),
+    ext_modules=[*native_extension(), *cuda_extension()],
+    cmdclass={"build_ext": BuildExtensions},
 )

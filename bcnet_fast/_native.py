@@ -1,26 +1,41 @@
-"""The native extension, when it was built: `module`, else None, and then `reason` says why not."""
+"""The native extensions for the CPU and for CUDA, as far as they were built: the module, else None and the reason."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 from types import ModuleType
 
-# Raised together with the constant of the same name in csrc/bindings.cpp whenever a signature there changes: an
-# editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
+# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there changes:
+# an editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
 INTERFACE = 3
+CUDA_INTERFACE = 1
 
-module: ModuleType | None = None
-reason: str | None = None
 
-try:
-    from . import _C
-except ImportError as error:
-    reason = (
-        f"the native extension was not built or cannot be loaded ({error}); run 'pip install -e .' with a C++ compiler"
-    )
-else:
-    if _C.INTERFACE == INTERFACE:
-        module = _C
-    else:
-        reason = (
-            f"the native extension is of interface {_C.INTERFACE}, expected {INTERFACE}; run 'pip install -e .' again"
-        )
+def _load(name: str, interface: int, what: str, needs: str) -> tuple[ModuleType | None, str | None]:
+    try:
+        found = importlib.import_module(f".{name}", __package__)
+    except ImportError as error:
+        return None, f"{what} was not built or cannot be loaded ({error}); run 'pip install -e .' with {needs}"
+    if found.INTERFACE != interface:
+        return None, f"{what} is of interface {found.INTERFACE}, expected {interface}; run 'pip install -e .' again"
+    return found, None
+
+
+module, reason = _load("_C", INTERFACE, "the native extension", "a C++ compiler")
+cuda_module, cuda_reason = _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
+
+
+@functools.lru_cache
+def cuda_problem(device: int) -> str | None:
+    """Why the CUDA extension cannot be used on a device; None when it can.
+
+    The device may be older than those that it was built for, or the driver older than the nvcc that built it.
+    """
+    if cuda_module is None:
+        return cuda_reason
+    try:
+        cuda_module.soft_nms_shared_limit(device)
+    except RuntimeError as error:
+        return f"the CUDA extension cannot use the device ({error})"
+    return None

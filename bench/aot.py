@@ -1,8 +1,9 @@
-"""Compile every Triton kernel ahead of time for every target, and report what the compiler made of it. Needs no GPU.
+"""Compile every kernel ahead of time for every target, and report what the compiler made of it. Needs no GPU.
 
 Rows of bench/results/aot.csv: kernel x dtype x size x shipped variant x target, with registers per thread, spilled
 bytes, shared memory, the blocks that fit a multiprocessor, and the counts of the instructions that decide the speed:
 tensor-core products and 128-bit loads. Exit code 1 when a variant spills or does not fit a target it is shipped for.
+Triton kernels are compiled here; those in CUDA C++ are read from the extension (BCNET_FAST_CUDA=1 pip install -e .).
 
     python bench/aot.py                               all of it (up to 20 minutes on 2 cores)
     python bench/aot.py --targets 80 90 --kernels difference_attention
@@ -35,7 +36,9 @@ from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from bcnet_fast import _native  # noqa: E402
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.errors import BackendError  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
 from bcnet_fast.kernels import add_layer_norm, difference_attention, match_proposals  # noqa: E402
 from bcnet_fast.ops.reference import most_pairs  # noqa: E402
@@ -43,7 +46,7 @@ from bcnet_fast.ops.reference import most_pairs  # noqa: E402
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, blocks (CUDA C++ Programming
+# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, and blocks (CUDA C++ Programming
 # Guide, technical specifications). All have 65,536 registers.
 LIMITS = {
     75: (64, 64, 32, 16),
@@ -181,6 +184,11 @@ def inspect_binary(binary: bytes) -> dict[str, int]:
             subprocess.run([TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True).stdout
             for flag in ("-res-usage", "-sass")
         )
+    return figures(usage, code)
+
+
+def figures(usage: str, code: str) -> dict[str, int]:
+    """What cuobjdump's report on the resources of one kernel, and its machine code, say."""
     found = {
         "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
         "spill_bytes": int(re.search(r"STACK:(\d+)", usage).group(1)),
@@ -196,8 +204,8 @@ def blocks_per_multiprocessor(target: int, registers: int, num_warps: int, share
     # Registers are handed out to warps in units of 256; from 80 on, each block costs 1 KiB of shared memory more.
     warp_registers = -(-registers * 32 // 256) * 256
     reserved = 1024 if target >= 80 else 0
-    by_shared = total_kib * 1024 // max(1, shared + reserved)
-    return min(65536 // (warp_registers * num_warps), warps // num_warps, by_shared, blocks)
+    by_registers = 65536 // (warp_registers * num_warps)
+    return min(by_registers, warps // num_warps, blocks, total_kib * 1024 // max(1, shared + reserved))
 
 
 def measure(job: tuple[str, int, int]) -> dict[str, Any]:
@@ -221,23 +229,71 @@ def measure(job: tuple[str, int, int]) -> dict[str, Any]:
         "shared_bytes": shared,
         "blocks_per_sm": blocks_per_multiprocessor(target, found["registers"], config.num_warps, shared),
         **{name: found[name] for name in INSTRUCTIONS},
-        "triton": triton.__version__,
+        "compiler": f"triton {triton.__version__}",
     }
+
+
+def inspect_extension(path: str) -> dict[tuple[int, str], dict[str, int]]:
+    """The figures of every kernel in a compiled extension, by target and mangled name."""
+    texts: dict[tuple[int, str], list[str]] = {}
+    for flag in ("-res-usage", "-sass"):
+        report = subprocess.run([TOOLS / "cuobjdump", flag, path], capture_output=True, text=True, check=True).stdout
+        for part in report.split("arch = sm_")[1:]:
+            for function in re.split(r"Function\s*:?\s*", part)[1:]:
+                name = re.match(r"\w+", function).group()
+                texts.setdefault((int(re.match(r"\d+", part).group()), name), []).append(function)
+    return {key: figures(*text) for key, text in texts.items()}
+
+
+def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
+    """The rows of the CUDA extension's kernel, by the largest number of candidates in a set."""
+    module = _native.cuda_module
+    if module is None:
+        raise BackendError(_native.cuda_reason)
+    kernels = inspect_extension(module.__file__)
+    plans = {"fp32": ("f", module.plan_soft_nms_float32), "fp64": ("d", module.plan_soft_nms_float64)}
+    for dtype, (letter, plan) in plans.items():
+        for target in targets:
+            marker = f"soft_nms_kernelI{letter}E"
+            found = next(kernel for (at, name), kernel in kernels.items() if at == target and marker in name)
+            for candidates in (120, 1000, 4000, 20000):
+                launch = plan(candidates, 1, candidates, LIMITS[target][0] * 1024)
+                warps = launch.threads // 32
+                yield {
+                    "kernel": "soft_nms",
+                    "dtype": dtype,
+                    "size": candidates,
+                    "tiles": "",
+                    "warps": warps,
+                    "stages": "",
+                    "target": f"sm_{target}",
+                    "registers": found["registers"],
+                    "spill_bytes": found["spill_bytes"],
+                    "shared_bytes": launch.shared_bytes,
+                    "blocks_per_sm": blocks_per_multiprocessor(target, found["registers"], warps, launch.shared_bytes),
+                    **{name: found[name] for name in INSTRUCTIONS},
+                    "compiler": module.COMPILER,
+                }
+
+
+# A further operator in CUDA C++: a generator like the one above, named here.
+CUDA_KERNELS: dict[str, Callable[[list[int]], Iterator[dict[str, Any]]]] = {"soft_nms": cuda_soft_nms}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        "--kernels", nargs="+", choices=list(KERNELS), default=list(KERNELS), help="operators to compile"
-    )
+    families = [*KERNELS, *CUDA_KERNELS]
+    parser.add_argument("--kernels", nargs="+", choices=families, default=families, help="operators to compile")
     parser.add_argument("--targets", nargs="+", type=int, choices=TARGETS, default=list(TARGETS), help="capabilities")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at the same time")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="file to write; '-' writes none")
     args = parser.parse_args(argv)
 
-    jobs = [(k, t, i) for k in args.kernels for t in args.targets for i, _ in enumerate(KERNELS[k](t))]
+    rows = [row for name, generate in CUDA_KERNELS.items() if name in args.kernels for row in generate(args.targets)]
+    triton_kernels = [name for name in KERNELS if name in args.kernels]
+    jobs = [(k, t, i) for k in triton_kernels for t in args.targets for i, _ in enumerate(KERNELS[k](t))]
     with ProcessPoolExecutor(args.jobs) as pool:
-        rows = list(progress(pool.map(measure, jobs), len(jobs), "kernels"))
+        rows = [*progress(pool.map(measure, jobs), len(jobs), "kernels"), *rows]
 
     widths = [max(len(str(r[c])) for r in [*rows, {c: c for c in rows[0]}]) for c in rows[0]]
     for row in [{c: c for c in rows[0]}, *rows]:

@@ -20,7 +20,7 @@ OLDEST_TRITON = (3, 2)
 
 # Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
-    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("reference",)},
+    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("native", "reference")},
     "difference_attention": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "anchor_sampling": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "add_layer_norm": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
@@ -56,6 +56,8 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     if backend == "native" and op == "difference_attention":
         found = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
         return None if found else "this PyTorch has no fused attention for the CPU"
+    if backend == "native" and device.type == "cuda":
+        return _native.cuda_problem(device.index or 0)
     if backend == "native":
         return _native.reason
     if backend == "triton":

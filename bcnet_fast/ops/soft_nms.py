@@ -59,6 +59,9 @@ def soft_nms(
     yet picked; after the decay, places are scanned upward, a dropped candidate is replaced by the last one, and its
     place looked at again. So float32 is a drop-in for their code, except that the very first pick must pass min_score.
 
+    On CUDA, all sets are worked on in one launch. The host waits for the device, because the number of picks decides
+    the sizes of the outputs: once, and once more where offsets are given.
+
     Not differentiable. float16 and bfloat16 scores must be converted first, since their ties would decide the order.
 
     Raises:
@@ -152,11 +155,13 @@ def _soft_nms(
 ):
     device = segments.device
     backend = choose("soft_nms", device)
+    options = method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
+    if backend == "native" and device.type == "cuda":
+        return _run_cuda(torch.cuda.current_stream(device).cuda_stream, segments, scores, offsets, *options)
     # In NumPy from here on, in host memory: PyTorch's threads, which it would use for the checks, keep spinning for a
     # while after their work, and would take the processor from ours.
     arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
     arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
-    options = method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
     run = _run_native if backend == "native" else _run_reference
     return tuple(torch.from_numpy(array).to(device) for array in run(*arrays, *options))
 
@@ -176,6 +181,50 @@ def _run_native(segments, scores, offsets, method, sigma, low, high, min_score, 
         # It looks at all values itself, in less time, but says less about them.
         _check_values(segments, scores, offsets)
         raise
+
+
+def _run_cuda(stream, segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon):
+    """By the CUDA extension, on the inputs' device.
+
+    Waits for the device once for the counts of picks, which are the sizes of the outputs and say whether all values
+    were good, and once for the offsets where they are given.
+    """
+    segments, scores = segments.detach().contiguous(), scores.detach().contiguous()
+    n, device = len(scores), scores.device
+    index = device.index or 0  # None under emulation alone
+    if offsets is None:
+        bounds = np.array([0, n])
+        offsets = torch.arange(2, device=device) * n
+    else:
+        offsets = offsets.contiguous()
+        bounds = offsets.cpu().numpy()
+        if bounds[0] != 0 or bounds[-1] != n or (bounds[1:] < bounds[:-1]).any():
+            _check_values(segments.cpu().numpy(), scores.cpu().numpy(), bounds)
+    if n == 0:
+        return segments.clone(), scores.clone(), offsets.new_empty(0)
+
+    module, dtype = _native.cuda_module, str(scores.dtype).removeprefix("torch.")
+    limit = module.soft_nms_shared_limit(index)
+    plan = getattr(module, f"plan_soft_nms_{dtype}")(n, len(bounds) - 1, int(np.diff(bounds).max()), limit)
+    workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
+    picks, picked_scores, counts = offsets.new_empty(n), torch.empty_like(scores), torch.empty_like(offsets[1:])
+    most = -1 if max_proposals is None else max_proposals
+    inputs, outputs = (segments, scores, offsets), (workspace, picks, picked_scores, counts)
+    getattr(module, f"soft_nms_{dtype}")(
+        *(tensor.data_ptr() for tensor in inputs),
+        *(n, len(bounds) - 1, METHODS.index(method), sigma, low, high, min_score, most, length_epsilon),
+        *(plan, index, stream),
+        *(tensor.data_ptr() for tensor in outputs),
+    )
+    counts_on_host = counts.cpu().numpy()
+    if (counts_on_host < 0).any():
+        _check_values(segments.cpu().numpy(), scores.cpu().numpy(), bounds)
+    total = int(counts_on_host.sum())
+    # The picks of a set begin at its offset. From their places in the result to those:
+    shift = offsets[:-1] - (counts.cumsum(0) - counts)
+    places = torch.arange(total, device=device) + shift.repeat_interleave(counts, output_size=total)
+    picks = picks[places]
+    return segments[picks], picked_scores[places], picks
 
 
 @_soft_nms.register_fake

@@ -2,25 +2,20 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <vector>
 
 #include "common.h"
+#include "soft_nms_rules.h"
 
 namespace bcnet_fast {
 namespace {
 
-// Written without branches, so that compilers vectorise it. The length is NaN or infinite where a start or an end is.
 template <typename T>
-bool usable_values(const T* segments, const T* scores, std::int64_t n) {
-  constexpr T largest = std::numeric_limits<T>::max();
-  bool usable = true;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const T length = segments[2 * i + 1] - segments[2 * i];
-    usable &= (length >= T(0)) & (length <= largest) & (scores[i] >= -largest) & (scores[i] <= largest);
-  }
-  return usable;
+bool all_usable(const T* segments, const T* scores, std::int64_t n) {
+  bool all = true;
+  for (std::int64_t i = 0; i < n; ++i) all &= usable(segments[2 * i], segments[2 * i + 1], scores[i]);
+  return all;
 }
 
 template <typename T>
@@ -40,7 +35,7 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
   for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= most;
   if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^30 candidates");
   if (method < 0 || method > 2) refuse(op, "method", std::to_string(method), "0, 1 or 2");
-  if (!usable_values(segments.data(), scores.data(), n)) {
+  if (!all_usable(segments.data(), scores.data(), n)) {
     refuse(op, "segments or scores", "not finite or of negative length", "finite numbers, end >= start");
   }
   const InstructionSet chosen = instruction_set_named(op, instruction_set);

@@ -18,6 +18,7 @@
 
 #include "parallel.h"
 #include "simd.h"
+#include "soft_nms_rules.h"
 
 namespace bcnet_fast {
 namespace {
@@ -36,34 +37,10 @@ template <typename T>
 struct alignas(kLine) Block {
   T start[kLanes<T>];
   T end[kLanes<T>];
-  T area[kLanes<T>];  // length + epsilon
+  T area[kLanes<T>];
   T score[kLanes<T>];
   std::int32_t position[kLanes<T>];   // in the working array; -1: none any more
   std::int32_t candidate[kLanes<T>];  // index into the set
-};
-
-template <typename T>
-struct Rules {
-  Decay decay;
-  T exponent_scale, threshold_low, threshold_slope, threshold_floor, lowest_score, epsilon;
-  std::int64_t max_picks;
-
-  explicit Rules(const SoftNmsOptions& o)
-      : decay(o.decay),
-        exponent_scale(T(-1) / static_cast<T>(o.sigma)),
-        threshold_low(static_cast<T>(o.threshold_low)),
-        threshold_slope(static_cast<T>(o.threshold_high) - static_cast<T>(o.threshold_low)),
-        // No decay without overlap: the threshold is compared by > for gaussian, by >= for the others.
-        threshold_floor(o.decay == Decay::gaussian ? T(0) : std::numeric_limits<T>::denorm_min()),
-        // One comparison for both rules: not below min_score, and positive.
-        lowest_score(std::max(static_cast<T>(o.min_score), std::numeric_limits<T>::denorm_min())),
-        epsilon(static_cast<T>(o.epsilon)),
-        max_picks(o.max_picks < 0 ? std::numeric_limits<std::int64_t>::max() : o.max_picks) {}
-};
-
-template <typename T>
-struct Picked {
-  T start, end, area, threshold;
 };
 
 constexpr std::int32_t kScan = 16;  // the arrays with an entry per block are filled up to a multiple of this
@@ -199,8 +176,8 @@ BCNET_INLINE void build_layout(const T* segments, const T* scores, std::int32_t 
     const int lane = slot % lanes;
     block.start[lane] = segments[2 * index];
     block.end[lane] = segments[2 * index + 1];
-    block.area[lane] = (segments[2 * index + 1] - segments[2 * index]) + rules.epsilon;
-    block.score[lane] = scores[index] >= rules.lowest_score ? scores[index] : T(0);
+    block.area[lane] = rules.area(segments[2 * index], segments[2 * index + 1]);
+    block.score[lane] = rules.in_play(scores[index]);
     block.position[lane] = index;
     block.candidate[lane] = index;
     ws.where[index] = slot;
@@ -281,21 +258,11 @@ template <int bytes, Decay decay, typename T>
 BCNET_INLINE Decayed<T> decay_block(Block<T>& block, const Picked<T>& picked, const Rules<T>& rules) {
   using V = Vector<T, bytes>;
   using I = Vector<ScoreBits<T>, bytes>;
-  const V zero{}, one = splat<V>(T(1));
+  const V zero{};
   I best{}, fallen{};
   for (int l = 0; l < kLanes<T>; l += static_cast<int>(sizeof(V) / sizeof(T))) {
-    const V start = load<V>(block.start + l), end = load<V>(block.end + l), area = load<V>(block.area + l);
-    const V left = start > picked.start ? start : splat<V>(picked.start);
-    const V right = end < picked.end ? end : splat<V>(picked.end);
-    const V gap = right - left;
-    const V inter = gap > zero ? gap : zero;
-    const V tiou = inter / ((picked.area + area) - inter);  // NaN for 0 / 0, which no threshold lets through
-    V factor;
-    if constexpr (decay == Decay::gaussian) {
-      factor = tiou > picked.threshold ? exp_nonpositive(tiou * tiou * rules.exponent_scale, T()) : one;
-    } else {
-      factor = tiou >= picked.threshold ? (decay == Decay::linear ? one - tiou : zero) : one;
-    }
+    const V factor = decay_factor<decay>(load<V>(block.start + l), load<V>(block.end + l), load<V>(block.area + l), picked,
+                                         rules);
     const V before = load<V>(block.score + l);
     const V decayed = before * factor;
     const V after = decayed >= rules.lowest_score ? decayed : zero;
@@ -377,9 +344,7 @@ BCNET_INLINE std::int32_t solve(const T* segments, const T* scores, std::int32_t
     const int lane = slot % lanes;
     indices[picks] = index_offset + block.candidate[lane];
     picked_scores[picks] = block.score[lane];
-    const T length = block.end[lane] - block.start[lane];
-    const Picked<T> picked{block.start[lane], block.end[lane], block.area[lane],
-                           std::max(rules.threshold_low + rules.threshold_slope * length, rules.threshold_floor)};
+    const Picked<T> picked = rules.picked(block.start[lane], block.end[lane]);
 
     const std::int32_t displaced = ws.where[picks];
     ws.where[block.position[lane]] = displaced;

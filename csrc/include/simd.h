@@ -2,14 +2,16 @@
 //
 // A kernel is a BCNET_INLINE template over the bytes in a vector register. One small function per instruction set,
 // marked with its BCNET_TARGET, instantiates it, and the caller picks one of them at run time. With as many
-// bytes as one element has, a "vector" is a plain number: what compilers other than GCC and Clang get.
+// bytes as one element has, a "vector" is a plain number: what compilers other than GCC and Clang get, and CUDA code.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+#define BCNET_INLINE __host__ __device__ __forceinline__
+#elif defined(__GNUC__)
 #define BCNET_INLINE inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define BCNET_INLINE __forceinline

@@ -1,0 +1,73 @@
+// The arithmetic of Soft-NMS, which every implementation must do alike to the bit: options in the type of the data, the
+// areas, the threshold and the decay. V is a vector of elements T, or T itself.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "simd.h"
+#include "soft_nms.h"
+
+namespace bcnet_fast {
+
+// Whether a candidate may be given at all: finite, of non-negative length, which is NaN or infinite where a start or an
+// end is. x - x is 0 for finite x alone. Without branches, so that compilers vectorise loops over it.
+template <typename T>
+BCNET_INLINE bool usable(T start, T end, T score) {
+  const T length = end - start;
+  return (length >= T(0)) & (length - length == T(0)) & (score - score == T(0));
+}
+
+// A picked candidate: what the decay of the others depends on.
+template <typename T>
+struct Picked {
+  T start, end, area, threshold;
+};
+
+template <typename T>
+struct Rules {
+  Decay decay;
+  T exponent_scale, threshold_low, threshold_slope, threshold_floor, lowest_score, epsilon;
+  std::int64_t max_picks;
+
+  explicit Rules(const SoftNmsOptions& o)
+      : decay(o.decay),
+        exponent_scale(T(-1) / static_cast<T>(o.sigma)),
+        threshold_low(static_cast<T>(o.threshold_low)),
+        threshold_slope(static_cast<T>(o.threshold_high) - static_cast<T>(o.threshold_low)),
+        // No decay without overlap: the threshold is compared by > for gaussian, by >= for the others.
+        threshold_floor(o.decay == Decay::gaussian ? T(0) : std::numeric_limits<T>::denorm_min()),
+        // One comparison for both rules: not below min_score, and positive.
+        lowest_score(std::max(static_cast<T>(o.min_score), std::numeric_limits<T>::denorm_min())),
+        epsilon(static_cast<T>(o.epsilon)),
+        max_picks(o.max_picks < 0 ? std::numeric_limits<std::int64_t>::max() : o.max_picks) {}
+
+  // The score of a candidate in play, 0 for one that is too low.
+  BCNET_INLINE T in_play(T score) const { return score >= lowest_score ? score : T(0); }
+
+  BCNET_INLINE T area(T start, T end) const { return (end - start) + epsilon; }
+
+  BCNET_INLINE Picked<T> picked(T start, T end) const {
+    const T threshold = threshold_low + threshold_slope * (end - start);
+    return {start, end, area(start, end), threshold > threshold_floor ? threshold : threshold_floor};
+  }
+};
+
+// By what the scores of candidates are multiplied.
+template <Decay decay, typename V, typename T>
+BCNET_INLINE V decay_factor(V start, V end, V area, const Picked<T>& picked, const Rules<T>& rules) {
+  const V zero{}, one = splat<V>(T(1));
+  const V left = start > picked.start ? start : splat<V>(picked.start);
+  const V right = end < picked.end ? end : splat<V>(picked.end);
+  const V gap = right - left;
+  const V inter = gap > zero ? gap : zero;
+  const V tiou = inter / ((picked.area + area) - inter);  // NaN for 0 / 0, which no threshold lets through
+  if constexpr (decay == Decay::gaussian) {
+    return tiou > picked.threshold ? exp_nonpositive(tiou * tiou * rules.exponent_scale, T()) : one;
+  } else {
+    return tiou >= picked.threshold ? (decay == Decay::linear ? one - tiou : zero) : one;
+  }
+}
+
+}  // namespace bcnet_fast

@@ -1,0 +1,34 @@
+// The CUDA kernel of Soft-NMS under emulation: it must pick what the CPU picks, in shared memory and in the workspace.
+// In blocks of two warps, the fewest that can race.
+#include "random_sets.h"
+#include "soft_nms_cuda.h"
+
+template <typename T>
+void check(std::mt19937& random) {
+  const std::vector<int> sizes{0, 1, 33, 48};
+  for (const bool ties : {false, true}) {
+    const Sets<T> sets = random_sets<T>(random, sizes, ties);
+    const auto candidates = static_cast<std::int64_t>(sets.scores.size());
+    for (const auto& options : all_options()) {
+      const Picks<T> expected = native(sets, options, bcnet_fast::InstructionSet::baseline, 1);
+      for (const std::size_t shared_limit : {std::size_t{2000}, bcnet_fast::soft_nms_shared_limit(0)}) {
+        auto plan = bcnet_fast::plan_soft_nms<T>(candidates, sets.count(), 48, shared_limit);
+        plan.threads = 64;
+        std::vector<double> workspace(plan.workspace_bytes / sizeof(double));  // aligned to 16
+        Picks<T> picks(sets);
+        bcnet_fast::soft_nms_cuda(sets.segments.data(), sets.scores.data(), sets.offsets.data(), candidates,
+                                  sets.count(), options, plan, 0, nullptr, workspace.data(), picks.indices.data(),
+                                  picks.scores.data(), picks.counts.data());
+        require(picks == expected, shared_limit == 2000 ? "workspace" : "shared memory");
+      }
+    }
+  }
+}
+
+int main() {
+  std::mt19937 random(1);
+  check<float>(random);
+#ifndef BCNET_EMULATE_WITH_THREADS  // slow, and the type makes no difference to races
+  check<double>(random);
+#endif
+}
