@@ -37,7 +37,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
-from bcnet_fast.kernels import difference_attention  # noqa: E402
+from bcnet_fast.kernels import anchor_sampling, difference_attention  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -98,8 +98,49 @@ def _difference_attention(target: int) -> Iterator[Case]:
                         yield case
 
 
-# A further operator: a generator like the one above, named here.
-KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {"difference_attention": _difference_attention}
+def _anchor_sampling(target: int) -> Iterator[Case]:
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    # BCNet's clip level, G-TAD's (its second sequence has bins of its own), and rows that are read in single elements.
+    for channels, outputs, bins in ((64, 64, (32,)), (256, 512, (16, 16)), (37, 39, (3,))):
+        batch, sources, anchors, length, all_bins = 8, len(bins), 1218, 256, sum(bins)
+        weights = empty(99999, dtype=torch.float32)
+        plan = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
+        by_snippet = empty(all_bins * length + 1), empty(99999), weights
+        order = empty(anchors)
+        for tf32 in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            for dtype in (torch.float32,) if tf32 else TYPES:
+                rows, sampled = (
+                    empty(batch, *s, channels, dtype=dtype) for s in ((sources, length), (anchors, all_bins))
+                )
+                projected, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
+                weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
+                launches = {
+                    "projection": anchor_sampling.projection_launch(
+                        rows, weight, *plan, order, bins, bias, True, out, target
+                    )
+                }
+                if not tf32:  # the others make no products
+                    launches |= {
+                        "forward": anchor_sampling.sampling_launches(rows, *plan, bins, sampled, target)[0],
+                        "backward": anchor_sampling.sampling_backward_launches(sampled, *by_snippet, bins, rows, target)[0],
+                        "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, projected, target),
+                    }
+                for name, launch in launches.items():
+                    for config in anchor_sampling.variants(name, launch.arguments["out"], target):
+                        dtype_name = "tf32" if tf32 else TYPES[dtype]
+                        size = f"{channels}/{outputs}"
+                        yield Case(f"anchor_sampling_{name}", dtype_name, size, launch._replace(config=config))
+
+
+# A further operator: a generator like the ones above, named here.
+KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
+    "difference_attention": _difference_attention,
+    "anchor_sampling": _anchor_sampling,
+}
 
 
 def compile_launch(launch: Launch, target: int) -> Any:
@@ -114,7 +155,7 @@ def compile_launch(launch: Launch, target: int) -> Any:
             constants[(index,)] = value
             continue
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TYPES[value.dtype]
+            signature[parameter.name] = "*" + ("i32" if value.dtype == torch.int32 else TYPES[value.dtype])
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
         if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):

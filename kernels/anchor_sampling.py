@@ -57,6 +57,8 @@ CONFIGS = {
     ("gather", "wide"): (_sums(32, 128, 4), _sums(16, 64, 4)),
     ("backward", "narrow"): (_lists(4, 16, 64, 4), _lists(1, 32, 32, 4)),
     ("backward", "wide"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
+    ("gather_backward", "narrow"): (_lists(4, 16, 64, 4), _lists(1, 32, 32, 4)),
+    ("gather_backward", "wide"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
     ("projection", "half"): (_product(128, 64, 128, 8, *_TENSOR), _product(64, 64, 64, 4, *_TENSOR)),
     ("projection", "tf32"): (_product(128, 32, 128, 8, *_TENSOR), _product(64, 32, 64, 4, *_TENSOR)),
     ("projection", "fma"): (_product(64, 16, 64, 8, *TARGETS), _product(32, 16, 32, 4, *TARGETS)),
@@ -70,7 +72,7 @@ def _block(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
     strips = tl.cdiv(columns, BLOCK_C)
     strip = tl.program_id(0) // blocks
     column = strip % strips * BLOCK_C + tl.arange(0, BLOCK_C)
-    return (strip // strips).to(tl.int64), tl.program_id(0) % blocks * BLOCK_R, column
+    return strip // strips, tl.program_id(0) % blocks * BLOCK_R, column
 
 
 @triton.jit
@@ -93,7 +95,8 @@ def _add_taps(total, rows, first, weights, begin, end, most, column, columns):
     for k in range(0, most):
         used = begin + k < end
         weight = tl.load(weights + begin + k, mask=used, other=0.0)
-        total += weight[:, None] * _rows(rows, first + k, used, column, columns).to(tl.float32)
+        row = _rows(rows, first + k, used, column, columns).to(tl.float32)
+        total = tl.fma(row, weight[:, None], total)
     return total
 
 
@@ -119,10 +122,10 @@ def _sampling_kernel(
     start = tl.load(first + cell, mask=used, other=0)
     begin = tl.load(offsets + cell, mask=used, other=0)
     end = tl.load(offsets + cell + 1, mask=used, other=0)
-    rows += (b * sources + source) * length * columns
+    rows += (b.to(tl.int64) * sources + source) * length * columns
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     total = _add_taps(total, rows, start, weights, begin, end, tl.max(end - begin), column, columns)
-    _store_rows(out + b * out_b, cell, used, column, columns, total)
+    _store_rows(out + b.to(tl.int64) * out_b, cell, used, column, columns, total)
 
 
 @triton.jit
@@ -135,17 +138,17 @@ def _gather_kernel(
     place = row + tl.arange(0, BLOCK_R)
     used = place < anchors
     p = tl.load(order + place, mask=used, other=0)
-    projected += b * bins * length * columns
+    projected += b.to(tl.int64) * bins * length * columns
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     end = tl.load(offsets + p * bins, mask=used, other=0)
     for n in range(0, bins):
         cell = p * bins + n
         begin = end
         end = tl.load(offsets + cell + 1, mask=used, other=0)
-        row = n * length + tl.load(first + cell, mask=used, other=0)
-        total = _add_taps(total, projected, row, weights, begin, end, tl.max(end - begin), column, columns)
+        start = n * length + tl.load(first + cell, mask=used, other=0)
+        total = _add_taps(total, projected, start, weights, begin, end, tl.max(end - begin), column, columns)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
-    _store_rows(out + b * anchors * columns, p, used, column, columns, total)
+    _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
 
 
 @triton.jit
@@ -155,9 +158,9 @@ def _by_snippet_kernel(
     BLOCK_R: tl.constexpr, LISTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     entry, first, column = _block(length, columns, BLOCK_R, BLOCK_C)
-    b, group = entry // groups, (entry % groups).to(tl.int32)
-    grad += b * grad_b
-    out += b * out_b + group.to(tl.int64) * length * columns
+    b, group = entry // groups, entry % groups
+    grad += b.to(tl.int64) * grad_b
+    out += b.to(tl.int64) * out_b + group.to(tl.int64) * length * columns
     lane = tl.arange(0, BLOCK_R * LISTS)
     t = first + lane // LISTS
     total = tl.zeros([BLOCK_R * LISTS, BLOCK_C], tl.float32)
@@ -167,9 +170,10 @@ def _by_snippet_kernel(
         for k in range(0, tl.max(end - begin), LISTS):
             tap = begin + k + lane % LISTS
             used = tap < end
-            row = tl.load(anchor + tap, mask=used, other=0) * anchor_rows + n * bin_rows
+            index = tl.load(anchor + tap, mask=used, other=0) * anchor_rows + n * bin_rows
             factor = tl.load(weight + tap, mask=used, other=0.0)
-            total += factor[:, None] * _rows(grad, row, used, column, columns).to(tl.float32)
+            row = _rows(grad, index, used, column, columns).to(tl.float32)
+            total = tl.fma(row, factor[:, None], total)
     total = tl.sum(tl.reshape(total, [BLOCK_R, LISTS, BLOCK_C]), 1)
     snippet = first + tl.arange(0, BLOCK_R)
     _store_rows(out, snippet, snippet < length, column, columns, total)
@@ -186,7 +190,7 @@ def _projection_kernel(
     place = row + tl.arange(0, BLOCK_R)
     used = place < anchors
     p = tl.load(order + place, mask=used, other=0)
-    rows += b * sources * length * channels
+    rows += b.to(tl.int64) * sources * length * channels
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     end = tl.load(offsets + p * bins, mask=used, other=0)
     for n in range(0, bins):
@@ -204,7 +208,7 @@ def _projection_kernel(
                 sampled = _add_taps(sampled, rows, start, weights, begin, end, most, c, channels)
                 total = tl.dot(sampled.to(factor.dtype), factor, total, input_precision=PRECISION)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
-    _store_rows(out + b * anchors * columns, p, used, column, columns, total)
+    _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
 
 
 def variants(name: str, like: torch.Tensor, target: int) -> list[Config]:
@@ -284,7 +288,7 @@ def gather_backward_launch(grad, by_snippet_offsets, by_snippet_anchor, by_snipp
         "length": length, "groups": bins, "bins": 1, "first_bin": 0,
         "anchor_rows": 1, "bin_rows": 0, "grad_b": grad.stride(0), "out_b": out.stride(0),
     }  # fmt: skip
-    return _launch("backward", _by_snippet_kernel, out, batch * bins, length, arguments, target)
+    return _launch("gather_backward", _by_snippet_kernel, out, batch * bins, length, arguments, target)
 
 
 def projection_launch(rows, weight, first, offsets, weights, order, bins, bias, relu, out, target=None) -> Launch:
