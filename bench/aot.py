@@ -102,8 +102,8 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
     def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
-    # BCNet's clip level, G-TAD's (its second sequence has bins of its own), and rows that are read in single elements.
-    for channels, outputs, bins in ((64, 64, (32,)), (256, 512, (16, 16)), (37, 39, (3,))):
+    # G-TAD's sizes, and BCNet's with a projection of the kind. Other rows are padded to multiples of 16.
+    for channels, outputs, bins in ((256, 512, (16, 16)), (64, 64, (32,))):
         batch, sources, anchors, length, all_bins = 8, len(bins), 1218, 256, sum(bins)
         weights = empty(99999, dtype=torch.float32)
         plan = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
@@ -125,12 +125,14 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                 if not tf32:  # the others make no products
                     launches |= {
                         "forward": anchor_sampling.sampling_launches(rows, *plan, bins, sampled, target)[0],
-                        "backward": anchor_sampling.sampling_backward_launches(sampled, *by_snippet, bins, rows, target)[0],
+                        "backward": anchor_sampling.sampling_backward_launches(
+                            sampled, *by_snippet, bins, rows, target
+                        )[0],
                         "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
                         "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, projected, target),
                     }
                 for name, launch in launches.items():
-                    for config in anchor_sampling.variants(name, launch.arguments["out"], target):
+                    for config in anchor_sampling.variants(name, dtype, target):
                         dtype_name = "tf32" if tf32 else TYPES[dtype]
                         size = f"{channels}/{outputs}"
                         yield Case(f"anchor_sampling_{name}", dtype_name, size, launch._replace(config=config))

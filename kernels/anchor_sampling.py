@@ -4,20 +4,20 @@
     gather        out[p] = sum_n sum_k w[p, n, k] projected[n, first[p, n] + k]      (+ bias, ReLU)
     projection    out[p] = sum_n sampled[p, n] @ weight[n]                           (+ bias, ReLU)
 
-with the k taps of each bin, 2 to 5 on average. Gathering is bound by the caches, so a block takes anchors that follow each
-other in the plan's order: at tap k, each reads the row that its successor read at tap k - 1. The loop over the taps
-ends with the longest bin of the block, which in that order is hardly longer than the mean, and skips the bins that are
-empty in all of it. `projection` builds the operand tile [BLOCK_P, BLOCK_C] of the matrix product from such sums, in
-registers: the sampled features of the anchors never reach memory.
+over the taps k of each bin, of which there are 2 to 5 on average. Gathering is bound by the caches, hence the blocks of
+`gather` and `projection` are made of anchors that follow each other in the plan's order: at tap k each reads the row
+that its successor read at tap k - 1. A block passes over bins that are empty for all its anchors, and leaves a bin
+after the longest of theirs. `projection` makes the operand [BLOCK_R, BLOCK_K] of each matrix product from such sums on
+the spot: the sampled features of the anchors never reach memory.
 
-The gradients of `sampling` and `gather` go through the transposed plan, which lists the taps by bin and snippet:
+The gradients of `sampling` and `gather` use the transposed plan, which lists the taps of bin n at snippet t:
 
-    grad_rows[g, t] = sum_{n of g} sum_j w[n, t, j] grad[anchor[n, t, j], n]         (without n in grad for `gather`)
+    grad_rows[g, t] = sum_{n of g} sum_j w[n, t, j] grad[anchor[n, t, j], n]         (`gather`: no sum over n, no n)
 
-so every element has one writer and a fixed order of sums, the bits repeat, and there are no atomics. Lists differ in
-length, up to 30-fold at the ends of the sequence, so LISTS lanes work on each.
+so every element has one writer and a fixed order of sums: the bits repeat, and there are no atomics. The lists at the
+ends of the sequence are up to 30 times as long as the others, hence LISTS lanes work on each.
 
-Sums are in float32. Rows are read whole, in units of 128 bits where their length is a multiple of 16.
+Sums are in float32.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import TARGETS, Config, Launch, float32_precision, multiprocessors, target_of
+from ._common import TARGETS, Config, Launch, aligned, copy_back, float32_precision, multiprocessors, target_of
 
 _TENSOR = tuple(t for t in TARGETS if t >= 80)  # targets with the tensor-core products that Triton uses
 
 
-def _sums(rows: int, columns: int, num_warps: int) -> Config:
+def _rows_by_columns(rows: int, columns: int, num_warps: int) -> Config:
     return Config({"BLOCK_R": rows, "BLOCK_C": columns}, num_warps, 1, TARGETS)
 
 
@@ -42,26 +42,22 @@ def _lists(rows: int, lists: int, columns: int, num_warps: int) -> Config:
     return Config({"BLOCK_R": rows, "LISTS": lists, "BLOCK_C": columns}, num_warps, 1, TARGETS)
 
 
-def _product(block_p: int, block_c: int, block_o: int, num_warps: int, *targets: int) -> Config:
-    return Config({"BLOCK_R": block_p, "BLOCK_K": block_c, "BLOCK_C": block_o}, num_warps, 1, targets)
+def _product(rows: int, inner: int, columns: int, *targets: int) -> Config:
+    return Config({"BLOCK_R": rows, "BLOCK_K": inner, "BLOCK_C": columns}, 4, 1, targets)
 
 
-# By kernel, and by the columns of its rows ("narrow": up to 64) or the unit that multiplies ("half": tensor cores, 16
-# bit; "tf32": tensor cores, float32; "fma": none). The first of a list is for grids that fill the device, the last for
-# those that do not. Only what bench/aot.py compiled without spills for the targets is here; none was timed, for want of
-# a GPU.
+# By kernel, and for products by the unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32;
+# "fma": none). The first of a list is for grids that fill the device, the last for those that do not. The 64 columns of
+# a block are one line of the cache in 16 bit and two in float32. Only what bench/aot.py compiled without spills for the
+# targets is here; none was timed, for want of a GPU.
 CONFIGS = {
-    ("forward", "narrow"): (_sums(64, 64, 4), _sums(16, 64, 4)),
-    ("forward", "wide"): (_sums(32, 128, 4), _sums(16, 64, 4)),
-    ("gather", "narrow"): (_sums(64, 64, 4), _sums(16, 32, 4)),
-    ("gather", "wide"): (_sums(32, 128, 4), _sums(16, 64, 4)),
-    ("backward", "narrow"): (_lists(4, 16, 64, 4), _lists(1, 32, 32, 4)),
-    ("backward", "wide"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
-    ("gather_backward", "narrow"): (_lists(4, 16, 64, 4), _lists(1, 32, 32, 4)),
-    ("gather_backward", "wide"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
-    ("projection", "half"): (_product(128, 64, 128, 8, *_TENSOR), _product(64, 64, 64, 4, *_TENSOR)),
-    ("projection", "tf32"): (_product(128, 32, 128, 8, *_TENSOR), _product(64, 32, 64, 4, *_TENSOR)),
-    ("projection", "fma"): (_product(64, 16, 64, 8, *TARGETS), _product(32, 16, 32, 4, *TARGETS)),
+    ("forward", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),
+    ("gather", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),
+    ("backward", "any"): (_lists(2, 16, 64, 4), _lists(1, 16, 64, 2)),
+    ("gather_backward", "any"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
+    ("projection", "half"): (_product(64, 64, 128, *_TENSOR), _product(64, 64, 64, *_TENSOR)),
+    ("projection", "tf32"): (_product(64, 32, 128, *_TENSOR), _product(64, 32, 64, *_TENSOR)),
+    ("projection", "fma"): (_product(32, 32, 64, *TARGETS), _product(32, 16, 32, *TARGETS)),
 }
 
 
@@ -154,35 +150,33 @@ def _gather_kernel(
 @triton.jit
 def _by_snippet_kernel(
     grad, offsets, anchor, weight, out,
-    length, columns, groups, bins, first_bin, anchor_rows, bin_rows, grad_b, out_b,
+    rows, columns, bins, first_bin, anchor_rows, bin_rows, grad_b, out_b,
     BLOCK_R: tl.constexpr, LISTS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    entry, first, column = _block(length, columns, BLOCK_R, BLOCK_C)
-    b, group = entry // groups, entry % groups
+    b, row, column = _block(rows, columns, BLOCK_R, BLOCK_C)
     grad += b.to(tl.int64) * grad_b
-    out += b.to(tl.int64) * out_b + group.to(tl.int64) * length * columns
     lane = tl.arange(0, BLOCK_R * LISTS)
-    t = first + lane // LISTS
+    r = row + lane // LISTS
     total = tl.zeros([BLOCK_R * LISTS, BLOCK_C], tl.float32)
-    for n in range(first_bin + group * bins, first_bin + (group + 1) * bins):
-        begin = tl.load(offsets + n * length + t, mask=t < length, other=0)
-        end = tl.load(offsets + n * length + t + 1, mask=t < length, other=0)
+    for n in range(first_bin, first_bin + bins):
+        begin = tl.load(offsets + n * rows + r, mask=r < rows, other=0)
+        end = tl.load(offsets + n * rows + r + 1, mask=r < rows, other=0)
         for k in range(0, tl.max(end - begin), LISTS):
             tap = begin + k + lane % LISTS
             used = tap < end
             index = tl.load(anchor + tap, mask=used, other=0) * anchor_rows + n * bin_rows
             factor = tl.load(weight + tap, mask=used, other=0.0)
-            row = _rows(grad, index, used, column, columns).to(tl.float32)
-            total = tl.fma(row, factor[:, None], total)
+            values = _rows(grad, index, used, column, columns).to(tl.float32)
+            total = tl.fma(values, factor[:, None], total)
     total = tl.sum(tl.reshape(total, [BLOCK_R, LISTS, BLOCK_C]), 1)
-    snippet = first + tl.arange(0, BLOCK_R)
-    _store_rows(out, snippet, snippet < length, column, columns, total)
+    r = row + tl.arange(0, BLOCK_R)
+    _store_rows(out + b.to(tl.int64) * out_b, r, r < rows, column, columns, total)
 
 
 @triton.jit
 def _projection_kernel(
     rows, source, order, first, offsets, weights, weight, bias, out,
-    anchors, bins, sources, length, channels, columns,
+    anchors, bins, sources, length, row_length, channels, columns,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -190,7 +184,7 @@ def _projection_kernel(
     place = row + tl.arange(0, BLOCK_R)
     used = place < anchors
     p = tl.load(order + place, mask=used, other=0)
-    rows += b.to(tl.int64) * sources * length * channels
+    rows += b.to(tl.int64) * sources * length * row_length
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     end = tl.load(offsets + p * bins, mask=used, other=0)
     for n in range(0, bins):
@@ -205,21 +199,21 @@ def _projection_kernel(
                 # Asked for before the sampling, which it need not wait for.
                 factor = _rows(weight, n * channels + c, c < channels, column, columns)  # [BLOCK_K, BLOCK_C]
                 sampled = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
-                sampled = _add_taps(sampled, rows, start, weights, begin, end, most, c, channels)
+                sampled = _add_taps(sampled, rows, start, weights, begin, end, most, c, row_length)
                 total = tl.dot(sampled.to(factor.dtype), factor, total, input_precision=PRECISION)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
     _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
 
 
-def variants(name: str, like: torch.Tensor, target: int) -> list[Config]:
-    """The variants of a kernel shipped for rows of the dtype and length of those of `like`, largest tiles first."""
+def variants(name: str, dtype: torch.dtype, target: int) -> list[Config]:
+    """The variants of a kernel shipped for this dtype and target, largest tiles first."""
     if name != "projection":
-        kind = "narrow" if like.shape[-1] <= 64 else "wide"
-    elif target < 80 or (like.dtype == torch.float32 and float32_precision() == "ieee"):
-        kind = "fma"
+        unit = "any"
+    elif target < 80 or (dtype == torch.float32 and float32_precision() == "ieee"):
+        unit = "fma"
     else:
-        kind = "tf32" if like.dtype == torch.float32 else "half"
-    return [c for c in CONFIGS[name, kind] if target in c.targets]
+        unit = "tf32" if dtype == torch.float32 else "half"
+    return [c for c in CONFIGS[name, unit] if target in c.targets]
 
 
 def _launch(name: str, kernel: Any, out: torch.Tensor, sets: int, rows: int, arguments: dict, target: int | None):
@@ -227,7 +221,7 @@ def _launch(name: str, kernel: Any, out: torch.Tensor, sets: int, rows: int, arg
 
     The variant follows from shapes and device alone, see kernels/difference_attention.py.
     """
-    usable = variants(name, out, target or target_of(out.device))
+    usable = variants(name, out.dtype, target or target_of(out.device))
     columns = out.shape[-1]
     # A grid of one dimension: the others end at 65,535.
     grids = [(sets * triton.cdiv(rows, c.tiles["BLOCK_R"]) * triton.cdiv(columns, c.tiles["BLOCK_C"]),) for c in usable]
@@ -265,7 +259,7 @@ def sampling_backward_launches(
     for source, first_bin, count in _spans(bins):
         arguments = {
             "grad": grad, "offsets": by_snippet_offsets, "anchor": by_snippet_anchor, "weight": by_snippet_weight,
-            "length": length, "groups": 1, "bins": count, "first_bin": first_bin,
+            "rows": length, "bins": count, "first_bin": first_bin,
             "anchor_rows": sum(bins), "bin_rows": 1, "grad_b": grad.stride(0), "out_b": out.stride(0),
         }  # fmt: skip
         launches.append(_launch("backward", _by_snippet_kernel, out[:, source], batch, length, arguments, target))
@@ -285,14 +279,14 @@ def gather_backward_launch(grad, by_snippet_offsets, by_snippet_anchor, by_snipp
     batch, bins, length, _ = out.shape
     arguments = {
         "grad": grad, "offsets": by_snippet_offsets, "anchor": by_snippet_anchor, "weight": by_snippet_weight,
-        "length": length, "groups": bins, "bins": 1, "first_bin": 0,
+        "rows": bins * length, "bins": 1, "first_bin": 0,
         "anchor_rows": 1, "bin_rows": 0, "grad_b": grad.stride(0), "out_b": out.stride(0),
     }  # fmt: skip
-    return _launch("gather_backward", _by_snippet_kernel, out, batch * bins, length, arguments, target)
+    return _launch("gather_backward", _by_snippet_kernel, out, batch, bins * length, arguments, target)
 
 
 def projection_launch(rows, weight, first, offsets, weights, order, bins, bias, relu, out, target=None) -> Launch:
-    batch, sources, length, channels = rows.shape
+    batch, sources, length, row_length = rows.shape
     # Filled on the device: a copy from the host would wait for it.
     source = torch.zeros(sum(bins), dtype=torch.int32, device=rows.device)
     for begin in list(itertools.accumulate(bins))[:-1]:
@@ -300,7 +294,7 @@ def projection_launch(rows, weight, first, offsets, weights, order, bins, bias, 
     arguments = {
         "rows": rows, "source": source, "order": order, "first": first, "offsets": offsets, "weights": weights,
         "weight": weight, "bias": bias, "anchors": len(first), "bins": sum(bins), "sources": sources,
-        "length": length, "channels": channels,
+        "length": length, "row_length": row_length, "channels": weight.shape[1],
         "HAS_BIAS": bias is not None, "RELU": relu, "PRECISION": float32_precision(),
     }  # fmt: skip
     return _launch("projection", _projection_kernel, out, batch, len(first), arguments, target)
@@ -308,26 +302,37 @@ def projection_launch(rows, weight, first, offsets, weights, order, bins, bias, 
 
 def launch_sampling(rows, first, offsets, weights, bins, out) -> None:
     """Fill out [B, P, N, C] from rows [B, G, T, C]. All tensors are contiguous, here and below."""
-    for launch in sampling_launches(rows, first, offsets, weights, bins, out):
+    padded = aligned(out)
+    for launch in sampling_launches(aligned(rows), first, offsets, weights, bins, padded):
         launch.run()
+    copy_back([padded], [out])
 
 
 def launch_sampling_backward(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, bins, out) -> None:
     """Fill out [B, G, T, C] from grad [B, P, N, C]."""
-    for launch in sampling_backward_launches(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, bins, out):
+    padded, by_snippet = aligned(out), (by_snippet_offsets, by_snippet_anchor, by_snippet_weight)
+    for launch in sampling_backward_launches(aligned(grad), *by_snippet, bins, padded):
         launch.run()
+    copy_back([padded], [out])
 
 
 def launch_gather(projected, first, offsets, weights, order, bias, relu, out) -> None:
-    """Fill out [B, P, O] from projected [B, N, T, O]."""
-    gather_launch(projected, first, offsets, weights, order, bias, relu, out).run()
+    """Fill out [B, P, O] from projected [B, N, T, O], bias [O] or None."""
+    padded, bias = aligned(out), None if bias is None else aligned(bias)
+    gather_launch(aligned(projected), first, offsets, weights, order, bias, relu, padded).run()
+    copy_back([padded], [out])
 
 
 def launch_gather_backward(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, out) -> None:
     """Fill out [B, N, T, O] from grad [B, P, O]."""
-    gather_backward_launch(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, out).run()
+    padded, by_snippet = aligned(out), (by_snippet_offsets, by_snippet_anchor, by_snippet_weight)
+    gather_backward_launch(aligned(grad), *by_snippet, padded).run()
+    copy_back([padded], [out])
 
 
 def launch_projection(rows, weight, first, offsets, weights, order, bins, bias, relu, out) -> None:
-    """Fill out [B, P, O] from rows [B, G, T, C] and weight [N, C, O]."""
-    projection_launch(rows, weight, first, offsets, weights, order, bins, bias, relu, out).run()
+    """Fill out [B, P, O] from rows [B, G, T, C], weight [N, C, O], bias [O] or None."""
+    padded, bias = aligned(out), None if bias is None else aligned(bias)
+    plan = first, offsets, weights, order, bins
+    projection_launch(aligned(rows), aligned(weight), *plan, bias, relu, padded).run()
+    copy_back([padded], [out])
