@@ -55,7 +55,11 @@ CONFIGS = {
     ("gather", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),
     ("backward", "any"): (_lists(2, 16, 64, 4), _lists(1, 16, 64, 2)),
     ("gather_backward", "any"): (_lists(4, 16, 64, 4), _lists(1, 32, 64, 4)),
-    ("projection", "half"): (_product(64, 64, 128, *_TENSOR), _product(64, 64, 64, *_TENSOR)),
+    ("projection", "half"): (
+        _product(64, 64, 128, 80, 86, 89, 90, 120),
+        _product(64, 32, 128, 100),
+        _product(64, 64, 64, *_TENSOR),
+    ),
     ("projection", "tf32"): (_product(64, 32, 128, *_TENSOR), _product(64, 32, 64, *_TENSOR)),
     ("projection", "fma"): (_product(32, 32, 64, *TARGETS), _product(32, 16, 32, *TARGETS)),
 }

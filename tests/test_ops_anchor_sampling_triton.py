@@ -35,9 +35,9 @@ CASES = {
     # 10 of 21 bins empty, and half of the anchors
     "bmn-T7-N3": (lambda: interpolated_plan(bmn_intervals(7), 7, 3), (1, 19, 33)),
     "bcnet-T13-N2": (lambda: interpolated_plan(make_anchors(13, 9), 13, 2), (3, 64, 7)),
-    "two-sources-T9": (lambda: aligned_plan(gtad_regions(9, 4), 9, (3, 2)), (1, 16, 80)),
-    # the bin of the second sequence reads 23 snippets, those of the first 2 to 5
-    "long-bin-T23": (lambda: aligned_plan(np.array([[0.0, 23], [5, 9], [-9, 3]]), 23, (7, 1)), (1, 5, 16)),
+    "two-sources-T7": (lambda: aligned_plan(gtad_regions(7, 5), 7, (2, 1)), (1, 16, 80)),
+    # the bin of the second sequence reads 23 snippets, those of the first 4 to 9
+    "long-bin-T23": (lambda: aligned_plan(np.array([[0.0, 23], [5, 9], [-9, 3]]), 23, (3, 1)), (1, 5, 16)),
     "all-ones": (lambda: interpolated_plan(np.array([[0, 0]]), 1, 1, 1), (1, 1, 1)),
     "all-empty": (lambda: interpolated_plan(np.full((3, 2), np.nan), 5, 2), (1, 4, 3)),
 }
@@ -136,7 +136,7 @@ def test_projection_matches_float64(case, poisoned, dtype, strategy):
 
 def test_bfloat16_matches_float64(poisoned):
     # Without "gather": tl.dot on bfloat16 is wrong in Triton's interpreter.
-    plan, *tensors = inputs("two-sources-T9")
+    plan, *tensors = inputs("two-sources-T7")
     tensors = [t.bfloat16() for t in tensors]
     check_sampling(plan, tensors[0])
     check_projection(plan, *tensors, strategy="project")
@@ -144,13 +144,13 @@ def test_bfloat16_matches_float64(poisoned):
 
 @pytest.mark.parametrize("strategy", ["project", "gather"])
 def test_projection_needs_no_bias_and_no_relu(poisoned, strategy):
-    plan, features, weight, _ = inputs("two-sources-T9")
+    plan, features, weight, _ = inputs("two-sources-T7")
     check_projection(plan, features, weight, None, strategy=strategy)
 
 
 @pytest.mark.parametrize("strategy", ["project", "gather"])
 def test_takes_any_strides(strategy):
-    plan, features, weight, bias = inputs("two-sources-T9")
+    plan, features, weight, bias = inputs("two-sources-T7")
     spread = [
         features.transpose(-1, -2).contiguous().transpose(-1, -2),
         weight.mT.contiguous().mT,
@@ -166,10 +166,9 @@ def test_takes_any_strides(strategy):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [dtype(torch.float32), dtype(torch.float16)])
-def test_repeats_to_the_bit(dtype):
-    plan, *tensors = inputs("two-sources-T9")
-    tensors = [t.to(dtype) for t in tensors]
+def test_repeats_to_the_bit():
+    plan, *tensors = inputs("long-bin-T23")
+    tensors = [t.half() for t in tensors]
     for function, leaves, options in (
         (anchor_sampling, tensors[:1], {}),
         (anchor_projection, tensors, {"strategy": "project"}),
@@ -180,13 +179,23 @@ def test_repeats_to_the_bit(dtype):
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize(("target", "processors"), [(75, 0), (75, 10**9), (80, 10**9)])
-@pytest.mark.parametrize("dtype", [dtype(torch.float32), dtype(torch.float16)])
-@pytest.mark.skipif(DEVICE == "cuda", reason="variants for other targets than the GPU at hand")
-def test_variants_of_other_targets_agree(monkeypatch, target, processors, dtype):
+@pytest.mark.parametrize(
+    ("target", "processors", "tf32", "dtype"),
+    [
+        (75, 0, False, torch.float16),
+        (75, 10**9, False, torch.float32),
+        (80, 0, True, torch.float32),
+        (80, 10**9, False, torch.float16),
+    ],
+    ids=["sm75-fp16-full", "sm75-fp32-small", "sm80-tf32-full", "sm80-fp16-small"],
+)
+@pytest.mark.skipif(DEVICE == "cuda", reason="variants for other targets and grids than those of the GPU at hand")
+def test_other_variants_agree(monkeypatch, target, processors, tf32, dtype):
     monkeypatch.setattr(kernels, "target_of", lambda device: target)
     monkeypatch.setattr(kernels, "multiprocessors", lambda device: processors)
-    plan, *tensors = inputs("long-bin-T23")
+    # The interpreter multiplies in full precision all the same.
+    monkeypatch.setattr(kernels, "float32_precision", lambda: "tf32" if tf32 else "ieee")
+    plan, *tensors = inputs("two-sources-T7")
     tensors = [t.to(dtype) for t in tensors]
     check_sampling(plan, tensors[0])
     for strategy in ("project", "gather"):
