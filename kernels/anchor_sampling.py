@@ -10,9 +10,10 @@ that its successor read at tap k - 1. A block passes over bins that are empty fo
 after the longest of theirs. `projection` makes the operand [BLOCK_R, BLOCK_K] of each matrix product from such sums on
 the spot: the sampled features of the anchors never reach memory.
 
-The gradients of `sampling` and `gather` use the transposed plan, which lists the taps of bin n at snippet t:
+The gradients of `sampling` and `gather` use the transposed plan, which lists the taps j of bin n at snippet t:
 
-    grad_rows[g, t] = sum_{n of g} sum_j w[n, t, j] grad[anchor[n, t, j], n]         (`gather`: no sum over n, no n)
+    grad_rows[g, t] = sum_{n of g} sum_j w[n, t, j] grad[anchor[n, t, j], n]
+    grad_projected[n, t] = sum_j w[n, t, j] grad[anchor[n, t, j]]
 
 so every element has one writer and a fixed order of sums: the bits repeat, and there are no atomics. The lists at the
 ends of the sequence are up to 30 times as long as the others, hence LISTS lanes work on each.
