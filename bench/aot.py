@@ -40,7 +40,7 @@ from bcnet_fast import _native  # noqa: E402
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
 from bcnet_fast.files import atomic_text  # noqa: E402
-from bcnet_fast.kernels import add_layer_norm, difference_attention, match_proposals  # noqa: E402
+from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
 from bcnet_fast.ops.reference import most_pairs  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
@@ -103,6 +103,46 @@ def _difference_attention(target: int) -> Iterator[Case]:
                         yield case
 
 
+def _anchor_sampling(target: int) -> Iterator[Case]:
+    def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    # G-TAD's sizes, and BCNet's with a projection of the kind. Other rows are padded to multiples of 16.
+    for channels, outputs, bins in ((256, 512, (16, 16)), (64, 64, (32,))):
+        batch, sources, anchors, length, all_bins = 8, len(bins), 1218, 256, sum(bins)
+        weights = empty(99999, dtype=torch.float32)
+        plan = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
+        by_snippet = empty(all_bins * length + 1), empty(99999), weights
+        order = empty(160, 8)
+        for tf32 in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            for dtype in (torch.float32,) if tf32 else TYPES:
+                rows, sampled = (
+                    empty(batch, *s, channels, dtype=dtype) for s in ((sources, length), (anchors, all_bins))
+                )
+                projected, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
+                weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
+                launches = {
+                    "projection": anchor_sampling.projection_launch(
+                        rows, weight, *plan, order, bins, bias, True, out, target
+                    )
+                }
+                if not tf32:  # the others make no products
+                    launches |= {
+                        "forward": anchor_sampling.sampling_launches(rows, *plan, bins, sampled, target)[0],
+                        "backward": anchor_sampling.sampling_backward_launches(
+                            sampled, *by_snippet, bins, rows, target
+                        )[0],
+                        "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, projected, target),
+                    }
+                for name, launch in launches.items():
+                    for config in anchor_sampling.variants(name, dtype, target):
+                        dtype_name = "tf32" if tf32 else TYPES[dtype]
+                        size = f"{channels}/{outputs}"
+                        yield Case(f"anchor_sampling_{name}", dtype_name, size, launch._replace(config=config))
+
+
 def _add_layer_norm(target: int) -> Iterator[Case]:
     # Every block filled, but 400 is BCNet's width; 401 has no alignment; the last is read in several steps.
     widths = [400 if block == 512 else block for block in add_layer_norm.CONFIGS]
@@ -142,6 +182,7 @@ def _match_proposals(target: int) -> Iterator[Case]:
 # A further operator: a generator like the ones above, named here.
 KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
     "difference_attention": _difference_attention,
+    "anchor_sampling": _anchor_sampling,
     "add_layer_norm": _add_layer_norm,
     "match_proposals": _match_proposals,
 }

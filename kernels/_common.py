@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,19 @@ class Launch(NamedTuple):
 def strides(**tensors: torch.Tensor) -> dict[str, int]:
     """The kernel arguments `<name>_s0`, `<name>_s1`, ... of each tensor."""
     return {f"{name}_s{i}": s for name, tensor in tensors.items() for i, s in enumerate(tensor.stride())}
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or a copy with rows padded to a multiple of 16: others would be read one element at a time."""
+    missing = -tensor.shape[-1] % 16
+    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
+
+
+def copy_back(padded: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
+    """Copy what was written to the `aligned` forms of `tensors` into these."""
+    for source, tensor in zip(padded, tensors, strict=True):
+        if source is not tensor:
+            tensor.copy_(source[..., : tensor.shape[-1]])
 
 
 def target_of(device: torch.device) -> int:

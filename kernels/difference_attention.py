@@ -21,14 +21,23 @@ Products accumulate in fp32, P and dS are rounded to the dtype of the inputs for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ._common import TARGETS, Config, Launch, float32_precision, multiprocessors, strides, target_of
+from ._common import (
+    TARGETS,
+    Config,
+    Launch,
+    aligned,
+    copy_back,
+    float32_precision,
+    multiprocessors,
+    strides,
+    target_of,
+)
 
 LOG2E = tl.constexpr(math.log2(math.e))
 
@@ -358,9 +367,9 @@ def backward_launches(
 def launch(query, key, value_a, value_b, out_a, out_b, lse, scale) -> None:
     """Fill both outputs [B, H, Tq, Dv] and lse, float32 and contiguous [B, H, Tq]."""
     tensors = (query, key, value_a, value_b, out_a, out_b)
-    aligned = [_aligned(t) for t in tensors]
-    forward_launch(*aligned, lse, scale).run()
-    _copy_back(aligned[4:], tensors[4:])
+    padded = [aligned(t) for t in tensors]
+    forward_launch(*padded, lse, scale).run()
+    copy_back(padded[4:], tensors[4:])
 
 
 def launch_backward(
@@ -369,20 +378,8 @@ def launch_backward(
 ) -> None:  # fmt: skip
     """Fill the four gradients, each of the shape of its input."""
     grads = (grad_query, grad_key, grad_value_a, grad_value_b)
-    inputs = [_aligned(t) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
-    aligned = [_aligned(t) for t in grads]
-    for sweep in backward_launches(*inputs, lse.contiguous(), *aligned, scale):
+    inputs = [aligned(t) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
+    padded = [aligned(t) for t in grads]
+    for sweep in backward_launches(*inputs, lse.contiguous(), *padded, scale):
         sweep.run()
-    _copy_back(aligned, grads)
-
-
-def _aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy with heads padded to a multiple of 16: others would be read one element at a time."""
-    missing = -tensor.shape[-1] % 16
-    return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
-
-
-def _copy_back(aligned: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
-    for source, tensor in zip(aligned, tensors, strict=True):
-        if source is not tensor:
-            tensor.copy_(source[..., : tensor.shape[-1]])
+    copy_back(padded, grads)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ..errors import BackendError
 from ..sampling import SamplingPlan
 from . import reference
-from ._dispatch import choose
+from ._dispatch import choose, requested
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
@@ -150,6 +151,15 @@ def _check(op, features, first, weights, length, bins, weight=None, bias=None) -
             refuse(ValueError, name, f"on {features.device} as features is", f"a tensor on {tensor.device}")
 
 
+def _backend(features: Tensor) -> str:
+    backend = choose("anchor_sampling", features.device)
+    if backend == "triton" and features.dtype == torch.float64:
+        if requested() == "triton":
+            raise BackendError("backend 'triton' was asked for, but anchor_sampling has no float64 kernel in it")
+        return "reference"
+    return backend
+
+
 # The plan as operators take it, after their other tensors. Schemas are written out because PyTorch before 2.6 cannot
 # read them from annotations that are strings.
 _PLAN = (
@@ -194,14 +204,14 @@ def _sampling(
 ):  # fmt: skip
     _check("anchor_sampling", features, first, weights, length, bins)
     rows = _by_snippet(features, bins)
-    backend = choose("anchor_sampling", features.device)
+    backend = _backend(features)
     if backend == "reference":
         return reference.anchor_sampling(rows, first, offsets, weights, bins, longest).to(features.dtype)
     out = features.new_empty(len(rows), *first.shape, rows.shape[-1])
     if backend == "triton":
         from ..kernels import anchor_sampling as kernels
 
-        kernels.launch_sampling(rows, first, offsets, weights, bins, longest, out)
+        kernels.launch_sampling(rows, first, offsets, weights, bins, out)
         return out
     return _sample_native(rows, first, offsets, weights, bins).to(features.dtype)
 
@@ -229,7 +239,7 @@ def _sampling_backward(
     length, bins, longest,
 ):  # fmt: skip
     """The gradient of the features, of grad [B, P, N, C]."""
-    backend = choose("anchor_sampling", grad.device)
+    backend = _backend(grad)
     if backend == "reference":
         rows = reference.anchor_sampling_backward(grad, first, offsets, weights, length, bins, longest)
     elif backend == "triton":
@@ -286,16 +296,16 @@ def _projection(
 ):  # fmt: skip
     _check("anchor_projection", features, first, weights, length, bins, weight, bias)
     rows, weight = _by_snippet(features, bins), weight.contiguous()
-    backend = choose("anchor_sampling", features.device)
+    backend = _backend(features)
     out = features.new_empty(len(rows), len(first), weight.shape[2])
     if backend == "triton":
         from ..kernels import anchor_sampling as kernels
 
-        plan = first, offsets, weights, bins, longest
+        plan, bias = (first, offsets, weights, order), None if bias is None else bias.contiguous()
         if project_first:
-            kernels.launch_gather(_project(rows, weight, bins), *plan[:3], longest, bias, relu, out)
+            kernels.launch_gather(_project(rows, weight, bins), *plan, bias, relu, out)
         else:
-            kernels.launch_projection(rows, weight, *plan, bias, relu, out)
+            kernels.launch_projection(rows, weight, *plan, bins, bias, relu, out)
         return out
     if backend == "reference":
         exact = [t if t is None else t.to(weights.dtype) for t in (rows, weight, bias)]
@@ -337,7 +347,7 @@ def _projection_backward(
     shift, length, bins, longest,
 ):  # fmt: skip
     """The gradients of features and weight, of grad [B, P, O]."""
-    backend = choose("anchor_sampling", features.device)
+    backend = _backend(features)
     rows, weight = _by_snippet(features, bins), weight.contiguous()
     shape = grad.shape[0], sum(bins), length, grad.shape[2]
     if backend == "reference":

@@ -171,7 +171,7 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
           const V weight = splat<V>(taps[i].weight);
           for (int v = 0; v < C::vectors; ++v) own[v] += weight * load<V>(row + v * C::lanes);
         }
-        for (int v = 0; v < C::vectors; ++v) own[v] = work.relu ? (own[v] > V{} ? own[v] : V{}) : own[v];
+        for (int v = 0; v < C::vectors; ++v) own[v] = work.relu ? (own[v] < V{} ? V{} : own[v]) : own[v];
         T* const to = out + group.anchors[r] * work.outputs;
         if (used == C::width) {
           std::memcpy(to, own, sizeof(own));
