@@ -36,10 +36,14 @@ class SamplingPlan:
     by_snippet_offsets: Tensor  # [N * T + 1] int32
     by_snippet_anchor: Tensor  # [taps] int32
     by_snippet_weight: Tensor  # [taps], like weights
-    # The anchors in groups that read alike, filled up with -1. Where shift[g, n] >= 0, each anchor of group g reads in
-    # bin n just so many snippets later than the one before it, with the same weights.
+    # The anchors in groups that read alike, filled up with -1, and the taps of group g as rows n * T + t: in list 9 g
+    # those common to all, where each anchor reads step[g] rows after the one before it; in list 9 g + 1 + i those of
+    # its i-th anchor alone. List l is group_rows and group_weights from group_offsets[l] up to group_offsets[l + 1].
     order: Tensor  # [groups, GROUP] int32
-    shift: Tensor  # [groups, N] int32
+    step: Tensor  # [groups] int32
+    group_offsets: Tensor  # [groups * (GROUP + 1) + 1] int32
+    group_rows: Tensor  # [listed taps] int32
+    group_weights: Tensor  # [listed taps], like weights
 
     @property
     def anchors(self) -> int:
@@ -53,9 +57,8 @@ class SamplingPlan:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SamplingPlan:
         """The plan on another device, or with weights of another dtype; itself where nothing changes."""
-        floating = {name: getattr(self, name).to(device, dtype) for name in ("weights", "by_snippet_weight")}
-        names = ("first", "offsets", "by_snippet_offsets", "by_snippet_anchor", "order", "shift")
-        moved = {**floating, **{name: getattr(self, name).to(device) for name in names}}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {n: t.to(device, dtype) if t.is_floating_point() else t.to(device) for n, t in tensors.items()}
         return self if all(getattr(self, name) is t for name, t in moved.items()) else replace(self, **moved)
 
     def dense(self) -> Tensor:
@@ -216,6 +219,7 @@ def _plan(
     by_snippet = np.argsort(row, kind="stable")
 
     order = _order(intervals)
+    step, common = _steps(order, first, count, starts, weights)
     arrays = {
         "first": first.astype(np.int32),
         "offsets": np.append(starts, len(weights)).astype(np.int32),
@@ -224,7 +228,8 @@ def _plan(
         "by_snippet_anchor": tap_anchor[by_snippet],
         "by_snippet_weight": weights[by_snippet],
         "order": order,
-        "shift": _shifts(order, first, count, starts, weights),
+        "step": step,
+        **_group_lists(order, common, first, count, starts, weights, length),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return SamplingPlan(length=length, bins=bins, longest=int(count.max()), **tensors)
@@ -250,17 +255,17 @@ def _order(intervals: np.ndarray) -> np.ndarray:
     return order
 
 
-def _shifts(order, first, count, starts, weights) -> np.ndarray:
-    """How the anchors of each group follow each other in each bin, see `SamplingPlan.shift`."""
+def _steps(order, first, count, starts, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Of each group, the step [groups], and the bins [groups, N] whose taps are common to it, see `SamplingPlan`."""
     shift = np.zeros((len(order), first.shape[1]), np.int32)
     alike = np.ones(shift.shape, bool)
     for place in range(1, GROUP):
         group = np.flatnonzero(order[:, place] >= 0)
         before, after = order[group, place - 1], order[group, place]
-        step = first[after] - first[before]
+        difference = first[after] - first[before]
         if place == 1:
-            shift[group] = step
-        same = (count[before] == count[after]) & (step == shift[group]) & (step >= 0)
+            shift[group] = difference
+        same = (count[before] == count[after]) & (difference == shift[group]) & (difference >= 0)
         pair, n = np.nonzero(same)
         taps = count[after[pair], n]
         tap_pair = np.repeat(np.arange(len(pair)), taps)
@@ -268,4 +273,24 @@ def _shifts(order, first, count, starts, weights) -> np.ndarray:
         one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
         same[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
         alike[group] &= same
-    return np.where(alike, shift, -1)
+    # The step of a group is that of the first of its bins that moves; bins that move otherwise are not common.
+    moves = alike & (shift > 0) & (count[order[:, 0]] > 0)
+    step = np.where(moves.any(axis=1), shift[np.arange(len(order)), moves.argmax(axis=1)], 0).astype(np.int32)
+    return step, alike & (shift == step[:, None])
+
+
+def _group_lists(order, common, first, count, starts, weights, length) -> dict[str, np.ndarray]:
+    """The taps of each group: of its common bins as its first anchor reads them, then of the others by anchor."""
+    members = (order >= 0)[:, :, None]
+    used = np.concatenate([common[:, None], ~common[:, None] & members], axis=1)  # [groups, 1 + GROUP, N]
+    group, place, n = np.nonzero(used)
+    anchor = np.concatenate([order[:, :1], order], axis=1)[group, place]
+    taps = count[anchor, n]
+    entry = np.repeat(np.arange(len(taps)), taps)
+    within = np.arange(len(entry)) - (np.cumsum(taps) - taps)[entry]
+    sizes = np.bincount(group * (1 + GROUP) + place, taps, minlength=len(order) * (1 + GROUP))
+    return {
+        "group_offsets": np.append(0, sizes.cumsum()).astype(np.int32),
+        "group_rows": ((n * length + first[anchor, n])[entry] + within).astype(np.int32),
+        "group_weights": weights[starts[anchor, n][entry] + within],
+    }

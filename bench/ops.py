@@ -278,7 +278,7 @@ def soft_nms_cases(device: str) -> Iterator[Case]:
         options = "gaussian", sigma, 0.0, 0.0, least, None, epsilon
 
         def fast(given=given):
-            return lambda: ops.soft_nms(*given, sigma=sigma, min_score=least)[1:]
+            return lambda: ops.soft_nms(*given, sigma=sigma, min_score=least)[:0:-1]
 
         def scalar(segments=segments, scores=scores):
             with tempfile.TemporaryDirectory() as folder:

@@ -277,7 +277,8 @@ def gather_launch(projected, first, offsets, weights, order, bias, relu, out, ta
     batch, bins, length, _ = projected.shape
     arguments = {
         "projected": projected, "order": order, "first": first, "offsets": offsets, "weights": weights, "bias": bias,
-        "places": order.numel(), "anchors": len(first), "bins": bins, "length": length, "HAS_BIAS": bias is not None, "RELU": relu,
+        "places": order.numel(), "anchors": len(first), "bins": bins, "length": length,
+        "HAS_BIAS": bias is not None, "RELU": relu,
     }  # fmt: skip
     return _launch("gather", _gather_kernel, out, batch, order.numel(), arguments, target)
 

@@ -164,15 +164,17 @@ def _backend(features: Tensor) -> str:
 # read them from annotations that are strings.
 _PLAN = (
     "Tensor first, Tensor offsets, Tensor weights, Tensor by_snippet_offsets, Tensor by_snippet_anchor, "
-    "Tensor by_snippet_weight, Tensor order, Tensor shift, int length, int[] bins, int longest"
+    "Tensor by_snippet_weight, Tensor order, Tensor step, Tensor group_offsets, Tensor group_rows, "
+    "Tensor group_weights, int length, int[] bins, int longest"
 )
-_PLAN_TENSORS, _PLAN_ARGUMENTS = 8, 11
+_PLAN_TENSORS, _PLAN_ARGUMENTS = 11, 14
 
 
 def _arguments(plan: SamplingPlan) -> tuple:
     tensors = plan.first, plan.offsets, plan.weights
     by_snippet = plan.by_snippet_offsets, plan.by_snippet_anchor, plan.by_snippet_weight
-    return (*tensors, *by_snippet, plan.order, plan.shift, plan.length, list(plan.bins), plan.longest)
+    groups = plan.order, plan.step, plan.group_offsets, plan.group_rows, plan.group_weights
+    return (*tensors, *by_snippet, *groups, plan.length, list(plan.bins), plan.longest)
 
 
 def _by_snippet(features: Tensor, bins: list[int]) -> Tensor:
@@ -199,8 +201,8 @@ def _sources(bins: tuple[int, ...]) -> Tensor:
 
 @torch.library.custom_op("bcnet_fast::anchor_sampling", mutates_args=(), schema=f"(Tensor features, {_PLAN}) -> Tensor")
 def _sampling(
-    features, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, shift,
-    length, bins, longest,
+    features, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
+    group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     _check("anchor_sampling", features, first, weights, length, bins)
     rows = _by_snippet(features, bins)
@@ -235,8 +237,8 @@ def _sampling_fake(features, first, offsets, weights, *rest):
     "bcnet_fast::anchor_sampling_backward", mutates_args=(), schema=f"(Tensor grad, {_PLAN}) -> Tensor"
 )
 def _sampling_backward(
-    grad, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, shift,
-    length, bins, longest,
+    grad, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
+    group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     """The gradient of the features, of grad [B, P, N, C]."""
     backend = _backend(grad)
@@ -292,15 +294,16 @@ def _project(rows: Tensor, weight: Tensor, bins: list[int]) -> Tensor:
 )
 def _projection(
     features, weight, bias, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order,
-    shift, length, bins, longest, relu, project_first,
+    step, group_offsets, group_rows, group_weights, length, bins, longest, relu, project_first,
 ):  # fmt: skip
     _check("anchor_projection", features, first, weights, length, bins, weight, bias)
     rows, weight = _by_snippet(features, bins), weight.contiguous()
     backend = _backend(features)
-    out = features.new_empty(len(rows), len(first), weight.shape[2])
+    shape = len(rows), len(first), weight.shape[2]
     if backend == "triton":
         from ..kernels import anchor_sampling as kernels
 
+        out = features.new_empty(shape)
         plan, bias = (first, offsets, weights, order), None if bias is None else bias.contiguous()
         if project_first:
             kernels.launch_gather(_project(rows, weight, bins), *plan, bias, relu, out)
@@ -309,13 +312,14 @@ def _projection(
         return out
     if backend == "reference":
         exact = [t if t is None else t.to(weights.dtype) for t in (rows, weight, bias)]
-        return out.copy_(reference.anchor_projection(*exact, first, offsets, weights, bins, longest, relu))
+        return reference.anchor_projection(*exact, first, offsets, weights, bins, longest, relu).to(features.dtype)
 
     rows, weight, *bias = _native_tensors(rows, weight, *([] if bias is None else [bias]))
     bias = bias[0] if bias else weight.new_zeros(weight.shape[2])
-    result = rows.new_empty(out.shape)
+    result = rows.new_empty(shape)
     if project_first:
-        tensors = _project(rows, weight, bins), first, offsets, weights, order, shift, bias, result
+        groups = order, step, group_offsets, group_rows, group_weights
+        tensors = _project(rows, weight, bins), *groups, bias, result
         _native.module.gather(*(t.numpy() for t in tensors), relu, torch.get_num_threads())
     else:
         for begin in range(0, len(first), ANCHORS_AT_A_TIME):
@@ -332,7 +336,7 @@ def _projection(
 
 @_projection.register_fake
 def _projection_fake(features, weight, bias, first, offsets, weights, *rest):
-    length, bins = rest[5:7]
+    length, bins = rest[-5:-3]
     _check("anchor_projection", features, first, weights, length, bins, weight, bias)
     return features.new_empty(features.shape[0], first.shape[0], weight.shape[2])
 
@@ -344,7 +348,7 @@ def _projection_fake(features, weight, bias, first, offsets, weights, *rest):
 )
 def _projection_backward(
     grad, features, weight, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order,
-    shift, length, bins, longest,
+    step, group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     """The gradients of features and weight, of grad [B, P, O]."""
     backend = _backend(features)
@@ -362,7 +366,8 @@ def _projection_backward(
     else:
         grad, rows, weight = _native_tensors(grad, rows, weight)
         projected = grad.new_empty(shape)
-        arrays = [t.numpy() for t in (grad, first, offsets, weights, order, shift, projected)]
+        groups = order, step, group_offsets, group_rows, group_weights
+        arrays = [t.numpy() for t in (grad, *groups, projected)]
         _native.module.gather_backward(*arrays, torch.get_num_threads())
 
     grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)

@@ -13,7 +13,7 @@ using Index = Array<std::int32_t>;
 
 // The plan, after checks that keep all that is read and written inside the arrays.
 template <typename T>
-SamplingPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
+BinPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
                         std::int64_t length) {
   if (first.ndim() != 2) refuse(op, "first", shape_of(first), "[P, N]");
   if (offsets.ndim() != 1 || offsets.shape(0) != first.size() + 1) refuse(op, "offsets", shape_of(offsets), "[P N + 1]");
@@ -26,41 +26,39 @@ SamplingPlan<T> plan_of(const char* op, const Index& first, const Index& offsets
     inside &= (taps >= 0) & (begin[cell] >= 0) & (begin[cell] + taps <= length);
   }
   if (!inside) refuse(op, "plan", "reaching outside", "snippets and weights that exist");
-  return {first.shape(0), first.shape(1), length, 0, begin, bounds, weights.data(), nullptr, nullptr};
+  return {first.shape(0), first.shape(1), length, begin, bounds, weights.data()};
 }
 
-// The same, with the groups of anchors.
+// The groups of a plan for outputs of `anchors` anchors, after checks of the same kind.
 template <typename T>
-SamplingPlan<T> grouped_plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
-                                const Index& order, const Index& shift, std::int64_t length) {
-  SamplingPlan<T> plan = plan_of(op, first, offsets, weights, length);
+GroupPlan<T> plan_of(const char* op, const Index& order, const Index& step, const Index& offsets, const Index& tap_rows,
+                     const Array<T>& tap_weights, std::int64_t anchors, std::int64_t rows) {
+  constexpr int lists = kGroup + 1;
   if (order.ndim() != 2 || order.shape(1) != kGroup) refuse(op, "order", shape_of(order), "[groups, 8]");
-  plan.groups = order.shape(0);
-  if (shift.ndim() != 2 || shift.shape(0) != plan.groups || shift.shape(1) != plan.bins) {
-    refuse(op, "shift", shape_of(shift), "[groups, N]");
-  }
-  plan.order = order.data();
-  plan.shift = shift.data();
+  const std::int64_t groups = order.shape(0), taps = tap_rows.size();
+  if (step.ndim() != 1 || step.shape(0) != groups) refuse(op, "step", shape_of(step), "[groups]");
+  if (offsets.size() != groups * lists + 1) refuse(op, "offsets", shape_of(offsets), "[9 groups + 1]");
+  if (tap_weights.size() != taps) refuse(op, "tap_weights", shape_of(tap_weights), "as many as tap_rows");
+
+  std::int32_t widest = 0;
   std::int64_t found = 0;
-  bool inside = true;
-  for (std::int64_t g = 0; g < plan.groups; ++g) {
-    const std::int32_t* anchors = plan.order + g * kGroup;
+  bool inside = offsets.data()[0] == 0 && offsets.data()[groups * lists] == taps;
+  for (std::int64_t g = 0; g < groups; ++g) widest = std::max(widest, step.data()[g]);
+  for (std::int64_t i = 0; i < groups * lists; ++i) inside &= offsets.data()[i] <= offsets.data()[i + 1];
+  for (std::int64_t i = 0; i < taps; ++i) inside &= (tap_rows.data()[i] >= 0) & (tap_rows.data()[i] < rows);
+  for (std::int64_t g = 0; g < groups && inside; ++g) {
+    const std::int32_t* members = order.data() + g * kGroup;
     int count = 0;
     for (int r = 0; r < kGroup; ++r) {
-      inside &= (anchors[r] < plan.anchors) & (anchors[r] >= (r == 0 ? 0 : -1)) & (anchors[r] < 0 || count == r);
-      count += anchors[r] >= 0;
+      inside &= (members[r] < anchors) & (members[r] >= 0 || r > 0) & (members[r] < 0 || count == r);
+      count += members[r] >= 0;
     }
+    inside &= step.data()[g] >= 0;
     found += count;
-    if (!inside) break;
-    for (std::int64_t n = 0; n < plan.bins; ++n) {
-      const std::int64_t cell = anchors[0] * plan.bins + n, taps = plan.offsets[cell + 1] - plan.offsets[cell];
-      const std::int64_t step = std::max(plan.shift[g * plan.bins + n], 0);
-      inside &= plan.first[cell] + (count - 1) * step + taps <= length;
-    }
   }
   // As many as there are, without a look at whether each is there once: then outputs are missing, not memory.
-  if (!inside || found != plan.anchors) refuse(op, "order or shift", "inconsistent", "every anchor, inside the sequence");
-  return plan;
+  if (!inside || found != anchors) refuse(op, "the plan", "inconsistent", "every anchor, inside the sequence");
+  return {anchors, rows, groups, widest, order.data(), step.data(), offsets.data(), tap_rows.data(), tap_weights.data()};
 }
 
 void check_sources(const char* op, const Index& sources, std::int64_t bins, std::int64_t count) {
@@ -82,7 +80,7 @@ void sample(const Array<T>& rows, const Index& first, const Index& offsets, cons
             const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample";
   if (rows.ndim() != 4) refuse(op, "rows", shape_of(rows), "[B, G, T, C]");
-  const SamplingPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2));
+  const BinPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2));
   check_sources(op, sources, plan.bins, rows.shape(1));
   check_shape(op, "out", out, {rows.shape(0), plan.anchors, plan.bins, rows.shape(3)});
   T* const to = out.mutable_data();
@@ -96,7 +94,7 @@ void sample_backward(const Array<T>& grad, const Index& first, const Index& offs
                      const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample_backward";
   if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, G, T, C]");
-  const SamplingPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2));
+  const BinPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2));
   check_sources(op, sources, plan.bins, out.shape(1));
   check_shape(op, "grad", grad, {out.shape(0), plan.anchors, plan.bins, out.shape(3)});
   T* const to = out.mutable_data();
@@ -107,14 +105,15 @@ void sample_backward(const Array<T>& grad, const Index& first, const Index& offs
 }
 
 template <typename T>
-void gather(const Array<T>& projected, const Index& first, const Index& offsets, const Array<T>& weights,
-            const Index& order, const Index& shift, const Array<T>& bias, Array<T>& out, bool relu, int threads,
-            const std::string& instruction_set) {
+void gather(const Array<T>& projected, const Index& order, const Index& step, const Index& offsets,
+            const Index& tap_rows, const Array<T>& tap_weights, const Array<T>& bias, Array<T>& out, bool relu,
+            int threads, const std::string& instruction_set) {
   constexpr const char* op = "gather";
   if (projected.ndim() != 4) refuse(op, "projected", shape_of(projected), "[B, N, T, O]");
-  const SamplingPlan<T> plan = grouped_plan_of(op, first, offsets, weights, order, shift, projected.shape(2));
+  if (out.ndim() != 3) refuse(op, "out", shape_of(out), "[B, P, O]");
   const std::int64_t batch = projected.shape(0), outputs = projected.shape(3);
-  check_shape(op, "projected", projected, {batch, plan.bins, plan.length, outputs});
+  const GroupPlan<T> plan = plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(1),
+                                    projected.shape(1) * projected.shape(2));
   check_shape(op, "bias", bias, {outputs});
   check_shape(op, "out", out, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
@@ -124,14 +123,15 @@ void gather(const Array<T>& projected, const Index& first, const Index& offsets,
 }
 
 template <typename T>
-void gather_backward(const Array<T>& grad, const Index& first, const Index& offsets, const Array<T>& weights,
-                     const Index& order, const Index& shift, Array<T>& out, int threads,
+void gather_backward(const Array<T>& grad, const Index& order, const Index& step, const Index& offsets,
+                     const Index& tap_rows, const Array<T>& tap_weights, Array<T>& out, int threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "gather_backward";
   if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, N, T, O]");
-  const SamplingPlan<T> plan = grouped_plan_of(op, first, offsets, weights, order, shift, out.shape(2));
+  if (grad.ndim() != 3) refuse(op, "grad", shape_of(grad), "[B, P, O]");
   const std::int64_t batch = out.shape(0), outputs = out.shape(3);
-  check_shape(op, "out", out, {batch, plan.bins, plan.length, outputs});
+  const GroupPlan<T> plan =
+      plan_of(op, order, step, offsets, tap_rows, tap_weights, grad.shape(1), out.shape(1) * out.shape(2));
   check_shape(op, "grad", grad, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
@@ -148,11 +148,11 @@ void define(py::module_& module) {
   module.def("sample_backward", &sample_backward<T>, array("grad"), array("first"), array("offsets"), array("weights"),
              array("sources"), array("out"), py::arg("threads"), instruction_set_argument(),
              "Writes the gradient of the rows to out [B, G, T, C].");
-  module.def("gather", &gather<T>, array("projected"), array("first"), array("offsets"), array("weights"), array("order"),
-             array("shift"), array("bias"), array("out"), py::arg("relu"), py::arg("threads"), instruction_set_argument(),
+  module.def("gather", &gather<T>, array("projected"), array("order"), array("step"), array("offsets"),
+             array("tap_rows"), array("tap_weights"), array("bias"), array("out"), py::arg("relu"), py::arg("threads"), instruction_set_argument(),
              "Writes the sum over all bins of what they sample, + bias, ReLU, to out [B, P, O].");
-  module.def("gather_backward", &gather_backward<T>, array("grad"), array("first"), array("offsets"), array("weights"),
-             array("order"), array("shift"), array("out"), py::arg("threads"), instruction_set_argument(),
+  module.def("gather_backward", &gather_backward<T>, array("grad"), array("order"), array("step"), array("offsets"),
+             array("tap_rows"), array("tap_weights"), array("out"), py::arg("threads"), instruction_set_argument(),
              "Writes the gradient of what is gathered to out [B, N, T, O].");
 }
 

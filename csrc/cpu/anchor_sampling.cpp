@@ -4,8 +4,8 @@
 //    then stay in the L2 cache, where columns of a wide matrix, one page apart, would throw each other out.
 // 2. Anchors of one length read alike but for a shift. Eight of them go together: a weight is loaded once for all, and
 //    their sums stay in registers over all bins, as far as they read alike.
-// 3. What is to be added is first written down as plain lists, one after the other in the order of use: the loops over them
-//    are long, where bins would end them, unforeseeably, after a few steps.
+// 3. What is to be added lies in plain lists, one after the other in the order of use: the loops over them are long, where
+//    bins would end them, unforeseeably, after a few steps.
 //
 // Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -19,7 +19,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <vector>
 
 #include "memory.h"
 #include "parallel.h"
@@ -48,75 +47,17 @@ BCNET_INLINE void pack(const T* from, std::int64_t rows, std::int64_t stride, in
   }
 }
 
-// One term of a sum: a row of the packed values, and its weight.
+// An incomplete group is worked on like a complete one, and so reaches beyond the last row: what it reads there is not
+// used, and what it adds there is zero.
 template <typename T>
-struct Tap {
-  std::int32_t row;
-  T weight;
-};
-
-// What the anchors of a group add up: the taps from `begin` up to ends[0] are common to all, where anchor r reads `step`
-// rows after anchor r - 1; those from ends[r] up to ends[r + 1] are of anchor r alone.
-struct Group {
-  std::int64_t begin, ends[kGroup + 1];
-  std::int32_t step, count;
-  std::int32_t anchors[kGroup];
-};
-
-template <typename T>
-struct Lists {
-  std::vector<Tap<T>> taps;
-  std::vector<Group> groups;
-  std::int64_t rows;  // packed; an incomplete group is worked on like a complete one, and reaches beyond those in use
-};
-
-template <typename T>
-Lists<T> write_lists(const SamplingPlan<T>& plan) {
-  Lists<T> lists;
-  lists.groups.resize(plan.groups);
-  std::int32_t widest = 0;
-  const auto add = [&](std::int64_t anchor, std::int64_t n) {
-    const std::int64_t cell = anchor * plan.bins + n;
-    std::int32_t row = static_cast<std::int32_t>(n * plan.length) + plan.first[cell];
-    for (std::int32_t i = plan.offsets[cell]; i < plan.offsets[cell + 1]; ++i) lists.taps.push_back({row++, plan.weights[i]});
-  };
-  const auto empty = [&](std::int64_t anchor, std::int64_t n) {
-    return plan.offsets[anchor * plan.bins + n] == plan.offsets[anchor * plan.bins + n + 1];
-  };
-  for (std::int64_t g = 0; g < plan.groups; ++g) {
-    Group& group = lists.groups[g];
-    const std::int32_t* const shift = plan.shift + g * plan.bins;
-    std::copy_n(plan.order + g * kGroup, kGroup, group.anchors);
-    group.count = static_cast<std::int32_t>(std::find(group.anchors, group.anchors + kGroup, -1) - group.anchors);
-    group.step = 0;
-    for (std::int64_t n = 0; n < plan.bins; ++n) {
-      if (shift[n] > 0 && !empty(group.anchors[0], n)) {
-        group.step = shift[n];
-        break;
-      }
-    }
-    widest = std::max(widest, group.step);
-    group.begin = static_cast<std::int64_t>(lists.taps.size());
-    for (std::int64_t n = 0; n < plan.bins; ++n) {
-      if (shift[n] == group.step) add(group.anchors[0], n);
-    }
-    group.ends[0] = static_cast<std::int64_t>(lists.taps.size());
-    for (int r = 0; r < kGroup; ++r) {
-      for (std::int64_t n = 0; n < plan.bins && r < group.count; ++n) {
-        if (shift[n] != group.step) add(group.anchors[r], n);
-      }
-      group.ends[r + 1] = static_cast<std::int64_t>(lists.taps.size());
-    }
-  }
-  lists.rows = plan.bins * plan.length + (kGroup - 1) * widest;
-  return lists;
+std::int64_t packed_rows(const GroupPlan<T>& plan) {
+  return plan.rows + (kGroup - 1) * plan.widest_step;
 }
 
 template <typename T>
 struct GatherWork {
   const T* projected;
-  const SamplingPlan<T>& plan;
-  const Lists<T>& lists;
+  const GroupPlan<T>& plan;
   const T* bias;
   bool relu;
   std::int64_t batch, outputs;
@@ -129,10 +70,8 @@ template <int bytes, typename T>
 BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* packed) {
   using C = Columns<bytes, T>;
   using V = typename C::V;
-  const SamplingPlan<T>& plan = work.plan;
-  const Tap<T>* const taps = work.lists.taps.data();
+  const GroupPlan<T>& plan = work.plan;
   const std::int64_t blocks = (work.outputs + C::width - 1) / C::width;
-  const std::int64_t rows = plan.bins * plan.length;
   std::int64_t packed_block = -1;
   int used = 0;
   alignas(V) T bias[C::width] = {};
@@ -142,37 +81,38 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
     if (block != packed_block) {
       packed_block = block;
       used = static_cast<int>(std::min<std::int64_t>(C::width, work.outputs - column));
-      pack<C>(work.projected + b * rows * work.outputs + column, rows, work.outputs, used, packed);
+      pack<C>(work.projected + b * plan.rows * work.outputs + column, plan.rows, work.outputs, used, packed);
       std::copy_n(work.bias + column, used, bias);
     }
     T* const out = work.out + b * plan.anchors * work.outputs + column;
     const std::int64_t last = plan.groups * (part + 1) / work.parts;
     for (std::int64_t g = plan.groups * part / work.parts; g < last; ++g) {
-      const Group& group = work.lists.groups[g];
-      const std::int64_t step = group.step * C::width;
+      const std::int32_t* const anchors = plan.order + g * kGroup;
+      const std::int32_t* const lists = plan.offsets + g * (kGroup + 1);
+      const std::int64_t step = plan.step[g] * C::width;
       V sums[kGroup][C::vectors];
       for (int r = 0; r < kGroup; ++r) {
         for (int v = 0; v < C::vectors; ++v) sums[r][v] = load<V>(bias + v * C::lanes);
       }
-      for (std::int64_t i = group.begin; i < group.ends[0]; ++i) {
-        const T* const row = packed + taps[i].row * C::width;
-        const V weight = splat<V>(taps[i].weight);
+      for (std::int32_t i = lists[0]; i < lists[1]; ++i) {
+        const T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
+        const V weight = splat<V>(plan.tap_weights[i]);
         for (int r = 0; r < kGroup; ++r) {
           for (int v = 0; v < C::vectors; ++v) sums[r][v] += weight * load<V>(row + r * step + v * C::lanes);
         }
       }
       T results[kGroup][C::width];
       std::memcpy(results, sums, sizeof(results));
-      for (int r = 0; r < group.count; ++r) {
+      for (int r = 0; r < kGroup && anchors[r] >= 0; ++r) {
         V own[C::vectors];
         std::memcpy(own, results[r], sizeof(own));
-        for (std::int64_t i = group.ends[r]; i < group.ends[r + 1]; ++i) {
-          const T* const row = packed + taps[i].row * C::width;
-          const V weight = splat<V>(taps[i].weight);
+        for (std::int32_t i = lists[r + 1]; i < lists[r + 2]; ++i) {
+          const T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
+          const V weight = splat<V>(plan.tap_weights[i]);
           for (int v = 0; v < C::vectors; ++v) own[v] += weight * load<V>(row + v * C::lanes);
         }
         for (int v = 0; v < C::vectors; ++v) own[v] = work.relu ? (own[v] < V{} ? V{} : own[v]) : own[v];
-        T* const to = out + group.anchors[r] * work.outputs;
+        T* const to = out + anchors[r] * work.outputs;
         if (used == C::width) {
           std::memcpy(to, own, sizeof(own));
         } else {
@@ -186,8 +126,7 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
 template <typename T>
 struct ScatterWork {
   const T* grad;
-  const SamplingPlan<T>& plan;
-  const Lists<T>& lists;
+  const GroupPlan<T>& plan;
   std::int64_t batch, outputs;
   T* out;
 };
@@ -197,21 +136,24 @@ template <int bytes, typename T>
 BCNET_INLINE void scatter_items(const ScatterWork<T>& work, WorkQueue& queue, T* packed) {
   using C = Columns<bytes, T>;
   using V = typename C::V;
-  const SamplingPlan<T>& plan = work.plan;
-  const Tap<T>* const taps = work.lists.taps.data();
-  const std::int64_t blocks = (work.outputs + C::width - 1) / C::width, rows = plan.bins * plan.length;
+  const GroupPlan<T>& plan = work.plan;
+  const std::int64_t blocks = (work.outputs + C::width - 1) / C::width;
   for (std::int64_t item; queue.next(item);) {
     const std::int64_t b = item / blocks, column = item % blocks * C::width;
     const int used = static_cast<int>(std::min<std::int64_t>(C::width, work.outputs - column));
     const T* const grad = work.grad + b * plan.anchors * work.outputs + column;
-    std::fill_n(packed, work.lists.rows * C::width, T(0));
-    for (const Group& group : work.lists.groups) {
-      const std::int64_t step = group.step * C::width;
+    std::fill_n(packed, packed_rows(plan) * C::width, T(0));
+    for (std::int64_t g = 0; g < plan.groups; ++g) {
+      const std::int32_t* const anchors = plan.order + g * kGroup;
+      const std::int32_t* const lists = plan.offsets + g * (kGroup + 1);
+      const std::int64_t step = plan.step[g] * C::width;
       V given[kGroup][C::vectors] = {};
-      for (int r = 0; r < group.count; ++r) std::memcpy(given[r], grad + group.anchors[r] * work.outputs, sizeof(T) * used);
-      for (std::int64_t i = group.begin; i < group.ends[0]; ++i) {
-        T* const row = packed + taps[i].row * C::width;
-        const V weight = splat<V>(taps[i].weight);
+      for (int r = 0; r < kGroup && anchors[r] >= 0; ++r) {
+        std::memcpy(given[r], grad + anchors[r] * work.outputs, sizeof(T) * used);
+      }
+      for (std::int32_t i = lists[0]; i < lists[1]; ++i) {
+        T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
+        const V weight = splat<V>(plan.tap_weights[i]);
         for (int r = 0; r < kGroup; ++r) {
           for (int v = 0; v < C::vectors; ++v) {
             T* const to = row + r * step + v * C::lanes;
@@ -219,18 +161,18 @@ BCNET_INLINE void scatter_items(const ScatterWork<T>& work, WorkQueue& queue, T*
           }
         }
       }
-      for (int r = 0; r < group.count; ++r) {
-        for (std::int64_t i = group.ends[r]; i < group.ends[r + 1]; ++i) {
-          T* const row = packed + taps[i].row * C::width;
-          const V weight = splat<V>(taps[i].weight);
+      for (int r = 0; r < kGroup; ++r) {
+        for (std::int32_t i = lists[r + 1]; i < lists[r + 2]; ++i) {
+          T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
+          const V weight = splat<V>(plan.tap_weights[i]);
           for (int v = 0; v < C::vectors; ++v) {
             store(row + v * C::lanes, load<V>(row + v * C::lanes) + weight * given[r][v]);
           }
         }
       }
     }
-    T* const out = work.out + b * rows * work.outputs + column;
-    for (std::int64_t row = 0; row < rows; ++row) {
+    T* const out = work.out + b * plan.rows * work.outputs + column;
+    for (std::int64_t row = 0; row < plan.rows; ++row) {
       std::memcpy(out + row * work.outputs, packed + row * C::width, sizeof(T) * used);
     }
   }
@@ -239,7 +181,7 @@ BCNET_INLINE void scatter_items(const ScatterWork<T>& work, WorkQueue& queue, T*
 template <typename T>
 struct SampleWork {
   const T* given;  // the rows; for the backward, the gradient of what was sampled
-  const SamplingPlan<T>& plan;
+  const BinPlan<T>& plan;
   const std::int32_t* sources;
   std::int64_t source_count, batch, channels;
   T* out;
@@ -252,13 +194,13 @@ template <int bytes, typename T>
 BCNET_INLINE void sample_items(const SampleWork<T>& work, WorkQueue& queue) {
   using V = Vector<T, bytes>;
   constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(T)), vectors = 4;
-  const SamplingPlan<T>& plan = work.plan;
+  const BinPlan<T>& plan = work.plan;
   const std::int64_t channels = work.channels, items = (plan.anchors + kAnchorsInItem - 1) / kAnchorsInItem;
   for (std::int64_t item; queue.next(item);) {
     const std::int64_t b = item / items, begin = item % items * kAnchorsInItem;
     const std::int64_t end = std::min(plan.anchors, begin + kAnchorsInItem);
-    for (std::int64_t cell = begin * plan.bins; cell < end * plan.bins; ++cell) {
-      const std::int64_t source = b * work.source_count + work.sources[cell % plan.bins];
+    for (std::int64_t cell = begin * plan.bins, n = 0; cell < end * plan.bins; ++cell, n = n + 1 < plan.bins ? n + 1 : 0) {
+      const std::int64_t source = b * work.source_count + work.sources[n];
       const T* const row = work.given + (source * plan.length + plan.first[cell]) * channels;
       T* const out = work.out + (b * plan.anchors * plan.bins + cell) * channels;
       const T* const weights = plan.weights + plan.offsets[cell];
@@ -288,7 +230,7 @@ template <int bytes, typename T>
 BCNET_INLINE void sample_backward_items(const SampleWork<T>& work, WorkQueue& queue) {
   using V = Vector<T, bytes>;
   constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(T));
-  const SamplingPlan<T>& plan = work.plan;
+  const BinPlan<T>& plan = work.plan;
   const std::int64_t channels = work.channels, items = (channels + kChannelsInItem - 1) / kChannelsInItem;
   for (std::int64_t item; queue.next(item);) {
     const std::int64_t b = item / items, begin = item % items * kChannelsInItem;
@@ -297,9 +239,9 @@ BCNET_INLINE void sample_backward_items(const SampleWork<T>& work, WorkQueue& qu
     for (std::int64_t row = 0; row < work.source_count * plan.length; ++row) {
       std::fill(rows + row * channels + begin, rows + row * channels + end, T(0));
     }
-    for (std::int64_t cell = 0; cell < plan.anchors * plan.bins; ++cell) {
+    for (std::int64_t cell = 0, n = 0; cell < plan.anchors * plan.bins; ++cell, n = n + 1 < plan.bins ? n + 1 : 0) {
       const T* const grad = work.given + (b * plan.anchors * plan.bins + cell) * channels;
-      T* row = rows + (work.sources[cell % plan.bins] * plan.length + plan.first[cell]) * channels;
+      T* row = rows + (work.sources[n] * plan.length + plan.first[cell]) * channels;
       for (std::int32_t i = plan.offsets[cell]; i < plan.offsets[cell + 1]; ++i, row += channels) {
         const V w = splat<V>(plan.weights[i]);
         std::int64_t c = begin;
@@ -369,16 +311,15 @@ class Packed {
 }  // namespace
 
 template <typename T>
-void gather(const T* projected, const SamplingPlan<T>& plan, const T* bias, bool relu, std::int64_t batch,
+void gather(const T* projected, const GroupPlan<T>& plan, const T* bias, bool relu, std::int64_t batch,
             std::int64_t outputs, InstructionSet instruction_set, int threads, T* out) {
   const int width = width_for<T>(instruction_set);
   const std::int64_t blocks = batch * ((outputs + width - 1) / width);
   // Enough items for all threads to end together; but every thread packs each block that it takes items of.
   const std::int64_t parts = (4 * threads + blocks - 1) / blocks;
-  const Lists<T> lists = write_lists(plan);
   prefer_huge_pages(out, sizeof(T) * batch * plan.anchors * outputs);
-  const GatherWork<T> work{projected, plan, lists, bias, relu, batch, outputs, out, parts};
-  const Packed<T> packed(threads, lists.rows, width);
+  const GatherWork<T> work{projected, plan, bias, relu, batch, outputs, out, parts};
+  const Packed<T> packed(threads, packed_rows(plan), width);
   WorkQueue queue(blocks * parts);
   run_in_threads(threads, [&](int thread) {
     T* columns = packed.of(thread);
@@ -387,13 +328,12 @@ void gather(const T* projected, const SamplingPlan<T>& plan, const T* bias, bool
 }
 
 template <typename T>
-void gather_backward(const T* grad, const SamplingPlan<T>& plan, std::int64_t batch, std::int64_t outputs,
+void gather_backward(const T* grad, const GroupPlan<T>& plan, std::int64_t batch, std::int64_t outputs,
                      InstructionSet instruction_set, int threads, T* out) {
   const int width = width_for<T>(instruction_set);
   const std::int64_t blocks = batch * ((outputs + width - 1) / width);
-  const Lists<T> lists = write_lists(plan);
-  const ScatterWork<T> work{grad, plan, lists, batch, outputs, out};
-  const Packed<T> packed(threads, lists.rows, width);
+  const ScatterWork<T> work{grad, plan, batch, outputs, out};
+  const Packed<T> packed(threads, packed_rows(plan), width);
   WorkQueue queue(blocks);
   run_in_threads(threads, [&](int thread) {
     T* columns = packed.of(thread);
@@ -402,7 +342,7 @@ void gather_backward(const T* grad, const SamplingPlan<T>& plan, std::int64_t ba
 }
 
 template <typename T>
-void sample(const T* rows, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+void sample(const T* rows, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
             std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out) {
   prefer_huge_pages(out, sizeof(T) * batch * plan.anchors * plan.bins * channels);
   const SampleWork<T> work{rows, plan, sources, source_count, batch, channels, out};
@@ -411,7 +351,7 @@ void sample(const T* rows, const SamplingPlan<T>& plan, const std::int32_t* sour
 }
 
 template <typename T>
-void sample_backward(const T* grad, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+void sample_backward(const T* grad, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
                      std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out) {
   const SampleWork<T> work{grad, plan, sources, source_count, batch, channels, out};
   WorkQueue queue(batch * ((channels + kChannelsInItem - 1) / kChannelsInItem));
@@ -419,12 +359,12 @@ void sample_backward(const T* grad, const SamplingPlan<T>& plan, const std::int3
 }
 
 #define BCNET_INSTANTIATE(T)                                                                                            \
-  template void gather(const T*, const SamplingPlan<T>&, const T*, bool, std::int64_t, std::int64_t, InstructionSet,    \
+  template void gather(const T*, const GroupPlan<T>&, const T*, bool, std::int64_t, std::int64_t, InstructionSet,    \
                        int, T*);                                                                                        \
-  template void gather_backward(const T*, const SamplingPlan<T>&, std::int64_t, std::int64_t, InstructionSet, int, T*); \
-  template void sample(const T*, const SamplingPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t, std::int64_t, \
+  template void gather_backward(const T*, const GroupPlan<T>&, std::int64_t, std::int64_t, InstructionSet, int, T*); \
+  template void sample(const T*, const BinPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t, std::int64_t, \
                        InstructionSet, int, T*);                                                                        \
-  template void sample_backward(const T*, const SamplingPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t,      \
+  template void sample_backward(const T*, const BinPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t,      \
                                 std::int64_t, InstructionSet, int, T*);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)

@@ -10,37 +10,46 @@ namespace bcnet_fast {
 constexpr int kGroup = 8;  // anchors worked on at the same time; GROUP in bcnet_fast/sampling.py
 
 // Bin n of anchor p reads the snippets from first[p * bins + n] on, with the weights from offsets[p * bins + n] up to
-// offsets[p * bins + n + 1]. Group g is the anchors order[8 g] to order[8 g + 7], of which -1 are none; where
-// shift[g * bins + n] >= 0, each of them reads in bin n that many snippets later than the one before it, with the same
-// weights.
+// offsets[p * bins + n + 1].
 template <typename T>
-struct SamplingPlan {
-  std::int64_t anchors, bins, length, groups;
+struct BinPlan {
+  std::int64_t anchors, bins, length;
   const std::int32_t* first;
   const std::int32_t* offsets;
   const T* weights;
+};
+
+// Group g is the anchors order[8 g] to order[8 g + 7], of which -1 are none. Its taps are in nine lists, where list l is
+// tap_rows and tap_weights from offsets[l] up to offsets[l + 1]: in list 9 g those common to all, where each anchor reads
+// step[g] rows after the one before it; in list 9 g + 1 + i those of its i-th anchor alone.
+template <typename T>
+struct GroupPlan {
+  std::int64_t anchors, rows, groups, widest_step;
   const std::int32_t* order;
-  const std::int32_t* shift;
+  const std::int32_t* step;
+  const std::int32_t* offsets;
+  const std::int32_t* tap_rows;
+  const T* tap_weights;
 };
 
 // rows [batch, sources, length, channels] -> out [batch, anchors, bins, channels]; bin n reads the rows of sources[n].
 template <typename T>
-void sample(const T* rows, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+void sample(const T* rows, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
             std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out);
 
 // The gradient of `rows`, of grad [batch, anchors, bins, channels].
 template <typename T>
-void sample_backward(const T* grad, const SamplingPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
+void sample_backward(const T* grad, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
                      std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out);
 
-// projected [batch, bins, length, outputs] -> out [batch, anchors, outputs], the sum over all bins, + bias, ReLU.
+// projected [batch, rows, outputs] -> out [batch, anchors, outputs], the sums of all taps, + bias, ReLU.
 template <typename T>
-void gather(const T* projected, const SamplingPlan<T>& plan, const T* bias, bool relu, std::int64_t batch,
+void gather(const T* projected, const GroupPlan<T>& plan, const T* bias, bool relu, std::int64_t batch,
             std::int64_t outputs, InstructionSet instruction_set, int threads, T* out);
 
 // The gradient of `projected`, of grad [batch, anchors, outputs].
 template <typename T>
-void gather_backward(const T* grad, const SamplingPlan<T>& plan, std::int64_t batch, std::int64_t outputs,
+void gather_backward(const T* grad, const GroupPlan<T>& plan, std::int64_t batch, std::int64_t outputs,
                      InstructionSet instruction_set, int threads, T* out);
 
 // In all four, each output has one writer and a fixed order of sums: the same bits for any number of threads.
