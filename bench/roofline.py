@@ -11,8 +11,8 @@ of copying. No kernel is run on a GPU here: those rates are the vendor's, and th
     A100         NVIDIA A100 Tensor Core GPU datasheet, SXM, 40 GB
     H100         NVIDIA H100 Tensor Core GPU datasheet, SXM; tensor-core rates without sparsity
 
-The processor's rates are measured: fp32 products of 1536 x 1536 matrices, and a copy of as many bytes as the operator
-moves (from and to counted), both with as many threads as PyTorch uses.
+The processor's rates are measured: fp32 products of 1536 x 1536 matrices, and a copy into a new tensor that moves as
+many bytes as the operator does (from and to counted), both with as many threads as PyTorch uses.
 """
 
 from __future__ import annotations
@@ -194,18 +194,16 @@ def cpu_tflops() -> float:
 
 @functools.cache
 def cpu_gigabytes(moved: int) -> float:
-    """GB/s of a copy that moves so many bytes, from and to: small ones stay in the caches, and so do operators."""
+    """GB/s of a copy into a new tensor, as operators make their outputs, that moves so many bytes, from and to."""
     source = torch.ones(max(1, moved // 8))
-    target = torch.empty_like(source)
-    return moved / best_seconds(lambda: target.copy_(source), 15) * 1e-9
+    return moved / best_seconds(source.clone, 15) * 1e-9
 
 
 def cpu_floor_ms(work: Work) -> float:
     """The floor of float32 on this processor."""
     moved = int(work.bytes(4))
     threads = torch.get_num_threads() if work.serial else 1
-    # Sizes are rounded so that operators of about one size are measured against one rate.
-    return work.floor_ms(cpu_tflops() / threads, cpu_gigabytes(1 << (moved - 1).bit_length()), 4)
+    return work.floor_ms(cpu_tflops() / threads, cpu_gigabytes(moved), 4)
 
 
 def main(argv: list[str] | None = None) -> int:

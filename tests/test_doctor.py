@@ -54,6 +54,6 @@ def test_a_missing_extension_is_explained(monkeypatch, capsys):
 
 
 def test_a_request_that_cannot_be_met_is_explained(monkeypatch, capsys):
-    monkeypatch.setenv(_dispatch.VARIABLE, "native")
+    monkeypatch.setenv(_dispatch.VARIABLE, "triton")
     assert doctor.main([]) == 0
-    assert "difference_attention has no native implementation for cpu" in capsys.readouterr().out
+    assert "soft_nms has no triton implementation for cpu" in capsys.readouterr().out

@@ -12,6 +12,8 @@ from ._dispatch import choose, requested
 
 # The kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
+# On the CPU, a map of up to so many elements stays in the cache: then plain products are faster than blocks of it.
+SMALL_MAP = 2**20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -41,7 +43,7 @@ def difference_attention(
 
     Differentiable once in the four tensors, with the same bits on every repeat. The memory used beyond the outputs is
     [B, H, Tq]; only the reference stores the [B, H, Tq, Tk] map. On the CPU, "native" is PyTorch's own fused attention,
-    called once for each value stream.
+    called once for each value stream, and small maps are left to the reference, which is faster for them.
 
     Raises:
         TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
@@ -96,8 +98,10 @@ def _heads_joined(like: torch.Tensor, length: int, size: int) -> torch.Tensor:
     return like.new_empty(batch, length, heads, size).transpose(1, 2)
 
 
-def _backend(query: torch.Tensor) -> str:
+def _backend(query: torch.Tensor, key: torch.Tensor) -> str:
     backend = choose("difference_attention", query.device)
+    if backend == "native" and requested() == "auto" and query[..., 0].numel() * key.shape[2] <= SMALL_MAP:
+        return "reference"
     if backend == "triton" and query.dtype == torch.float64:
         if requested() == "triton":
             raise BackendError("backend 'triton' was asked for, but difference_attention has no float64 kernel in it")
@@ -156,19 +160,19 @@ def _forward(
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Both outputs, and the log-sum-exp [B, H, Tq] of each row for the backward (no gradient flows through it)."""
-    out_action, out_background, lse = _forward_fake(query, key, value_action, value_background, scale)
+    given = query, key, value_action, value_background
+    outputs = _forward_fake(*given, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = _backend(query)
+    backend = _backend(query, key)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
-        kernels.launch(query, key, value_action, value_background, out_action, out_background, lse, scale)
+        kernels.launch(*given, *outputs, scale)
     else:
         forward = _twice if backend == "native" else reference.difference_attention_forward
-        computed = forward(query, key, value_action, value_background, scale)
-        for out, value in zip((out_action, out_background, lse), computed, strict=True):
+        for out, value in zip(outputs, forward(*given, scale), strict=True):
             out.copy_(value)
-    return out_action, out_background, lse
+    return outputs
 
 
 @_forward.register_fake
@@ -203,7 +207,7 @@ def _backward(
     given = (grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse)
     grads = _backward_fake(*given, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = _backend(query)
+    backend = _backend(query, key)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
