@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import datetime
 import importlib.metadata
 import platform
@@ -57,6 +58,18 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what is freed for the next call, where it is glibc.
+
+    Else large outputs come from the system anew in one call and not in the next, and the first use of new memory takes
+    longer than many operators.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        most = 2**31 - 1
+        library.mallopt(-1, most)  # M_TRIM_THRESHOLD
+        library.mallopt(-3, most)  # M_MMAP_THRESHOLD
 
 
 def alternate(

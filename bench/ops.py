@@ -2,7 +2,8 @@
 
     python bench/ops.py [--quick] [--only NAME ...] [--json FILE] [--plot FILE.png] [--device cpu|cuda]
 
-Everything runs in this process, on the same inputs, in turn; nothing is timed before all results of a case agree. The
+Everything runs in this process, on the same inputs, in turn; nothing is timed before all results of a case agree. Freed
+memory is kept for the next call, so that no variant is charged with the system's work for new memory. The
 columns: median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant
 prepares included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median.
 The chart shows how many times faster each operator is than its reference and than its alternatives.
@@ -29,7 +30,7 @@ import roofline  # noqa: E402
 import soft_nms as soft_nms_bench  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from common import Timing, alternate, environment, print_table, summarize  # noqa: E402
+from common import Timing, alternate, environment, keep_freed_memory, print_table, summarize  # noqa: E402
 from plain_match import match_one_window, search  # noqa: E402
 
 from bcnet_fast import ops  # noqa: E402
@@ -442,6 +443,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: there is no CUDA device here")
 
+    keep_freed_memory()
     torch.manual_seed(0)
     cases = [case for family in args.only for case in FAMILIES[family](args.device)]
     rows = [row for case in progress(cases, len(cases), "cases") for row in measure(case, args.device, args.quick)]

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from common import environment, print_table  # noqa: E402
+from common import environment, keep_freed_memory, print_table  # noqa: E402
 
 from bcnet_fast._cli import Parser, run  # noqa: E402
 from bcnet_fast.anchors import make_anchors  # noqa: E402
@@ -211,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
     args = parser.parse_args(argv)
 
+    keep_freed_memory()
     facts = environment()
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {1e3 * cpu_tflops():.0f} GFLOP/s\n")
     header = ["operator", "shape", "GFLOP", "MB fp32"]

@@ -16,6 +16,9 @@ COMPILER = os.environ.get("CXX", "c++")
 
 # Each program, tests/sanitized/NAME.cpp, and the files of csrc that it runs.
 PROGRAMS = {
+    "add_layer_norm": ["cpu/add_layer_norm.cpp"],
+    "anchor_sampling": ["cpu/anchor_sampling.cpp"],
+    "match_proposals": ["cpu/match_proposals.cpp"],
     "soft_nms": ["cpu/soft_nms.cpp"],
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
 }
