@@ -3,10 +3,10 @@
     python bench/ops.py [--quick] [--only NAME ...] [--json FILE] [--plot FILE.png] [--device cpu|cuda]
 
 Everything runs in this process, on the same inputs, in turn; nothing is timed before all results of a case agree. Freed
-memory is kept for the next call, so that no variant is charged with the system's work for new memory. The
-columns: median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant
-prepares included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median.
-The chart shows how many times faster each operator is than its reference and than its alternatives.
+memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
+median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant prepares
+included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median. The chart
+shows how many times faster each operator is than its reference and than its alternatives.
 
 --quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes: it ends within a minute.
 """
@@ -402,34 +402,35 @@ def plot(rows: list[dict[str, Any]], facts: dict[str, Any], path: Path) -> None:
     cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault((row["operator"], row["mode"], row["shape"]), []).append(row)
-    labels, ratios, colours, groups = [], [], [], []
+    bars, titles = [], {}  # (label, ratio, colour) from the top down; a row without a bar has the title of a case
     palette = {"reference": "#8c8c8c", "torch.compile": "#c9a227"}
     for (operator, mode, shape), variants in cases.items():
         own = next(r["median_ms"] for r in variants if r["variant"] == "bcnet_fast")
-        groups.append((len(labels), f"{operator}, {mode}\n{shape}   {own:.3g} ms"))
+        titles[len(bars)] = f"{operator}, {mode};  {shape};  {own:.3g} ms"
+        bars.append(("", np.nan, "none"))
         for row in variants:
-            if not row["variant"].startswith("bcnet_fast"):
-                labels.append(row["variant"])
-                ratios.append(row["median_ms"] / own)
-                colours.append(palette.get(row["variant"], "#2f6f9f"))
-        labels.append("")
-        ratios.append(np.nan)
-        colours.append("none")
-    figure, axes = pyplot.subplots(figsize=(10, 0.24 * len(labels) + 1.2), layout="constrained")
-    places = np.arange(len(labels))
-    axes.barh(places, np.array(ratios) - 1, left=1, color=colours)
-    for place, ratio in zip(places, ratios, strict=True):
-        if np.isfinite(ratio):
-            axes.annotate(f" {ratio:.3g}x", (max(ratio, 1), place), va="center", fontsize=8)
-    for place, text in groups:
-        axes.annotate(text, (-0.42, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, weight="bold")
+            name = row["variant"]
+            if not name.startswith("bcnet_fast"):
+                bars.append((name, row["median_ms"] / own, palette.get(name, "#2f6f9f")))
+    labels, ratios, colours = zip(*bars, strict=True)
+    figure, axes = pyplot.subplots(figsize=(9, 0.22 * len(bars) + 1), layout="constrained")
+    axes.barh(range(len(bars)), np.array(ratios) - 1, left=1, color=colours)
+    for place, ratio in enumerate(ratios):
+        if place in titles:
+            axes.annotate(
+                titles[place], (0.01, place + 0.1), xycoords=("axes fraction", "data"), fontsize=8, weight="bold"
+            )
+        else:
+            text = f" {ratio:,.0f}x" if ratio >= 100 else f" {ratio:.2g}x"
+            axes.annotate(text, (max(ratio, 1), place), va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", ylim=(len(labels) - 0.5, -0.8), xlabel="times as long as bcnet_fast takes")
-    axes.set_yticks(places, labels, fontsize=8)
+    axes.set(xscale="log", ylim=(len(bars) - 0.4, -0.8), xlabel="times as long as bcnet_fast takes")
+    axes.set_yticks(range(len(bars)), labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.08)
     axes.set_title(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, float32", fontsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
 
 
 def main(argv: list[str] | None = None) -> int:

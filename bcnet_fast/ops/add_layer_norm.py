@@ -19,7 +19,7 @@ BACKEND_DTYPES = {
 }
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
-WORTH_A_CALL = 65536
+WORTH_A_CALL = 2**18
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -35,8 +35,8 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     Returns:
         [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
         sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
-        elements gives zeros. Except that CPU tensors in 16 bits, or of less than 65,536 elements, are left to PyTorch's
-        own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler traces.
+        elements gives zeros. Except that CPU tensors in 16 bits, or of less than 262,144 elements, are left to
+        PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler traces.
 
     Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
     keeps the output and one number per row, not the inputs.

@@ -16,8 +16,8 @@ from ._dispatch import choose, requested
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
 # What a multiply-add of the gathering costs, in multiply-adds of a matrix product on the same device. On the CPU both
-# run on the same units, and gathering waits for the cache. On a GPU, an SM gathers some 50 fp16 elements a clock from its
-# L1 (128 bytes), and multiplies 256 (2080 Ti) to 2048 (H100) of them in its tensor cores: 8 to 40 times as many.
+# run on the same units, and gathering waits for the cache. On a GPU, an SM gathers some 50 fp16 elements a clock from
+# its L1 (128 bytes), and multiplies 256 (2080 Ti) to 2048 (H100) of them in its tensor cores: 8 to 40 times as many.
 GATHER_COST = {"cpu": 2.0, "cuda": 16.0}
 # Output columns whose sampled features one GPU block builds (kernels/anchor_sampling.py): they are built again for the
 # next ones. The CPU builds them once.

@@ -2,6 +2,7 @@
 // differ, some by FMA, so each must agree with the plainest to 1000 epsilon: sums have some hundred terms below 1 at most.
 #include "anchor_sampling.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>

@@ -1,6 +1,7 @@
 // Matching proposals: several threads must write what one thread writes, and nothing else.
 #include "match_proposals.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "random_sets.h"
