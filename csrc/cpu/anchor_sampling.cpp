@@ -72,6 +72,8 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
   using V = typename C::V;
   const GroupPlan<T>& plan = work.plan;
   const std::int64_t blocks = (work.outputs + C::width - 1) / C::width;
+  // What is read beyond the columns and rows in use does not matter, but denormal numbers there would cost time.
+  std::fill_n(packed, packed_rows(plan) * C::width, T(0));
   std::int64_t packed_block = -1;
   int used = 0;
   alignas(V) T bias[C::width] = {};
@@ -315,6 +317,7 @@ void gather(const T* projected, const GroupPlan<T>& plan, const T* bias, bool re
             std::int64_t outputs, InstructionSet instruction_set, int threads, T* out) {
   const int width = width_for<T>(instruction_set);
   const std::int64_t blocks = batch * ((outputs + width - 1) / width);
+  if (blocks == 0) return;
   // Enough items for all threads to end together; but every thread packs each block that it takes items of.
   const std::int64_t parts = (4 * threads + blocks - 1) / blocks;
   prefer_huge_pages(out, sizeof(T) * batch * plan.anchors * outputs);

@@ -34,6 +34,10 @@ Sets<T> random_sets(std::mt19937& random, const std::vector<int>& sizes, bool ti
     }
     sets.offsets.push_back(sets.offsets.back() + size);
   }
+  // Spare room would hide reads beyond the end.
+  sets.segments.shrink_to_fit();
+  sets.scores.shrink_to_fit();
+  sets.offsets.shrink_to_fit();
   return sets;
 }
 
