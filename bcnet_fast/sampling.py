@@ -86,9 +86,12 @@ def interpolated_plan(
     [0, T - 1] is lost: so points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
     For BCNet the intervals are `make_anchors(...)` themselves, for BMN `bmn_intervals(T)`.
 
-    Raises ValueError when a number is below 1, or `intervals` is not [P, 2] or infinite.
+    Raises ValueError when a number is below 1, or `intervals` is not [P, 2] or infinite, and TypeError when a number or
+    dtype is of another kind.
     """
-    intervals = _check("intervals", intervals, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1))
+    intervals = _check(
+        "intervals", intervals, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1)
+    )
     if np.isinf(intervals).any():
         raise ValueError("sampling plan: intervals must be finite or NaN")
     count = bins * points_per_bin
@@ -125,9 +128,10 @@ def aligned_plan(
     A point t outside [-1, T] gives 0; up to one snippet outside the sequence it reads the snippet at that end. The mean
     counts all points. For G-TAD the regions are `gtad_regions(T, D)`.
 
-    Raises ValueError when a number is too small, or `regions` is not [P, 2] and finite.
+    Raises ValueError when a number is too small, or `regions` is not [P, 2] and finite, and TypeError when a number or
+    dtype is of another kind.
     """
-    regions = _check("regions", regions, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
+    regions = _check("regions", regions, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
     if not np.isfinite(regions).all():
         raise ValueError("sampling plan: regions must be finite")
     start, extent = regions[:, :1, None], np.maximum(regions[:, 1:] - regions[:, :1], 1.0)[:, :, None]
@@ -170,14 +174,19 @@ def gtad_regions(length: int, max_duration: int) -> np.ndarray:
     return regions
 
 
-def _check(name: str, intervals: np.ndarray, **least: tuple[object, int]) -> np.ndarray:
+def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[object, int]) -> np.ndarray:
     """The intervals as float64; raise for what makes no plan. `least` are pairs of number(s) and the least allowed."""
     intervals = np.asarray(intervals, dtype=np.float64)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
         raise ValueError(f"sampling plan: {name} must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
     for argument, (given, lowest) in least.items():
-        if min(np.atleast_1d(given), default=lowest - 1) < lowest:
+        numbers = given if isinstance(given, tuple) else (given,)
+        if not all(isinstance(number, (int, np.integer)) for number in numbers):
+            raise TypeError(f"sampling plan: {argument} must be of integers, got {given!r}")
+        if min(numbers, default=lowest - 1) < lowest:
             raise ValueError(f"sampling plan: {argument} must be at least {lowest}, got {given}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"sampling plan: dtype must be torch.float32 or torch.float64, got {dtype}")
     return intervals
 
 

@@ -2,7 +2,7 @@
 
     python bench/ops.py [--quick] [--only NAME ...] [--json FILE] [--plot FILE.png] [--device cpu|cuda]
 
-Everything runs in this process, on the same inputs, in turn; nothing is timed before all results of a case agree. Freed
+Everything runs in this process, on the same inputs, in turn; nothing is timed before the results of a case agree. Freed
 memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
 median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant prepares
 included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median. The chart
@@ -54,7 +54,7 @@ class Case(NamedTuple):
     operator: str
     mode: str
     shape: str
-    work: roofline.Work | None
+    work: roofline.Work
     variants: dict[str, Callable[[], Call]]
     tolerance: float = 1e-4
 
@@ -321,7 +321,7 @@ def check(case: Case, results: dict[str, Any]) -> None:
     """Raise BackendError where a variant gives something else than the reference."""
     expected = _tensors(results["reference"])
     for name, result in results.items():
-        if name in ("Python loop", "scalar C++"):  # in another form; compared in the tests and in bench/soft_nms.py
+        if name == "Python loop":  # gives lists, and for Soft-NMS in float64; compared in the tests
             continue
         for found, wanted in zip(_tensors(result), expected, strict=True):
             error = float((found - wanted).abs().max()) if wanted.numel() else 0.0
@@ -365,7 +365,7 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
     check(case, results)
     del results
     timings = time_on_cuda(calls) if device == "cuda" else alternate(calls, seconds=0.5 if quick else 2.0)
-    floor = None if case.work is None or device == "cuda" else roofline.cpu_floor_ms(case.work)
+    floor = floor_ms(case.work, device)
     return [
         {
             "operator": case.operator,
@@ -377,13 +377,21 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
             "p80_ms": timing.p80,
             "peak_mib": None if name == "torch.compile" else peaks[name],  # its own is that of the compiler
             "times_reference": timings["reference"].median / timing.median,
-            "bytes": None if case.work is None else case.work.bytes(4),
+            "bytes": case.work.bytes(4),
             "floor_percent": None
             if floor is None or not name.startswith("bcnet_fast")
             else 100 * floor / timing.median,
         }
         for name, timing in timings.items()
     ]
+
+
+def floor_ms(work: roofline.Work, device: str) -> float | None:
+    """The floor in float32, None on a GPU whose rates bench/roofline.py does not have."""
+    if device == "cpu":
+        return roofline.cpu_floor_ms(work)
+    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
+    return roofline.gpu_floor_us(work, known[0], "fp32") / 1e3 if known else None
 
 
 def time_on_cuda(calls: dict[str, Call]) -> dict[str, Timing]:
@@ -449,7 +457,7 @@ def main(argv: list[str] | None = None) -> int:
     cases = [case for family in args.only for case in FAMILIES[family](args.device)]
     rows = [row for case in progress(cases, len(cases), "cases") for row in measure(case, args.device, args.quick)]
     facts = environment(args.device)
-    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; all results agree")
+    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; results agree")
     header = ["operator", "mode", "shape", "variant", "median ms", "20 %", "80 %", "peak MiB", "x reference", "% floor"]
     figures = ("median_ms", "p20_ms", "p80_ms", "peak_mib", "times_reference", "floor_percent")
     names = ("operator", "mode", "shape", "variant")

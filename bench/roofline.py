@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from common import environment, keep_freed_memory, print_table  # noqa: E402
+from soft_nms import MIN_SCORE, SIGMA, clustered  # noqa: E402
 
 from bcnet_fast._cli import Parser, run  # noqa: E402
 from bcnet_fast.anchors import make_anchors  # noqa: E402
@@ -53,6 +54,7 @@ class Gpu(NamedTuple):
     memory: float
 
 
+DTYPES = {"fp32": 4, "tf32": 4, "fp16": 2}  # bytes of an element
 GPUS = {
     "RTX 2080 Ti": Gpu(13.4, None, 53.8, 616),
     "A100": Gpu(19.5, 156, 312, 1555),
@@ -170,6 +172,8 @@ def cases() -> Iterator[tuple[str, str, Work]]:
     for shape, plan in (("BMN: 10000 x 32 x 256 -> 512", bmn_plan()), ("G-TAD: 16384 x 32 x 256 -> 512", gtad_plan())):
         yield "anchor_projection", shape, anchor_projection(plan, 256, 512)
         yield "  the same, dense form", shape, anchor_projection_dense(plan, 256, 512)
+    segments, scores = clustered(np.random.default_rng(0))
+    yield "soft_nms (one of its sets)", "3000 candidates", soft_nms(segments, scores, SIGMA, MIN_SCORE)
     yield "match_proposals", "8 x 256 snippets", match_proposals(8, 256, 64, 1218)
     for rows, size in ((1218, 2048), (256, 400)):
         yield "add_layer_norm", f"{rows} x {size}", add_layer_norm(rows, size)
@@ -206,6 +210,12 @@ def cpu_floor_ms(work: Work) -> float:
     return work.floor_ms(cpu_tflops() / threads, cpu_gigabytes(moved), 4)
 
 
+def gpu_floor_us(work: Work, gpu: Gpu, dtype: str) -> float:
+    """The floor on a GPU; TF32 where it has none is float32, and a chain of steps is bound by its bytes alone."""
+    tflops = getattr(gpu, dtype) or gpu.fp32
+    return 1e3 * work._replace(flops=0 if work.serial else work.flops).floor_ms(tflops, gpu.memory, DTYPES[dtype])
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--csv", type=Path, help="also write the table to this file")
@@ -215,12 +225,12 @@ def main(argv: list[str] | None = None) -> int:
     facts = environment()
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {1e3 * cpu_tflops():.0f} GFLOP/s\n")
     header = ["operator", "shape", "GFLOP", "MB fp32"]
-    header += [f"{gpu} {dtype} us" for gpu in GPUS for dtype in ("fp32", "fp16")] + ["this CPU fp32 ms"]
+    header += [f"{gpu} {dtype} us" for gpu in GPUS for dtype in DTYPES] + ["this CPU fp32 ms"]
     rows = []
     for name, shape, work in cases():
         row = [name, shape, work.flops * 1e-9, work.bytes(4) * 1e-6]
         for gpu in GPUS.values():
-            row += [1e3 * work.floor_ms(gpu.fp32, gpu.memory, 4), 1e3 * work.floor_ms(gpu.fp16, gpu.memory, 2)]
+            row += [gpu_floor_us(work, gpu, dtype) for dtype in DTYPES]
         rows.append([*row, cpu_floor_ms(work)])
     print_table(header, rows)
     if args.csv:

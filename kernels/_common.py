@@ -45,9 +45,9 @@ def strides(**tensors: torch.Tensor) -> dict[str, int]:
     return {f"{name}_s{i}": s for name, tensor in tensors.items() for i, s in enumerate(tensor.stride())}
 
 
-def aligned(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor`, or a copy with rows padded to a multiple of 16: others would be read one element at a time."""
-    missing = -tensor.shape[-1] % 16
+def aligned(tensor: torch.Tensor, multiple: int = 16) -> torch.Tensor:
+    """`tensor`, or a copy with rows padded to a multiple: less than 16 would be read one element at a time."""
+    missing = -tensor.shape[-1] % multiple
     return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 

@@ -52,7 +52,8 @@ _LARGE = (90, 100)  # and by warpgroups from shared memory, which leaves registe
 
 # By kernel, by unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32; "fma": none) and by
 # the larger head, padded. The first of a list is for grids that fill the device, the last for those that do not.
-# Only what bench/aot.py compiled without spills for the targets is here; none was timed, for want of a GPU.
+# Only what bench/aot.py compiled without spills for the targets is here; none was timed, for want of a GPU. It compiled
+# for two heads of one size: others could spill, and are padded by `launch`.
 CONFIGS = {
     ("forward", "half", 64): (_variant(128, 64, 8, 3, *_TENSOR), _variant(64, 64, 4, 3, *_TENSOR)),
     ("forward", "half", 128): (_variant(128, 64, 8, 2, *_LARGE), _variant(64, 64, 8, 2, *_TENSOR)),
@@ -300,8 +301,7 @@ def variants(name: str, query: torch.Tensor, value: torch.Tensor, target: int) -
         unit = "fma"
     else:
         unit = "tf32" if query.dtype == torch.float32 else "half"
-    size = 64 if max(query.shape[-1], value.shape[-1]) <= 64 else 128
-    return [c for c in CONFIGS[name, unit, size] if target in c.targets]
+    return [c for c in CONFIGS[name, unit, _padded_head(query, value)] if target in c.targets]
 
 
 def _launch(
@@ -367,7 +367,8 @@ def backward_launches(
 def launch(query, key, value_a, value_b, out_a, out_b, lse, scale) -> None:
     """Fill both outputs [B, H, Tq, Dv] and lse, float32 and contiguous [B, H, Tq]."""
     tensors = (query, key, value_a, value_b, out_a, out_b)
-    padded = [aligned(t) for t in tensors]
+    size = _padded_head(query, value_a)
+    padded = [aligned(t, size) for t in tensors]
     forward_launch(*padded, lse, scale).run()
     copy_back(padded[4:], tensors[4:])
 
@@ -378,8 +379,14 @@ def launch_backward(
 ) -> None:  # fmt: skip
     """Fill the four gradients, each of the shape of its input."""
     grads = (grad_query, grad_key, grad_value_a, grad_value_b)
-    inputs = [aligned(t) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
-    padded = [aligned(t) for t in grads]
+    size = _padded_head(query, value_a)
+    inputs = [aligned(t, size) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
+    padded = [aligned(t, size) for t in grads]
     for sweep in backward_launches(*inputs, lse.contiguous(), *padded, scale):
         sweep.run()
     copy_back(padded, grads)
+
+
+def _padded_head(query: torch.Tensor, value: torch.Tensor) -> int:
+    """The size that all heads are padded to: one of the two that every shipped variant was compiled for."""
+    return 64 if max(query.shape[-1], value.shape[-1]) <= 64 else 128

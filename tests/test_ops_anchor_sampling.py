@@ -264,6 +264,31 @@ def test_exports_with_the_batch_left_open(backend):
     assert torch.equal(program.module()(other), model(other))
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_autocast_casts_and_does_not_reach_inside(backend, strategy):
+    plan = PLANS["gtad"]()
+    features, weight, bias, _, grad = given = inputs(plan, (2, 6, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = anchor_projection(features.bfloat16(), plan, weight, bias, strategy=strategy)
+        sampled = anchor_sampling(features, plan)
+    assert mixed.dtype == torch.bfloat16
+    assert error(sampled, exact(plan, *given)[0][0]) < 1e-6
+    leaf = features.clone().requires_grad_()
+    out = anchor_projection(leaf, plan, weight, bias, relu=True, strategy=strategy)
+    with torch.autocast("cpu", torch.bfloat16):
+        (gradient,) = torch.autograd.grad(out, leaf, grad)
+    assert error(gradient, exact(plan, *given)[1][1]) < 1e-6
+
+
+def test_infinite_gradients_stop_at_relu(backend):
+    plan = PLANS["any"]()
+    features, weight, *_ = inputs(plan, (1, 3, 4))
+    weight.requires_grad_()
+    out = anchor_projection(features, plan, weight, torch.full((4,), -1e6), relu=True)
+    assert not out.any()
+    assert not torch.autograd.grad(out, weight, torch.full_like(out, torch.inf))[0].any()
+
+
 def wrong(**changes):
     plan = PLANS["gtad"]()
     features, weight, bias, *_ = inputs(plan, (2, 5, 9))

@@ -263,3 +263,13 @@ def test_compiles_ahead_of_time_to_tensor_core_products():
     row = json.loads(result.stdout)
     assert row["kernel"] == "anchor_sampling_projection" and row["dtype"] == "fp16"
     assert row["wgmma"] > 0 and row["load128"] > 0 and row["spill_bytes"] == 0
+
+
+def test_gradients_of_large_batches_are_rounded_once():
+    plan = interpolated_plan(make_anchors(7, 6), 7, 2)
+    features, weight = torch.randn(200, 3, 7).half(), torch.randn(2, 3, 5).half()
+    (_, of_features, of_weight), grad = run(anchor_projection, [features, weight], plan)
+    expected = torch.einsum("bpnc,bpo->nco", sampled(features, plan), grad.cpu().double())
+    assert error(of_weight, expected) < 5e-4
+    expected = torch.einsum("pnt,nco,bpo->bct", plan.dense().double(), weight.double(), grad.cpu().double())
+    assert error(of_features, expected) < BOUNDS[torch.float16]

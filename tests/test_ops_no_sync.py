@@ -67,7 +67,7 @@ def match_proposals_calls(module):
 @pytest.mark.parametrize("name", MODULES)
 def test_operators_launch_without_reading_values(monkeypatch, name):
     launches = []
-    monkeypatch.setattr(MODULES[name], "choose", lambda op, device: "triton")
+    monkeypatch.setattr(MODULES[name], "choose", lambda *_: "triton")
     monkeypatch.setattr(common.Launch, "run", lambda launch: launches.append(launch))
     for expected in globals()[f"{name}_calls"](MODULES[name]):
         # The number counts, too: what a kernel is for is to be one launch.

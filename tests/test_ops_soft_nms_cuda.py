@@ -71,7 +71,7 @@ def cuda_soft_nms(emulated, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(_native, "cuda_module", module)
-            patch.setattr(OP, "choose", lambda op, device: "native")
+            patch.setattr(OP, "choose", lambda *_: "native")
             patch.setattr(OP, "_run_native", run_cuda)
             return soft_nms(*args, **options)
 

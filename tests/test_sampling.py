@@ -135,3 +135,19 @@ def test_a_plan_moves_and_converts():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 2.0), "bins must be of integers, got 2.0"),
+        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4, "x")), r"bins must be of integers, got \(4, 'x'\)"),
+        (
+            lambda: interpolated_plan(np.zeros((3, 2)), 5, dtype=torch.float16),
+            "dtype must be torch.float32 or torch.float",
+        ),
+    ],
+)
+def test_arguments_of_another_kind_are_named(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()

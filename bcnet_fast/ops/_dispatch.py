@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import importlib.util
+import numbers
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -27,6 +30,15 @@ PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
     "match_proposals": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
 }
 
+# The backends that have no code for some dtypes which the operator's reference takes.
+LACKING: dict[tuple[str, str], tuple[torch.dtype, ...]] = {
+    ("difference_attention", "triton"): (torch.float64,),
+    ("anchor_sampling", "triton"): (torch.float64,),
+    ("add_layer_norm", "triton"): (torch.float64,),
+    # NumPy, whose arrays C++ is given, has no bfloat16.
+    ("add_layer_norm", "native"): (torch.float16, torch.bfloat16),
+}
+
 _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
@@ -40,7 +52,10 @@ def requested() -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Ask for one backend inside a `with` block, in this thread. "auto" leaves the choice to BCNET_FAST_BACKEND."""
+    """Ask for one backend inside a `with` block, in this thread. "auto" leaves the choice to BCNET_FAST_BACKEND.
+
+    A backward uses the backend that was asked for where its forward ran. Not for code inside torch.compile.
+    """
     token = _override.set(None if name == "auto" else name)
     try:
         requested()
@@ -49,8 +64,10 @@ def use_backend(name: str) -> Iterator[None]:
         _override.reset(token)
 
 
-def unusable(op: str, backend: str, device: torch.device) -> str | None:
-    """Why `backend` cannot run `op` on `device`; None when it can."""
+def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
+    """Why `backend` cannot run `op` on `device`, and for `dtype` if one is given; None when it can."""
+    if dtype in LACKING.get((op, backend), ()):
+        return f"{op} has no {str(dtype).removeprefix('torch.')} kernel in it"
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and op == "difference_attention":
@@ -72,16 +89,50 @@ def unusable(op: str, backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(op: str, device: torch.device) -> str:
-    """The backend that runs `op` on `device`.
+def choose(op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:
+    """The backend that runs `op` on `device`, and for `dtype` if one is given.
 
     Raises BackendError when a backend was asked for by name and cannot be used: only "auto" falls back.
     """
     name = requested()
     candidates = PREFERENCE[op].get(device.type, ("reference",))
     if name == "auto":
-        return next(b for b in candidates if unusable(op, b, device) is None)
-    why = unusable(op, name, device)
+        return next(b for b in candidates if unusable(op, b, device, dtype) is None)
+    why = unusable(op, name, device, dtype)
     if why is not None:
         raise BackendError(f"backend {name!r} was asked for, but {why}")
     return name
+
+
+def _autocasts(device: str) -> bool:
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The tensors in the dtype that torch.autocast wants products to be made in, where it is on; float64 stays."""
+    device = tensors[0].device.type
+    if not _autocasts(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [t if t is None or t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype) for t in tensors]
+
+
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, with torch.autocast off while it runs: an operator multiplies in the dtype it says it does."""
+
+    @functools.wraps(function)
+    def run(tensor: torch.Tensor, *arguments: Any) -> Any:
+        if not _autocasts(tensor.device.type):
+            return function(tensor, *arguments)
+        with torch.autocast(tensor.device.type, enabled=False):
+            return function(tensor, *arguments)
+
+    return run
+
+
+def check_number(op: str, argument: str, value: Any, *, integer: bool = False) -> None:
+    """Raise TypeError where an argument is no number: PyTorch's own words for it are a page long."""
+    kinds = (numbers.Integral, torch.SymInt) if integer else (numbers.Real, torch.SymInt, torch.SymFloat)
+    if not isinstance(value, kinds):
+        wanted = "an integer" if integer else "a number"
+        raise TypeError(f"{op}: {argument} must be {wanted}, got {value!r}")

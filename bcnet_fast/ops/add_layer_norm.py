@@ -7,16 +7,9 @@ import math
 import torch
 
 from .. import _native
-from ..errors import BackendError
 from . import reference
-from ._dispatch import choose, requested
+from ._dispatch import LACKING, check_number, choose, requested, use_backend
 
-# The backends that take only some of the dtypes that the reference takes. NumPy, whose arrays C++ is given, has no
-# bfloat16.
-BACKEND_DTYPES = {
-    "native": (torch.float32, torch.float64),
-    "triton": (torch.float16, torch.bfloat16, torch.float32),
-}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
 WORTH_A_CALL = 2**18
@@ -29,14 +22,16 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
 
     Args:
         x: [..., D], D >= 1, any strides; float16, bfloat16, float32 or float64.
-        residual: like x in shape, dtype and device; nothing is broadcast.
+        residual: like x in shape, dtype and device; nothing is broadcast. Under torch.autocast, of two dtypes the wider
+            one is taken.
         eps: finite and >= 0.
 
     Returns:
         [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
         sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
-        elements gives zeros. Except that CPU tensors in 16 bits, or of less than 262,144 elements, are left to
-        PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler traces.
+        elements gives zeros (for eps > 0). Except that CPU tensors in 16 bits, or of less than 262,144 elements, are
+        left to PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler
+        traces.
 
     Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
     keeps the output and one number per row, not the inputs.
@@ -48,6 +43,10 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     for name, tensor in (("x", x), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"add_layer_norm: {name} must be a tensor, got {type(tensor).__name__}")
+    check_number("add_layer_norm", "eps", eps)
+    if x.dtype != residual.dtype and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.promote_types(x.dtype, residual.dtype)
+        x, residual = x.to(dtype), residual.to(dtype)
     if not torch.compiler.is_compiling() and _pytorch_is_faster(x) and requested() == "auto":
         _check(x, residual, eps)
         return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
@@ -55,7 +54,7 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
 
 
 def _pytorch_is_faster(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and (x.numel() < WORTH_A_CALL or x.dtype not in BACKEND_DTYPES["native"])
+    return x.device.type == "cpu" and (x.numel() < WORTH_A_CALL or x.dtype in LACKING["add_layer_norm", "native"])
 
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
@@ -76,16 +75,6 @@ def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
         raise ValueError(f"add_layer_norm: eps must be finite and >= 0, got {eps}")
 
 
-def _backend(x: torch.Tensor) -> str:
-    backend = choose("add_layer_norm", x.device)
-    if x.dtype in BACKEND_DTYPES.get(backend, DTYPES):
-        return backend
-    if requested() == backend:
-        dtype = str(x.dtype).removeprefix("torch.")
-        raise BackendError(f"backend {backend!r} was asked for, but add_layer_norm has no {dtype} kernel in it")
-    return "reference"
-
-
 def _arrays(*tensors: torch.Tensor) -> list:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
@@ -99,7 +88,7 @@ def _arrays(*tensors: torch.Tensor) -> list:
 def _forward(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The output, and 1 / sqrt(variance + eps) [...] of each row for the backward (no gradient flows through it)."""
     out, rstd = _forward_fake(x, residual, eps)
-    backend = _backend(x)
+    backend = choose("add_layer_norm", x.device, x.dtype)
     if backend == "native":
         _native.module.add_layer_norm(*_arrays(x, residual), eps, out.numpy(), rstd.numpy(), torch.get_num_threads())
     elif backend == "triton":
@@ -127,7 +116,7 @@ def _forward_fake(x, residual, eps):
 def _backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """The gradient of x, which is that of residual too."""
     grad_input = _backward_fake(grad, out, rstd)
-    backend = _backend(grad)
+    backend = choose("add_layer_norm", grad.device, grad.dtype)
     if backend == "native":
         arrays = _arrays(grad, out, rstd)
         _native.module.add_layer_norm_backward(*arrays, grad_input.numpy(), torch.get_num_threads())
@@ -149,10 +138,12 @@ def _setup_context(ctx, inputs, output) -> None:
     out, rstd = output
     ctx.mark_non_differentiable(rstd)
     ctx.save_for_backward(out, rstd)
+    ctx.backend = requested()
 
 
 def _autograd(ctx, grad, _):
-    grad_input = _backward(grad, *ctx.saved_tensors)
+    with use_backend(ctx.backend):
+        grad_input = _backward(grad, *ctx.saved_tensors)
     return grad_input, grad_input, None
 
 

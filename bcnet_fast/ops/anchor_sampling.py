@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..errors import BackendError
 from ..sampling import SamplingPlan
 from . import reference
-from ._dispatch import choose, requested
+from ._dispatch import autocast, choose, requested, use_backend, without_autocast
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
@@ -80,6 +79,8 @@ def anchor_projection(
         [B, P, O] in the dtype of the features, contiguous.
 
     Differentiable in features, weight and bias, with the same bits on every repeat; the backward always projects first.
+    torch.autocast casts all three. On CUDA, "project" rounds the projected snippets to the dtype, and so overflows in
+    float16 where they exceed its range, though their sums may not.
 
     Raises:
         TypeError: an argument is no tensor, or a dtype does not fit.
@@ -90,6 +91,7 @@ def anchor_projection(
         raise ValueError(f"anchor_projection: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
     if strategy == "auto" and weight.dim() == 3:
         strategy = cheaper_strategy(plan, *weight.shape[1:], features.device.type)
+    features, weight, bias = autocast(features, weight, bias)
     return _projection(features, weight, bias, *_arguments(plan), relu, strategy == "project")
 
 
@@ -152,15 +154,6 @@ def _check(op, features, first, weights, length, bins, weight=None, bias=None) -
             refuse(ValueError, name, f"on {features.device} as features is", f"a tensor on {tensor.device}")
 
 
-def _backend(features: Tensor) -> str:
-    backend = choose("anchor_sampling", features.device)
-    if backend == "triton" and features.dtype == torch.float64:
-        if requested() == "triton":
-            raise BackendError("backend 'triton' was asked for, but anchor_sampling has no float64 kernel in it")
-        return "reference"
-    return backend
-
-
 # The plan as operators take it, after their other tensors. Schemas are written out because PyTorch before 2.6 cannot
 # read them from annotations that are strings.
 _PLAN = (
@@ -201,13 +194,14 @@ def _sources(bins: tuple[int, ...]) -> Tensor:
 
 
 @torch.library.custom_op("bcnet_fast::anchor_sampling", mutates_args=(), schema=f"(Tensor features, {_PLAN}) -> Tensor")
+@without_autocast
 def _sampling(
     features, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
     group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     _check("anchor_sampling", features, first, weights, length, bins)
     rows = _by_snippet(features, bins)
-    backend = _backend(features)
+    backend = choose("anchor_sampling", features.device, features.dtype)
     if backend == "reference":
         return reference.anchor_sampling(rows, first, offsets, weights, bins, longest).to(features.dtype)
     out = features.new_empty(len(rows), *first.shape, rows.shape[-1])
@@ -237,12 +231,13 @@ def _sampling_fake(features, first, offsets, weights, *rest):
 @torch.library.custom_op(
     "bcnet_fast::anchor_sampling_backward", mutates_args=(), schema=f"(Tensor grad, {_PLAN}) -> Tensor"
 )
+@without_autocast
 def _sampling_backward(
     grad, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
     group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     """The gradient of the features, of grad [B, P, N, C]."""
-    backend = _backend(grad)
+    backend = choose("anchor_sampling", grad.device, grad.dtype)
     if backend == "reference":
         rows = reference.anchor_sampling_backward(grad, first, offsets, weights, length, bins, longest)
     elif backend == "triton":
@@ -269,11 +264,12 @@ def _sampling_backward_fake(grad, *plan):
 def _sampling_context(ctx, inputs, output) -> None:
     _, *plan = inputs
     ctx.save_for_backward(*plan[:_PLAN_TENSORS])
-    ctx.sizes = plan[_PLAN_TENSORS:]
+    ctx.sizes, ctx.backend = plan[_PLAN_TENSORS:], requested()
 
 
 def _sampling_autograd(ctx, grad):
-    return _sampling_backward(grad, *ctx.saved_tensors, *ctx.sizes), *[None] * _PLAN_ARGUMENTS
+    with use_backend(ctx.backend):
+        return _sampling_backward(grad, *ctx.saved_tensors, *ctx.sizes), *[None] * _PLAN_ARGUMENTS
 
 
 _sampling.register_autograd(_sampling_autograd, setup_context=_sampling_context)
@@ -293,13 +289,14 @@ def _project(rows: Tensor, weight: Tensor, bins: list[int]) -> Tensor:
     mutates_args=(),
     schema=f"(Tensor features, Tensor weight, Tensor? bias, {_PLAN}, bool relu, bool project_first) -> Tensor",
 )
+@without_autocast
 def _projection(
     features, weight, bias, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order,
     step, group_offsets, group_rows, group_weights, length, bins, longest, relu, project_first,
 ):  # fmt: skip
     _check("anchor_projection", features, first, weights, length, bins, weight, bias)
     rows, weight = _by_snippet(features, bins), weight.contiguous()
-    backend = _backend(features)
+    backend = choose("anchor_sampling", features.device, features.dtype)
     shape = len(rows), len(first), weight.shape[2]
     if backend == "triton":
         from ..kernels import anchor_sampling as kernels
@@ -347,12 +344,13 @@ def _projection_fake(features, weight, bias, first, offsets, weights, *rest):
     mutates_args=(),
     schema=f"(Tensor grad, Tensor features, Tensor weight, {_PLAN}) -> (Tensor, Tensor)",
 )
+@without_autocast
 def _projection_backward(
     grad, features, weight, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order,
     step, group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
     """The gradients of features and weight, of grad [B, P, O]."""
-    backend = _backend(features)
+    backend = choose("anchor_sampling", features.device, features.dtype)
     rows, weight = _by_snippet(features, bins), weight.contiguous()
     shape = grad.shape[0], sum(bins), length, grad.shape[2]
     if backend == "reference":
@@ -371,13 +369,14 @@ def _projection_backward(
         arrays = [t.numpy() for t in (grad, *groups, projected)]
         _native.module.gather_backward(*arrays, torch.get_num_threads())
 
-    grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
+    # One product each over bins or over the batch, so that half precision is summed in float32 and rounded once.
+    grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
     for source, (part, part_weight, part_grad) in enumerate(
         zip(projected.split(bins, 1), weight.split(bins), grad_weight.split(bins), strict=True)
     ):
-        for b in range(len(rows)):
-            torch.sum(part[b] @ part_weight.mT, 0, out=grad_rows[b, source])
-            part_grad.baddbmm_(rows[b, source].mT.expand(len(part_grad), -1, -1), part[b])
+        grad_rows[:, source] = part.transpose(1, 2).flatten(2) @ part_weight.mT.flatten(0, 1)
+        by_snippet = part.transpose(0, 1).flatten(1, 2)  # [bins, B * T, O]
+        torch.matmul(rows[:, source].flatten(0, 1).mT, by_snippet, out=part_grad)
     return _like_features(grad_rows.to(features.dtype), bins), grad_weight.to(features.dtype)
 
 
@@ -389,14 +388,15 @@ def _projection_backward_fake(grad, features, weight, *plan):
 def _projection_context(ctx, inputs, output) -> None:
     features, weight, bias, *plan, relu, _ = inputs
     ctx.save_for_backward(features, weight, output if relu else None, *plan[:_PLAN_TENSORS])
-    ctx.sizes, ctx.has_bias = plan[_PLAN_TENSORS:], bias is not None
+    ctx.sizes, ctx.has_bias, ctx.backend = plan[_PLAN_TENSORS:], bias is not None, requested()
 
 
 def _projection_autograd(ctx, grad):
     features, weight, out, *plan = ctx.saved_tensors
     if out is not None:
-        grad = grad * (out > 0)
-    grad_features, grad_weight = _projection_backward(grad, features, weight, *plan, *ctx.sizes)
+        grad = torch.ops.aten.threshold_backward(grad, out, 0)
+    with use_backend(ctx.backend):
+        grad_features, grad_weight = _projection_backward(grad, features, weight, *plan, *ctx.sizes)
     grad_bias = grad.sum((0, 1)) if ctx.has_bias else None
     return grad_features, grad_weight, grad_bias, *[None] * (_PLAN_ARGUMENTS + 2)
 

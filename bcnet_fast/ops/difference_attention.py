@@ -6,9 +6,8 @@ import math
 
 import torch
 
-from ..errors import BackendError
 from . import reference
-from ._dispatch import choose, requested
+from ._dispatch import autocast, check_number, choose, requested, use_backend, without_autocast
 
 # The kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
@@ -32,10 +31,10 @@ def difference_attention(
         value_action, value_background: [B, H, Tk, Dv].
         scale: factor of the logits; None means 1 / sqrt(D).
 
-    D and Dv are 1 to 128 (others than 16, 32, 64 and 128 are padded on CUDA); Tq and Tk at least 1. All tensors share
-    one device and one of the dtypes float16, bfloat16, float32, float64. Sums are in float32; float64 inputs are summed
-    in float64, by the reference only. On CUDA, float32 products are made in full precision unless PyTorch's own switch
-    for its matmuls, `torch.backends.cuda.matmul.allow_tf32`, allows TF32.
+    D and Dv are 1 to 128 (others than 64 and 128 are padded on CUDA); Tq and Tk at least 1. All tensors share one
+    device and one of the dtypes float16, bfloat16, float32, float64; torch.autocast casts them. Sums are in float32;
+    float64 inputs are summed in float64, not by Triton. On CUDA, float32 products are made in full precision unless
+    PyTorch's own switch for its matmuls, `torch.backends.cuda.matmul.allow_tf32`, allows TF32.
 
     Returns:
         (`A value_action`, `A value_background`), each [B, H, Tq, Dv] in the dtype of the inputs. In memory they are
@@ -53,7 +52,9 @@ def difference_attention(
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"difference_attention: {name} must be a tensor, got {type(tensor).__name__}")
-    out_action, out_background, _ = _forward(query, key, value_action, value_background, scale)
+    if scale is not None:
+        check_number("difference_attention", "scale", scale)
+    out_action, out_background, _ = _forward(*autocast(query, key, value_action, value_background), scale)
     return out_action, out_background
 
 
@@ -99,12 +100,8 @@ def _heads_joined(like: torch.Tensor, length: int, size: int) -> torch.Tensor:
 
 
 def _backend(query: torch.Tensor, key: torch.Tensor) -> str:
-    backend = choose("difference_attention", query.device)
+    backend = choose("difference_attention", query.device, query.dtype)
     if backend == "native" and requested() == "auto" and query[..., 0].numel() * key.shape[2] <= SMALL_MAP:
-        return "reference"
-    if backend == "triton" and query.dtype == torch.float64:
-        if requested() == "triton":
-            raise BackendError("backend 'triton' was asked for, but difference_attention has no float64 kernel in it")
         return "reference"
     return backend
 
@@ -152,6 +149,7 @@ def _of_one_size(*tensors: torch.Tensor) -> list[torch.Tensor]:
     schema="(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
     "-> (Tensor, Tensor, Tensor)",
 )
+@without_autocast
 def _forward(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -191,6 +189,7 @@ def _forward_fake(query, key, value_action, value_background, scale):
     "Tensor value_background, Tensor out_action, Tensor out_background, Tensor lse, float? scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
 )
+@without_autocast
 def _backward(
     grad_action: torch.Tensor,
     grad_background: torch.Tensor,
@@ -228,13 +227,15 @@ def _backward_fake(
 
 def _setup_context(ctx, inputs, output) -> None:
     query, key, value_action, value_background, ctx.scale = inputs
+    ctx.backend = requested()
     out_action, out_background, lse = output
     ctx.mark_non_differentiable(lse)
     ctx.save_for_backward(query, key, value_action, value_background, out_action, out_background, lse)
 
 
 def _autograd(ctx, grad_action, grad_background, _):
-    return *_backward(grad_action, grad_background, *ctx.saved_tensors, ctx.scale), None
+    with use_backend(ctx.backend):
+        return *_backward(grad_action, grad_background, *ctx.saved_tensors, ctx.scale), None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -10,7 +10,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import choose
+from ._dispatch import check_number, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ANCHOR_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
@@ -94,6 +94,13 @@ def match_proposals(
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"match_proposals: {name} must be a tensor, got {type(tensor).__name__}")
+    numbers = {"boundary_threshold": boundary_threshold, "min_classification": min_classification}
+    for name, value in {**numbers, "min_regression": min_regression}.items():
+        check_number("match_proposals", name, value)
+    if max_snippets is not None:
+        check_number("match_proposals", "max_snippets", max_snippets)
+    start, end, classification, regression = (t.detach() for t in (start, end, classification, regression))
+    background = None if background is None else background.detach()
     return MatchedProposals(
         *_match_proposals(
             start, end, classification, regression, background, anchors, table, lengths,

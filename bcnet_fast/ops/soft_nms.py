@@ -9,7 +9,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import choose
+from ._dispatch import check_number, choose
 
 METHODS = ("gaussian", "linear", "hard")
 DTYPES = (torch.float32, torch.float64)
@@ -68,11 +68,20 @@ def soft_nms(
         TypeError: an argument is no tensor, or has a dtype other than stated.
         ValueError: an argument has another shape, device or range than stated, NaN or infinity included.
     """
-    low, high = iou_threshold if isinstance(iou_threshold, (tuple, list)) else (iou_threshold, iou_threshold)
+    low, high = _pair(iou_threshold)
     _check(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
     if length_epsilon is None:
         length_epsilon = 1e-6 if segments.dtype == torch.float32 else 0.0
+    segments, scores = segments.detach(), scores.detach()
     return _soft_nms(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
+
+
+def _pair(iou_threshold: float | tuple[float, float]) -> tuple[float, float]:
+    if not isinstance(iou_threshold, (tuple, list)):
+        return iou_threshold, iou_threshold
+    if len(iou_threshold) != 2:
+        raise ValueError(f"soft_nms: iou_threshold must be a number or a pair of them, got {iou_threshold!r}")
+    return iou_threshold[0], iou_threshold[1]
 
 
 def _check(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon) -> None:
@@ -102,6 +111,10 @@ def _check(segments, scores, offsets, method, sigma, low, high, min_score, max_p
     for name, tensor in tensors.items():
         if tensor.device != segments.device:
             refuse(ValueError, name, f"on {segments.device} as segments is", f"a tensor on {tensor.device}")
+    given = {"sigma": sigma, "iou_threshold": low, "its upper end": high, "min_score": min_score}
+    for name, value in {**given, "length_epsilon": 0.0 if length_epsilon is None else length_epsilon}.items():
+        check_number("soft_nms", name, value)
+    check_number("soft_nms", "max_proposals", 0 if max_proposals is None else max_proposals, integer=True)
     if method not in METHODS:
         refuse(ValueError, "method", " or ".join(METHODS), repr(method))
     tiny = torch.finfo(segments.dtype).tiny
