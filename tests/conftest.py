@@ -19,6 +19,19 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+# Largest allowed `error` of an operator, for outputs and gradients alike: 4 to 8 roundings of the dtype.
+BOUNDS = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+def error(result: torch.Tensor, exact: torch.Tensor) -> float:
+    """||result - exact|| relative to ||exact||, or absolute where that is zero."""
+    exact = exact.detach().cpu()
+    return float((result.detach().cpu().double() - exact).norm() / (exact.norm() or 1.0))
+
+
+def dtype(value: torch.dtype):
+    """A parameter of a test, named like the dtype."""
+    return pytest.param(value, id=str(value).removeprefix("torch."))
 
 
 @pytest.fixture
@@ -44,3 +57,12 @@ def shared() -> Path:
     if not path.is_dir():
         pytest.skip(f"the folder of real data ({path.name}/ beside the checkout) is not here")
     return path
+
+
+@pytest.fixture
+def poisoned():
+    """Fresh memory holds NaN and the largest integers, so that an element which is not written shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BOUNDS, ROOT, dtype, error
 
 from bcnet_fast import _native
 from bcnet_fast.errors import BackendError
@@ -22,8 +22,6 @@ from bcnet_fast.ops import add_layer_norm, reference, use_backend
 
 FORWARD = torch.ops.bcnet_fast.add_layer_norm.default
 BACKWARD = torch.ops.bcnet_fast.add_layer_norm_backward.default
-# Largest allowed ||result - exact|| / ||exact||, for outputs and gradients alike: 4 to 8 roundings of the dtype.
-BOUNDS = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # Widths around every block of the kernels and of the C++ code, BCNet's own, and one that takes several steps.
 SHAPES = [
     (1, 7),
@@ -46,10 +44,6 @@ no_triton = importlib.util.find_spec("triton") is None
 triton = pytest.param("triton", marks=pytest.mark.skipif(no_triton, reason="the package triton is not installed"))
 
 
-def dtype(value: torch.dtype):
-    return pytest.param(value, id=str(value).removeprefix("torch."))
-
-
 @pytest.fixture(params=["reference", native, triton])
 def backend(request):
     with use_backend(request.param):
@@ -59,15 +53,6 @@ def backend(request):
 @pytest.fixture
 def device(backend: str) -> str:
     return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN, so that an element which no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(shape, dtype=torch.float32, device="cpu"):
@@ -89,10 +74,6 @@ def exact(x, residual, grad) -> list[torch.Tensor]:
     out = torch.nn.functional.layer_norm(z, z.shape[-1:])
     (grad_z,) = torch.autograd.grad(out, z, grad.double())
     return [out.detach(), grad_z, grad_z]
-
-
-def error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((result.double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))

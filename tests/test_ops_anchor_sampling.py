@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import BOUNDS, error
 from seeded import generator
 from test_sampling import PLANS
 
@@ -19,9 +20,6 @@ from bcnet_fast.ops import anchor_projection, anchor_sampling, use_backend
 from bcnet_fast.ops.anchor_sampling import _arguments, cheaper_strategy
 from bcnet_fast.sampling import aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
 
-# Largest allowed ||result - exact|| / ||exact||: a few roundings of the dtype. The projection sums up to a few hundred
-# products, whose rounding errors grow like the root of their number.
-BOUNDS = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 STRATEGIES = ("project", "gather")
 # batch, channels, outputs
 SIZES = {"one": (1, 1, 1), "prime": (2, 7, 37), "blocks": (1, 64, 64), "past-blocks": (3, 33, 65)}
@@ -33,15 +31,6 @@ def backend(request):
         pytest.skip(_native.reason)
     with use_backend(request.param):
         yield request.param
-
-
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN, so that an element which no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(plan, size, dtype=torch.float32):
@@ -78,10 +67,6 @@ def results(plan, features, weight, bias, grad_sampled, grad, strategy):
         [sampled, *torch.autograd.grad(sampled, features, grad_sampled)],
         [projected, *torch.autograd.grad(projected, leaves, grad)],
     )
-
-
-def error(result, expected):
-    return ((result.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

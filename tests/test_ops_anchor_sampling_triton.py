@@ -16,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BOUNDS, ROOT, dtype, error
 
 from bcnet_fast.anchors import make_anchors
 from bcnet_fast.errors import BackendError
@@ -28,8 +28,6 @@ pytest.importorskip("triton", minversion="3.2")
 kernels = pytest.importorskip("bcnet_fast.kernels.anchor_sampling")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Largest allowed ||result - exact|| / ||exact||, for outputs and gradients alike: 4 to 8 roundings of the dtype.
-BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 # Plan, and B, C, O.
 CASES = {
     # 10 of 21 bins empty, and half of the anchors
@@ -43,10 +41,6 @@ CASES = {
 }
 
 
-def dtype(value: torch.dtype):
-    return pytest.param(value, id=str(value).removeprefix("torch."))
-
-
 @pytest.fixture(autouse=True)
 def _triton():
     with use_backend("triton"):
@@ -56,15 +50,6 @@ def _triton():
 @pytest.fixture(params=CASES)
 def case(request):
     return inputs(request.param)
-
-
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN, so that an element which no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(name: str):
@@ -81,11 +66,6 @@ def sampled(features, plan):
     source = torch.repeat_interleave(torch.arange(len(plan.bins)), torch.tensor(plan.bins))
     rows = features.double().view(len(features), len(plan.bins), *features.shape[-2:])[:, source]
     return torch.einsum("pnt,bnct->bpnc", plan.dense().double(), rows)
-
-
-def error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative to the size of what is expected, or absolute where that is zero."""
-    return float((result.cpu().double() - expected).norm() / (expected.norm() or 1.0))
 
 
 def run(function, leaves, plan, grad=None, **options):

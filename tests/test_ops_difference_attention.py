@@ -15,7 +15,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import BOUNDS, ROOT, dtype, error
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import difference_attention, reference
@@ -26,8 +26,6 @@ kernels = pytest.importorskip("bcnet_fast.kernels.difference_attention")
 
 FORWARD = torch.ops.bcnet_fast.difference_attention.default
 BACKWARD = torch.ops.bcnet_fast.difference_attention_backward.default
-# Largest allowed ||result - exact|| / ||exact||, for outputs and gradients alike: 4 to 8 roundings of the dtype.
-BOUNDS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 SHAPES = {
     "ragged": (1, 2, 131, 67, 64, 64),
     "whole-blocks": (1, 1, 128, 64, 64, 64),
@@ -43,10 +41,6 @@ def shape(name: str):
     return pytest.param(SHAPES[name], id=name)
 
 
-def dtype(value: torch.dtype):
-    return pytest.param(value, id=str(value).removeprefix("torch."))
-
-
 @pytest.fixture(params=["reference", "native", "triton"])
 def backend(request) -> str:
     return request.param
@@ -55,15 +49,6 @@ def backend(request) -> str:
 @pytest.fixture
 def device(backend: str) -> str:
     return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN, so that an element which no kernel writes shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(size, dtype=torch.float32, device="cpu"):
@@ -83,10 +68,6 @@ def results(function, tensors, grads, scale=None) -> list[torch.Tensor]:
 
 def exact(tensors, grads, scale=None) -> list[torch.Tensor]:
     return results(reference.difference_attention, *([t.double() for t in ts] for ts in (tensors, grads)), scale)
-
-
-def error(result: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((result.double() - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("size", [shape(n) for n in SHAPES])

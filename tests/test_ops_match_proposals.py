@@ -48,15 +48,6 @@ def device(backend: str) -> str:
     return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
 
 
-@pytest.fixture
-def poisoned():
-    """Fresh memory holds NaN and the largest integers, so that an element which is not written shows."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
 def inputs(rng: np.random.Generator, size, dtype=torch.float32, steps: int | None = None) -> list[torch.Tensor]:
     """The positional arguments; with `steps`, probabilities are multiples of 1 / steps, so that many are equal."""
     windows, snippets, durations, count = size

@@ -135,48 +135,8 @@ BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_
   for (std::int64_t i = whole; i < columns; ++i) grad_input[i] = ((grad[i] - mean) - out[i] * slope) * scale;
 }
 
-template <typename T>
-using Forward = void (*)(const T*, const T*, std::int64_t, T, T*, T*);
-template <typename T>
-using Backward = void (*)(const T*, const T*, T, std::int64_t, T*);
-
-#define BCNET_ROWS(set, target, bytes)                                                                               \
-  template <typename T>                                                                                              \
-  target void forward_##set(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) { \
-    forward_row<bytes>(x, residual, columns, eps, out, rstd);                                                \
-  }                                                                                                                  \
-  template <typename T>                                                                                              \
-  target void backward_##set(const T* grad, const T* out, T scale, std::int64_t columns, T* grad_input) {            \
-    backward_row<bytes>(grad, out, scale, columns, grad_input);                                                      \
-  }
-
-BCNET_ROWS(baseline, , kBaselineBytes)
-#ifdef BCNET_X86
-BCNET_ROWS(avx2, BCNET_TARGET_AVX2, 32)
-BCNET_ROWS(avx512, BCNET_TARGET_AVX512, 64)
-#endif
-
-template <typename T>
-Forward<T> forward_for(InstructionSet set) {
-  switch (set) {
-#ifdef BCNET_X86
-    case InstructionSet::avx512: return forward_avx512<T>;
-    case InstructionSet::avx2: return forward_avx2<T>;
-#endif
-    default: return forward_baseline<T>;
-  }
-}
-
-template <typename T>
-Backward<T> backward_for(InstructionSet set) {
-  switch (set) {
-#ifdef BCNET_X86
-    case InstructionSet::avx512: return backward_avx512<T>;
-    case InstructionSet::avx2: return backward_avx2<T>;
-#endif
-    default: return backward_baseline<T>;
-  }
-}
+BCNET_VERSIONS(forward_row)
+BCNET_VERSIONS(backward_row)
 
 // As many threads as have enough to do to be worth waking.
 int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
@@ -204,18 +164,18 @@ void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Bo
 template <typename T>
 void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
                     InstructionSet instruction_set, int threads, T* out, T* rstd) {
-  const Forward<T> row = forward_for<T>(instruction_set);
   for_each_row(rows, columns, threads, [&](std::int64_t r) {
-    row(x + r * columns, residual + r * columns, columns, static_cast<T>(eps), out + r * columns, rstd + r);
+    forward_row_for(instruction_set, x + r * columns, residual + r * columns, columns, static_cast<T>(eps),
+                    out + r * columns, rstd + r);
   });
 }
 
 template <typename T>
 void add_layer_norm_backward(const T* grad, const T* out, const T* rstd, std::int64_t rows, std::int64_t columns,
                              InstructionSet instruction_set, int threads, T* grad_input) {
-  const Backward<T> row = backward_for<T>(instruction_set);
   for_each_row(rows, columns, threads, [&](std::int64_t r) {
-    row(grad + r * columns, out + r * columns, rstd[r], columns, grad_input + r * columns);
+    backward_row_for(instruction_set, grad + r * columns, out + r * columns, rstd[r], columns,
+                     grad_input + r * columns);
   });
 }
 

@@ -254,30 +254,6 @@ BCNET_INLINE void sample_backward_items(const SampleWork<T>& work, WorkQueue& qu
   }
 }
 
-// name(set, ...): the template `name` for the vectors of an instruction set.
-#ifdef BCNET_X86
-#define BCNET_VERSIONS(name)                                            \
-  template <typename... A>                                              \
-  BCNET_TARGET_AVX512 void name##_avx512(A&... arguments) {             \
-    name<64>(arguments...);                                             \
-  }                                                                     \
-  template <typename... A>                                              \
-  BCNET_TARGET_AVX2 void name##_avx2(A&... arguments) {                 \
-    name<32>(arguments...);                                             \
-  }                                                                     \
-  template <typename... A>                                              \
-  void name##_for(InstructionSet set, A&... arguments) {                \
-    if (set == InstructionSet::avx512) return name##_avx512(arguments...); \
-    if (set == InstructionSet::avx2) return name##_avx2(arguments...);  \
-    name<kBaselineBytes>(arguments...);                                 \
-  }
-#else
-#define BCNET_VERSIONS(name)                             \
-  template <typename... A>                               \
-  void name##_for(InstructionSet, A&... arguments) {     \
-    name<kBaselineBytes>(arguments...);                  \
-  }
-#endif
 BCNET_VERSIONS(gather_items)
 BCNET_VERSIONS(scatter_items)
 BCNET_VERSIONS(sample_items)

@@ -369,33 +369,7 @@ BCNET_INLINE std::int32_t solve(const T* segments, const T* scores, std::int32_t
   return picks;
 }
 
-template <typename T>
-using Solver = std::int32_t (*)(const T*, const T*, std::int32_t, const Rules<T>&, Workspace<T>&, std::int64_t,
-                                std::int64_t*, T*);
-
-#define BCNET_SOLVER(name, target, bytes)                                                                         \
-  template <typename T>                                                                                           \
-  target std::int32_t name(const T* segments, const T* scores, std::int32_t count, const Rules<T>& rules,         \
-                           Workspace<T>& ws, std::int64_t index_offset, std::int64_t* indices, T* picked_scores) { \
-    return solve<bytes>(segments, scores, count, rules, ws, index_offset, indices, picked_scores);                \
-  }
-
-BCNET_SOLVER(solve_baseline, , kBaselineBytes)
-#ifdef BCNET_X86
-BCNET_SOLVER(solve_avx2, BCNET_TARGET_AVX2, 32)
-BCNET_SOLVER(solve_avx512, BCNET_TARGET_AVX512, 64)
-#endif
-
-template <typename T>
-Solver<T> solver_for(InstructionSet set) {
-  switch (set) {
-#ifdef BCNET_X86
-    case InstructionSet::avx512: return solve_avx512<T>;
-    case InstructionSet::avx2: return solve_avx2<T>;
-#endif
-    default: return solve_baseline<T>;
-  }
-}
+BCNET_VERSIONS(solve)
 
 }  // namespace
 
@@ -411,7 +385,6 @@ void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, s
   threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
 
   const Rules<T> rules(options);
-  const Solver<T> solver = solver_for<T>(instruction_set);
   std::vector<Workspace<T>> workspaces;
   workspaces.reserve(threads);
   for (int t = 0; t < threads; ++t) workspaces.emplace_back(static_cast<std::int32_t>(most));
@@ -419,8 +392,9 @@ void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, s
   run_in_threads(threads, [&](int thread) {
     for (std::int64_t v; queue.next(v);) {
       const std::int64_t first = offsets[v];
-      counts[v] = solver(segments + 2 * first, scores + first, static_cast<std::int32_t>(offsets[v + 1] - first), rules,
-                         workspaces[thread], first, indices + first, picked_scores + first);
+      counts[v] = solve_for(instruction_set, segments + 2 * first, scores + first,
+                            static_cast<std::int32_t>(offsets[v + 1] - first), rules, workspaces[thread], first,
+                            indices + first, picked_scores + first);
     }
   });
 }

@@ -1,7 +1,7 @@
 // SIMD in three pieces: function multiversioning, short vectors as a type, and an exponential.
 //
-// A kernel is a BCNET_INLINE template over the bytes in a vector register. One small function per instruction set,
-// marked with its BCNET_TARGET, instantiates it, and the caller picks one of them at run time. With as many
+// A kernel is a BCNET_INLINE template over the bytes in a vector register. BCNET_VERSIONS instantiates it in a small
+// function per instruction set, marked with its BCNET_TARGET, and picks one of them at run time. With as many
 // bytes as one element has, a "vector" is a plain number: what compilers other than GCC and Clang get, and CUDA code.
 #pragma once
 
@@ -195,5 +195,30 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
   const V power = bit_cast<V>((bit_cast<Bits>(shifted) << 52) + ((bias + lift) << 52));
   return (1.0 + (r + r2 * tail)) * power * lower;
 }
+
+// Defines name_for(set, ...), which calls the template name<bytes>(...) for the vectors of an instruction set.
+#ifdef BCNET_X86
+#define BCNET_VERSIONS(name)                                                      \
+  template <typename... A>                                                        \
+  BCNET_TARGET_AVX512 auto name##_avx512(A&&... arguments) {                      \
+    return name<64>(arguments...);                                                \
+  }                                                                               \
+  template <typename... A>                                                        \
+  BCNET_TARGET_AVX2 auto name##_avx2(A&&... arguments) {                          \
+    return name<32>(arguments...);                                                \
+  }                                                                               \
+  template <typename... A>                                                        \
+  auto name##_for(InstructionSet set, A&&... arguments) {                         \
+    if (set == InstructionSet::avx512) return name##_avx512(arguments...);        \
+    if (set == InstructionSet::avx2) return name##_avx2(arguments...);            \
+    return name<kBaselineBytes>(arguments...);                                    \
+  }
+#else
+#define BCNET_VERSIONS(name)                                                      \
+  template <typename... A>                                                        \
+  auto name##_for(InstructionSet, A&&... arguments) {                             \
+    return name<kBaselineBytes>(arguments...);                                    \
+  }
+#endif
 
 }  // namespace bcnet_fast
