@@ -15,7 +15,7 @@ import sysconfig
 from pathlib import Path
 
 import pybind11
-from pybind11.setup_helpers import Pybind11Extension
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
@@ -109,6 +109,8 @@ class BuildExtensions(build_ext):
             # The kind of error that leaves an optional extension out.
             raise CompileError(f"nvcc failed: {error}") from error
 
+
+ParallelCompile(default=0).install()  # a file on each core
 
 # kernels/ has no __init__.py, so that it cannot hide another package of that name, and is therefore named by hand.
 kernels = ["bcnet_fast.kernels", *(f"bcnet_fast.kernels.{name}" for name in find_packages("kernels"))]
