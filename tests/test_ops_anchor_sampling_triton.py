@@ -247,7 +247,7 @@ def test_compiles_ahead_of_time_to_tensor_core_products():
 
 def test_gradients_of_large_batches_are_rounded_once():
     plan = interpolated_plan(make_anchors(7, 6), 7, 2)
-    features, weight = torch.randn(64, 3, 7).half(), torch.randn(2, 3, 5).half()
+    features, weight = torch.randn(40, 3, 7).half(), torch.randn(2, 3, 5).half()
     (_, of_features, of_weight), grad = run(anchor_projection, [features, weight], plan)
     expected = torch.einsum("bpnc,bpo->nco", sampled(features, plan), grad.cpu().double())
     assert error(of_weight, expected) < 5e-4

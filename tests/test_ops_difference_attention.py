@@ -71,7 +71,7 @@ def exact(tensors, grads, scale=None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("size", [shape(n) for n in SHAPES])
-@pytest.mark.parametrize("dtype", [dtype(d) for d in BOUNDS])
+@pytest.mark.parametrize("dtype", [dtype(d) for d in (torch.float32, torch.float16, torch.bfloat16)])
 def test_matches_float64(backend, device, poisoned, dtype, size):
     if backend == "triton" and device == "cpu" and dtype == torch.bfloat16:
         pytest.skip("tl.dot on bfloat16 is wrong in Triton's interpreter")
