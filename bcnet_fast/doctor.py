@@ -98,14 +98,16 @@ def _check_difference_attention(device: torch.device) -> float:
 
 
 def _check_anchor_sampling(device: torch.device) -> float:
-    """Largest error of BMN's projection, by both strategies, in float32 against the dense weights in float64."""
+    """Largest error of BMN's sampling, and of its projection by both strategies, in float32 against dense float64."""
     generator = torch.Generator().manual_seed(0)
     plan = interpolated_plan(bmn_intervals(13), 13, 4, 3)
     features, weight = (torch.randn(shape, generator=generator) for shape in ((1, 9, 13), (4, 9, 7)))
-    expected = torch.einsum("pnt,bct,nco->bpo", *(t.double() for t in (plan.dense(), features, weight)))
+    sampled = torch.einsum("pnt,bct->bpnc", plan.dense().double(), features.double())
+    projected = torch.einsum("bpnc,nco->bpo", sampled, weight.double())
     given = features.to(device), plan.to(device), weight.to(device)
     found = [ops.anchor_projection(*given, strategy=strategy) for strategy in ("project", "gather")]
-    return max(float((f.cpu() - expected).abs().max()) for f in found)
+    errors = [found[0].cpu() - projected, found[1].cpu() - projected, ops.anchor_sampling(*given[:2]).cpu() - sampled]
+    return max(float(error.abs().max()) for error in errors)
 
 
 def _check_add_layer_norm(device: torch.device) -> float:

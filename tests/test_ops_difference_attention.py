@@ -265,12 +265,15 @@ def test_table_of_compiled_kernels_covers_every_variant():
     with (ROOT / "bench" / "results" / "aot.csv").open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["kernel"].startswith("difference_attention")]
     assert all(r["spill_bytes"] == "0" and r["blocks_per_sm"] != "0" for r in rows)
-    compiled = {(r["kernel"], r["tiles"], r["warps"], r["stages"], r["target"]) for r in rows}
-    for (name, _, _), variants in kernels.CONFIGS.items():
+    columns = ("kernel", "dtype", "size", "tiles", "warps", "stages", "target")
+    compiled = {tuple(r[c] for c in columns) for r in rows}
+    dtypes = {"half": ("fp16", "bf16"), "tf32": ("tf32",), "fma": ("fp32",)}
+    for (name, unit, size), variants in kernels.CONFIGS.items():
         for config, target in itertools.chain.from_iterable(((c, t) for t in c.targets) for c in variants):
             tiles = "x".join(str(v) for v in config.tiles.values())
-            key = f"difference_attention_{name}", tiles, str(config.num_warps), str(config.num_stages), f"sm_{target}"
-            assert key in compiled
+            launch = tiles, str(config.num_warps), str(config.num_stages), f"sm_{target}"
+            for dtype_name in dtypes[unit]:
+                assert (f"difference_attention_{name}", dtype_name, f"{size}/{size}", *launch) in compiled
 
 
 def test_compiles_ahead_of_time_to_tensor_core_products():
