@@ -1,10 +1,14 @@
 #include "anchor_sampling.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "common.h"
+#include "layers.h"
 
 namespace bcnet_fast {
 namespace {
@@ -156,11 +160,36 @@ void define(py::module_& module) {
              "Writes the gradient of what is gathered to out [B, N, T, O].");
 }
 
+void project_anchors_of(const Array<float>& x, const PackedWeight& weight, const Index& order, const Index& step,
+                        const Index& offsets, const Index& tap_rows, const Array<float>& tap_weights,
+                        const std::optional<Array<float>>& added, Array<float>& out, int threads,
+                        const std::string& instruction_set) {
+  constexpr const char* op = "project_anchors";
+  if (x.ndim() != 2 || x.shape(1) != weight.inputs()) refuse(op, "x", shape_of(x), "[T, inputs of the weight]");
+  if (weight.int8()) refuse(op, "weight", "int8", "float32");
+  if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
+  const std::int64_t snippets = x.shape(0), outputs = weight.outputs();
+  const GroupPlan<float> plan =
+      plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(0), weight.groups() * snippets);
+  check_shape(op, "out", out, {plan.anchors, outputs});
+  if (added) check_shape(op, "added", *added, {plan.anchors, outputs});
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const Matrix from{x.data(), x.shape(1)}, more{added ? added->data() : nullptr, outputs};
+  const Output to{out.mutable_data(), outputs};
+  const py::gil_scoped_release release;
+  project_anchors(from, snippets, weight, plan, more, chosen, threads, to);
+}
+
 }  // namespace
 
 void define_anchor_sampling(py::module_& module) {
   define<float>(module);
   define<double>(module);
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  module.def("project_anchors", &project_anchors_of, array("x"), py::arg("weight"), array("order"), array("step"),
+             array("offsets"), array("tap_rows"), array("tap_weights"), array("added").none(true), array("out"),
+             py::arg("threads"), instruction_set_argument(),
+             "Writes the sum over bins n of what they sample of x, times group n of the weight, + added, to out [P, O].");
 }
 
 }  // namespace bcnet_fast
