@@ -25,34 +25,36 @@ constexpr std::int64_t kMapElements = 64 * 1024;  // of a block of rows of the m
 
 constexpr std::int64_t panels_of(std::int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
+template <typename T>
 struct AttentionWork {
-  Matrix query, key;
-  Matrix values[2];
-  Output outputs[2];
+  Matrix<T> query, key;
+  Matrix<T> values[2];
+  Output<T> outputs[2];
   int streams;
   AttentionSizes sizes;
   std::int64_t blocks;
-  float* packed;  // of each head: panels of keys, then of the values of each stream
+  T* packed;  // of each head: panels of keys, then of the values of each stream
 
-  std::int64_t key_floats() const { return panels_of(sizes.keys) * kPanel * sizes.head_size; }
-  std::int64_t value_floats() const { return panels_of(sizes.value_size) * kPanel * sizes.keys; }
-  std::int64_t head_floats() const { return key_floats() + streams * value_floats(); }
+  std::int64_t key_elements() const { return panels_of(sizes.keys) * kPanel * sizes.head_size; }
+  std::int64_t value_elements() const { return panels_of(sizes.value_size) * kPanel * sizes.keys; }
+  std::int64_t head_elements() const { return key_elements() + streams * value_elements(); }
 };
 
 // What a panel has beyond the columns that exist is zero.
-void pack_head(const AttentionWork& work, std::int64_t head) {
+template <typename T>
+void pack_head(const AttentionWork<T>& work, std::int64_t head) {
   const AttentionSizes& sizes = work.sizes;
-  float* to = work.packed + head * work.head_floats();
-  std::fill_n(to, work.head_floats(), 0.0f);
+  T* to = work.packed + head * work.head_elements();
+  std::fill_n(to, work.head_elements(), T(0));
   for (std::int64_t t = 0; t < sizes.keys; ++t) {
-    const float* const from = work.key.data + t * work.key.stride + head * sizes.head_size;
-    float* const panel = to + t / kPanel * kPanel * sizes.head_size + t % kPanel;
+    const T* const from = work.key.data + t * work.key.stride + head * sizes.head_size;
+    T* const panel = to + t / kPanel * kPanel * sizes.head_size + t % kPanel;
     for (std::int64_t k = 0; k < sizes.head_size; ++k) panel[k * kPanel] = from[k];
   }
-  to += work.key_floats();
-  for (int s = 0; s < work.streams; ++s, to += work.value_floats()) {
+  to += work.key_elements();
+  for (int s = 0; s < work.streams; ++s, to += work.value_elements()) {
     for (std::int64_t t = 0; t < sizes.keys; ++t) {
-      const float* const from = work.values[s].data + t * work.values[s].stride + head * sizes.value_size;
+      const T* const from = work.values[s].data + t * work.values[s].stride + head * sizes.value_size;
       for (std::int64_t c = 0; c < sizes.value_size; c += kPanel) {
         const std::int64_t used = std::min<std::int64_t>(kPanel, sizes.value_size - c);
         std::copy_n(from + c, used, to + c * sizes.keys + t * kPanel);
@@ -62,66 +64,66 @@ void pack_head(const AttentionWork& work, std::int64_t head) {
 }
 
 // exp((x - max) scale) of the first `count` elements; returns 1 / their sum. What follows up to a whole panel becomes 0.
-template <int bytes>
-BCNET_INLINE float softmax_row(float* row, std::int64_t count, float scale) {
-  using V = Vector<float, bytes>;
-  constexpr int lanes = FloatTiles<bytes>::lanes;
+template <int bytes, typename T>
+BCNET_INLINE T softmax_row(T* row, std::int64_t count, T scale) {
+  using V = Vector<T, bytes>;
+  constexpr int lanes = Tiles<T, bytes>::lanes;
   const std::int64_t padded = panels_of(count) * kPanel;
-  std::fill(row + count, row + padded, -std::numeric_limits<float>::infinity());
+  std::fill(row + count, row + padded, -std::numeric_limits<T>::infinity());
   V highest = load<V>(row);
   for (std::int64_t i = lanes; i < padded; i += lanes) {
     const V values = load<V>(row + i);
     highest = values > highest ? values : highest;
   }
-  float elements[lanes];
+  T elements[lanes];
   std::memcpy(elements, &highest, sizeof(highest));
-  const float most = *std::max_element(elements, elements + lanes);
+  const T most = *std::max_element(elements, elements + lanes);
   V sums{};
   for (std::int64_t i = 0; i < padded; i += lanes) {
-    const V values = exp_nonpositive((load<V>(row + i) - most) * scale, 0.0f);
+    const V values = exp_nonpositive((load<V>(row + i) - most) * scale, T(0));
     sums += values;
     store(row + i, values);
   }
   std::memcpy(elements, &sums, sizeof(sums));
-  float sum = 0;
+  T sum = 0;
   for (int i = 0; i < lanes; ++i) sum += elements[i];
   return 1 / sum;
 }
 
 // One block of rows of one head.
-template <int bytes>
-BCNET_INLINE void attend_rows(const AttentionWork& work, std::int64_t head, std::int64_t first, std::int64_t last,
-                              float* map) {
-  constexpr int width = FloatTiles<bytes>::width, most_rows = kTileRows<bytes>;
+template <int bytes, typename T>
+BCNET_INLINE void attend_rows(const AttentionWork<T>& work, std::int64_t head, std::int64_t first, std::int64_t last,
+                              T* map) {
+  constexpr int width = Tiles<T, bytes>::width, most_rows = kTileRows<bytes>;
   const AttentionSizes& sizes = work.sizes;
   const std::int64_t stride = scratch_stride(panels_of(sizes.keys) * kPanel);
   const std::int64_t rows = last - first, tiles = (rows + most_rows - 1) / most_rows;
-  const float* const keys = work.packed + head * work.head_floats();
-  const float* const query = work.query.data + first * work.query.stride + head * sizes.head_size;
+  const T* const keys = work.packed + head * work.head_elements();
+  const T* const query = work.query.data + first * work.query.stride + head * sizes.head_size;
   for (std::int64_t column = 0; column < sizes.keys; column += width) {
-    const float* const b = keys + column / kPanel * kPanel * sizes.head_size + column % kPanel;
+    const T* const b = keys + column / kPanel * kPanel * sizes.head_size + column % kPanel;
     for (std::int64_t t = 0; t < tiles; ++t) {
       const std::int64_t r = rows * t / tiles;
-      float_tile<bytes>(static_cast<int>(rows * (t + 1) / tiles - r), query + r * work.query.stride, work.query.stride, b,
-                        kPanel, sizes.head_size, false, map + r * stride + column, stride);
+      multiply_tile<bytes>(static_cast<int>(rows * (t + 1) / tiles - r), query + r * work.query.stride, work.query.stride, b,
+                        kPanel, sizes.head_size, kPart, false, map + r * stride + column, stride);
     }
   }
-  float* const weights = map + rows * stride;  // 1 / sum of each row
-  for (std::int64_t r = 0; r < rows; ++r) weights[r] = softmax_row<bytes>(map + r * stride, sizes.keys, sizes.scale);
+  T* const weights = map + rows * stride;  // 1 / sum of each row
+  for (std::int64_t r = 0; r < rows; ++r) weights[r] = softmax_row<bytes>(map + r * stride, sizes.keys, static_cast<T>(sizes.scale));
 
   for (int s = 0; s < work.streams; ++s) {
-    const float* const values = keys + work.key_floats() + s * work.value_floats();
+    const T* const values = keys + work.key_elements() + s * work.value_elements();
     for (std::int64_t column = 0; column < sizes.value_size; column += width) {
       const std::int64_t used = std::min<std::int64_t>(width, sizes.value_size - column);
-      const float* const b = values + column / kPanel * kPanel * sizes.keys + column % kPanel;
+      const T* const b = values + column / kPanel * kPanel * sizes.keys + column % kPanel;
       for (std::int64_t t = 0; t < tiles; ++t) {
         const std::int64_t r = rows * t / tiles;
         const int count = static_cast<int>(rows * (t + 1) / tiles - r);
-        float results[most_rows * width];
-        float_tile<bytes>(count, map + r * stride, stride, b, kPanel, sizes.keys, false, results, width);
+        T results[most_rows * width];
+        multiply_tile<bytes>(count, map + r * stride, stride, b, kPanel, sizes.keys, kPart, false, results, width);
         for (int i = 0; i < count; ++i) {
-          const float weight = weights[r + i];
-          float* const to = work.outputs[s].data + (first + r + i) * work.outputs[s].stride + head * sizes.value_size + column;
+          const T weight = weights[r + i];
+          T* const to = work.outputs[s].data + (first + r + i) * work.outputs[s].stride + head * sizes.value_size + column;
           for (std::int64_t c = 0; c < used; ++c) to[c] = results[i * width + c] * weight;
         }
       }
@@ -135,9 +137,10 @@ thread_local Scratch packed_scratch, map_scratch;
 
 }  // namespace
 
-void attention(Matrix query, Matrix key, const Matrix* values, int streams, const AttentionSizes& sizes,
-               InstructionSet instruction_set, int threads, const Output* outputs) {
-  AttentionWork work{query, key, {}, {}, streams, sizes, 0, nullptr};
+template <typename T>
+void attention(Matrix<T> query, Matrix<T> key, const Matrix<T>* values, int streams, const AttentionSizes& sizes,
+               InstructionSet instruction_set, int threads, const Output<T>* outputs) {
+  AttentionWork<T> work{query, key, {}, {}, streams, sizes, 0, nullptr};
   std::copy_n(values, streams, work.values);
   std::copy_n(outputs, streams, work.outputs);
   const std::int64_t stride = scratch_stride(panels_of(sizes.keys) * kPanel);
@@ -145,7 +148,7 @@ void attention(Matrix query, Matrix key, const Matrix* values, int streams, cons
   constexpr std::int64_t tile = kTileRows<64>;
   const std::int64_t wanted = std::max<std::int64_t>(1, kMapElements / (tile * stride)) * tile;
   work.blocks = (sizes.queries + wanted - 1) / wanted;
-  work.packed = packed_scratch.take<float>(sizes.heads * work.head_floats());
+  work.packed = packed_scratch.take<T>(sizes.heads * work.head_elements());
 
   WorkQueue heads(sizes.heads);
   run_in_threads(threads, [&](int) {
@@ -153,7 +156,7 @@ void attention(Matrix query, Matrix key, const Matrix* values, int streams, cons
   });
   WorkQueue queue(sizes.heads * work.blocks);
   run_in_threads(threads, [&](int) {
-    float* const map = map_scratch.take<float>((wanted + 1) * stride);
+    T* const map = map_scratch.take<T>((wanted + 1) * stride);
     for (std::int64_t item; queue.next(item);) {
       const std::int64_t head = item / work.blocks, block = item % work.blocks;
       const std::int64_t first = sizes.queries * block / work.blocks, last = sizes.queries * (block + 1) / work.blocks;
@@ -161,5 +164,10 @@ void attention(Matrix query, Matrix key, const Matrix* values, int streams, cons
     }
   });
 }
+
+template void attention(Matrix<float>, Matrix<float>, const Matrix<float>*, int, const AttentionSizes&, InstructionSet, int,
+                        const Output<float>*);
+template void attention(Matrix<double>, Matrix<double>, const Matrix<double>*, int, const AttentionSizes&, InstructionSet, int,
+                        const Output<double>*);
 
 }  // namespace bcnet_fast

@@ -58,7 +58,7 @@ template <int bytes, int rows>
 struct ByteAccumulators {
   using I = Vector<std::int32_t, bytes>;
   using V = Vector<float, bytes>;
-  static constexpr int lanes = FloatTiles<bytes>::lanes;
+  static constexpr int lanes = Tiles<float, bytes>::lanes;
   I low{}, high{};
   ByteAccumulators<bytes, rows - 1> rest;
 
