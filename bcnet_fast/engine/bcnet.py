@@ -74,7 +74,7 @@ class InteractionWeights:
     query: Any
     value_a: Any
     key_value_b: Any
-    output: tuple[Any, Any]
+    output: Any  # of both
     after: tuple[FeedForwardWeights, FeedForwardWeights]
 
 
@@ -128,7 +128,7 @@ class BCNetEngine:
             weight(state[f"{unit}.W_Q.weight"]),
             weight(state[f"{unit}.W_V_A.weight"]),
             weight(self._joint(state, unit, ("W_K", "W_V_B"))),
-            tuple(weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"),
+            self.kernels.each([weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"]),
             tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in ("aa", "bb")),
         )
 
@@ -150,6 +150,7 @@ class BCNetEngine:
                 cuts += [(begin, begin + 3 * inner), (begin, begin + inner), (begin + inner, begin + 3 * inner)]
             self.original, *parts = kernels.weights(torch.cat([self._joint(state, unit) for unit in units]), cuts)
             outputs = [kernels.weight(state[f"{unit}.fc.weight"]) for unit in units]
+            self.boundary_outputs = kernels.each(outputs)
             self.boundary_attention = [AttentionWeights(*parts[3 * i : 3 * i + 3], outputs[i]) for i in layers]
         else:
             self.boundary_attention = [self._attention(state, unit, kernels) for unit in units]
@@ -165,7 +166,8 @@ class BCNetEngine:
             del encodings[1]  # both streams have one input
         self.frame_positions = [self._position(query, encoding, self.careful) for encoding in encodings]
         self.frame_layer = self._interaction(state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful))
-        self.frame_heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
+        heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
+        self.frame_heads = self.kernels.each(heads)
 
     def _prepare_clips(self, state: Mapping[str, Tensor]) -> None:
         config, kernels, rewrites = self.config, self.kernels, self.rewrites
@@ -227,10 +229,9 @@ class BCNetEngine:
         looked_back = None
         if self.rewrites.batched_original:
             with stage("boundary: original sequence"):
-                units = self.boundary_attention
-                joint = kernels.split(kernels.linear(original, self.original, slot="joint"), len(units))
-                (attended,) = self._self_attention(joint, kernels)
-                outputs = [unit.output for unit in units]
+                joint = kernels.linear(original, self.original, slot="joint")
+                (attended,) = self._self_attention(kernels.split(joint, len(self.boundary_attention)), kernels)
+                outputs = self.boundary_outputs
                 looked_back = kernels.linear_each(attended, outputs, added=original, norm=True, slot="looked_back")
         with stage("boundary: layers"):
             for i, (unit, network) in enumerate(zip(self.boundary_attention, self.boundary_feed_forward, strict=True)):
@@ -266,7 +267,12 @@ class BCNetEngine:
         `needed`, int64 numbers of anchors: only these, in their order.
         """
         kernels, layer, positions = self.kernels, self.clip_layer, self.clip_positions
-        linear = kernels.linear if self.rewrites.shared_streams else lambda x, w, **o: kernels.linear_each(x, [w] * 2, **o)
+
+        def linear(x: Sequence, weight: Any, **options: Any) -> Sequence:
+            if self.rewrites.shared_streams:
+                return kernels.linear(x, weight, **options)
+            return kernels.linear_each(x, kernels.each([weight, weight]), **options)
+
         with stage("clips: sampling"):
             streams = [kernels.convolution(both[i], self.clip_base[0], slot=f"stream{i}") for i in range(2)]
             x = kernels.sample(streams, self.plan, positions, slot="wide0")

@@ -56,6 +56,10 @@ class NativeKernels:
         """A weight [outputs, inputs]; `exact` ones stay float32."""
         return self.weights(weight, [(0, len(weight))], exact)[0]
 
+    def each(self, weights: list[Any]) -> list[Any]:
+        """Weights of one shape for `linear_each`."""
+        return weights
+
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
         """weight [C', C / groups, 3] and bias [C']. Always float32: convolutions are 1 % of the work."""
         by_tap = self.constant(weight.transpose(1, 2).flatten(1))
@@ -109,11 +113,11 @@ class NativeKernels:
         """[T, parts * d] -> [parts, T, d]"""
         return x.reshape(len(x), parts, -1).transpose(1, 0, 2)
 
-    def rows(self, x: np.ndarray, needed: np.ndarray, slot: str) -> np.ndarray:
+    def rows(self, x: np.ndarray, needed: Tensor, slot: str) -> np.ndarray:
         """[2, P, d] -> [2, needed, d]"""
         out = self.buffer(slot, len(x), len(needed), x.shape[-1])
         for i, of_one in enumerate(x):
-            torch.index_select(torch.from_numpy(of_one), 0, torch.from_numpy(needed), out=torch.from_numpy(out[i]))
+            torch.index_select(torch.from_numpy(of_one), 0, needed, out=torch.from_numpy(out[i]))
         return out
 
     def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
