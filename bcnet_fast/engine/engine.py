@@ -58,7 +58,9 @@ class Engine:
             # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
             made = [self._window(i, window[None], needed) for i, window in enumerate(features)]
         if not made:
-            return self._scores(features)
+            window, anchors = self.config.window, self.network.anchor_count
+            sizes = (0, window, 3), (2, 0, window, 1), (0, anchors, 2), (0, anchors, 1)
+            return self._output(*(torch.empty(size, device=self.device) for size in sizes))
         return BCNetOutput(*(torch.cat(column) for column in zip(*(vars(m).values() for m in made), strict=True)))
 
     def _scores(self, features: Tensor) -> BCNetOutput:
@@ -93,8 +95,14 @@ class Engine:
         boundary, frames, action, background = (x.to(self.dtype) for x in (boundary, frames, action, background))
         actionness, start, end = boundary.sigmoid().unbind(-1)
         frame_action, frame_background = frames.sigmoid().squeeze(-1).unbind(0)
-        anchors = action[..., 0], action[..., 1].sigmoid(), background[..., 0].sigmoid()
+        anchors = [action[..., 0], action[..., 1], background[..., 0]]
         if which is not None:
-            empty = boundary.new_zeros(1, self.network.anchor_count)
-            anchors = [empty.index_copy(1, which, scores) for scores in anchors]
-        return BCNetOutput(start, end, actionness, frame_action, frame_background, *anchors)
+            # As logits, so that each has its place in the row: a sigmoid's last bit can depend on that.
+            others = (0.0, -torch.inf, -torch.inf)
+            size = 1, self.network.anchor_count
+            anchors = [x.new_full(size, n).index_copy(1, which, x) for x, n in zip(anchors, others, strict=True)]
+        regression, classification, background = (x.contiguous() for x in anchors)
+        return BCNetOutput(
+            *(start, end, actionness, frame_action, frame_background),
+            *(regression, classification.sigmoid(), background.sigmoid()),
+        )
