@@ -39,7 +39,7 @@ MANY = ModelConfig(
     head_dim=32,
     feedforward=70,
     boundary_layers=3,
-    clip_channels=8,
+    clip_channels=24,
     bins=4,
     max_duration=41,
 )
