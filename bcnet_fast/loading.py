@@ -22,6 +22,7 @@ from .outputs import BCNetOutput
 from .proposals import needed_anchors
 from .protocols import Protocol
 from .reference.bcnet import BCNet
+from .reference.layers import shapes_only
 
 PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "int8")
 
@@ -173,7 +174,7 @@ def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
     config = read_config(path)
     if config.model.name != "bcnet":
         raise InputError(f"{path}: expected weights of bcnet, found weights of {config.model.name}")
-    with torch.device("meta"):
+    with shapes_only():
         network = BCNet(config.model)
     return config, StoredWeights(path, network)
 

@@ -207,13 +207,13 @@ class BCNetEngine:
         packed = self.kernels.anchor_weight(weight, self.config.bins)
         if not self.rewrites.constant_positions:
             return Projection(packed, None, self.kernels.weight(weight))
-        products = {id(e): e.double() @ weight.double().T for e in encodings}
-        return Projection(packed, self._constants([products[id(e)] for e in encodings]), None)
+        products = {id(encoding): self.kernels.product(encoding, weight) for encoding in encodings}
+        return Projection(packed, [products[id(encoding)] for encoding in encodings], None)
 
     def _fold(self, state: Mapping[str, Tensor], prefix: str, output: Tensor, encodings: list[Tensor]) -> FoldedWeights:
         first, weight = state[f"{prefix}.fc.0.weight"], self.kernels.weight
         return FoldedWeights(
-            weight(first.double() @ output.double()),
+            weight(torch.as_tensor(self.kernels.product(first, output.T))),
             self._projection(encodings, first),
             self.kernels.constant(first.double().sum(1)),
             weight(state[f"{prefix}.fc.2.weight"]),
@@ -286,10 +286,10 @@ class BCNetEngine:
                 x = linear(attended, layer.attention.output, added=x, norm=True, slot="wide1")
                 both = kernels.feed_forward_each(x, layer.before, slot="wide0")
             else:
-                first = [self._project([s], w.sampled, i) for i, (s, w) in enumerate(zip(streams, self.folded, strict=True))]
-                both = kernels.folded_feed_forward_each(
-                    attended, layer.attention.output, x, first, self.folded, slot="wide1"
-                )
+                both = kernels.buffer("wide1", *x.shape)
+                for i, weights in enumerate(self.folded):
+                    first = self._project([streams[i]], weights.sampled, i)[0]
+                    kernels.folded_feed_forward(attended[i], layer.attention.output, x[i], first, weights, out=both[i])
         with stage("clips: difference"):
             both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
             action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
@@ -339,5 +339,5 @@ class BCNetEngine:
             ]
         else:
             added = projection.positions[which]
-        slot = "joint" if len(streams) > 1 else f"first{first_stream}"
+        slot = "joint" if len(streams) > 1 else "first"
         return self.kernels.project(streams, self.plan, projection.weight, added, slot=slot)

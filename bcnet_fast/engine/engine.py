@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .. import _native
 from ..config import ModelConfig
 from ..outputs import BCNetOutput
 from ..profiling import stage
@@ -42,6 +43,8 @@ class Engine:
         # Only a CPU has float64 at half the rate of float32.
         careful = NativeKernels("fp64") if native and precision != "fp64" else kernels
         self.network = BCNetEngine(config, state, kernels, careful, rewrites)
+        if native:
+            _native.module.return_freed_memory()  # what packing took besides the weights themselves
         self._graph = Graphed(self._scores, device) if device.type == "cuda" else None
         self._lock = threading.Lock()
 

@@ -41,7 +41,7 @@ class NativeKernels:
         """
         array, panel = self.constant(weight), _native.module.PANEL
         int8 = self.int8 and not exact
-        whole = _native.module.PackedWeight(array, int8=int8)
+        whole = _packed(array, int8=int8)
         parts = []
         for first, last in cuts:
             if (first, last) == (0, len(array)):
@@ -49,7 +49,7 @@ class NativeKernels:
             elif first % panel == 0 and last % panel == 0:
                 parts.append(whole.part(first, last))
             else:
-                parts.append(_native.module.PackedWeight(array[first:last], int8=int8))
+                parts.append(_packed(array[first:last], int8=int8))
         return parts
 
     def weight(self, weight: Tensor, exact: bool = False) -> Any:
@@ -63,15 +63,21 @@ class NativeKernels:
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
         """weight [C', C / groups, 3] and bias [C']. Always float32: convolutions are 1 % of the work."""
         by_tap = self.constant(weight.transpose(1, 2).flatten(1))
-        return _native.module.PackedWeight(by_tap, groups=groups), self.constant(bias)
+        return _packed(by_tap, groups=groups), self.constant(bias)
 
     def anchor_weight(self, weight: Tensor, bins: int) -> Any:
         """A weight [outputs, bins * C] for `project`."""
         by_bin = weight.unflatten(1, (bins, -1)).transpose(0, 1).flatten(0, 1)
-        return _native.module.PackedWeight(self.constant(by_bin), groups=bins)
+        return _packed(self.constant(by_bin), groups=bins)
 
     def constant(self, tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
+
+    def product(self, x: Tensor, weight: Tensor) -> np.ndarray:
+        """x weight^T as a constant."""
+        x, out = self.constant(x), np.empty((len(x), len(weight)), self.dtype)
+        self._linear(x, _packed(self.constant(weight)), out, None, False)
+        return out
 
     def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
         plan = plan.to(dtype=torch.float64 if self.dtype == np.float64 else torch.float32)
@@ -160,16 +166,12 @@ class NativeKernels:
             )
         return out
 
-    def folded_feed_forward_each(
-        self, xs: np.ndarray, attention: Any, added: np.ndarray, first: list[np.ndarray], weights: list[Any], *, slot: str
-    ) -> np.ndarray:
-        """y = LayerNorm(x attention^T + added), then its feed-forward; `first` is what that makes of added."""
-        out = self.buffer(slot, *added.shape)
-        for x, to, more, of_added, w in zip(xs, out, added, first, weights, strict=True):
-            _native.module.folded_feed_forward(
-                x, attention, w.attended, w.sums, w.second, more, of_added[0], to, EPS, torch.get_num_threads()
-            )
-        return out
+    def folded_feed_forward(
+        self, x: np.ndarray, attention: Any, added: np.ndarray, first: np.ndarray, weights: Any, out: np.ndarray
+    ) -> None:
+        """y = LayerNorm(x attention^T + added), then its feed-forward; `first` is what its first weight makes of `added`."""
+        parts = attention, weights.attended, weights.sums, weights.second
+        _native.module.folded_feed_forward(x, *parts, added, first, out, EPS, torch.get_num_threads())
 
     def convolution(
         self, x: np.ndarray, weight: tuple[Any, np.ndarray], *, slot: str, added: np.ndarray | None = None
@@ -214,6 +216,10 @@ class NativeKernels:
             rows = np.ascontiguousarray(x)
             _native.module.project_anchors(rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads())
         return out
+
+
+def _packed(weight: np.ndarray, **options: Any) -> Any:
+    return _native.module.PackedWeight(weight, threads=torch.get_num_threads(), **options)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:
