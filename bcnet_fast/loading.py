@@ -163,7 +163,9 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
         raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
     if precision == "int8" and not possible:
         why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
-        raise InputError(f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}")
+        raise InputError(
+            f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}"
+        )
     return possible and (exact or precision == "int8")
 
 

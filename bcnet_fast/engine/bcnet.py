@@ -165,7 +165,9 @@ class BCNetEngine:
         if self.rewrites.shared_streams and torch.equal(*encodings):
             del encodings[1]  # both streams have one input
         self.frame_positions = [self._position(query, encoding, self.careful) for encoding in encodings]
-        self.frame_layer = self._interaction(state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful))
+        self.frame_layer = self._interaction(
+            state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful)
+        )
         heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
         self.frame_heads = self.kernels.each(heads)
 
@@ -181,7 +183,9 @@ class BCNetEngine:
             encodings[1] = encodings[0]  # so that what is made of them is kept once
         self.clip_positions = self._constants(encodings)
         projects = rewrites.project_sampling and kernels.projects
-        cheaper = {n: cheaper_strategy(plan, config.clip_channels, n, "cpu") for n in (3 * self.inner, config.feedforward)}
+        cheaper = {
+            n: cheaper_strategy(plan, config.clip_channels, n, "cpu") for n in (3 * self.inner, config.feedforward)
+        }
 
         self.projection = None
         if projects and cheaper[3 * self.inner] == "project":
@@ -278,7 +282,11 @@ class BCNetEngine:
             x = kernels.sample(streams, self.plan, positions, slot="wide0")
         with stage("clips: queries, keys, values"):
             projection = self.projection
-            joint = linear(x, layer.attention.joint, slot="joint") if projection is None else self._project(streams, projection)
+            joint = (
+                linear(x, layer.attention.joint, slot="joint")
+                if projection is None
+                else self._project(streams, projection)
+            )
         with stage("clips: self-attention"):
             (attended,) = self._self_attention(joint, kernels)
         with stage("clips: feed-forward"):
@@ -295,7 +303,9 @@ class BCNetEngine:
             action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
             return action, kernels.linear(both[1], self.clip_heads[1], slot="clips1")
 
-    def _sequence(self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any) -> Sequence:
+    def _sequence(
+        self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any
+    ) -> Sequence:
         """[..., T, C] through three convolutions, with positions added: [..., T, d]."""
         x = kernels.convolution(kernels.features(features), base[0], slot="convolution0")
         x = kernels.convolution(x, base[1], slot="convolution1")

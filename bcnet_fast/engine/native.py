@@ -179,9 +179,7 @@ class NativeKernels:
         """relu(convolution over time + bias) [+ added]"""
         packed, bias = weight
         out = self.buffer(slot, len(x), packed.groups * packed.outputs)
-        _native.module.convolution(
-            x, packed, out, bias=bias, relu=True, added=added, threads=torch.get_num_threads()
-        )
+        _native.module.convolution(x, packed, out, bias=bias, relu=True, added=added, threads=torch.get_num_threads())
         return out
 
     def attention(
@@ -214,7 +212,9 @@ class NativeKernels:
         groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
         for x, more, to in zip(streams, added, out, strict=True):
             rows = np.ascontiguousarray(x)
-            _native.module.project_anchors(rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads())
+            _native.module.project_anchors(
+                rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads()
+            )
         return out
 
 
