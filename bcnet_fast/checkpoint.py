@@ -85,8 +85,8 @@ class StoredWeights(Mapping[str, Tensor]):
         return tensor
 
     def _read(self, name: str) -> Tensor:
-        # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in memory
-        # until the last tensor of the same opening is gone.
+        # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in
+        # memory until the last tensor of the same opening is gone.
         with _opened(self.path) as file:
             return file.get_tensor(name)
 

@@ -1,8 +1,8 @@
-"""BCNet's inference, written once for all devices: which products are made, in which order, and what is fused with them.
+"""BCNet's inference, written once for all devices: which products are made, and what is fused with them.
 
-The arithmetic itself is that of a set of kernels: `native` (C++ on the CPU) or `portable` (PyTorch and `bcnet_fast.ops`, on
-any device). Both offer the same few operations on sequences [..., T, d], NumPy arrays or tensors. A result lies in the
-buffer that `slot` names, and is gone once that is written again.
+The arithmetic itself is that of a set of kernels: `native` (C++ on the CPU) or `portable` (PyTorch and
+`bcnet_fast.ops`, on any device). Both offer the same few operations on sequences [..., T, d], NumPy arrays or tensors.
+A result lies in the buffer that `slot` names, and is gone once that is written again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ class FeedForwardWeights:
 
 @dataclass(frozen=True)
 class Projection:
-    """A weight that all anchors' features are multiplied by: sampled features by `weight`, the positional encoding of each
-    stream either beforehand (`positions`) or each time, by `position_weight`."""
+    """A weight for all anchors' features, which are sampled features and a positional encoding.
+
+    `weight` is for the former. What it makes of the encoding of each stream is `positions`, or is made each time by
+    `position_weight`.
+    """
 
     weight: Any
     positions: list[Any] | None
@@ -86,8 +89,8 @@ class BCNetEngine:
     ) -> None:
         """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
 
-        `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work, whose
-        rounding errors all that follows repeats and enlarges.
+        `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work,
+        whose rounding errors all that follows repeats and enlarges.
         """
         self.config, self.kernels, self.careful, self.rewrites = config, kernels, careful, rewrites
         self.inner = config.heads * config.head_dim
@@ -266,7 +269,7 @@ class BCNetEngine:
             return both, kernels.linear_each(both, self.frame_heads, slot="frames")
 
     def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence]:
-        """Logits [..., P, 2] (regression, classification) and [..., P, 1] (background), from the frame level's sequences.
+        """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background).
 
         `needed`, int64 numbers of anchors: only these, in their order.
         """

@@ -35,9 +35,9 @@ class NativeKernels:
     # ---- Weights
 
     def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Any]:
-        """The rows of a weight [outputs, inputs] from one number to another, for each of `cuts`, of which the first is all.
+        """For each of `cuts`, a weight of the rows from one number to another of `weight` [outputs, inputs].
 
-        They share its memory where they begin and end with whole panels.
+        The first cut is all of them, and the others share its memory where they are whole panels.
         """
         array, panel = self.constant(weight), _native.module.PANEL
         int8 = self.int8 and not exact
@@ -89,8 +89,8 @@ class NativeKernels:
     def buffer(self, slot: str, *shape: int, padded: bool = True) -> np.ndarray:
         """Memory for [..., d] in the slot, which grows to the largest that was ever asked for.
 
-        Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places in
-        the cache.
+        Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places
+        in the cache.
         """
         columns = (-(-shape[-1] // LINE) | 1) * LINE if padded else shape[-1]
         size = math.prod(shape[:-1]) * columns
@@ -169,7 +169,7 @@ class NativeKernels:
     def folded_feed_forward(
         self, x: np.ndarray, attention: Any, added: np.ndarray, first: np.ndarray, weights: Any, out: np.ndarray
     ) -> None:
-        """y = LayerNorm(x attention^T + added), then its feed-forward; `first` is what its first weight makes of `added`."""
+        """y = LayerNorm(x attention^T + added), then its feed-forward, whose first weight makes `first` of `added`."""
         parts = attention, weights.attended, weights.sums, weights.second
         _native.module.folded_feed_forward(x, *parts, added, first, out, EPS, torch.get_num_threads())
 
@@ -185,7 +185,7 @@ class NativeKernels:
     def attention(
         self, query: np.ndarray, key: np.ndarray, values: tuple[np.ndarray, ...], heads: int, *, slot: str
     ) -> np.ndarray:
-        """softmax(query key^T / sqrt(D)) value for each of the values, [values, ..., T, heads * D']; leading dimensions alike."""
+        """softmax(query key^T / sqrt(D)) value for each of the values: [values, ..., T, heads * D']"""
         scale = (query.shape[-1] // heads) ** -0.5
         out = self.buffer(slot, len(values), *query.shape[:-1], values[0].shape[-1])
         for index in np.ndindex(query.shape[:-2]):

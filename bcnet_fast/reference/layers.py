@@ -158,7 +158,7 @@ class InteractionEncoder(nn.Module):
 
 @contextlib.contextmanager
 def shapes_only() -> Iterator[None]:
-    """Modules made inside have parameters of the right shapes whose values mean nothing. Memory that nobody writes is free.
+    """Modules made inside have parameters of the right shapes and no values: memory that nobody writes is free.
 
     PyTorch's own way, the device "meta", imports hundreds of modules on its first use: a second, and 150 MB.
     """
