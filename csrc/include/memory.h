@@ -1,4 +1,4 @@
-// Memory that is written for the first time.
+// Hints about memory: pages that are written for the first time, cache lines that will be read.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,16 @@ inline void prefer_huge_pages(void* memory, std::size_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only a wish: no error matters
 #else
   (void)memory, (void)bytes;
+#endif
+}
+
+// Begins to fetch `bytes` bytes into the cache, whether they exist or not.
+template <int bytes>
+inline void prefetch(const void* from) {
+#if defined(__GNUC__)
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
+#else
+  (void)from;
 #endif
 }
 
