@@ -5,8 +5,7 @@
 Everything runs in this process, on the same inputs, in turn; nothing is timed before the results of a case agree. Freed
 memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
 median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant prepares
-included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median; on a CPU,
-the copy that a floor is made of is timed in turn with the variants, so that a disturbance meets both. The chart
+included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median. The chart
 shows how many times faster each operator is than its reference and than its alternatives.
 
 --quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes: it ends within a minute.
@@ -365,12 +364,8 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
             calls[name], results[name], peaks[name] = prepare(make, device)
     check(case, results)
     del results
-    if device == "cuda":
-        timings, floor = time_on_cuda(calls), gpu_floor_ms(case.work)
-    else:
-        copy = {"copy": roofline.copying(case.work)}
-        timings = alternate(calls | copy, seconds=0.5 if quick else 2.0)
-        floor = roofline.cpu_floor_ms(case.work, timings.pop("copy").median)
+    timings = time_on_cuda(calls) if device == "cuda" else alternate(calls, seconds=0.5 if quick else 2.0)
+    floor = floor_ms(case.work, device)
     return [
         {
             "operator": case.operator,
@@ -391,8 +386,10 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
     ]
 
 
-def gpu_floor_ms(work: roofline.Work) -> float | None:
+def floor_ms(work: roofline.Work, device: str) -> float | None:
     """The floor in float32, None on a GPU whose rates bench/roofline.py does not have."""
+    if device == "cpu":
+        return roofline.cpu_floor_ms(work)
     known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
     return roofline.gpu_floor_us(work, known[0], "fp32") / 1e3 if known else None
 

@@ -21,7 +21,7 @@ import csv
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -196,17 +196,18 @@ def cpu_tflops() -> float:
     return 2 * 1536**3 / best_seconds(lambda: torch.mm(a, b, out=out)) * 1e-12
 
 
-def copying(work: Work) -> Callable[[], torch.Tensor]:
-    """A copy into a new tensor, as operators make their outputs, that moves as many bytes of float32, from and to."""
-    return torch.ones(max(1, int(work.bytes(4)) // 8)).clone
+@functools.cache
+def cpu_gigabytes(moved: int) -> float:
+    """GB/s of a copy into a new tensor, as operators make their outputs, that moves so many bytes, from and to."""
+    source = torch.ones(max(1, moved // 8))
+    return moved / best_seconds(source.clone, 15) * 1e-9
 
 
-def cpu_floor_ms(work: Work, copy_ms: float | None = None) -> float:
-    """The floor of float32 on this processor, where `copying` takes `copy_ms`, which is measured unless given."""
-    if copy_ms is None:
-        copy_ms = 1e3 * best_seconds(copying(work), 15)
+def cpu_floor_ms(work: Work) -> float:
+    """The floor of float32 on this processor."""
+    moved = int(work.bytes(4))
     threads = torch.get_num_threads() if work.serial else 1
-    return work.floor_ms(cpu_tflops() / threads, work.bytes(4) / copy_ms * 1e-6, 4)
+    return work.floor_ms(cpu_tflops() / threads, cpu_gigabytes(moved), 4)
 
 
 def gpu_floor_us(work: Work, gpu: Gpu, dtype: str) -> float:
