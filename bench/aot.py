@@ -8,7 +8,7 @@ Triton kernels are compiled here; those in CUDA C++ are read from the extension 
     python bench/aot.py                               all of it (up to 20 minutes on 2 cores)
     python bench/aot.py --targets 80 90 --kernels difference_attention
 
-Times are not measured here and cannot be derived from these figures.
+Times are not measured here and cannot be derived from these figures. Needs Triton 3.3: its compiler is called directly.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from bcnet_fast.files import atomic_text  # noqa: E402
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
 from bcnet_fast.ops.reference import most_pairs  # noqa: E402
 
+OLDEST_TRITON = (3, 3)
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
@@ -329,6 +330,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at the same time")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="file to write; '-' writes none")
     args = parser.parse_args(argv)
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        raise BackendError(f"needs Triton {'.'.join(map(str, OLDEST_TRITON))}, found {triton.__version__}")
 
     rows = [row for name, generate in CUDA_KERNELS.items() if name in args.kernels for row in generate(args.targets)]
     triton_kernels = [name for name in KERNELS if name in args.kernels]

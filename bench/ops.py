@@ -238,7 +238,7 @@ def norm_cases(device: str) -> Iterator[Case]:
 def match_cases(device: str) -> Iterator[Case]:
     anchors = torch.from_numpy(make_anchors(256, 64).astype(np.int64)).to(device)
     table = torch.from_numpy(matching_table(256, 64).copy()).to(device)
-    for windows in (1, 8):
+    for windows in (1, 8, 64):
         # As many boundaries as a trained network gives: about every third snippet is a peak, few are sure.
         start, end = torch.rand(2, windows, 256, device=device) ** 3
         scores = torch.rand(3, windows, len(anchors), device=device)

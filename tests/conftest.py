@@ -18,6 +18,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from bcnet_fast.ops import _dispatch
+
 ROOT = Path(__file__).resolve().parent.parent
 # Largest allowed `error` of an operator, for outputs and gradients alike: 4 to 8 roundings of the dtype.
 BOUNDS = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -32,6 +34,13 @@ def error(result: torch.Tensor, exact: torch.Tensor) -> float:
 def dtype(value: torch.dtype):
     """A parameter of a test, named like the dtype."""
     return pytest.param(value, id=str(value).removeprefix("torch."))
+
+
+def needs_triton(op: str) -> pytest.MarkDecorator:
+    """Skips a test of an operator's Triton kernel where Triton is missing or older than the kernels ask for."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    why = _dispatch.unusable(op, "triton", device)
+    return pytest.mark.skipif(why is not None, reason=str(why))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ On a machine with a GPU the Triton kernels run there; elsewhere in Triton's inte
 from __future__ import annotations
 
 import csv
-import importlib.util
 import itertools
 import mmap
 from functools import partial
@@ -14,7 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import BOUNDS, ROOT, dtype, error
+from conftest import BOUNDS, ROOT, dtype, error, needs_triton
 
 from bcnet_fast import _native
 from bcnet_fast.errors import BackendError
@@ -40,8 +39,8 @@ SHAPES = [
 ]
 
 native = pytest.param("native", marks=pytest.mark.skipif(_native.module is None, reason=str(_native.reason)))
-no_triton = importlib.util.find_spec("triton") is None
-triton = pytest.param("triton", marks=pytest.mark.skipif(no_triton, reason="the package triton is not installed"))
+with_triton = needs_triton("add_layer_norm")
+triton = pytest.param("triton", marks=with_triton)
 
 
 @pytest.fixture(params=["reference", native, triton])
@@ -144,7 +143,7 @@ def test_takes_any_strides(backend, device):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs 4 GiB of address space, of memory on a GPU")
-@pytest.mark.skipif(no_triton, reason="the package triton is not installed")
+@with_triton
 def test_offsets_pass_32_bits():
     # Three rows 2^30 elements apart; the pages between them are never touched, so they take no memory.
     step = 2**30

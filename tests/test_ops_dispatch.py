@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from test_sampling import PLANS
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcnet_fast.ops import (
     add_layer_norm,
@@ -52,6 +53,29 @@ def test_backward_uses_the_backend_of_its_forward(monkeypatch, name):
     with use_backend("reference"):
         out.sum().backward()
     assert not runs
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_operators_are_seen_by_modes_and_profilers(name):
+    """The way around PyTorch's dispatcher is for plain calls alone, and gives the same."""
+
+    class Record(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    seen = []
+    with use_backend("native"):
+        plain = CALLS[name](X)
+        with Record():
+            recorded = CALLS[name](X)
+        with torch.profiler.profile() as profile:
+            CALLS[name](X)
+        with_gradients = CALLS[name](X.clone().requires_grad_())
+    assert f"bcnet_fast.{name}.default" in seen
+    assert f"bcnet_fast::{name}" in [event.key for event in profile.key_averages()]
+    assert torch.equal(recorded, plain) and torch.equal(with_gradients, plain)
+    assert with_gradients.requires_grad and not plain.requires_grad
 
 
 @pytest.mark.parametrize("name", ["difference_attention", "add_layer_norm"])

@@ -12,13 +12,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, needs_triton
 from plain_match import look_up, match_one_window
 
 from bcnet_fast import _native
@@ -33,8 +32,8 @@ SHAPES = [
     *((1, 48, 31, 130), (1, 65, 70, 1)),
 ]
 native_only = pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
-no_triton = pytest.mark.skipif(find_spec("triton") is None, reason="the package triton is not installed")
-BACKENDS = ("reference", pytest.param("native", marks=native_only), pytest.param("triton", marks=no_triton))
+with_triton = needs_triton("match_proposals")
+BACKENDS = ("reference", pytest.param("native", marks=native_only), pytest.param("triton", marks=with_triton))
 
 
 @pytest.fixture(params=BACKENDS)
@@ -119,7 +118,7 @@ def test_equals_the_loop_at_the_size_of_thumos14(backend, device, poisoned, rng)
     assert_is_the_loop(found, tensors, lengths, max_snippets=60.0)
 
 
-@no_triton
+@with_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tiles that are too small for a GPU")
 def test_the_kernel_needs_no_window_to_fit_its_tiles(monkeypatch, poisoned, rng):
     from bcnet_fast.kernels import match_proposals as kernels
@@ -358,8 +357,8 @@ def test_table_of_compiled_kernels_covers_the_variant():
     assert {r["target"] for r in rows} == {f"sm_{t}" for t in config.targets}
 
 
-@no_triton
 def test_compiles_ahead_of_time_without_fused_multiply_add():
+    pytest.importorskip("triton", minversion="3.3")
     # In a process of its own: this one may have the compiler replaced by the interpreter.
     code = (
         "import aot, subprocess; launch = list(aot.KERNELS['match_proposals'](90))[4].launch;"

@@ -8,7 +8,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import LACKING, check_number, choose, requested, use_backend
+from ._dispatch import LACKING, call, check_number, choose, requested, use_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
@@ -50,7 +50,7 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     if not torch.compiler.is_compiling() and _pytorch_is_faster(x) and requested() == "auto":
         _check(x, residual, eps)
         return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
-    return _forward(x, residual, eps)[0]
+    return call(_forward, _run, x, residual, eps)[0]
 
 
 def _pytorch_is_faster(x: torch.Tensor) -> bool:
@@ -79,13 +79,7 @@ def _arrays(*tensors: torch.Tensor) -> list:
     return [tensor.detach().contiguous().numpy() for tensor in tensors]
 
 
-# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
-@torch.library.custom_op(
-    "bcnet_fast::add_layer_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor residual, float eps) -> (Tensor, Tensor)",
-)
-def _forward(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The output, and 1 / sqrt(variance + eps) [...] of each row for the backward (no gradient flows through it)."""
     out, rstd = _forward_fake(x, residual, eps)
     backend = choose("add_layer_norm", x.device, x.dtype)
@@ -101,6 +95,15 @@ def _forward(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch
     return out, rstd
 
 
+# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
+_forward = torch.library.custom_op(
+    "bcnet_fast::add_layer_norm",
+    _run,
+    mutates_args=(),
+    schema="(Tensor x, Tensor residual, float eps) -> (Tensor, Tensor)",
+)
+
+
 @_forward.register_fake
 def _forward_fake(x, residual, eps):
     _check(x, residual, eps)
@@ -108,12 +111,7 @@ def _forward_fake(x, residual, eps):
     return out, x.new_empty(x.shape[:-1], dtype=reference.accumulation_dtype(x.dtype))
 
 
-@torch.library.custom_op(
-    "bcnet_fast::add_layer_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor out, Tensor rstd) -> Tensor",
-)
-def _backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
+def _run_backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     """The gradient of x, which is that of residual too."""
     grad_input = _backward_fake(grad, out, rstd)
     backend = choose("add_layer_norm", grad.device, grad.dtype)
@@ -127,6 +125,14 @@ def _backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torc
     else:
         grad_input.copy_(reference.add_layer_norm_backward(grad, out, rstd))
     return grad_input
+
+
+_backward = torch.library.custom_op(
+    "bcnet_fast::add_layer_norm_backward",
+    _run_backward,
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor rstd) -> Tensor",
+)
 
 
 @_backward.register_fake
@@ -143,7 +149,7 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _autograd(ctx, grad, _):
     with use_backend(ctx.backend):
-        grad_input = _backward(grad, *ctx.saved_tensors)
+        grad_input = call(_backward, _run_backward, grad, *ctx.saved_tensors)
     return grad_input, grad_input, None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _native
 from ..sampling import SamplingPlan
 from . import reference
-from ._dispatch import autocast, choose, requested, use_backend, without_autocast
+from ._dispatch import autocast, call, choose, requested, use_backend, without_autocast
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
@@ -45,7 +45,7 @@ def anchor_sampling(features: Tensor, plan: SamplingPlan) -> Tensor:
         ValueError: a rank, size or device does not fit.
     """
     _check_types(features, plan, {})
-    return _sampling(features, *_arguments(plan))
+    return call(_sampling, _sample, features, *_arguments(plan))
 
 
 def anchor_projection(
@@ -92,7 +92,8 @@ def anchor_projection(
     if strategy == "auto" and weight.dim() == 3:
         strategy = cheaper_strategy(plan, *weight.shape[1:], features.device.type)
     features, weight, bias = autocast(features, weight, bias)
-    return _projection(features, weight, bias, *_arguments(plan), relu, strategy == "project")
+    arguments = features, weight, bias, *_arguments(plan), relu, strategy == "project"
+    return call(_projection, _sample_and_project, *arguments)
 
 
 def cheaper_strategy(plan: SamplingPlan, channels: int, outputs: int, device: str) -> str:
@@ -193,9 +194,8 @@ def _sources(bins: tuple[int, ...]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(bins)), torch.tensor(bins)).int()
 
 
-@torch.library.custom_op("bcnet_fast::anchor_sampling", mutates_args=(), schema=f"(Tensor features, {_PLAN}) -> Tensor")
 @without_autocast
-def _sampling(
+def _sample(
     features, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
     group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
@@ -204,10 +204,10 @@ def _sampling(
     backend = choose("anchor_sampling", features.device, features.dtype)
     if backend == "reference":
         return reference.anchor_sampling(rows, first, offsets, weights, bins, longest).to(features.dtype)
-    out = features.new_empty(len(rows), *first.shape, rows.shape[-1])
     if backend == "triton":
         from ..kernels import anchor_sampling as kernels
 
+        out = features.new_empty(len(rows), *first.shape, rows.shape[-1])
         kernels.launch_sampling(rows, first, offsets, weights, bins, out)
         return out
     return _sample_native(rows, first, offsets, weights, bins).to(features.dtype)
@@ -221,6 +221,11 @@ def _sample_native(rows: Tensor, first: Tensor, offsets: Tensor, weights: Tensor
     return out
 
 
+_sampling = torch.library.custom_op(
+    "bcnet_fast::anchor_sampling", _sample, mutates_args=(), schema=f"(Tensor features, {_PLAN}) -> Tensor"
+)
+
+
 @_sampling.register_fake
 def _sampling_fake(features, first, offsets, weights, *rest):
     length, bins = rest[-3:-1]
@@ -228,11 +233,8 @@ def _sampling_fake(features, first, offsets, weights, *rest):
     return features.new_empty(features.shape[0], *first.shape, features.shape[-2])
 
 
-@torch.library.custom_op(
-    "bcnet_fast::anchor_sampling_backward", mutates_args=(), schema=f"(Tensor grad, {_PLAN}) -> Tensor"
-)
 @without_autocast
-def _sampling_backward(
+def _sample_backward(
     grad, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order, step,
     group_offsets, group_rows, group_weights, length, bins, longest,
 ):  # fmt: skip
@@ -254,6 +256,14 @@ def _sampling_backward(
     return _like_features(rows.to(grad.dtype), bins)
 
 
+_sampling_backward = torch.library.custom_op(
+    "bcnet_fast::anchor_sampling_backward",
+    _sample_backward,
+    mutates_args=(),
+    schema=f"(Tensor grad, {_PLAN}) -> Tensor",
+)
+
+
 @_sampling_backward.register_fake
 def _sampling_backward_fake(grad, *plan):
     length, bins = plan[-3:-1]
@@ -269,7 +279,8 @@ def _sampling_context(ctx, inputs, output) -> None:
 
 def _sampling_autograd(ctx, grad):
     with use_backend(ctx.backend):
-        return _sampling_backward(grad, *ctx.saved_tensors, *ctx.sizes), *[None] * _PLAN_ARGUMENTS
+        grad = call(_sampling_backward, _sample_backward, grad, *ctx.saved_tensors, *ctx.sizes)
+    return grad, *[None] * _PLAN_ARGUMENTS
 
 
 _sampling.register_autograd(_sampling_autograd, setup_context=_sampling_context)
@@ -284,13 +295,8 @@ def _project(rows: Tensor, weight: Tensor, bins: list[int]) -> Tensor:
     return projected
 
 
-@torch.library.custom_op(
-    "bcnet_fast::anchor_projection",
-    mutates_args=(),
-    schema=f"(Tensor features, Tensor weight, Tensor? bias, {_PLAN}, bool relu, bool project_first) -> Tensor",
-)
 @without_autocast
-def _projection(
+def _sample_and_project(
     features, weight, bias, first, offsets, weights, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, order,
     step, group_offsets, group_rows, group_weights, length, bins, longest, relu, project_first,
 ):  # fmt: skip
@@ -330,6 +336,14 @@ def _projection(
         if relu:
             result.relu_()
     return result.to(features.dtype)
+
+
+_projection = torch.library.custom_op(
+    "bcnet_fast::anchor_projection",
+    _sample_and_project,
+    mutates_args=(),
+    schema=f"(Tensor features, Tensor weight, Tensor? bias, {_PLAN}, bool relu, bool project_first) -> Tensor",
+)
 
 
 @_projection.register_fake

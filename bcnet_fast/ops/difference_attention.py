@@ -13,6 +13,8 @@ from ._dispatch import autocast, check_number, choose, requested, use_backend, w
 MAX_HEAD = 128
 # On the CPU, a map of up to so many elements stays in the cache: then plain products are faster than blocks of it.
 SMALL_MAP = 2**20
+# PyTorch 2.4 rounds the logits of its CPU attention to float16, and a logit of 10,000 to a multiple of 8 with it.
+ROUNDS_LOGITS = torch.__version__ < (2, 5)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -137,6 +139,8 @@ def _twice_backward(
 
 def _of_one_size(*tensors: torch.Tensor) -> list[torch.Tensor]:
     """The tensors with their heads padded with zeros to the largest, and each head's elements side by side."""
+    if ROUNDS_LOGITS and tensors[0].dtype == torch.float16:
+        tensors = tuple(tensor.float() for tensor in tensors)
     size = max(tensor.shape[-1] for tensor in tensors)
     padded = [torch.nn.functional.pad(t, (0, size - t.shape[-1])) if t.shape[-1] < size else t for t in tensors]
     return [t if t.stride(-1) == 1 else t.contiguous() for t in padded]

@@ -10,7 +10,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import check_number, choose
+from ._dispatch import call, check_number, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ANCHOR_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
@@ -102,7 +102,8 @@ def match_proposals(
     start, end, classification, regression = (t.detach() for t in (start, end, classification, regression))
     background = None if background is None else background.detach()
     return MatchedProposals(
-        *_match_proposals(
+        *call(
+            _match_proposals, _run,
             start, end, classification, regression, background, anchors, table, lengths,
             boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
         )
@@ -173,15 +174,7 @@ def _check_values(start, end, classification, regression, background, anchors, t
             )
 
 
-# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
-@torch.library.custom_op(
-    "bcnet_fast::match_proposals",
-    mutates_args=(),
-    schema="(Tensor start, Tensor end, Tensor classification, Tensor regression, Tensor? background, Tensor anchors, "
-    "Tensor table, Tensor? lengths, float boundary_threshold, float min_classification, float min_regression, "
-    "float? max_snippets, bool clamp_boundaries) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-def _match_proposals(
+def _run(
     start, end, classification, regression, background, anchors, table, lengths,
     boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
 ):  # fmt: skip
@@ -202,6 +195,17 @@ def _match_proposals(
     return outputs
 
 
+# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
+_match_proposals = torch.library.custom_op(
+    "bcnet_fast::match_proposals",
+    _run,
+    mutates_args=(),
+    schema="(Tensor start, Tensor end, Tensor classification, Tensor regression, Tensor? background, Tensor anchors, "
+    "Tensor table, Tensor? lengths, float boundary_threshold, float min_classification, float min_regression, "
+    "float? max_snippets, bool clamp_boundaries) -> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
 def _run_native(tensors, options):
     start, *_, table, _ = tensors
     if start.dtype in (torch.float16, torch.bfloat16):
@@ -212,21 +216,15 @@ def _run_native(tensors, options):
         None if tensor is None else np.ascontiguousarray(tensor.numpy(force=True), dtype)
         for tensor, dtype in zip(tensors, dtypes, strict=True)
     ]
-    windows, rows = start.shape[0], reference.most_pairs(*table.shape)
-    # NumPy takes zeros from the system where it can, so that the padding is not written a second time.
-    outputs = (
-        np.zeros((windows, rows, 2)),
-        np.zeros((windows, rows)),
-        np.zeros((windows, rows, 2), np.int32),
-        np.zeros(windows, np.int64),
-    )
+    outputs = _outputs(start, table)
+    arrays = [output.numpy() for output in outputs]
     try:
-        _native.module.match_proposals(*inputs, *options, torch.get_num_threads(), *outputs)
+        _native.module.match_proposals(*inputs, *options, torch.get_num_threads(), *arrays)
     except ValueError:
         # It looks at all values itself, in less time, but says less about them.
         _check_values(*tensors)
         raise
-    return tuple(torch.from_numpy(output) for output in outputs)
+    return outputs
 
 
 def _outputs(start: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ...]:

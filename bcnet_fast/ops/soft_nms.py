@@ -9,7 +9,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import check_number, choose
+from ._dispatch import call, check_number, choose
 
 METHODS = ("gaussian", "linear", "hard")
 DTYPES = (torch.float32, torch.float64)
@@ -73,7 +73,8 @@ def soft_nms(
     if length_epsilon is None:
         length_epsilon = 1e-6 if segments.dtype == torch.float32 else 0.0
     segments, scores = segments.detach(), scores.detach()
-    return _soft_nms(segments, scores, offsets, method, sigma, low, high, min_score, max_proposals, length_epsilon)
+    options = method, sigma, low, high, min_score, max_proposals, length_epsilon
+    return call(_soft_nms, _run, segments, scores, offsets, *options)
 
 
 def _pair(iou_threshold: float | tuple[float, float]) -> tuple[float, float]:
@@ -156,14 +157,7 @@ def _check_values(segments: np.ndarray, scores: np.ndarray, offsets: np.ndarray)
         raise ValueError(f"soft_nms: offsets must not decrease, got {before} and then {after}")
 
 
-# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
-@torch.library.custom_op(
-    "bcnet_fast::soft_nms",
-    mutates_args=(),
-    schema="(Tensor segments, Tensor scores, Tensor? offsets, str method, float sigma, float threshold_low, "
-    "float threshold_high, float min_score, int? max_proposals, float length_epsilon) -> (Tensor, Tensor, Tensor)",
-)
-def _soft_nms(
+def _run(
     segments, scores, offsets, method, sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon
 ):
     device = segments.device
@@ -177,6 +171,16 @@ def _soft_nms(
     arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
     run = _run_native if backend == "native" else _run_reference
     return tuple(torch.from_numpy(array).to(device) for array in run(*arrays, *options))
+
+
+# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
+_soft_nms = torch.library.custom_op(
+    "bcnet_fast::soft_nms",
+    _run,
+    mutates_args=(),
+    schema="(Tensor segments, Tensor scores, Tensor? offsets, str method, float sigma, float threshold_low, "
+    "float threshold_high, float min_score, int? max_proposals, float length_epsilon) -> (Tensor, Tensor, Tensor)",
+)
 
 
 def _run_reference(segments, scores, offsets, *options):

@@ -18,19 +18,14 @@ using Index = Array<std::int32_t>;
 // The plan, after checks that keep all that is read and written inside the arrays.
 template <typename T>
 BinPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
-                        std::int64_t length) {
+                   std::int64_t length, InstructionSet instruction_set) {
   if (first.ndim() != 2) refuse(op, "first", shape_of(first), "[P, N]");
   if (offsets.ndim() != 1 || offsets.shape(0) != first.size() + 1) refuse(op, "offsets", shape_of(offsets), "[P N + 1]");
   if (weights.ndim() != 1) refuse(op, "weights", shape_of(weights), "[taps]");
-  const std::int32_t* begin = first.data();
-  const std::int32_t* bounds = offsets.data();
-  bool inside = bounds[0] >= 0 && bounds[first.size()] <= weights.shape(0);
-  for (py::ssize_t cell = 0; cell < first.size(); ++cell) {
-    const std::int64_t taps = std::int64_t{bounds[cell + 1]} - bounds[cell];
-    inside &= (taps >= 0) & (begin[cell] >= 0) & (begin[cell] + taps <= length);
-  }
-  if (!inside) refuse(op, "plan", "reaching outside", "snippets and weights that exist");
-  return {first.shape(0), first.shape(1), length, begin, bounds, weights.data()};
+  const BinPlan<T> plan{first.shape(0), first.shape(1), length, weights.shape(0), first.data(), offsets.data(),
+                        weights.data()};
+  if (!plan_exists(plan, instruction_set)) refuse(op, "plan", "reaching outside", "snippets and weights that exist");
+  return plan;
 }
 
 // The groups of a plan for outputs of `anchors` anchors, after checks of the same kind.
@@ -84,11 +79,11 @@ void sample(const Array<T>& rows, const Index& first, const Index& offsets, cons
             const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample";
   if (rows.ndim() != 4) refuse(op, "rows", shape_of(rows), "[B, G, T, C]");
-  const BinPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2));
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const BinPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2), chosen);
   check_sources(op, sources, plan.bins, rows.shape(1));
   check_shape(op, "out", out, {rows.shape(0), plan.anchors, plan.bins, rows.shape(3)});
   T* const to = out.mutable_data();
-  const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
   bcnet_fast::sample(rows.data(), plan, sources.data(), rows.shape(1), rows.shape(0), rows.shape(3), chosen, threads, to);
 }
@@ -98,11 +93,11 @@ void sample_backward(const Array<T>& grad, const Index& first, const Index& offs
                      const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample_backward";
   if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, G, T, C]");
-  const BinPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2));
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const BinPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2), chosen);
   check_sources(op, sources, plan.bins, out.shape(1));
   check_shape(op, "grad", grad, {out.shape(0), plan.anchors, plan.bins, out.shape(3)});
   T* const to = out.mutable_data();
-  const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
   bcnet_fast::sample_backward(grad.data(), plan, sources.data(), out.shape(1), out.shape(0), out.shape(3), chosen, threads,
                               to);

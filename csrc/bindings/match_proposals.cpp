@@ -97,8 +97,8 @@ void define(py::module_& module) {
              py::arg("min_regression"), py::arg("max_snippets"), py::arg("clamp_boundaries"), py::arg("threads"),
              py::arg("segments").noconvert(), py::arg("scores").noconvert(), py::arg("boundaries").noconvert(),
              py::arg("counts").noconvert(),
-             "Writes the proposals of each window to its first rows of segments, scores and boundaries, and their number "
-             "to counts.");
+             "Writes the proposals of each window to its first rows of segments, scores and boundaries, zeros to the others, "
+             "and their number to counts.");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// A row is read from memory once: what later passes over it need is kept in the row of the output, in the cache.
+// A row is read from memory once: what later passes over it need is kept in the row of the output, in the cache. While
+// they go over it, the next row is fetched into the cache: they would leave the memory idle.
 //
 // Sums are made as kBlock<T> sums side by side, column i into sum i % kBlock<T>, which are then added in pairs. So the
 // order of additions, and with it every bit of the result, does not depend on how many columns a vector holds.
@@ -8,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "memory.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -60,8 +62,10 @@ struct Sums {
 //
 // The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common
 // to a row nor an outlier costs digits, and a row of equal elements gives zeros.
+//
+// fetch_next: whether another row follows in x and residual.
 template <int bytes, typename T>
-BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, T* out, T* rstd) {
+BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, bool fetch_next, T* out, T* rstd) {
   using S = Sums<bytes, T>;
   using V = typename S::V;
   const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
@@ -93,7 +97,13 @@ BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t column
       squares.sums[k] += z * z;
     }
   };
-  for (std::int64_t i = 0; i < whole; i += kBlock<T>) add_block(out + i);
+  for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
+    if (fetch_next) {
+      prefetch<kBlockBytes>(x + columns + i);
+      prefetch<kBlockBytes>(residual + columns + i);
+    }
+    add_block(out + i);
+  }
   if (left) {
     std::fill(last + left, last + kBlock<T>, centre);
     add_block(last);
@@ -150,9 +160,10 @@ template <typename Body>
 void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
   constexpr std::int64_t portion = 8192;  // elements that a thread fetches at a time
   const std::int64_t step = std::max<std::int64_t>(1, portion / columns);
-  WorkQueue queue((rows + step - 1) / step);
-  run_in_threads(useful_threads(rows, columns, threads), [&](int) {
-    for (std::int64_t item; queue.next(item);) {
+  threads = useful_threads(rows, columns, threads);
+  WorkShares shares((rows + step - 1) / step, threads);
+  run_in_threads(threads, [&](int thread) {
+    for (std::int64_t item; shares.next(thread, item);) {
       const std::int64_t last = std::min(rows, (item + 1) * step);
       for (std::int64_t row = item * step; row < last; ++row) body(row);
     }
@@ -166,7 +177,7 @@ void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64
                     InstructionSet instruction_set, int threads, T* out, T* rstd) {
   for_each_row(rows, columns, threads, [&](std::int64_t r) {
     forward_row_for(instruction_set, x + r * columns, residual + r * columns, columns, static_cast<T>(eps),
-                    out + r * columns, rstd + r);
+                    r + 1 < rows, out + r * columns, rstd + r);
   });
 }
 

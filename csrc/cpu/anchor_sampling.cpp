@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "gather_columns.h"
@@ -52,7 +53,7 @@ struct GatherWork {
 
 // Takes items: a part of the groups, for one block of columns of one element of the batch.
 template <int bytes, typename T>
-BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* packed) {
+BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkShares& shares, int thread, T* packed) {
   using C = Columns<bytes, T>;
   const GroupPlan<T>& plan = work.plan;
   const std::int64_t blocks = (work.outputs + C::width - 1) / C::width;
@@ -61,7 +62,7 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
   std::int64_t packed_block = -1;
   int used = 0;
   T bias[C::width] = {};
-  for (std::int64_t item; queue.next(item);) {
+  for (std::int64_t item; shares.next(thread, item);) {
     const std::int64_t block = item / work.parts, part = item % work.parts;
     const std::int64_t b = block / blocks, column = block % blocks * C::width;
     if (block != packed_block) {
@@ -141,39 +142,66 @@ struct SampleWork {
   T* out;
 };
 
-constexpr std::int64_t kAnchorsInItem = 16;
+constexpr std::int64_t kAnchorsInItem = 4;
+
+// One bin: `vectors` vectors of channels of its sum. With `taps` known to the compiler there is no loop over them.
+template <int vectors, typename V, typename T>
+BCNET_INLINE void sample_bin(const T* row, std::int64_t channels, const T* weights, std::int32_t taps, T* out) {
+  constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(T));
+  V sums[vectors] = {};
+  for (std::int32_t k = 0; k < taps; ++k) {
+    const V w = splat<V>(weights[k]);
+    for (int v = 0; v < vectors; ++v) sums[v] += w * load<V>(row + k * channels + v * lanes);
+  }
+  for (int v = 0; v < vectors; ++v) store(out + v * lanes, sums[v]);
+}
+
+// `vectors` vectors of channels of all bins of the anchors [begin, end); rows and out point to the first of these channels.
+//
+// What the loops need is copied to variables of their own: a store could change what is read through a reference, for all
+// that the compiler knows, and it would then be read anew for every bin.
+template <int vectors, typename V, typename T>
+BCNET_INLINE void sample_channels(const T* rows, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t channels,
+                                  std::int64_t begin, std::int64_t end, T* out) {
+  const std::int64_t bins = plan.bins, source_stride = plan.length * channels;
+  const T* const all_weights = plan.weights;
+  const std::int32_t* first = plan.first + begin * bins;
+  const std::int32_t* offsets = plan.offsets + begin * bins;
+  for (std::int64_t p = begin; p < end; ++p) {
+    for (std::int64_t n = 0; n < bins; ++n, ++first, ++offsets, out += channels) {
+      const T* const row = rows + sources[n] * source_stride + *first * channels;
+      const T* const weights = all_weights + offsets[0];
+      const std::int32_t taps = offsets[1] - offsets[0];
+      switch (taps) {
+        case 1: sample_bin<vectors, V>(row, channels, weights, 1, out); break;
+        case 2: sample_bin<vectors, V>(row, channels, weights, 2, out); break;
+        case 3: sample_bin<vectors, V>(row, channels, weights, 3, out); break;
+        default: sample_bin<vectors, V>(row, channels, weights, taps, out);
+      }
+    }
+  }
+}
 
 // Takes items: some anchors of one element of the batch.
 template <int bytes, typename T>
-BCNET_INLINE void sample_items(const SampleWork<T>& work, WorkQueue& queue) {
+BCNET_INLINE void sample_items(const SampleWork<T>& work, WorkShares& shares, int thread) {
   using V = Vector<T, bytes>;
   constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(T)), vectors = 4;
   const BinPlan<T>& plan = work.plan;
   const std::int64_t channels = work.channels, items = (plan.anchors + kAnchorsInItem - 1) / kAnchorsInItem;
-  for (std::int64_t item; queue.next(item);) {
+  for (std::int64_t item; shares.next(thread, item);) {
     const std::int64_t b = item / items, begin = item % items * kAnchorsInItem;
     const std::int64_t end = std::min(plan.anchors, begin + kAnchorsInItem);
-    for (std::int64_t cell = begin * plan.bins, n = 0; cell < end * plan.bins; ++cell, n = n + 1 < plan.bins ? n + 1 : 0) {
-      const std::int64_t source = b * work.source_count + work.sources[n];
-      const T* const row = work.given + (source * plan.length + plan.first[cell]) * channels;
-      T* const out = work.out + (b * plan.anchors * plan.bins + cell) * channels;
-      const T* const weights = plan.weights + plan.offsets[cell];
-      const std::int64_t taps = plan.offsets[cell + 1] - plan.offsets[cell];
-      std::int64_t c = 0;
-      for (; c + vectors * lanes <= channels; c += vectors * lanes) {
-        V sums[vectors] = {};
-        for (std::int64_t k = 0; k < taps; ++k) {
-          const V w = splat<V>(weights[k]);
-          for (int v = 0; v < vectors; ++v) sums[v] += w * load<V>(row + k * channels + c + v * lanes);
-        }
-        for (int v = 0; v < vectors; ++v) store(out + c + v * lanes, sums[v]);
-      }
-      for (; c < channels; ++c) {
-        T sum = 0;
-        for (std::int64_t k = 0; k < taps; ++k) sum += weights[k] * row[k * channels + c];
-        out[c] = sum;
-      }
+    const T* const rows = work.given + b * work.source_count * plan.length * channels;
+    T* const out = work.out + (b * plan.anchors + begin) * plan.bins * channels;
+    std::int64_t c = 0;
+    for (; c + vectors * lanes <= channels; c += vectors * lanes) {
+      sample_channels<vectors, V>(rows + c, plan, work.sources, channels, begin, end, out + c);
     }
+    for (; c + lanes <= channels; c += lanes) {
+      sample_channels<1, V>(rows + c, plan, work.sources, channels, begin, end, out + c);
+    }
+    for (; c < channels; ++c) sample_channels<1, T>(rows + c, plan, work.sources, channels, begin, end, out + c);
   }
 }
 
@@ -206,6 +234,22 @@ BCNET_INLINE void sample_backward_items(const SampleWork<T>& work, WorkQueue& qu
   }
 }
 
+// Without branches, and with a flag as wide as an index, so that compilers vectorise it.
+template <int bytes>
+BCNET_INLINE bool cells_exist(const std::int32_t* first, const std::int32_t* offsets, std::int64_t cells,
+                              std::int32_t length) {
+  std::int32_t bad = 0;
+  for (std::int64_t i = 0; i < cells; ++i) {
+    // Unsigned, since differences of numbers that are checked only here may overflow.
+    const auto taps = static_cast<std::uint32_t>(offsets[i + 1]) - static_cast<std::uint32_t>(offsets[i]);
+    const auto room = static_cast<std::uint32_t>(length) - static_cast<std::uint32_t>(first[i]);
+    const bool good = (offsets[i + 1] >= offsets[i]) & (first[i] >= 0) & (first[i] <= length) & (taps <= room);
+    bad |= good ? 0 : 1;
+  }
+  return bad == 0;
+}
+
+BCNET_VERSIONS(cells_exist)
 BCNET_VERSIONS(gather_items)
 BCNET_VERSIONS(scatter_items)
 BCNET_VERSIONS(sample_items)
@@ -251,10 +295,10 @@ void gather(const T* projected, const GroupPlan<T>& plan, const T* bias, bool re
   prefer_huge_pages(out, sizeof(T) * batch * plan.anchors * outputs);
   const GatherWork<T> work{projected, plan, bias, relu, batch, outputs, out, parts};
   const Packed<T> packed(threads, packed_rows(plan), width);
-  WorkQueue queue(blocks * parts);
+  WorkShares shares(blocks * parts, threads);
   run_in_threads(threads, [&](int thread) {
     T* columns = packed.of(thread);
-    gather_items_for(instruction_set, work, queue, columns);
+    gather_items_for(instruction_set, work, shares, thread, columns);
   });
 }
 
@@ -273,12 +317,20 @@ void gather_backward(const T* grad, const GroupPlan<T>& plan, std::int64_t batch
 }
 
 template <typename T>
+bool plan_exists(const BinPlan<T>& plan, InstructionSet instruction_set) {
+  const std::int64_t cells = plan.anchors * plan.bins;
+  const auto length = static_cast<std::int32_t>(std::min<std::int64_t>(plan.length, std::numeric_limits<std::int32_t>::max()));
+  return plan.offsets[0] >= 0 && plan.offsets[cells] <= plan.taps &&
+         cells_exist_for(instruction_set, plan.first, plan.offsets, cells, length);
+}
+
+template <typename T>
 void sample(const T* rows, const BinPlan<T>& plan, const std::int32_t* sources, std::int64_t source_count,
             std::int64_t batch, std::int64_t channels, InstructionSet instruction_set, int threads, T* out) {
   prefer_huge_pages(out, sizeof(T) * batch * plan.anchors * plan.bins * channels);
   const SampleWork<T> work{rows, plan, sources, source_count, batch, channels, out};
-  WorkQueue queue(batch * ((plan.anchors + kAnchorsInItem - 1) / kAnchorsInItem));
-  run_in_threads(threads, [&](int) { sample_items_for(instruction_set, work, queue); });
+  WorkShares shares(batch * ((plan.anchors + kAnchorsInItem - 1) / kAnchorsInItem), threads);
+  run_in_threads(threads, [&](int thread) { sample_items_for(instruction_set, work, shares, thread); });
 }
 
 template <typename T>
@@ -293,6 +345,7 @@ void sample_backward(const T* grad, const BinPlan<T>& plan, const std::int32_t* 
   template void gather(const T*, const GroupPlan<T>&, const T*, bool, std::int64_t, std::int64_t, InstructionSet,    \
                        int, T*);                                                                                        \
   template void gather_backward(const T*, const GroupPlan<T>&, std::int64_t, std::int64_t, InstructionSet, int, T*); \
+  template bool plan_exists(const BinPlan<T>&, InstructionSet);                                                      \
   template void sample(const T*, const BinPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t, std::int64_t, \
                        InstructionSet, int, T*);                                                                        \
   template void sample_backward(const T*, const BinPlan<T>&, const std::int32_t*, std::int64_t, std::int64_t,      \

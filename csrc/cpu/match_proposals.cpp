@@ -71,15 +71,19 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
       *boundary++ = *e;
     }
   }
-  out.counts[window] = score - (out.scores + window * out.rows);
+  const std::int64_t count = score - (out.scores + window * out.rows), unused = out.rows - count;
+  out.counts[window] = count;
+  std::fill_n(segment, 2 * unused, 0.0);
+  std::fill_n(score, unused, 0.0);
+  std::fill_n(boundary, 2 * unused, 0);
 }
 
 }  // namespace
 
 template <typename T>
 void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
-  // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows as far as is usual.
-  constexpr std::int64_t worth_a_thread = std::int64_t{1} << 17;
+  // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows.
+  constexpr std::int64_t worth_a_thread = std::int64_t{1} << 15;
   const std::int64_t useful = std::min(inputs.windows, inputs.windows * outputs.rows / worth_a_thread);
   threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
   std::vector<Workspace> workspaces(threads);

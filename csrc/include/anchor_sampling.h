@@ -13,7 +13,7 @@ constexpr int kGroup = 8;  // anchors worked on at the same time; GROUP in bcnet
 // offsets[p * bins + n + 1].
 template <typename T>
 struct BinPlan {
-  std::int64_t anchors, bins, length;
+  std::int64_t anchors, bins, length, taps;  // as many weights as taps
   const std::int32_t* first;
   const std::int32_t* offsets;
   const T* weights;
@@ -31,6 +31,10 @@ struct GroupPlan {
   const std::int32_t* tap_rows;
   const T* tap_weights;
 };
+
+// Whether all that the bins read exists: snippets and weights. The functions below take that for granted.
+template <typename T>
+bool plan_exists(const BinPlan<T>& plan, InstructionSet instruction_set);
 
 // rows [batch, sources, length, channels] -> out [batch, anchors, bins, channels]; bin n reads the rows of sources[n].
 template <typename T>

@@ -33,8 +33,8 @@ struct MatchOutputs {
   std::int64_t* counts;      // [W]
 };
 
-// The pairs of window w are written to the first counts[w] of its rows, sorted by start, then end; the other rows are left
-// as they were. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.
+// The pairs of window w are written to the first counts[w] of its rows, sorted by start, then end; the other rows become
+// zeros. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.
 // Throws std::bad_alloc when memory runs out.
 template <typename T>
 void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -16,33 +17,35 @@
 
 namespace bcnet_fast {
 
-// The entry of GCC's OpenMP runtime, which LLVM's and Intel's have too: calls function(data) in up to `threads` threads.
-using OpenMPParallel = void (*)(void (*function)(void*), void* data, unsigned threads, unsigned flags);
+// Two entries of GCC's OpenMP runtime, which LLVM's and Intel's have too: the first calls function(data) in up to `threads`
+// threads, the second tells each of them its number.
+struct OpenMP {
+  void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*thread_number)() = nullptr;
 
-inline OpenMPParallel openmp_parallel() {
+  static const OpenMP& found() {
+    static const OpenMP runtime = [] {
+      OpenMP looked_up;
 #if defined(__linux__)
-  static const auto found = reinterpret_cast<OpenMPParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return found;
-#else
-  return nullptr;
+      looked_up.parallel = reinterpret_cast<decltype(parallel)>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+      looked_up.thread_number = reinterpret_cast<decltype(thread_number)>(dlsym(RTLD_DEFAULT, "omp_get_thread_num"));
 #endif
-}
+      return looked_up;
+    }();
+    return runtime;
+  }
+};
 
-// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs one of them. Fewer calls are
-// made where fewer threads can be had, so body fetches its work from a WorkQueue. body must not throw.
+// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs body(0), and with OpenMP a
+// number means the same thread in every call. Fewer calls are made where fewer threads can be had, so body fetches its
+// work from a WorkQueue or from WorkShares. body must not throw.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
   if (threads <= 1) return body(0);
-  if (const OpenMPParallel parallel = openmp_parallel()) {
-    struct Team {
-      const Body& body;
-      std::atomic<int> joined{0};
-    } team{body};
-    const auto join = [](void* data) {
-      Team& team = *static_cast<Team*>(data);
-      team.body(team.joined.fetch_add(1, std::memory_order_relaxed));
-    };
-    return parallel(join, &team, static_cast<unsigned>(threads), 0);
+  const OpenMP& openmp = OpenMP::found();
+  if (openmp.parallel && openmp.thread_number) {
+    const auto join = [](void* data) { (*static_cast<const Body*>(data))(OpenMP::found().thread_number()); };
+    return openmp.parallel(join, const_cast<Body*>(&body), static_cast<unsigned>(threads), 0);
   }
   std::vector<std::thread> others;
   others.reserve(static_cast<std::size_t>(threads - 1));
@@ -69,6 +72,35 @@ class WorkQueue {
  private:
   const std::int64_t count_;
   std::atomic<std::int64_t> next_{0};
+};
+
+// Hands out 0, 1, ..., count - 1, each to one thread: first a share of its own, in order, then what others have left of
+// theirs. For work that moves much memory: what one call has left in a core's cache, the next one finds there. A block of
+// memory that changes from core to core is written at half the rate.
+class WorkShares {
+ public:
+  WorkShares(std::int64_t count, int threads) : threads_(std::max(1, threads)), shares_(new Share[threads_]) {
+    for (int t = 0; t < threads_; ++t) {
+      shares_[t].next = count * t / threads_;
+      shares_[t].end = count * (t + 1) / threads_;
+    }
+  }
+  bool next(int thread, std::int64_t& item) {
+    for (int i = 0; i < threads_; ++i) {
+      Share& share = shares_[(thread + i) % threads_];
+      item = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (item < share.end) return true;
+    }
+    return false;
+  }
+
+ private:
+  struct alignas(64) Share {  // a cache line each
+    std::atomic<std::int64_t> next;
+    std::int64_t end;
+  };
+  const int threads_;
+  const std::unique_ptr<Share[]> shares_;
 };
 
 }  // namespace bcnet_fast

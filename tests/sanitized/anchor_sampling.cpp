@@ -57,10 +57,35 @@ Plans<T> random_plans(std::mt19937& random, std::int32_t anchors, std::int32_t b
   }
   const std::int32_t widest = *std::max_element(plans.step.begin(), plans.step.end());
   const auto groups = static_cast<std::int64_t>(plans.step.size());
-  plans.bins = {anchors, bins, length, plans.first.data(), plans.offsets.data(), plans.weights.data()};
+  const auto taps = static_cast<std::int64_t>(plans.weights.size());
+  plans.bins = {anchors, bins, length, taps, plans.first.data(), plans.offsets.data(), plans.weights.data()};
   plans.groups = {anchors, rows, groups, widest, plans.order.data(), plans.step.data(), plans.lists.data(),
                   plans.tap_rows.data(), plans.tap_weights.data()};
   return plans;
+}
+
+// A plan with one number changed must be told from a good one, wherever that number is.
+template <typename T>
+void check_existence(std::mt19937& random) {
+  constexpr std::int32_t least = std::numeric_limits<std::int32_t>::min(), most = std::numeric_limits<std::int32_t>::max();
+  Plans<T> plans = random_plans<T>(random, 37, 3, 1, 25);
+  for (const auto instructions : bcnet_fast::instruction_sets()) {
+    const auto exists = [&] { return bcnet_fast::plan_exists(plans.bins, instructions); };
+    require(exists(), "a good plan");
+    for (auto* numbers : {&plans.first, &plans.offsets}) {
+      for (std::int32_t& number : *numbers) {
+        const std::int32_t good = number;
+        for (const std::int32_t bad : {-1, least, most}) {
+          number = bad;
+          require(!exists(), "a bad plan");
+        }
+        number = good;
+      }
+    }
+    --plans.bins.taps;
+    require(!exists(), "too few weights");
+    ++plans.bins.taps;
+  }
 }
 
 template <typename T>
@@ -104,6 +129,7 @@ void check(std::mt19937& random, std::int64_t batch, std::int32_t anchors, std::
 
 template <typename T>
 void check_all(std::mt19937& random) {
+  check_existence<T>(random);
   check<T>(random, 1, 1, 1, 1, 1, 1);
   check<T>(random, 2, 3, 2, 2, 1, 5);
   for (const int columns : {1, 7, 8, 9, 16, 31, 32, 33, 64, 67}) check<T>(random, 3, 37, 3, 2, 25, columns);
