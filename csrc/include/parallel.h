@@ -29,32 +29,45 @@ inline OpenMPParallel openmp_parallel() {
 }
 
 // Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs one of them. Fewer calls are
-// made where fewer threads can be had, so body fetches its work from a WorkQueue. body must not throw.
+// made where fewer threads can be had, so body fetches its work from a WorkQueue. What a body throws is thrown again once
+// all have returned; of several, the first.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
   if (threads <= 1) return body(0);
+  std::exception_ptr failure;
+  std::atomic<bool> failed{false};
+  // No thread of a runtime may end by an exception.
+  const auto guarded = [&](int thread) {
+    try {
+      body(thread);
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
+  };
   if (const OpenMPParallel parallel = openmp_parallel()) {
     struct Team {
-      const Body& body;
+      decltype(guarded)& body;
       std::atomic<int> joined{0};
-    } team{body};
+    } team{guarded};
     const auto join = [](void* data) {
       Team& team = *static_cast<Team*>(data);
       team.body(team.joined.fetch_add(1, std::memory_order_relaxed));
     };
-    return parallel(join, &team, static_cast<unsigned>(threads), 0);
-  }
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(threads - 1));
-  for (int i = 1; i < threads; ++i) {
-    try {
-      others.emplace_back([&body, i] { body(i); });
-    } catch (const std::exception&) {
-      break;  // The machine allows no more threads: those that run finish the work.
+    parallel(join, &team, static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    others.reserve(static_cast<std::size_t>(threads - 1));
+    for (int i = 1; i < threads; ++i) {
+      try {
+        others.emplace_back([&guarded, i] { guarded(i); });
+      } catch (const std::exception&) {
+        break;  // The machine allows no more threads: those that run finish the work.
+      }
     }
+    guarded(0);
+    for (std::thread& other : others) other.join();
   }
-  body(0);
-  for (std::thread& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Hands out 0, 1, ..., count - 1, each to one thread.
