@@ -499,7 +499,8 @@ void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_strid
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
   for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
     T* const unfolded = number_scratch.take<T>((last - first) * scratch_stride(weight.inputs()));
-    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded, out);
+    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded,
+                         out);
   });
 }
 

@@ -28,9 +28,9 @@ inline OpenMPParallel openmp_parallel() {
 #endif
 }
 
-// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs one of them. Fewer calls are
-// made where fewer threads can be had, so body fetches its work from a WorkQueue. What a body throws is thrown again once
-// all have returned; of several, the first.
+// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs one of them. Fewer calls
+// are made where fewer threads can be had, so body fetches its work from a WorkQueue. What a body throws is thrown
+// again once all have returned; of several, the first.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
   if (threads <= 1) return body(0);

@@ -197,7 +197,7 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
 }
 
 // Defines name_for(set, ...), which calls the template name<bytes>(...) for the vectors of an instruction set, and
-// name_with<bytes>(...) for use in such templates: a call of that function, where name<bytes>(...) would be a copy of it.
+// name_with<bytes>(...) for use in such templates: a call of that function, where name<bytes>(...) would be a copy.
 #ifdef BCNET_X86
 #define BCNET_VERSIONS(name)                                                      \
   template <typename... A>                                                        \
