@@ -18,7 +18,9 @@ COMPILER = os.environ.get("CXX", "c++")
 PROGRAMS = {
     "add_layer_norm": ["cpu/add_layer_norm.cpp"],
     "anchor_sampling": ["cpu/anchor_sampling.cpp"],
+    "layers": ["cpu/attention.cpp", "cpu/layers.cpp"],
     "match_proposals": ["cpu/match_proposals.cpp"],
+    "parallel": [],
     "soft_nms": ["cpu/soft_nms.cpp"],
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
 }

@@ -27,6 +27,7 @@ template <typename T>
 void check_rows(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
   const auto wanted = [&] { return "rows that lie together, [" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; };
   if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != columns) refuse(op, argument, shape_of(array), wanted());
+  if (rows == 0) return;
   const bool together = columns <= 1 || array.strides(1) == kSize<T>;
   const bool apart = rows <= 1 || (array.strides(0) > 0 && array.strides(0) % kSize<T> == 0);
   if (!together || !apart) refuse(op, argument, "strided", wanted());
@@ -41,6 +42,7 @@ Matrix<T> matrix_of(const char* op, const char* argument, const Rows<T>& array, 
 template <typename T>
 Output<T> output_of(const char* op, const char* argument, Rows<T>& array, std::int64_t rows, std::int64_t columns) {
   check_rows(op, argument, array, rows, columns);
+  if (!array.writeable()) refuse(op, argument, "read-only", "an array to write to");
   return {array.mutable_data(), array.strides(0) / kSize<T>};
 }
 
@@ -76,6 +78,9 @@ PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8, int th
     refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs], not empty");
   }
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
+  if (int8 && weight.shape(1) > kMostBytes) {
+    refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
+  }
   const T* const data = weight.data();
   bool finite = true;
   for (py::ssize_t i = 0; i < weight.size(); ++i) finite &= data[i] - data[i] == 0;  // without an exit, so by vectors
@@ -184,6 +189,7 @@ void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Ro
     refuse(op, "heads", std::to_string(heads), "a number that divides the columns of query and values");
   }
   if (key.shape(0) < 1) refuse(op, "key", shape_of(key), "at least one row");
+  if (!(scale > 0) || !std::isfinite(scale)) refuse(op, "scale", std::to_string(scale), "a finite number above 0");
   const AttentionSizes sizes{heads, query.shape(0), key.shape(0), width / heads, value_width / heads,
                              scale};
   const Matrix<T> of_query = matrix_of(op, "query", query, sizes.queries, width);

@@ -156,7 +156,7 @@ void attention(Matrix<T> query, Matrix<T> key, const Matrix<T>* values, int stre
   });
   WorkQueue queue(sizes.heads * work.blocks);
   run_in_threads(threads, [&](int) {
-    T* const map = map_scratch.take<T>((wanted + 1) * stride);
+    T* const map = map_scratch.take<T>(wanted * (stride + 1));
     for (std::int64_t item; queue.next(item);) {
       const std::int64_t head = item / work.blocks, block = item % work.blocks;
       const std::int64_t first = sizes.queries * block / work.blocks, last = sizes.queries * (block + 1) / work.blocks;

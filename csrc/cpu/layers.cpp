@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 
 #include "byte_tiles.h"
@@ -38,6 +39,7 @@ constexpr std::int64_t round_up(std::int64_t number, std::int64_t multiple) {
 // Calls body(first, last) for blocks of rows of about one size, as many for each thread.
 template <typename Body>
 void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
+  threads = std::max(threads, 1);
   const std::int64_t rounds = std::max<std::int64_t>(1, (rows + threads * kBlockRows - 1) / (threads * kBlockRows));
   const std::int64_t blocks = std::min(rows, rounds * threads);
   WorkQueue queue(blocks);
@@ -59,16 +61,15 @@ BCNET_INLINE void multiply_tiles(const P& product, std::int64_t rows, std::int64
       const std::int64_t first = rows * t / tiles;
       const int count = static_cast<int>(rows * (t + 1) / tiles - first);
       T* const to = out + first * out_stride + column;
-      if (used == width) {
-        product.tile(column, first, count, to, out_stride);
-      } else {
-        T whole[most_rows * width];
-        product.tile(column, first, count, whole, width);
-        for (int r = 0; r < count; ++r) std::memcpy(to + r * out_stride, whole + r * width, sizeof(T) * used);
-      }
+      T buffer[most_rows * width];
+      const bool whole = used == width;
+      product.tile(column, first, count, whole ? to : buffer, whole ? out_stride : width);
+      for (int r = 0; r < count && !whole; ++r) std::memcpy(to + r * out_stride, buffer + r * width, sizeof(T) * used);
     }
   }
 }
+
+BCNET_VERSIONS(multiply_tiles)
 
 template <typename T, int bytes>
 struct Product {
@@ -84,7 +85,18 @@ struct Product {
   }
 };
 
-// A block of rows rounded to 8 bits: x = (q - zero) scale.
+template <int bytes, typename T>
+BCNET_INLINE T sum_of(Vector<T, bytes> vector) {
+  constexpr int lanes = Tiles<T, bytes>::lanes;
+  T elements[lanes];
+  std::memcpy(elements, &vector, sizeof(vector));
+  for (int half = lanes / 2; half; half /= 2) {
+    for (int i = 0; i < half; ++i) elements[i] += elements[i + half];
+  }
+  return elements[0];
+}
+
+// A block of rows rounded to 8 bits: x = (q - zero) scale. The scale of a row that is not finite is NaN.
 struct ByteRows {
   std::uint8_t* data;
   std::int64_t stride;
@@ -98,14 +110,15 @@ BCNET_INLINE void round_row(const float* x, std::int64_t count, std::uint8_t* ou
   using V = Vector<float, bytes>;
   constexpr int lanes = Tiles<float, bytes>::lanes;
   // From 0 on, so that a row that has no negative numbers, like one after ReLU, gets all 256 steps above 0.
-  V lowest_of{}, highest_of{};
+  V lowest_of{}, highest_of{}, faults{};  // faults are NaN, or else 0
   const std::int64_t whole = count / lanes * lanes;
   for (std::int64_t i = 0; i < whole; i += lanes) {
     const V values = load<V>(x + i);
     lowest_of = values < lowest_of ? values : lowest_of;
     highest_of = values > highest_of ? values : highest_of;
+    faults += values * 0.0f;
   }
-  float lowest = 0, highest = 0;
+  float lowest = 0, highest = 0, fault = sum_of<bytes, float>(faults);
   const auto include = [&](float low, float high) {
     lowest = std::min(lowest, low);
     highest = std::max(highest, high);
@@ -114,9 +127,19 @@ BCNET_INLINE void round_row(const float* x, std::int64_t count, std::uint8_t* ou
   std::memcpy(lows, &lowest_of, sizeof(lows));
   std::memcpy(highs, &highest_of, sizeof(highs));
   for (int i = 0; i < lanes; ++i) include(lows[i], highs[i]);
-  for (std::int64_t i = whole; i < count; ++i) include(x[i], x[i]);
+  for (std::int64_t i = whole; i < count; ++i) {
+    include(x[i], x[i]);
+    fault += x[i] * 0.0f;
+  }
   const float step = (highest - lowest) / 255;
-  scale = step > 0 ? step : 1.0f;
+  if (!std::isfinite(step + fault)) {
+    scale = std::numeric_limits<float>::quiet_NaN();
+    zero = 0;
+    std::memset(out, 0, static_cast<std::size_t>(padded));
+    return;
+  }
+  // A smaller step has no inverse: the row counts as zeros.
+  scale = step >= std::numeric_limits<float>::min() ? step : 1.0f;
   const float inverse = 1 / scale, begin = std::round(-lowest * inverse);
   zero = static_cast<std::int32_t>(begin);
   const float shift = begin + 0.5f;
@@ -142,17 +165,6 @@ struct ByteProduct {
                      relu, to, stride);
   }
 };
-
-template <int bytes, typename T>
-BCNET_INLINE T sum_of(Vector<T, bytes> vector) {
-  constexpr int lanes = Tiles<T, bytes>::lanes;
-  T elements[lanes];
-  std::memcpy(elements, &vector, sizeof(vector));
-  for (int half = lanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) elements[i] += elements[i + half];
-  }
-  return elements[0];
-}
 
 template <typename T>
 struct RowMoments {
@@ -220,7 +232,7 @@ BCNET_INLINE void multiply_bytes(const float* a, std::int64_t a_stride, std::int
   }
   const ByteColumns columns{weight.scales(group), weight.sums(group)};
   const ByteProduct<bytes> product{rounded, weight.panels<std::int8_t>(group), padded, columns, relu};
-  multiply_tiles<bytes>(product, rows, weight.outputs(), out, out_stride);
+  multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
 }
 
 // The product of a block of rows with one group of a weight. `byte_scratch` is for the rounded rows of int8.
@@ -230,7 +242,7 @@ BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows,
                            std::int64_t part = kPart) {
   if (!weight.int8()) {
     const Product<T, bytes> product{a, a_stride, weight.template panels<T>(group), weight.inputs(), part, relu};
-    return multiply_tiles<bytes>(product, rows, weight.outputs(), out, out_stride);
+    return multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
   }
   if constexpr (sizeof(T) == sizeof(float)) {
     multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, byte_scratch, out, out_stride);
@@ -285,16 +297,16 @@ BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, 
   }
   multiply<bytes>(hidden, hidden_stride, rows, weights.second, 0, false, nullptr, out.data + first * out.stride, out.stride);
   Finish<T> finish;
-  finish.added = {y - first * stride, stride};  // whose rows are numbered like those of out
+  finish.added = {y, stride};
   finish.norm = true;
   finish.eps = eps;
-  finish_rows<bytes>(finish, columns, first, last, out);
+  finish_rows<bytes>(finish, columns, 0, rows, Output<T>{out.data + first * out.stride, out.stride});
 }
 
 template <int bytes, typename T>
 BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
-                                   const PackedWeight& weight, const Finish<T>& finish, std::int64_t first, std::int64_t last,
-                                   T* unfolded, char* byte_scratch, Output<T> out) {
+                                   const PackedWeight& weight, const Finish<T>& finish, std::int64_t first,
+                                   std::int64_t last, T* unfolded, Output<T> out) {
   const std::int64_t channels = weight.inputs() / 3, stride = scratch_stride(weight.inputs());
   for (std::int64_t g = 0; g < weight.groups(); ++g) {
     for (std::int64_t tap = 0; tap < 3; ++tap) {
@@ -304,18 +316,20 @@ BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int
         if (r + shift < 0 || r + shift >= rows) std::fill_n(to + (r - first) * stride, channels, T(0));
       }
       const std::int64_t begin = std::max(first, -shift), end = std::min(last, rows - shift);
-      const T* const from = x + g * channels * channel_stride + shift * row_stride;
+      const T* const from = x + g * channels * channel_stride;
       if (channel_stride == 1) {
-        for (std::int64_t r = begin; r < end; ++r) std::copy_n(from + r * row_stride, channels, to + (r - first) * stride);
+        for (std::int64_t r = begin; r < end; ++r) {
+          std::copy_n(from + (r + shift) * row_stride, channels, to + (r - first) * stride);
+        }
       } else {
         for (std::int64_t c = 0; c < channels; ++c) {
           for (std::int64_t r = begin; r < end; ++r) {
-            to[(r - first) * stride + c] = from[r * row_stride + c * channel_stride];
+            to[(r - first) * stride + c] = from[(r + shift) * row_stride + c * channel_stride];
           }
         }
       }
     }
-    multiply<bytes>(unfolded, stride, last - first, weight, g, finish.relu && !finish.bias, byte_scratch,
+    multiply<bytes>(unfolded, stride, last - first, weight, g, finish.relu && !finish.bias, nullptr,
                     out.data + first * out.stride + g * weight.outputs(), out.stride, kConvolutionPart);
   }
   finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
@@ -343,7 +357,7 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
     const std::int64_t begin = panel * kPanel;
     for (std::int64_t n = 0; n < bins; ++n) {
       const Product<T, bytes> product{work.x.data, work.x.stride, work.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
-      multiply_tiles<bytes>(product, work.snippets, kPanel, packed + n * work.snippets * kPanel, kPanel);
+      multiply_tiles_with<bytes>(product, work.snippets, kPanel, packed + n * work.snippets * kPanel, kPanel);
     }
     const std::int64_t end = std::min(columns, begin + kPanel);
     for (std::int64_t column = begin; column < end; column += C::width) {
@@ -440,7 +454,8 @@ void PackedWeight::pack_integers(const T* weights, int threads, std::int8_t* pan
       const T* const weight = weights + row * inputs_;
       T largest = 0;
       for (std::int64_t k = 0; k < inputs_; ++k) largest = std::max(largest, std::abs(weight[k]));
-      const T scale = largest > 0 ? largest / 127 : T(1);
+      // As for rows, a smaller step has no inverse.
+      const T scale = largest / 127 >= std::numeric_limits<T>::min() ? largest / 127 : T(1);
       std::int8_t* const to =
           panels + group * stride_ + output / kPanel * kPanel * padded_inputs() + output % kPanel * 4;
       std::int32_t sum = 0;
@@ -490,11 +505,9 @@ void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward
 template <typename T>
 void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
-  instruction_set = usable(instruction_set, weight);
   for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
     T* const unfolded = number_scratch.take<T>((last - first) * scratch_stride(weight.inputs()));
-    char* const bytes = byte_scratch.take<char>(byte_scratch_size(last - first, weight));
-    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded, bytes,
+    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded,
                          out);
   });
 }
@@ -503,8 +516,9 @@ template <typename T>
 void project_anchors(Matrix<T> x, std::int64_t snippets, const PackedWeight& weight, const GroupPlan<T>& plan, Matrix<T> added,
                      InstructionSet instruction_set, int threads, Output<T> out) {
   const AnchorWork<T> work{x, snippets, weight, plan, added, out};
-  WorkQueue queue(weight.padded_outputs() / kPanel);
-  run_in_threads(threads, [&](int) {
+  const std::int64_t panels = weight.padded_outputs() / kPanel;
+  WorkQueue queue(panels);
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, panels)), [&](int) {
     T* const packed = number_scratch.take<T>(packed_rows(plan) * kPanel);
     project_panels_for(instruction_set, work, queue, packed);
   });

@@ -11,7 +11,7 @@ namespace bcnet_fast {
 // Rows of head h begin at column h * head_size of query and key, and h * value_size of values and outputs.
 struct AttentionSizes {
   std::int64_t heads, queries, keys, head_size, value_size;
-  double scale;
+  double scale;  // above 0
 };
 
 // outputs[i] = softmax(query key^T scale) values[i] of each head; `streams` is 1 or 2. The maps are made a block of rows at a

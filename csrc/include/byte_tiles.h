@@ -3,10 +3,14 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "tiles.h"
 
 namespace bcnet_fast {
+
+// Of a product's inputs, so that sums fit in 32 bits.
+constexpr std::int64_t kMostBytes = std::numeric_limits<std::int32_t>::max() / (255 * 127);
 
 // Whether one instruction makes four products and adds them up (AVX-512 VNNI). Tiles of 64 bytes need it, the others have
 // plain code, which is slower than float.

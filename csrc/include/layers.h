@@ -16,8 +16,8 @@ class PackedWeight {
  public:
   enum class Kind { float32, float64, int8 };
 
-  // weight is [groups * outputs, inputs], contiguous and finite. int8, for float32 alone, rounds the weights of each output to
-  // 8 bits of one scale.
+  // weight is [groups * outputs, inputs], contiguous and finite. int8, for float32 and at most kMostBytes inputs,
+  // rounds the weights of each output to 8 bits of one scale.
   template <typename T>
   PackedWeight(const T* weight, std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool int8, int threads);
 
@@ -80,8 +80,8 @@ struct Finish {
 };
 
 // In all of these, T is float or double, and a weight is of the same kind, or int8 where T is float: then the layer rounds each
-// row of its inputs to 8 bits, with a scale and a zero of its own, and its sums are exact. x has `rows` rows, out overlaps
-// nothing, and the result has the same bits for any number of threads.
+// row of its inputs to 8 bits, with a scale and a zero of its own, and its sums are exact; a row that is not finite
+// becomes NaN. x has `rows` rows, out overlaps nothing, and the result has the same bits for any number of threads.
 
 // finish(x weight^T)
 template <typename T>
@@ -109,7 +109,8 @@ void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward
                          T eps, InstructionSet instruction_set, int threads, Output<T> out);
 
 // A convolution over rows with three taps and zeros around, finish(sum over tap of x[row + tap - 1] weight[tap]^T). The
-// inputs of a weight's group are ordered by tap, then channel. Channel c of row r is x[r * row_stride + c * channel_stride].
+// inputs of a weight's group, not of int8, are ordered by tap, then channel. Channel c of row r is
+// x[r * row_stride + c * channel_stride].
 template <typename T>
 void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out);

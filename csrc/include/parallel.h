@@ -38,26 +38,40 @@ struct OpenMP {
 
 // Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs body(0), and with OpenMP a
 // number means the same thread in every call. Fewer calls are made where fewer threads can be had, so body fetches its
-// work from a WorkQueue or from WorkShares. body must not throw.
+// work from a WorkQueue or from WorkShares. What a body throws is thrown again once all have returned; of several, the
+// first.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
   if (threads <= 1) return body(0);
+  std::exception_ptr failure;
+  std::atomic<bool> failed{false};
+  // No thread of a runtime may end by an exception.
+  const auto guarded = [&](int thread) {
+    try {
+      body(thread);
+    } catch (...) {
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
+  };
   const OpenMP& openmp = OpenMP::found();
   if (openmp.parallel && openmp.thread_number) {
-    const auto join = [](void* data) { (*static_cast<const Body*>(data))(OpenMP::found().thread_number()); };
-    return openmp.parallel(join, const_cast<Body*>(&body), static_cast<unsigned>(threads), 0);
-  }
-  std::vector<std::thread> others;
-  others.reserve(static_cast<std::size_t>(threads - 1));
-  for (int i = 1; i < threads; ++i) {
-    try {
-      others.emplace_back([&body, i] { body(i); });
-    } catch (const std::exception&) {
-      break;  // The machine allows no more threads: those that run finish the work.
+    using Guarded = decltype(guarded);
+    const auto join = [](void* data) { (*static_cast<Guarded*>(data))(OpenMP::found().thread_number()); };
+    openmp.parallel(join, const_cast<void*>(static_cast<const void*>(&guarded)), static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    others.reserve(static_cast<std::size_t>(threads - 1));
+    for (int i = 1; i < threads; ++i) {
+      try {
+        others.emplace_back([&guarded, i] { guarded(i); });
+      } catch (const std::exception&) {
+        break;  // The machine allows no more threads: those that run finish the work.
+      }
     }
+    guarded(0);
+    for (std::thread& other : others) other.join();
   }
-  body(0);
-  for (std::thread& other : others) other.join();
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Hands out 0, 1, ..., count - 1, each to one thread.

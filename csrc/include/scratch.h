@@ -24,6 +24,7 @@ class Scratch {
     const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T) + 64;
     if (bytes > size_) {
       memory_.reset();
+      size_ = 0;  // if the next line throws
       memory_.reset(new char[bytes]);
       size_ = bytes;
     }

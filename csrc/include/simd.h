@@ -196,7 +196,8 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
   return (1.0 + (r + r2 * tail)) * power * lower;
 }
 
-// Defines name_for(set, ...), which calls the template name<bytes>(...) for the vectors of an instruction set.
+// Defines name_for(set, ...), which calls the template name<bytes>(...) for the vectors of an instruction set, and
+// name_with<bytes>(...) for use in such templates: a call of that function, where name<bytes>(...) would be a copy.
 #ifdef BCNET_X86
 #define BCNET_VERSIONS(name)                                                      \
   template <typename... A>                                                        \
@@ -212,12 +213,22 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
     if (set == InstructionSet::avx512) return name##_avx512(arguments...);        \
     if (set == InstructionSet::avx2) return name##_avx2(arguments...);            \
     return name<kBaselineBytes>(arguments...);                                    \
+  }                                                                               \
+  template <int bytes, typename... A>                                             \
+  auto name##_with(A&&... arguments) {                                            \
+    if constexpr (bytes == 64) return name##_avx512(arguments...);                \
+    if constexpr (bytes == 32) return name##_avx2(arguments...);                  \
+    if constexpr (bytes < 32) return name<bytes>(arguments...);                   \
   }
 #else
 #define BCNET_VERSIONS(name)                                                      \
   template <typename... A>                                                        \
   auto name##_for(InstructionSet, A&&... arguments) {                             \
     return name<kBaselineBytes>(arguments...);                                    \
+  }                                                                               \
+  template <int bytes, typename... A>                                             \
+  auto name##_with(A&&... arguments) {                                            \
+    return name<bytes>(arguments...);                                             \
   }
 #endif
 

@@ -1,0 +1,154 @@
+// The layers of inference: the bits of an instruction set must not depend on the number of threads. What they compute
+// is tested in test_native_layers.py.
+#include "layers.h"
+
+#include <limits>
+
+#include "attention.h"
+#include "random_plans.h"
+#include "random_sets.h"
+#include "random_values.h"
+
+using bcnet_fast::InstructionSet, bcnet_fast::Matrix, bcnet_fast::Output, bcnet_fast::PackedWeight;
+
+template <typename T>
+using Results = std::vector<std::vector<T>>;
+
+// run(set, threads) with outputs that hold NaN before, which equals nothing.
+template <typename Run>
+void compare(const Run& run) {
+  for (const InstructionSet set : bcnet_fast::instruction_sets()) {
+    require(run(set, 4) == run(set, 1), bcnet_fast::name_of(set));
+  }
+}
+
+template <typename T>
+std::vector<T> unwritten(std::int64_t size) {
+  return std::vector<T>(static_cast<std::size_t>(size), std::numeric_limits<T>::quiet_NaN());
+}
+
+template <typename T>
+PackedWeight random_weight(std::mt19937& random, std::int64_t groups, std::int64_t outputs, std::int64_t inputs,
+                           bool int8 = false) {
+  return {random_values<T>(random, groups * outputs * inputs).data(), groups, outputs, inputs, int8};
+}
+
+// Two groups of a linear layer, and a feed-forward; of int8 too.
+template <typename T>
+void check_products(std::mt19937& random, std::int64_t rows, std::int64_t inputs, std::int64_t outputs, bool int8) {
+  const auto x = random_values<T>(random, rows * 2 * inputs), added = random_values<T>(random, rows * 2 * outputs);
+  const auto bias = random_values<T>(random, 2 * outputs);
+  const PackedWeight weight = random_weight<T>(random, 2, outputs, inputs, int8);
+  const PackedWeight first = random_weight<T>(random, 1, outputs, 2 * inputs, int8);
+  const PackedWeight second = random_weight<T>(random, 1, 2 * inputs, outputs, int8);
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results(2, unwritten<T>(rows * 2 * outputs));
+    results.push_back(unwritten<T>(rows * 2 * inputs));
+    const Matrix<T> from{x.data(), 2 * inputs};
+    bcnet_fast::Finish<T> finish;
+    finish.relu = true;
+    linear(from, rows, weight, finish, set, threads, Output<T>{results[0].data(), 2 * outputs});
+    finish = {bias.data(), true, {added.data(), 2 * outputs}, true, T(1e-5)};
+    linear(from, rows, weight, finish, set, threads, Output<T>{results[1].data(), 2 * outputs});
+    finish = {nullptr, false, from, true, T(1e-5)};
+    feed_forward(from, rows, first, second, finish, set, threads, Output<T>{results[2].data(), 2 * inputs});
+    return results;
+  });
+}
+
+template <typename T>
+void check_folded(std::mt19937& random, std::int64_t rows, std::int64_t columns, std::int64_t hidden) {
+  const auto x = random_values<T>(random, rows * columns), added = random_values<T>(random, rows * columns);
+  const auto more = random_values<T>(random, rows * hidden), sums = random_values<T>(random, hidden);
+  const PackedWeight attention = random_weight<T>(random, 1, columns, columns);
+  const PackedWeight folded = random_weight<T>(random, 1, hidden, columns);
+  const PackedWeight second = random_weight<T>(random, 1, columns, hidden);
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results{unwritten<T>(rows * columns)};
+    const bcnet_fast::FoldedFeedForward<T> weights{attention, folded, sums.data(), second};
+    folded_feed_forward(Matrix<T>{x.data(), columns}, rows, weights, Matrix<T>{added.data(), columns},
+                        Matrix<T>{more.data(), hidden}, T(1e-5), set, threads, Output<T>{results[0].data(), columns});
+    return results;
+  });
+}
+
+// Of channels that lie together, and of time steps that do.
+template <typename T>
+void check_convolution(std::mt19937& random, std::int64_t rows, std::int64_t channels, std::int64_t outputs) {
+  const auto x = random_values<T>(random, rows * 2 * channels);
+  const PackedWeight weight = random_weight<T>(random, 2, outputs, 3 * channels);
+  bcnet_fast::Finish<T> finish;
+  finish.relu = true;
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results(2, unwritten<T>(rows * 2 * outputs));
+    convolution(x.data(), 2 * channels, 1, rows, weight, finish, set, threads,
+                Output<T>{results[0].data(), 2 * outputs});
+    convolution(x.data(), 1, rows, rows, weight, finish, set, threads, Output<T>{results[1].data(), 2 * outputs});
+    return results;
+  });
+}
+
+template <typename T>
+void check_attention(std::mt19937& random, bcnet_fast::AttentionSizes sizes) {
+  const std::int64_t width = sizes.heads * sizes.head_size, value_width = sizes.heads * sizes.value_size;
+  const auto query = random_values<T>(random, sizes.queries * width);
+  const auto key = random_values<T>(random, sizes.keys * width);
+  const Results<T> values{random_values<T>(random, sizes.keys * value_width),
+                          random_values<T>(random, sizes.keys * value_width)};
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results(2, unwritten<T>(sizes.queries * value_width));
+    const Matrix<T> from[]{{values[0].data(), value_width}, {values[1].data(), value_width}};
+    const Output<T> to[]{{results[0].data(), value_width}, {results[1].data(), value_width}};
+    attention(Matrix<T>{query.data(), width}, Matrix<T>{key.data(), width}, from, 2, sizes, set, threads, to);
+    return results;
+  });
+}
+
+template <typename T>
+void check_projection(std::mt19937& random, std::int32_t anchors, std::int32_t bins, std::int32_t length,
+                      std::int64_t inputs, std::int64_t outputs) {
+  const Plans<T> plans = random_plans<T>(random, anchors, bins, 1, length);
+  const auto x = random_values<T>(random, length * inputs), added = random_values<T>(random, anchors * outputs);
+  const PackedWeight weight = random_weight<T>(random, bins, outputs, inputs);
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results(2, unwritten<T>(anchors * outputs));
+    for (const bool adds : {false, true}) {
+      project_anchors(Matrix<T>{x.data(), inputs}, length, weight, plans.groups,
+                      Matrix<T>{adds ? added.data() : nullptr, outputs}, set, threads,
+                      Output<T>{results[adds].data(), outputs});
+    }
+    return results;
+  });
+}
+
+template <typename T>
+void check_all(std::mt19937& random) {
+  // Rows for no thread, one and four; of one block and of several.
+  for (const int rows : {0, 1, 3, 29, 300}) {
+    for (const bool int8 : {false, true}) {
+      if (int8 && sizeof(T) > sizeof(float)) continue;
+      check_products<T>(random, rows, 1, 1, int8);
+      check_products<T>(random, rows, 7, 33, int8);
+      check_products<T>(random, rows, 18, 31, int8);
+    }
+    check_folded<T>(random, rows, 1, 1);
+    check_folded<T>(random, rows, 13, 34);
+    check_convolution<T>(random, rows, 1, 1);
+    check_convolution<T>(random, rows, 5, 33);
+  }
+  check_products<T>(random, 5, 259, 3, false);  // sums in two parts
+  check_attention<T>(random, {1, 0, 1, 1, 1, 1.0});
+  check_attention<T>(random, {1, 1, 1, 1, 1, 1.0});
+  check_attention<T>(random, {2, 1350, 3, 2, 1, 0.5});  // the most rows in a block
+  check_attention<T>(random, {3, 33, 31, 5, 7, 0.5});
+  check_attention<T>(random, {2, 9, 65, 33, 35, 0.5});
+  check_projection<T>(random, 1, 1, 1, 1, 1);
+  check_projection<T>(random, 37, 3, 25, 7, 31);
+  check_projection<T>(random, 20, 2, 9, 5, 100);
+}
+
+int main() {
+  std::mt19937 random(1);
+  check_all<float>(random);
+  check_all<double>(random);
+}
