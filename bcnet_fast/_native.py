@@ -6,9 +6,9 @@ import functools
 import importlib
 from types import ModuleType
 
-# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there changes:
-# an editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
-INTERFACE = 3
+# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
+# it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
+INTERFACE = 4
 CUDA_INTERFACE = 1
 
 
