@@ -6,8 +6,8 @@ import functools
 import importlib
 from types import ModuleType
 
-# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there changes:
-# an editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
+# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
+# it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
 INTERFACE = 4
 CUDA_INTERFACE = 1
 

@@ -12,7 +12,8 @@
 
 namespace py = pybind11;
 
-// The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
+// The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature, or what it promises,
+// changes.
 constexpr int kInterface = 4;
 
 namespace bcnet_fast {

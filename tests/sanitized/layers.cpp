@@ -30,7 +30,7 @@ std::vector<T> unwritten(std::int64_t size) {
 template <typename T>
 PackedWeight random_weight(std::mt19937& random, std::int64_t groups, std::int64_t outputs, std::int64_t inputs,
                            bool int8 = false) {
-  return {random_values<T>(random, groups * outputs * inputs).data(), groups, outputs, inputs, int8};
+  return {random_values<T>(random, groups * outputs * inputs).data(), groups, outputs, inputs, int8, 3};
 }
 
 // Two groups of a linear layer, and a feed-forward; of int8 too.
