@@ -57,10 +57,11 @@ import torch  # noqa: E402
 from common import Timing, alternate, environment, memory_mib, print_table, write_csv  # noqa: E402
 from latency_plot import draw  # noqa: E402
 from systems import (  # noqa: E402
+    EXPORTS,
     SEED,
     TOLERANCES,
-    Files,
     System,
+    export_onnx,
     matched_anchors,
     threshold_for,
     variants,
@@ -94,10 +95,10 @@ def in_own_process(name: str, checkpoint: Path, device: str, threads: int) -> di
     """Runs in a fresh process: seconds to load and for the first window, and the most memory taken."""
     torch.set_num_threads(threads)
     window = make_features()[0][:1]
-    if name in ("onnxruntime", "openvino"):
+    if name in EXPORTS:
         importlib.import_module(name)
     times = [time.perf_counter()]
-    system = variants(device)[name](Files(checkpoint), device)
+    system = variants(device)[name](checkpoint, device)
     times.append(time.perf_counter())
     system.windows(window, lengths_of(window))
     times.append(time.perf_counter())
@@ -107,8 +108,8 @@ def in_own_process(name: str, checkpoint: Path, device: str, threads: int) -> di
     return {"load_s": times[1] - times[0], "first_s": times[2] - times[1], "peak_mib": peak}
 
 
-def run_apart(name: str, files: Files, device: str) -> dict[str, float | None]:
-    arguments = name, files.checkpoint, device, torch.get_num_threads()
+def run_apart(name: str, checkpoint: Path, device: str) -> dict[str, float | None]:
+    arguments = name, checkpoint, device, torch.get_num_threads()
     # A forked process would start with the memory of this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(in_own_process, *arguments).result()
@@ -176,12 +177,12 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
     return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
 
 
-def measure(names: list[str], files: Files, device: str, quick: bool, apart: bool) -> list[dict[str, Any]]:
+def measure(names: list[str], checkpoint: Path, device: str, quick: bool, apart: bool) -> list[dict[str, Any]]:
     """One row of the table for each variant; `apart` also runs each in a process of its own."""
     windows, video = make_features()
     known = variants(device)
-    own = {name: run_apart(name, files, device) for name in progress(names, len(names), "processes") if apart}
-    systems = {name: known[name](files, device) for name in names}
+    own = {name: run_apart(name, checkpoint, device) for name in progress(names, len(names), "processes") if apart}
+    systems = {name: known[name](checkpoint, device) for name in names}
     baseline = systems["reference"]
     errors = {name: check(name, system, baseline, windows[:1]) for name, system in systems.items()}
     output = baseline.scores(windows[:1])
@@ -193,7 +194,7 @@ def measure(names: list[str], files: Files, device: str, quick: bool, apart: boo
         slow = stage in ("video", "batch")
         timings[stage] = alternate(
             {name: finished(of_system[stage], device) for name, of_system in calls.items()},
-            seconds=1.0 if quick else 5.0,
+            seconds=0.3 if quick else 5.0,
             least_runs=2 if quick and slow else 3 if quick or slow else 7,
         )
     rows = []
@@ -314,12 +315,14 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         if names:
             names = ["reference", *(name for name in names if name != "reference")]
-            released = Files(write_checkpoint(Path(folder)))
+            released = write_checkpoint(Path(folder))
             window = make_features()[0][:1]
             baseline = variants(args.device)["reference"](released, args.device)
             threshold = threshold_for(2 / 3, baseline.scores(window), lengths_of(window), baseline.config)
             del baseline
-            chosen = Files(with_threshold(released.checkpoint, threshold))
+            chosen = with_threshold(released, threshold)
+            if EXPORTS.keys() & names:
+                export_onnx(chosen)
             rows = measure(names, chosen, args.device, args.quick, apart=True)
             show(rows)
             show_networks(rows)

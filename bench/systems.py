@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import math
 import warnings
 from collections.abc import Callable
@@ -164,21 +165,8 @@ class Engine(System):
             return video_proposals(segments, scores, decayed, self.config, PROTOCOL)
 
 
-class Files:
-    """What variants load: a checkpoint, and beside it the same network as ONNX, made when it is first asked for."""
-
-    def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint = checkpoint
-
-    def onnx(self) -> Path:
-        path = self.checkpoint.with_suffix(".onnx")
-        if not path.exists():
-            export_onnx(self.checkpoint, path)
-        return path
-
-
-def export_onnx(checkpoint: Path, path: Path) -> None:
-    """Write the reference network as ONNX, for one window."""
+def export_onnx(checkpoint: Path) -> None:
+    """Write the reference network as ONNX beside its checkpoint, for one window."""
     model = bcnet_fast.load(checkpoint, device="cpu", backend="reference")
 
     class Columns(torch.nn.Module):
@@ -193,37 +181,39 @@ def export_onnx(checkpoint: Path, path: Path) -> None:
 
     size = model.config.model
     example = torch.zeros(1, size.feature_dim, size.window)
+    # The exporter warns of its own code, and of torchvision, which nothing here needs.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        # Of the exporter, about its own code.
         warnings.simplefilter("ignore")
+        path = checkpoint.with_suffix(".onnx")
         torch.onnx.export(Columns(), (example,), path, input_names=["features"], dynamo=True, verbose=False)
 
 
-def reference(files: Files, device: str) -> System:
-    model = bcnet_fast.load(files.checkpoint, device=device, backend="reference")
+def reference(checkpoint: Path, device: str) -> System:
+    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
     return Plain(model.network, model.config, device)
 
 
-def compiled(files: Files, device: str) -> System:
-    model = bcnet_fast.load(files.checkpoint, device=device, backend="reference")
+def compiled(checkpoint: Path, device: str) -> System:
+    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
     return Plain(torch.compile(model.network), model.config, device)
 
 
-def onnxruntime(files: Files, device: str) -> System:
+def onnxruntime(checkpoint: Path, device: str) -> System:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(files.onnx(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"), options, providers=["CPUExecutionProvider"])
 
     def network(features: Tensor) -> BCNetOutput:
         columns = session.run(None, {"features": features.numpy()})
         return BCNetOutput(*map(torch.from_numpy, columns))
 
-    return Plain(network, read_config(files.checkpoint))
+    return Plain(network, read_config(checkpoint))
 
 
-def openvino(files: Files, device: str) -> System:
+def openvino(checkpoint: Path, device: str) -> System:
     import openvino
 
     options = {
@@ -231,25 +221,28 @@ def openvino(files: Files, device: str) -> System:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(files.onnx(), "CPU", options).create_infer_request()
+    request = openvino.Core().compile_model(checkpoint.with_suffix(".onnx"), "CPU", options).create_infer_request()
 
     def network(features: Tensor) -> BCNetOutput:
         columns = request.infer({0: features.numpy()})
         # Its outputs lie in memory that the next call writes to.
         return BCNetOutput(*(torch.from_numpy(columns[i].copy()) for i in range(len(columns))))
 
-    return Plain(network, read_config(files.checkpoint))
+    return Plain(network, read_config(checkpoint))
 
 
-def engine(precision: str) -> Callable[[Files, str], System]:
-    return lambda files, device: Engine(bcnet_fast.load(files.checkpoint, device=device, precision=precision))
+EXPORTS = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
-def variants(device: str) -> dict[str, Callable[[Files, str], System]]:
+def engine(precision: str) -> Callable[[Path, str], System]:
+    return lambda checkpoint, device: Engine(bcnet_fast.load(checkpoint, device=device, precision=precision))
+
+
+def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
     """Everything that can be run on the device, the baseline first."""
     found = {"reference": reference, "torch.compile": compiled}
     if device == "cpu":
-        for name, load in (("onnxruntime", onnxruntime), ("openvino", openvino)):
+        for name, load in EXPORTS.items():
             if all(importlib.util.find_spec(module) for module in (name, "onnx", "onnxscript")):
                 found[name] = load
     # Processors that multiply fp16 are rare, and float32 of them is what fp16 means elsewhere.
