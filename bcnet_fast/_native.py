@@ -8,7 +8,7 @@ from types import ModuleType
 
 # Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there changes:
 # an editable install does not rebuild C++ by itself, and an old build must not be called with new arguments.
-INTERFACE = 3
+INTERFACE = 4
 CUDA_INTERFACE = 1
 
 

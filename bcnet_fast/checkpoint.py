@@ -59,32 +59,71 @@ def read_config(path: str | os.PathLike) -> Config:
     return Config.from_dict(parse_json(metadata[FORMAT], path, "a configuration in the metadata"), str(path))
 
 
-def read_checkpoint(path: str | os.PathLike) -> tuple[Config, dict[str, Tensor]]:
-    """Configuration and weights of a checkpoint; InputError as in `read_config`."""
-    config = read_config(path)
-    with _opened(path) as file:
-        # A mapped tensor dies with its file: copies make the weights independent of what happens to it.
-        return config, {name: file.get_tensor(name).clone() for name in file.keys()}
+class StoredWeights(Mapping[str, Tensor]):
+    """The weights of a checkpoint, each read from the file when it is asked for, and released by who asked.
+
+    So a network can be prepared from a file without having it in memory as a whole.
+    """
+
+    def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
+        """InputError lists every missing, unknown and misshaped key, going by `network`, which may be on "meta"."""
+        self.path = path
+        with _opened(path) as file:
+            self._shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+        problems = _mismatches(network, self._shapes)
+        if problems:
+            problems["not finite"] = [name for name in self._shapes if not _finite(self._read(name))]
+            raise InputError(_unfitting(path, problems))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """InputError when the weight is not finite."""
+        if name not in self._shapes:
+            raise KeyError(name)
+        tensor = self._read(name)
+        if not _finite(tensor):
+            raise InputError(_unfitting(self.path, {"not finite": [name]}))
+        return tensor
+
+    def _read(self, name: str) -> Tensor:
+        # Opened anew each time: what a mapped file has shown once stays in memory until it is closed.
+        with _opened(self.path) as file:
+            return file.get_tensor(name).clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Raise InputError that lists every missing, unknown and misshaped key, and any weight that is not finite."""
-    expected = network.state_dict()
-    problems = []
-    for title, names in (
-        ("missing", [name for name in expected if name not in state]),
-        ("unknown", [name for name in state if name not in expected]),
-        (
-            "misshaped",
-            [
-                f"{name} (expected {list(expected[name].shape)}, found {list(tensor.shape)})"
-                for name, tensor in state.items()
-                if name in expected and expected[name].shape != tensor.shape
-            ],
-        ),
-        ("not finite", [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]),
-    ):
-        if names:
-            problems.append(f"{title}: {', '.join(names)}")
-    if problems:
-        raise InputError(f"{source}: weights do not fit the network; {'; '.join(problems)}")
+    problems = _mismatches(network, {name: list(tensor.shape) for name, tensor in state.items()})
+    problems["not finite"] = [name for name, tensor in state.items() if not _finite(tensor)]
+    if any(problems.values()):
+        raise InputError(_unfitting(source, problems))
+
+
+def _finite(tensor: Tensor) -> bool:
+    # NaN is passed on by both, and this makes no tensor of the weights' size.
+    return tensor.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in tensor.aminmax())
+
+
+def _mismatches(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[str, list[str]]:
+    """By kind, the keys that do not fit; empty when all do."""
+    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    problems = {
+        "missing": [name for name in expected if name not in shapes],
+        "unknown": [name for name in shapes if name not in expected],
+        "misshaped": [
+            f"{name} (expected {expected[name]}, found {shape})"
+            for name, shape in shapes.items()
+            if name in expected and expected[name] != shape
+        ],
+    }
+    return {kind: names for kind, names in problems.items() if names}
+
+
+def _unfitting(source: str | os.PathLike, problems: Mapping[str, list[str]]) -> str:
+    listed = [f"{title}: {', '.join(names)}" for title, names in problems.items() if names]
+    return f"{source}: weights do not fit the network; {'; '.join(listed)}"

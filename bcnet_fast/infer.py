@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from .files import require_writable
 from .inference import Failure, VideoProposals, predict
 from .loading import PRECISIONS, Model, load
 from .ops._dispatch import BACKENDS, choose, use_backend
+from .profiling import record, stage
 from .protocols import PROTOCOLS
 from .results import ResultWriter, entries, write_subtitles
 
@@ -57,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument("--precision", choices=list(PRECISIONS), default="fp32", help="arithmetic of the network")
     network.add_argument("--device", default="auto", help="auto, cpu or cuda; auto takes a GPU where there is one")
     network.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="of the operators that turn scores into proposals"
+        "--backend", choices=BACKENDS, default="auto", help="kernels of the network and of the operators after it"
     )
     network.add_argument("--protocol", choices=list(PROTOCOLS), default="default", help="see docs/protocols.md")
 
@@ -79,6 +81,8 @@ def build_parser() -> argparse.ArgumentParser:
     running = parser.add_argument_group("running")
     running.add_argument("--batch-size", type=int, default=8, metavar="N", help="windows in a batch")
     running.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read features")
+    running.add_argument("--profile", action="store_true", help="print where the time goes, by stage")
+    running.add_argument("--trace", metavar="FILE.json", help="write the stages for chrome://tracing or Perfetto")
     running.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same settings")
     return parser
 
@@ -113,8 +117,14 @@ def infer(args: argparse.Namespace) -> int:
     truth, class_scores = read_annotations_and_scores(args, config, archive)
     for folder in filter(None, (args.plot, args.srt)):
         require_writable(Path(folder) / "picture.png")
+    if args.trace:
+        require_writable(args.trace)
     torch.manual_seed(0)
-    model = load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = load(args.checkpoint or config, device=args.device, precision=args.precision, backend=args.backend)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
     with use_backend(args.backend):
         # Raises now, not after the network has run.
         choose("match_proposals", model.device)
@@ -127,7 +137,8 @@ def infer(args: argparse.Namespace) -> int:
         if args.resume:
             print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
         try:
-            failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
+            with record() if args.profile or args.trace else contextlib.nullcontext() as profile:
+                failures, windows = _run(args, model, archive, videos, times, truth, class_scores, writer)
         except KeyboardInterrupt:
             print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
             raise
@@ -143,6 +154,10 @@ def infer(args: argparse.Namespace) -> int:
         f"{args.output}: {len(writer.done)} videos, {windows} windows, {count} proposals; "
         f"{seconds:.1f} s, {windows / seconds:.2f} windows/s with loading; {details}"
     )
+    if args.profile:
+        print(profile.table())
+    if args.trace:
+        profile.write_trace(args.trace)
     for failure in failures:
         print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
     return 1 if failures else 0
@@ -264,8 +279,10 @@ def _run(
             continue
         proposals = _labelled(result, class_scores, args)
         # Shown first: a video that is stored counts as finished when the run is resumed.
-        _show(result, proposals, truth.get(result.video), args)
-        writer.add(result.video, proposals)
+        with stage("pictures and subtitles"):
+            _show(result, proposals, truth.get(result.video), args)
+        with stage("writing"):
+            writer.add(result.video, proposals)
         windows += result.windows
     return failures, windows
 

@@ -16,6 +16,7 @@ from .errors import InputError
 from .loading import Model
 from .ops import use_backend
 from .outputs import BCNetOutput
+from .profiling import stage
 from .proposals import video_proposals, window_proposals
 from .protocols import Protocol
 
@@ -75,7 +76,8 @@ def predict(
         try:
             if isinstance(loaded, InputError):
                 raise loaded
-            windows, pending = _prepare(video, loaded, model, times, protocol)
+            with stage("windows"):
+                windows, pending = _prepare(video, loaded, model, times, protocol)
         except InputError as error:
             yield Failure(video, str(error))
             continue
@@ -105,12 +107,14 @@ def _run(
     queue: Sequence[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
 ) -> Iterator[VideoProposals | Failure]:
     """Network and first Soft-NMS for one batch of windows; yields the videos that are complete with it."""
-    output = model(torch.from_numpy(np.stack([window for _, _, window in queue])))
-    finite = torch.stack([scores.isfinite().all(dim=1) for scores in vars(output).values()]).all(dim=0)
-    output = BCNetOutput(*(torch.where(finite[:, None], scores, 0.0) for scores in vars(output).values()))
     size = model.config.model.window
     lengths = torch.tensor([min(size, pending.snippets - pending.starts[index]) for pending, index, _ in queue])
-    with use_backend(model.backend):
+    features = torch.from_numpy(np.stack([window for _, _, window in queue]))
+    with stage("network"):
+        output = model.candidates(features, lengths, protocol)
+    finite = torch.stack([scores.isfinite().all(dim=1) for scores in vars(output).values()]).all(dim=0)
+    output = BCNetOutput(*(torch.where(finite[:, None], scores, 0.0) for scores in vars(output).values()))
+    with use_backend(model.backend), stage("window proposals"):
         found = window_proposals(output, lengths.to(model.device), model.config, protocol)
     probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
     for row, (pending, index, _) in enumerate(queue):
@@ -137,7 +141,7 @@ def _overflow(pending: _Pending, model: Model) -> Failure:
 def _finish(pending: _Pending, model: Model, protocol: Protocol) -> VideoProposals:
     """Merge the windows of a video and turn snippets into seconds."""
     segments, scores, decayed = (torch.cat(column) for column in zip(*pending.parts, strict=True))
-    with use_backend(model.backend):
+    with use_backend(model.backend), stage("video proposals"):
         segments, scores = video_proposals(segments, scores, decayed, model.config, protocol)
     seconds, confidence = pending.time.seconds(segments.numpy()), scores.numpy()
     end_of_snippets = pending.time.seconds(float(pending.snippets))

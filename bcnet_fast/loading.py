@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .checkpoint import check_state, read_checkpoint
+from . import _native
+from .checkpoint import StoredWeights, read_config
 from .config import PRESETS, Config
+from .engine.engine import Engine, Needed
+from .engine.rewrites import Rewrites
 from .errors import BackendError, InputError
+from .ops import use_backend
 from .ops._dispatch import BACKENDS
 from .outputs import BCNetOutput
+from .proposals import needed_anchors
+from .protocols import Protocol
 from .reference.bcnet import BCNet
 
-PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "int8")
+
+
+class Reference:
+    """The network as plain PyTorch, run as `Engine` is."""
+
+    def __init__(self, config: Config, state: Mapping[str, Tensor], device: torch.device, precision: str) -> None:
+        self.device, self.dtype = device, torch.float64 if precision == "fp64" else torch.float32
+        network = BCNet(config.model)
+        network.load_state_dict(dict(state))
+        self.network = network.to(device, self.dtype).eval()
+
+    @torch.inference_mode()
+    def __call__(self, features: Tensor, needed: Needed | None = None) -> BCNetOutput:
+        features = features.to(self.device, self.dtype)
+        # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
+        parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
+        outputs = [self.network(part) for part in parts]
+        return BCNetOutput(*(torch.cat(column) for column in zip(*(vars(o).values() for o in outputs), strict=True)))
 
 
 class Model:
     """A network prepared for inference, with everything that belongs to it: configuration, device, precision.
 
-    `network` is the torch module; `backend` is that of the operators which turn its scores into proposals.
+    `run` is the engine, or the reference where backend is "reference"; `backend` is also that of the operators which turn
+    scores into proposals.
     """
 
-    def __init__(self, network: nn.Module, config: Config, device: torch.device, precision: str, backend: str) -> None:
-        self.config, self.device, self.precision, self.backend = config, device, precision, backend
-        # bf16 and fp16 run under autocast: float32 weights, low precision inside the matrix products only.
-        self._dtype = torch.float64 if precision == "fp64" else torch.float32
-        self._autocast = precision in ("bf16", "fp16")
-        self.network = network.to(device, self._dtype).eval()
+    def __init__(
+        self, run: Engine | Reference, config: Config, device: torch.device, precision: str, backend: str
+    ) -> None:
+        self.run, self.config, self.device, self.precision, self.backend = run, config, device, precision, backend
 
     def __repr__(self) -> str:
         return f"Model({self.config.model.name}, preset {self.config.preset}, {self.device}, {self.precision})"
 
-    @torch.inference_mode()
     def __call__(self, features: Tensor) -> BCNetOutput:
-        """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64)."""
-        self.network.check(features)
-        features = features.to(self.device, self._dtype)
-        # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
-        parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
-        with torch.autocast(self.device.type, PRECISIONS[self.precision], self._autocast):
-            outputs = [self.network(part) for part in parts]
-        columns = (torch.cat([getattr(out, f.name) for out in outputs]) for f in dataclasses.fields(BCNetOutput))
-        return BCNetOutput(*(column.to(self._dtype) for column in columns))
+        """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64).
+
+        ValueError when the shape is another. Calls from several threads wait for each other.
+        """
+        self._check(features)
+        with use_backend(self.backend):
+            return self.run(features)
+
+    def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> BCNetOutput:
+        """The same scores as far as proposals depend on them: anchors that no pair of boundaries matches may have 0.
+
+        lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which saves
+        the more time the clearer the boundaries are.
+        """
+        self._check(features)
+        numbers = lengths.tolist()
+
+        def needed(window: int, start: Tensor, end: Tensor) -> Tensor:
+            return needed_anchors(start, end, numbers[window], self.config, protocol)
+
+        with use_backend(self.backend):
+            return self.run(features, needed)
+
+    def _check(self, features: Tensor) -> None:
+        expected = (self.config.model.feature_dim, self.config.model.window)
+        if features.ndim != 3 or features.shape[1:] != expected:
+            raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -70,31 +111,78 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     backend: str = "auto",
+    rewrites: Rewrites = Rewrites(),
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
-    device: "auto", "cpu", "cuda" or a torch.device. precision: "fp32", "fp64", "bf16", "fp16". backend: "auto",
-    "reference", "native" or "triton", for the operators. Random weights follow torch.manual_seed.
-    Raises InputError for a missing, damaged or unfitting checkpoint, an unknown precision or an absent device;
-    BackendError for an unknown backend.
+    Args:
+        device: "auto", "cpu", "cuda" or a torch.device.
+        precision: "fp32" and "fp64" are exact up to the rounding of float32 and float64. "int8", on a CPU, rounds the weights
+            and inputs of most products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
+        backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
+            otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
+        rewrites: which rewrites of the network the engine makes, to switch one off (`bcnet_fast.engine`).
+
+    Random weights follow torch.manual_seed. Warns where the precision is slower than fp32 on this device.
+
+    Raises:
+        InputError: a missing, damaged or unfitting checkpoint, an unknown precision, one that the device or backend does not
+            have, an absent device.
+        BackendError: a backend that is unknown or cannot be used here.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     resolved = resolve_device(device)
+    native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config):
         checkpoint_or_preset = PRESETS.get(str(checkpoint_or_preset), checkpoint_or_preset)
     if isinstance(checkpoint_or_preset, Config):
         config = checkpoint_or_preset
-        return Model(BCNet(config.model), config, resolved, precision, backend)
-    if not Path(checkpoint_or_preset).exists():
+        state: Mapping[str, Tensor] = BCNet(config.model).state_dict()
+    else:
+        config, state = _stored(checkpoint_or_preset)
+    _warn_of_slow(resolved, precision)
+    if backend == "reference":
+        run: Engine | Reference = Reference(config, state, resolved, precision)
+    else:
+        with use_backend(backend):
+            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites)
+    return Model(run, config, resolved, precision, backend)
+
+
+def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bool:
+    """Whether the engine runs on the C++ kernels; raises where what was asked for cannot be had."""
+    exact = precision in ("fp32", "fp64")
+    if backend == "reference" and not exact:
+        raise InputError(f"precision {precision!r}: expected fp32 or fp64 with backend 'reference'")
+    possible = device.type == "cpu" and _native.module is not None and backend in ("auto", "native")
+    if backend == "native" and device.type == "cpu" and _native.module is None:
+        raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
+    if precision == "int8" and not possible:
+        why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
+        raise InputError(f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}")
+    return possible and (exact or precision == "int8")
+
+
+def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
+    if not Path(path).exists():
         expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(PRESETS)}"
-        raise InputError(f"{checkpoint_or_preset}: expected {expected}; found nothing there")
-    config, state = read_checkpoint(checkpoint_or_preset)
+        raise InputError(f"{path}: expected {expected}; found nothing there")
+    config = read_config(path)
     if config.model.name != "bcnet":
-        raise InputError(f"{checkpoint_or_preset}: expected weights of bcnet, found weights of {config.model.name}")
-    network = BCNet(config.model)
-    check_state(network, state, str(checkpoint_or_preset))
-    network.load_state_dict(state)
-    return Model(network, config, resolved, precision, backend)
+        raise InputError(f"{path}: expected weights of bcnet, found weights of {config.model.name}")
+    with torch.device("meta"):
+        network = BCNet(config.model)
+    return config, StoredWeights(path, network)
+
+
+def _warn_of_slow(device: torch.device, precision: str) -> None:
+    slow = None
+    if device.type == "cpu" and precision in ("bf16", "fp16"):
+        slow = "it has no kernels of its own here, and PyTorch's are slower than those for fp32"
+    if precision == "int8" and not _native.module.BYTE_PRODUCTS:
+        slow = "this processor has no instruction for products of bytes (AVX-512 VNNI)"
+    if slow:
+        warnings.warn(f"precision {precision} is slower than fp32 on this device: {slow}", stacklevel=3)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .anchors import make_anchors, matching_table
 from .config import Config
 from .ops import MatchedProposals, match_proposals, soft_nms
+from .ops.reference import possible_boundaries
 from .outputs import BCNetOutput
 from .protocols import Protocol
 
@@ -42,6 +43,22 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, proto
         max_snippets=settings.max_snippets,
         clamp_boundaries=protocol.clamp_boundaries,
     )
+
+
+def needed_anchors(start: Tensor, end: Tensor, length: int, config: Config, protocol: Protocol) -> Tensor:
+    """The anchors that `match_candidates` will read of one window, bool [P], on the device of start and end, [T] each.
+
+    These are the anchors that match some pair of possible boundaries among the first `length` snippets.
+    """
+    model = config.model
+    _, table = _anchors_and_table(model.window, model.max_duration, start.device)
+    limit = None if protocol.score_padding else torch.tensor([length], device=start.device)
+    threshold = config.proposals.boundary_threshold
+    starts, ends = (possible_boundaries(p[None], threshold, limit)[0] for p in (start, end))
+    durations = table.shape[1]
+    pairs = starts[:, None] & torch.nn.functional.pad(ends, (0, durations))[1:].unfold(0, durations, 1)
+    needed = torch.zeros(len(make_anchors(model.window, model.max_duration)), dtype=torch.bool, device=start.device)
+    return needed.index_fill(0, table[pairs].long(), True)
 
 
 def suppress(

@@ -9,11 +9,12 @@
 namespace py = pybind11;
 
 // The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 namespace bcnet_fast {
 void define_anchor_sampling(py::module_& module);
 void define_add_layer_norm(py::module_& module);
+void define_layers(py::module_& module);
 void define_match_proposals(py::module_& module);
 void define_soft_nms(py::module_& module);
 }
@@ -31,6 +32,7 @@ PYBIND11_MODULE(_C, module) {
   py::list sets;
   for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
+  bcnet_fast::define_layers(module);
   bcnet_fast::define_anchor_sampling(module);
   bcnet_fast::define_add_layer_norm(module);
   bcnet_fast::define_match_proposals(module);

@@ -345,14 +345,34 @@ def test_an_assumed_stride_is_said(checkpoint, features, capsys):
     assert "note:" not in capsys.readouterr().err
 
 
-def test_every_operator_backend_gives_the_same_proposals(checkpoint, features):
-    automatic = results_of(run(checkpoint, features)[1])
-    reference = results_of(run(checkpoint, features, "--backend", "reference")[1])
+# The engine sums in another order than the reference, so scores differ by rounding.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-4)])
+def test_engine_and_reference_give_the_same_proposals(checkpoint, features, precision, tolerance):
+    automatic = results_of(run(checkpoint, features, "--precision", precision)[1])
+    reference = results_of(run(checkpoint, features, "--precision", precision, "--backend", "reference")[1])
     for video in LENGTHS:
         assert [p["segment"] for p in automatic[video]] == [p["segment"] for p in reference[video]]
-        np.testing.assert_allclose(
-            [p["score"] for p in automatic[video]], [p["score"] for p in reference[video]], rtol=1e-9
-        )
+        scores = ([p["score"] for p in found[video]] for found in (automatic, reference))
+        np.testing.assert_allclose(*scores, rtol=tolerance)
+
+
+def test_profile_names_the_stages_and_writes_a_trace(checkpoint, features, tmp_path, capsys):
+    trace = tmp_path / "trace.json"
+    code, _ = run(checkpoint, features, "--profile", "--trace", str(trace))
+    assert code == 0
+    printed = capsys.readouterr().out
+    for stage in ("network", "clips: difference", "window proposals", "video proposals"):
+        assert stage in printed
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"network", "video proposals"} <= {event["name"] for event in events}
+    assert all(event["dur"] >= 0 for event in events)
+
+
+def test_int8_gives_proposals_and_bf16_on_a_cpu_is_said_to_be_slower(checkpoint, features, capsys):
+    for precision in ("int8", "bf16"):
+        code, output = run(checkpoint, features, "--precision", precision)
+        assert code == 0 and all(results_of(output)[video] for video in LENGTHS)
+    assert "warning: precision bf16 is slower than fp32 on this device" in capsys.readouterr().err
 
 
 def test_the_process_exits_with_code_2_and_one_line(features):

@@ -238,7 +238,7 @@ def match_proposals(
     """
     windows, snippets = start.shape
     longest, rows = min(table.shape[1], snippets - 1), most_pairs(*table.shape)
-    starts, ends = (_boundaries(p, boundary_threshold, lengths) for p in (start, end))
+    starts, ends = (possible_boundaries(p, boundary_threshold, lengths) for p in (start, end))
     t = torch.arange(snippets, device=start.device)
     # The last snippet can be read as it is: there is no end beyond the one before it.
     s = t.clamp(min=min(1, snippets - 1)) if clamp_boundaries else t
@@ -277,7 +277,7 @@ def most_pairs(snippets: int, durations: int) -> int:
     return longest * (snippets - 1) - longest * (longest - 1) // 2
 
 
-def _boundaries(probability: torch.Tensor, threshold: float, lengths: torch.Tensor | None) -> torch.Tensor:
+def possible_boundaries(probability: torch.Tensor, threshold: float, lengths: torch.Tensor | None) -> torch.Tensor:
     """Which snippets can be a boundary: at least `threshold` or a strict local maximum, and not padding; [W, T]."""
     probability = probability.double()  # else the threshold itself would be rounded to float32
     padded = torch.nn.functional.pad(probability, (1, 1), value=-torch.inf)

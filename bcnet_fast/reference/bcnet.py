@@ -85,17 +85,16 @@ class FrameInteraction(nn.Module):
 class ActionBackgroundInteraction(nn.Module):
     """ABI module: frame level, sampling of every anchor's features, clip level (paper, section 3.3)."""
 
-    sampling: Tensor
+    sampling: Tensor | None  # [T, N * P], made when it is first needed
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         anchors = make_anchors(config.window, config.max_duration)
-        weights = sampling_weights(anchors, config.window, config.bins, config.points_per_bin)
         clip_width = config.bins * config.clip_channels
-        self.bins = config.bins
         self.frame_model = FrameInteraction(config)
         self.base_module = nn.Sequential(convolution(config.width, config.clip_channels), nn.ReLU())
-        self.register_buffer("sampling", torch.from_numpy(weights).flatten(1), persistent=False)  # [T, N * P]
+        self.register_buffer("sampling", None, persistent=False)
         self.encoder = InteractionEncoder(
             clip_width, len(anchors), config.heads, config.head_dim, config.feedforward, config.dropout
         )
@@ -104,8 +103,13 @@ class ActionBackgroundInteraction(nn.Module):
 
     def sample_anchors(self, sequence: Tensor) -> Tensor:
         """[B, T, d] -> each anchor's N sampled vectors, flattened bin-major: [B, P, N * clip_channels]"""
+        if self.sampling is None:
+            config = self.config
+            anchors = make_anchors(config.window, config.max_duration)
+            weights = sampling_weights(anchors, config.window, config.bins, config.points_per_bin)
+            self.sampling = torch.from_numpy(weights).flatten(1).to(self.base_module[0].weight)
         clips = self.base_module(sequence.transpose(1, 2)) @ self.sampling  # [B, C', N * P]
-        return clips.unflatten(-1, (self.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
+        return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P]"""

@@ -1,10 +1,14 @@
 #include "anchor_sampling.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <optional>
 
 #include "common.h"
+#include "layers.h"
 
 namespace bcnet_fast {
 namespace {
@@ -140,6 +144,28 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
 }
 
 template <typename T>
+void project_anchors_of(const Array<T>& x, const PackedWeight& weight, const Index& order, const Index& step,
+                        const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
+                        const std::optional<Array<T>>& added, Array<T>& out, int threads,
+                        const std::string& instruction_set) {
+  constexpr const char* op = "project_anchors";
+  if (x.ndim() != 2 || x.shape(1) != weight.inputs()) refuse(op, "x", shape_of(x), "[T, inputs of the weight]");
+  const auto kind = sizeof(T) == 8 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32;
+  if (weight.kind() != kind) refuse(op, "weight", "of another kind", "of the dtype of x");
+  if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
+  const std::int64_t snippets = x.shape(0), outputs = weight.outputs();
+  const GroupPlan<T> plan =
+      plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(0), weight.groups() * snippets);
+  check_shape(op, "out", out, {plan.anchors, outputs});
+  if (added) check_shape(op, "added", *added, {plan.anchors, outputs});
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const Matrix<T> from{x.data(), x.shape(1)}, more{added ? added->data() : nullptr, outputs};
+  const Output<T> to{out.mutable_data(), outputs};
+  const py::gil_scoped_release release;
+  project_anchors(from, snippets, weight, plan, more, chosen, threads, to);
+}
+
+template <typename T>
 void define(py::module_& module) {
   const auto array = [](const char* name) { return py::arg(name).noconvert(); };
   module.def("sample", &sample<T>, array("rows"), array("first"), array("offsets"), array("weights"), array("sources"),
@@ -154,6 +180,10 @@ void define(py::module_& module) {
   module.def("gather_backward", &gather_backward<T>, array("grad"), array("order"), array("step"), array("offsets"),
              array("tap_rows"), array("tap_weights"), array("out"), py::arg("threads"), instruction_set_argument(),
              "Writes the gradient of what is gathered to out [B, N, T, O].");
+  module.def("project_anchors", &project_anchors_of<T>, array("x"), py::arg("weight"), array("order"), array("step"),
+             array("offsets"), array("tap_rows"), array("tap_weights"), array("added").none(true), array("out"),
+             py::arg("threads"), instruction_set_argument(),
+             "Writes the sum over bins n of what they sample of x, times group n of the weight, + added, to out [P, O].");
 }
 
 }  // namespace

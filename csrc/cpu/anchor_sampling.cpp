@@ -20,6 +20,7 @@
 #include <cstring>
 #include <memory>
 
+#include "gather_columns.h"
 #include "memory.h"
 #include "parallel.h"
 
@@ -27,15 +28,6 @@ namespace bcnet_fast {
 namespace {
 
 constexpr int kLine = 64;  // bytes in a cache line
-
-// A block of columns: two vectors where there are 32 registers for the sums of eight anchors, else one.
-template <int bytes, typename T>
-struct Columns {
-  static constexpr int vectors = bytes >= 64 ? 2 : 1;
-  using V = Vector<T, bytes>;
-  static constexpr int lanes = static_cast<int>(sizeof(V) / sizeof(T));
-  static constexpr int width = vectors * lanes;
-};
 
 // Copies `used` columns of each of `rows` rows, `stride` apart, to rows of C::width. Further columns there stay as they are.
 template <typename C, typename T>
@@ -45,13 +37,6 @@ BCNET_INLINE void pack(const T* from, std::int64_t rows, std::int64_t stride, in
   } else {
     for (std::int64_t row = 0; row < rows; ++row) std::memcpy(to + row * C::width, from + row * stride, sizeof(T) * used);
   }
-}
-
-// An incomplete group is worked on like a complete one, and so reaches beyond the last row: what it reads there is not
-// used, and what it adds there is zero.
-template <typename T>
-std::int64_t packed_rows(const GroupPlan<T>& plan) {
-  return plan.rows + (kGroup - 1) * plan.widest_step;
 }
 
 template <typename T>
@@ -69,14 +54,13 @@ struct GatherWork {
 template <int bytes, typename T>
 BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* packed) {
   using C = Columns<bytes, T>;
-  using V = typename C::V;
   const GroupPlan<T>& plan = work.plan;
   const std::int64_t blocks = (work.outputs + C::width - 1) / C::width;
   // What is read beyond the columns and rows in use does not matter, but denormal numbers there would cost time.
   std::fill_n(packed, packed_rows(plan) * C::width, T(0));
   std::int64_t packed_block = -1;
   int used = 0;
-  alignas(V) T bias[C::width] = {};
+  T bias[C::width] = {};
   for (std::int64_t item; queue.next(item);) {
     const std::int64_t block = item / work.parts, part = item % work.parts;
     const std::int64_t b = block / blocks, column = block % blocks * C::width;
@@ -88,40 +72,8 @@ BCNET_INLINE void gather_items(const GatherWork<T>& work, WorkQueue& queue, T* p
     }
     T* const out = work.out + b * plan.anchors * work.outputs + column;
     const std::int64_t last = plan.groups * (part + 1) / work.parts;
-    for (std::int64_t g = plan.groups * part / work.parts; g < last; ++g) {
-      const std::int32_t* const anchors = plan.order + g * kGroup;
-      const std::int32_t* const lists = plan.offsets + g * (kGroup + 1);
-      const std::int64_t step = plan.step[g] * C::width;
-      V sums[kGroup][C::vectors];
-      for (int r = 0; r < kGroup; ++r) {
-        for (int v = 0; v < C::vectors; ++v) sums[r][v] = load<V>(bias + v * C::lanes);
-      }
-      for (std::int32_t i = lists[0]; i < lists[1]; ++i) {
-        const T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
-        const V weight = splat<V>(plan.tap_weights[i]);
-        for (int r = 0; r < kGroup; ++r) {
-          for (int v = 0; v < C::vectors; ++v) sums[r][v] += weight * load<V>(row + r * step + v * C::lanes);
-        }
-      }
-      T results[kGroup][C::width];
-      std::memcpy(results, sums, sizeof(results));
-      for (int r = 0; r < kGroup && anchors[r] >= 0; ++r) {
-        V own[C::vectors];
-        std::memcpy(own, results[r], sizeof(own));
-        for (std::int32_t i = lists[r + 1]; i < lists[r + 2]; ++i) {
-          const T* const row = packed + plan.tap_rows[i] * std::int64_t{C::width};
-          const V weight = splat<V>(plan.tap_weights[i]);
-          for (int v = 0; v < C::vectors; ++v) own[v] += weight * load<V>(row + v * C::lanes);
-        }
-        for (int v = 0; v < C::vectors; ++v) own[v] = work.relu ? (own[v] < V{} ? V{} : own[v]) : own[v];
-        T* const to = out + anchors[r] * work.outputs;
-        if (used == C::width) {
-          std::memcpy(to, own, sizeof(own));
-        } else {
-          std::memcpy(to, own, sizeof(T) * used);
-        }
-      }
-    }
+    const GatheredColumns<T> columns{packed, bias, nullptr, 0, work.relu, used, out, work.outputs};
+    gather_columns<bytes, C::width>(columns, plan, plan.groups * part / work.parts, last);
   }
 }
 

@@ -1,0 +1,225 @@
+"""The engine's arithmetic on the CPU, in C++ (csrc/include/layers.h, attention.h), one window at a time.
+
+Sequences are arrays [..., T, d]. Results lie in buffers that are made on their first use and kept, so that a network
+allocates nothing from its second window on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..sampling import SamplingPlan
+
+EPS = 1e-5  # of every LayerNorm
+LINE = 16  # elements, a cache line of float32
+
+
+class NativeKernels:
+    """In float32 or float64, or in float32 with the products of most layers in 8 bits: "int8"."""
+
+    def __init__(self, precision: str) -> None:
+        """precision: "fp32", "fp64" or "int8"."""
+        self.int8 = precision == "int8"
+        self.dtype = np.dtype(np.float64 if precision == "fp64" else np.float32)
+        self.buffers: dict[str, np.ndarray] = {}
+        # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
+        self.projects = self.folds = not self.int8
+
+    # ---- Weights
+
+    def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Any]:
+        """The rows of a weight [outputs, inputs] from one number to another, for each of `cuts`, of which the first is all.
+
+        They share its memory where they begin and end with whole panels.
+        """
+        array, panel = self.constant(weight), _native.module.PANEL
+        int8 = self.int8 and not exact
+        whole = _native.module.PackedWeight(array, int8=int8)
+        parts = []
+        for first, last in cuts:
+            if (first, last) == (0, len(array)):
+                parts.append(whole)
+            elif first % panel == 0 and last % panel == 0:
+                parts.append(whole.part(first, last))
+            else:
+                parts.append(_native.module.PackedWeight(array[first:last], int8=int8))
+        return parts
+
+    def weight(self, weight: Tensor, exact: bool = False) -> Any:
+        """A weight [outputs, inputs]; `exact` ones stay float32."""
+        return self.weights(weight, [(0, len(weight))], exact)[0]
+
+    def each(self, weights: list[Any]) -> list[Any]:
+        """Weights of one shape for `linear_each`."""
+        return weights
+
+    def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
+        """weight [C', C / groups, 3] and bias [C']. Always float32: convolutions are 1 % of the work."""
+        by_tap = self.constant(weight.transpose(1, 2).flatten(1))
+        return _native.module.PackedWeight(by_tap, groups=groups), self.constant(bias)
+
+    def anchor_weight(self, weight: Tensor, bins: int) -> Any:
+        """A weight [outputs, bins * C] for `project`."""
+        by_bin = weight.unflatten(1, (bins, -1)).transpose(0, 1).flatten(0, 1)
+        return _native.module.PackedWeight(self.constant(by_bin), groups=bins)
+
+    def constant(self, tensor: Tensor) -> np.ndarray:
+        return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
+
+    def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
+        plan = plan.to(dtype=torch.float64 if self.dtype == np.float64 else torch.float32)
+        arrays = {name: value.numpy() for name, value in vars(plan).items() if isinstance(value, Tensor)}
+        return arrays | {"sources": np.zeros(plan.first.shape[1], np.int32)}
+
+    # ---- Sequences
+
+    def buffer(self, slot: str, *shape: int, padded: bool = True) -> np.ndarray:
+        """Memory for [..., d] in the slot, which grows to the largest that was ever asked for.
+
+        Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places in
+        the cache.
+        """
+        columns = (-(-shape[-1] // LINE) | 1) * LINE if padded else shape[-1]
+        size = math.prod(shape[:-1]) * columns
+        held = self.buffers.get(slot)
+        if held is None or len(held) < size:
+            memory = np.empty(size + LINE, self.dtype)
+            shift = -memory.ctypes.data // self.dtype.itemsize % LINE
+            held = self.buffers[slot] = memory[shift : shift + size]
+        return held[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
+
+    def features(self, window: Tensor) -> np.ndarray:
+        """[C, T] -> [T, C], without a copy."""
+        return np.ascontiguousarray(window.numpy(), self.dtype).T
+
+    def result(self, x: np.ndarray) -> Tensor:
+        """A copy that outlives the buffer."""
+        return torch.from_numpy(x.copy())
+
+    def rounded(self, x: np.ndarray, slot: str) -> np.ndarray:
+        """A sequence of another precision in that of these kernels."""
+        out = self.buffer(slot, *x.shape)
+        out[...] = x
+        return out
+
+    def split(self, x: np.ndarray, parts: int) -> np.ndarray:
+        """[T, parts * d] -> [parts, T, d]"""
+        return x.reshape(len(x), parts, -1).transpose(1, 0, 2)
+
+    def rows(self, x: np.ndarray, needed: Tensor, slot: str) -> np.ndarray:
+        """[2, P, d] -> [2, needed, d]"""
+        out = self.buffer(slot, len(x), len(needed), x.shape[-1])
+        for i, of_one in enumerate(x):
+            torch.index_select(torch.from_numpy(of_one), 0, needed, out=torch.from_numpy(out[i]))
+        return out
+
+    def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
+        return np.add(x, other, out=self.buffer(slot, *x.shape))
+
+    def linear(self, x: np.ndarray, weight: Any, *, slot: str, added: np.ndarray | None = None, norm: bool = False):
+        """x weight^T [+ added] [, LayerNorm]"""
+        out = self.buffer(slot, *x.shape[:-1], weight.outputs)
+        self._linear(x, weight, out, added, norm)
+        return out
+
+    def linear_each(
+        self, xs: Any, weights: list[Any], *, slot: str, added: np.ndarray | None = None, norm: bool = False
+    ) -> np.ndarray:
+        """The same for each x with a weight of its own; `added` is one for each, or one for all."""
+        out = self.buffer(slot, len(weights), *xs[0].shape[:-1], weights[0].outputs)
+        for i, weight in enumerate(weights):
+            own = added if added is None or added.ndim == xs[0].ndim else added[i]
+            self._linear(xs[i], weight, out[i], own, norm)
+        return out
+
+    def _linear(self, x: np.ndarray, weight: Any, out: np.ndarray, added: np.ndarray | None, norm: bool) -> None:
+        added = None if added is None else _flat(added)
+        options = {"added": added, "eps": EPS if norm else None, "threads": torch.get_num_threads()}
+        _native.module.linear(_flat(x), weight, _flat(out), **options)
+
+    def feed_forward(self, x: np.ndarray, first: Any, second: Any, *, slot: str) -> np.ndarray:
+        """LayerNorm(relu(x first^T) second^T + x); x lies in another slot."""
+        out = self.buffer(slot, *x.shape)
+        _native.module.feed_forward(
+            _flat(x), first, second, _flat(out), added=_flat(x), eps=EPS, threads=torch.get_num_threads()
+        )
+        return out
+
+    def feed_forward_each(self, xs: Any, weights: Any, *, slot: str) -> np.ndarray:
+        out = self.buffer(slot, len(weights), *xs[0].shape)
+        for x, network, to in zip(xs, weights, out, strict=True):
+            _native.module.feed_forward(
+                x, network.first, network.second, to, added=x, eps=EPS, threads=torch.get_num_threads()
+            )
+        return out
+
+    def folded_feed_forward_each(
+        self, xs: np.ndarray, attention: Any, added: np.ndarray, first: list[np.ndarray], weights: list[Any], *, slot: str
+    ) -> np.ndarray:
+        """y = LayerNorm(x attention^T + added), then its feed-forward; `first` is what that makes of added."""
+        out = self.buffer(slot, *added.shape)
+        for x, to, more, of_added, w in zip(xs, out, added, first, weights, strict=True):
+            _native.module.folded_feed_forward(
+                x, attention, w.attended, w.sums, w.second, more, of_added[0], to, EPS, torch.get_num_threads()
+            )
+        return out
+
+    def convolution(
+        self, x: np.ndarray, weight: tuple[Any, np.ndarray], *, slot: str, added: np.ndarray | None = None
+    ) -> np.ndarray:
+        """relu(convolution over time + bias) [+ added]"""
+        packed, bias = weight
+        out = self.buffer(slot, len(x), packed.groups * packed.outputs)
+        _native.module.convolution(
+            x, packed, out, bias=bias, relu=True, added=added, threads=torch.get_num_threads()
+        )
+        return out
+
+    def attention(
+        self, query: np.ndarray, key: np.ndarray, values: tuple[np.ndarray, ...], heads: int, *, slot: str
+    ) -> np.ndarray:
+        """softmax(query key^T / sqrt(D)) value for each of the values, [values, ..., T, heads * D']; leading dimensions alike."""
+        scale = (query.shape[-1] // heads) ** -0.5
+        out = self.buffer(slot, len(values), *query.shape[:-1], values[0].shape[-1])
+        for index in np.ndindex(query.shape[:-2]):
+            each = [value[index] for value in values], [o[index] for o in out]
+            _native.module.attention(query[index], key[index], *each, heads, scale, torch.get_num_threads())
+        return out
+
+    def sample(self, streams: list[np.ndarray], plan: dict, added: list[np.ndarray], *, slot: str) -> np.ndarray:
+        """Every anchor's sampled features, bin by bin, + added: [streams, P, N * C]"""
+        anchors, bins = plan["first"].shape
+        out = self.buffer(slot, len(streams), anchors, bins * streams[0].shape[-1], padded=False)
+        for x, more, to in zip(streams, added, out, strict=True):
+            rows = np.ascontiguousarray(x)[None, None]
+            arrays = plan["first"], plan["offsets"], plan["weights"], plan["sources"]
+            _native.module.sample(rows, *arrays, to.reshape(1, anchors, bins, -1), torch.get_num_threads())
+            np.add(to, more, out=to)
+        return out
+
+    def project(
+        self, streams: list[np.ndarray], plan: dict, weight: Any, added: list[np.ndarray], *, slot: str
+    ) -> np.ndarray:
+        """Every anchor's sampled features times a weight, + added: [streams, P, O]"""
+        out = self.buffer(slot, len(streams), len(plan["first"]), weight.outputs, padded=False)
+        groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
+        for x, more, to in zip(streams, added, out, strict=True):
+            rows = np.ascontiguousarray(x)
+            _native.module.project_anchors(rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads())
+        return out
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[..., T, d] -> [rows, d], without a copy."""
+    if x.ndim == 2:
+        return x
+    flat = x.view()
+    flat.shape = (-1, x.shape[-1])
+    return flat

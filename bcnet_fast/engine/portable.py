@@ -1,0 +1,122 @@
+"""The engine's arithmetic by PyTorch and `bcnet_fast.ops`: any device, any dtype, whole batches of windows.
+
+Sequences are tensors [..., B, T, d]. `slot` means nothing here: PyTorch has its own memory, and a CUDA graph keeps it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import ops
+from ..sampling import SamplingPlan
+
+
+class PortableKernels:
+    """On a device, in the dtype of all weights and sequences."""
+
+    projects = True
+    folds = False  # what it saves is less than what the passes over memory take that C++ saves
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+
+    # ---- Weights; `exact` is a matter of 8 bits alone
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.device, self.dtype).contiguous()
+
+    def weight(self, weight: Tensor, exact: bool = False) -> Tensor:
+        return self.constant(weight)
+
+    def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Tensor]:
+        whole = self.constant(weight)
+        return [whole[first:last] for first, last in cuts]
+
+    def each(self, weights: list[Tensor]) -> Tensor:
+        return torch.stack(weights)
+
+    def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
+        return self.constant(weight), self.constant(bias), groups
+
+    def anchor_weight(self, weight: Tensor, bins: int) -> Tensor:
+        return self.constant(weight.unflatten(1, (bins, -1)).permute(1, 2, 0))  # [N, C, O]
+
+    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+        return plan.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+    # ---- Sequences
+
+    def features(self, features: Tensor) -> Tensor:
+        """[B, C, T] -> [B, T, C]"""
+        return features.to(self.device, self.dtype).mT
+
+    def result(self, x: Tensor) -> Tensor:
+        return x
+
+    def rounded(self, x: Tensor, slot: str) -> Tensor:
+        return x.to(self.dtype)
+
+    def split(self, x: Tensor, parts: int) -> Tensor:
+        """[B, T, parts * d] -> [parts, B, T, d]"""
+        return x.unflatten(-1, (parts, -1)).movedim(-2, 0)
+
+    def rows(self, x: Tensor, needed: Tensor, slot: str) -> Tensor:
+        return x.index_select(-2, needed)
+
+    def add(self, x: Tensor, other: Tensor, slot: str) -> Tensor:
+        return x + other
+
+    def linear(
+        self, x: Tensor, weight: Tensor, *, slot: str, added: Tensor | None = None, norm: bool = False
+    ) -> Tensor:
+        return _finish(F.linear(x, weight), added, norm)
+
+    def linear_each(
+        self, xs: Tensor, weights: Tensor, *, slot: str, added: Tensor | None = None, norm: bool = False
+    ) -> Tensor:
+        out = torch.matmul(xs, weights.mT.view(len(weights), *[1] * (xs.dim() - 3), *weights.mT.shape[1:]))
+        return _finish(out, added, norm)
+
+    def feed_forward(self, x: Tensor, first: Tensor, second: Tensor, *, slot: str) -> Tensor:
+        return _finish(F.linear(F.linear(x, first).relu_(), second), x, norm=True)
+
+    def feed_forward_each(self, xs: Any, weights: Any, *, slot: str) -> Tensor:
+        made = [self.feed_forward(x, w.first, w.second, slot=slot) for x, w in zip(xs, weights, strict=True)]
+        return torch.stack(made)
+
+    def convolution(
+        self, x: Tensor, weight: tuple[Tensor, Tensor, int], *, slot: str, added: Tensor | None = None
+    ) -> Tensor:
+        kernel, bias, groups = weight
+        out = F.conv1d(x.mT, kernel, bias, padding=1, groups=groups).relu_().mT
+        return out.contiguous() if added is None else out + added
+
+    def attention(self, query: Tensor, key: Tensor, values: tuple[Tensor, ...], heads: int, *, slot: str) -> Any:
+        leading = query.shape[:-2]
+        split = [t.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, *values)]
+        function = F.scaled_dot_product_attention if len(values) == 1 else ops.difference_attention
+        made = function(*split)
+        made = (made,) if len(values) == 1 else made
+        merged = [out.transpose(1, 2).flatten(2).unflatten(0, leading) for out in made]
+        return merged if len(values) == 1 else torch.stack(merged)
+
+    def sample(self, streams: list[Tensor], plan: SamplingPlan, added: list[Tensor], *, slot: str) -> Tensor:
+        made = [ops.anchor_sampling(x.mT, plan).flatten(2) + more for x, more in zip(streams, added, strict=True)]
+        return torch.stack(made)
+
+    def project(
+        self, streams: list[Tensor], plan: SamplingPlan, weight: Tensor, added: list[Tensor], *, slot: str
+    ) -> Tensor:
+        made = [ops.anchor_projection(x.mT, plan, weight) + more for x, more in zip(streams, added, strict=True)]
+        return torch.stack(made)
+
+
+def _finish(out: Tensor, added: Tensor | None, norm: bool) -> Tensor:
+    if norm:
+        return ops.add_layer_norm(out, added.expand_as(out))
+    return out if added is None else out + added

@@ -1,0 +1,243 @@
+#include "layers.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "attention.h"
+#include "byte_tiles.h"
+#include "common.h"
+
+namespace bcnet_fast {
+namespace {
+
+// Rows of a larger array are fine: only neighbours in a row have to lie together.
+template <typename T>
+using Rows = py::array_t<T, 0>;
+template <typename T>
+using MaybeRows = std::optional<Rows<T>>;
+
+template <typename T>
+constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
+
+template <typename T>
+void check_rows(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  const auto wanted = [&] { return "rows that lie together, [" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; };
+  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != columns) refuse(op, argument, shape_of(array), wanted());
+  const bool together = columns <= 1 || array.strides(1) == kSize<T>;
+  const bool apart = rows <= 1 || (array.strides(0) > 0 && array.strides(0) % kSize<T> == 0);
+  if (!together || !apart) refuse(op, argument, "strided", wanted());
+}
+
+template <typename T>
+Matrix<T> matrix_of(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  check_rows(op, argument, array, rows, columns);
+  return {array.data(), array.strides(0) / kSize<T>};
+}
+
+template <typename T>
+Output<T> output_of(const char* op, const char* argument, Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  check_rows(op, argument, array, rows, columns);
+  return {array.mutable_data(), array.strides(0) / kSize<T>};
+}
+
+// int8 goes with float32, which it is made of.
+template <typename T>
+void check_kind(const char* op, const PackedWeight& weight, bool with_int8) {
+  const auto wanted = sizeof(T) == 8 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32;
+  const bool fits = weight.kind() == wanted || (with_int8 && sizeof(T) == 4 && weight.int8());
+  if (!fits) refuse(op, "a weight", "of another kind", sizeof(T) == 8 ? "float64, as x is" : "float32, as x is");
+}
+
+std::int64_t columns_of(const PackedWeight& weight) { return weight.groups() * weight.outputs(); }
+
+template <typename T>
+Finish<T> finish_of(const char* op, std::int64_t rows, std::int64_t columns, const std::optional<Array<T>>& bias, bool relu,
+                    const MaybeRows<T>& added, std::optional<double> eps) {
+  Finish<T> finish;
+  if (bias) {
+    if (bias->size() != columns) refuse(op, "bias", shape_of(*bias), "[" + std::to_string(columns) + "]");
+    finish.bias = bias->data();
+  }
+  finish.relu = relu;
+  if (added) finish.added = matrix_of(op, "added", *added, rows, columns);
+  finish.norm = eps.has_value();
+  finish.eps = static_cast<T>(eps.value_or(0.0));
+  return finish;
+}
+
+template <typename T>
+PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8) {
+  constexpr const char* op = "PackedWeight";
+  if (weight.ndim() != 2 || weight.size() == 0 || groups < 1 || weight.shape(0) % groups) {
+    refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs], not empty");
+  }
+  const T* const data = weight.data();
+  if (!std::all_of(data, data + weight.size(), [](T w) { return std::isfinite(w); })) {
+    refuse(op, "weight", "not finite", "finite numbers");
+  }
+  if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
+  const py::gil_scoped_release release;
+  return PackedWeight(data, groups, weight.shape(0) / groups, weight.shape(1), int8);
+}
+
+PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_t last) {
+  const bool whole = first % kPanel == 0 && (last % kPanel == 0 || last == weight.outputs());
+  if (weight.groups() != 1 || !whole || first < 0 || first >= last || last > weight.outputs()) {
+    refuse("part", "first or last", std::to_string(first) + ", " + std::to_string(last),
+           "multiples of " + std::to_string(kPanel) + " among the outputs of one group");
+  }
+  return weight.part(first, last);
+}
+
+template <typename T>
+void linear_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added,
+               std::optional<double> eps, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "linear";
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, inputs]");
+  check_kind<T>(op, weight, true);
+  const std::int64_t rows = x.shape(0), columns = columns_of(weight);
+  const Matrix<T> from = matrix_of(op, "x", x, rows, weight.groups() * weight.inputs());
+  const Output<T> to = output_of(op, "out", out, rows, columns);
+  const Finish<T> finish = finish_of(op, rows, columns, bias, relu, added, eps);
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  linear(from, rows, weight, finish, chosen, threads, to);
+}
+
+template <typename T>
+void feed_forward_of(const Rows<T>& x, const PackedWeight& first, const PackedWeight& second, Rows<T>& out, const MaybeRows<T>& added,
+                     std::optional<double> eps, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "feed_forward";
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, inputs]");
+  if (first.groups() != 1 || second.groups() != 1 || first.outputs() != second.inputs() || first.kind() != second.kind()) {
+    refuse(op, "second", "unlike", "a weight that takes what the first makes, of one group and kind");
+  }
+  check_kind<T>(op, first, true);
+  const std::int64_t rows = x.shape(0);
+  const Matrix<T> from = matrix_of(op, "x", x, rows, first.inputs());
+  const Output<T> to = output_of(op, "out", out, rows, second.outputs());
+  const Finish<T> finish = finish_of<T>(op, rows, second.outputs(), std::nullopt, false, added, eps);
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  feed_forward(from, rows, first, second, finish, chosen, threads, to);
+}
+
+template <typename T>
+void folded_feed_forward_of(const Rows<T>& x, const PackedWeight& attention, const PackedWeight& folded,
+                            const Array<T>& sums, const PackedWeight& second, const Rows<T>& added,
+                            const Rows<T>& first_of_added, Rows<T>& out, double eps, int threads,
+                            const std::string& instruction_set) {
+  constexpr const char* op = "folded_feed_forward";
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, inputs]");
+  for (const PackedWeight* weight : {&attention, &folded, &second}) {
+    check_kind<T>(op, *weight, false);
+    if (weight->groups() != 1) refuse(op, "a weight", "of groups", "one group");
+  }
+  const std::int64_t rows = x.shape(0), columns = attention.outputs(), size = folded.outputs();
+  if (folded.inputs() != attention.inputs() || second.inputs() != size || second.outputs() != columns) {
+    refuse(op, "the weights", "of other sizes", "sizes that fit");
+  }
+  if (sums.size() != size) refuse(op, "sums", shape_of(sums), "[" + std::to_string(size) + "]");
+  const Matrix<T> from = matrix_of(op, "x", x, rows, attention.inputs());
+  const Matrix<T> other = matrix_of(op, "added", added, rows, columns);
+  const Matrix<T> more = matrix_of(op, "first_of_added", first_of_added, rows, size);
+  const Output<T> to = output_of(op, "out", out, rows, columns);
+  const FoldedFeedForward<T> weights{attention, folded, sums.data(), second};
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  folded_feed_forward(from, rows, weights, other, more, static_cast<T>(eps), chosen, threads, to);
+}
+
+template <typename T>
+void convolution_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, const std::optional<Array<T>>& bias, bool relu,
+                    const MaybeRows<T>& added, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "convolution";
+  check_kind<T>(op, weight, false);
+  if (weight.inputs() % 3) refuse(op, "weight", "of other inputs", "three taps of each channel");
+  const std::int64_t channels = weight.groups() * weight.inputs() / 3, columns = columns_of(weight);
+  if (x.ndim() != 2 || x.shape(1) != channels || x.strides(0) % kSize<T> || x.strides(1) % kSize<T>) {
+    refuse(op, "x", shape_of(x), "[rows, " + std::to_string(channels) + "], of whole elements");
+  }
+  const std::int64_t rows = x.shape(0);
+  const Output<T> to = output_of(op, "out", out, rows, columns);
+  const Finish<T> finish = finish_of(op, rows, columns, bias, relu, added, std::nullopt);
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const T* const from = x.data();
+  const std::int64_t row = x.strides(0) / kSize<T>, channel = x.strides(1) / kSize<T>;
+  const py::gil_scoped_release release;
+  convolution(from, row, channel, rows, weight, finish, chosen, threads, to);
+}
+
+template <typename T>
+void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Rows<T>>& values, std::vector<Rows<T>>& outputs,
+                  std::int64_t heads, double scale, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "attention";
+  if (query.ndim() != 2 || key.ndim() != 2) refuse(op, "query or key", "of another rank", "[T, heads * head_size]");
+  const std::size_t streams = values.size();
+  if (streams < 1 || streams > 2 || outputs.size() != streams) refuse(op, "values", "of another number", "one or two");
+  const std::int64_t width = query.shape(1), value_width = values[0].ndim() == 2 ? values[0].shape(1) : 0;
+  if (heads < 1 || width < 1 || value_width < 1 || width % heads || value_width % heads) {
+    refuse(op, "heads", std::to_string(heads), "a number that divides the columns of query and values");
+  }
+  if (key.shape(0) < 1) refuse(op, "key", shape_of(key), "at least one row");
+  const AttentionSizes sizes{heads, query.shape(0), key.shape(0), width / heads, value_width / heads,
+                             scale};
+  const Matrix<T> of_query = matrix_of(op, "query", query, sizes.queries, width);
+  const Matrix<T> of_key = matrix_of(op, "key", key, sizes.keys, width);
+  Matrix<T> of_values[2];
+  Output<T> of_outputs[2];
+  for (std::size_t s = 0; s < streams; ++s) {
+    of_values[s] = matrix_of(op, "values", values[s], sizes.keys, value_width);
+    of_outputs[s] = output_of(op, "outputs", outputs[s], sizes.queries, value_width);
+  }
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  attention(of_query, of_key, of_values, static_cast<int>(streams), sizes, chosen, threads, of_outputs);
+}
+
+template <typename T>
+void define(py::module_& module) {
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  const auto maybe = [](const char* name) { return py::arg_v(py::arg(name).noconvert().none(true), py::none()); };
+  const auto eps = py::arg("eps") = py::none();
+  module.def("linear", &linear_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"), py::arg("relu") = false,
+             maybe("added"), eps, py::arg("threads"), instruction_set_argument(),
+             "out = LayerNorm(ReLU(x weight^T + bias) + added); LayerNorm where eps is given.");
+  module.def("feed_forward", &feed_forward_of<T>, array("x"), py::arg("first"), py::arg("second"), array("out"),
+             maybe("added"), eps, py::arg("threads"), instruction_set_argument(),
+             "out = LayerNorm(ReLU(x first^T) second^T + added); LayerNorm where eps is given.");
+  module.def("folded_feed_forward", &folded_feed_forward_of<T>, array("x"), py::arg("attention"), py::arg("folded"),
+             array("sums"), py::arg("second"), array("added"), array("first_of_added"), array("out"), py::arg("eps"),
+             py::arg("threads"), instruction_set_argument(),
+             "out = LayerNorm(ReLU(y first^T) second^T + y), y = LayerNorm(x attention^T + added), with first folded.");
+  module.def("convolution", &convolution_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"),
+             py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
+             "Three taps over the rows of x, with zeros around: out = ReLU(... + bias) + added.");
+  module.def("attention", &attention_of<T>, array("query"), array("key"), array("values"), array("outputs"),
+             py::arg("heads"), py::arg("scale"), py::arg("threads"), instruction_set_argument(),
+             "outputs[i] = softmax(query key^T scale) values[i], head by head.");
+}
+
+}  // namespace
+
+void define_layers(py::module_& module) {
+  module.attr("PANEL") = kPanel;
+  module.attr("BYTE_PRODUCTS") = has_byte_products();
+  py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
+      .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false)
+      .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false)
+      .def("part", &part_of, py::arg("first"), py::arg("last"), "Some of the outputs, in the same memory.")
+      .def_property_readonly("groups", &PackedWeight::groups)
+      .def_property_readonly("outputs", &PackedWeight::outputs, "of a group")
+      .def_property_readonly("inputs", &PackedWeight::inputs, "of a group")
+      .def_property_readonly("int8", &PackedWeight::int8)
+      .def_property_readonly("nbytes", &PackedWeight::bytes);
+  define<float>(module);
+  define<double>(module);
+}
+
+}  // namespace bcnet_fast

@@ -1,0 +1,518 @@
+// Rows are worked on in blocks of about 64, from the first product to the LayerNorm: a block's results are then in the
+// cache when they are needed again, and every panel of weights, read from memory once for a block, serves several tiles.
+//
+// Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("fp-contract=fast")
+#elif defined(__clang__)
+#pragma clang fp contract(fast)
+#endif
+
+#include "layers.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <new>
+
+#include "byte_tiles.h"
+#include "gather_columns.h"
+#include "memory.h"
+#include "parallel.h"
+#include "scratch.h"
+#include "tiles.h"
+
+namespace bcnet_fast {
+namespace {
+
+constexpr std::int64_t kBlockRows = 64;
+
+// Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
+// shorter parts.
+constexpr std::int64_t kConvolutionPart = 32;
+
+constexpr std::int64_t round_up(std::int64_t number, std::int64_t multiple) {
+  return (number + multiple - 1) / multiple * multiple;
+}
+
+// Calls body(first, last) for blocks of rows of about one size, as many for each thread.
+template <typename Body>
+void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
+  const std::int64_t rounds = std::max<std::int64_t>(1, (rows + threads * kBlockRows - 1) / (threads * kBlockRows));
+  const std::int64_t blocks = std::min(rows, rounds * threads);
+  WorkQueue queue(blocks);
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, blocks)), [&](int) {
+    for (std::int64_t block; queue.next(block);) body(rows * block / blocks, rows * (block + 1) / blocks);
+  });
+}
+
+// Writes a product to out, tile by tile: P::tile computes one, of `count` rows from `first` on. Results go through a
+// buffer where not all columns of a tile exist.
+template <int bytes, typename T, typename P>
+BCNET_INLINE void multiply_tiles(const P& product, std::int64_t rows, std::int64_t columns, T* out,
+                                 std::int64_t out_stride) {
+  constexpr int width = Tiles<T, bytes>::width, most_rows = kTileRows<bytes>;
+  const std::int64_t tiles = (rows + most_rows - 1) / most_rows;  // of about one size
+  for (std::int64_t column = 0; column < columns; column += width) {
+    const std::int64_t used = std::min<std::int64_t>(width, columns - column);
+    for (std::int64_t t = 0; t < tiles; ++t) {
+      const std::int64_t first = rows * t / tiles;
+      const int count = static_cast<int>(rows * (t + 1) / tiles - first);
+      T* const to = out + first * out_stride + column;
+      if (used == width) {
+        product.tile(column, first, count, to, out_stride);
+      } else {
+        T whole[most_rows * width];
+        product.tile(column, first, count, whole, width);
+        for (int r = 0; r < count; ++r) std::memcpy(to + r * out_stride, whole + r * width, sizeof(T) * used);
+      }
+    }
+  }
+}
+
+template <typename T, int bytes>
+struct Product {
+  const T* a;
+  std::int64_t a_stride;
+  const T* panels;
+  std::int64_t depth, part;
+  bool relu;
+
+  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
+    const T* const b = panels + column / kPanel * kPanel * depth + column % kPanel;
+    multiply_tile<bytes>(count, a + first * a_stride, a_stride, b, kPanel, depth, part, relu, to, stride);
+  }
+};
+
+// A block of rows rounded to 8 bits: x = (q - zero) scale.
+struct ByteRows {
+  std::uint8_t* data;
+  std::int64_t stride;
+  float* scales;
+  std::int32_t* zeros;
+};
+
+template <int bytes>
+BCNET_INLINE void round_row(const float* x, std::int64_t count, std::uint8_t* out, std::int64_t padded, float& scale,
+                            std::int32_t& zero) {
+  using V = Vector<float, bytes>;
+  constexpr int lanes = Tiles<float, bytes>::lanes;
+  // From 0 on, so that a row that has no negative numbers, like one after ReLU, gets all 256 steps above 0.
+  V lowest_of{}, highest_of{};
+  const std::int64_t whole = count / lanes * lanes;
+  for (std::int64_t i = 0; i < whole; i += lanes) {
+    const V values = load<V>(x + i);
+    lowest_of = values < lowest_of ? values : lowest_of;
+    highest_of = values > highest_of ? values : highest_of;
+  }
+  float lowest = 0, highest = 0;
+  const auto include = [&](float low, float high) {
+    lowest = std::min(lowest, low);
+    highest = std::max(highest, high);
+  };
+  float lows[lanes], highs[lanes];
+  std::memcpy(lows, &lowest_of, sizeof(lows));
+  std::memcpy(highs, &highest_of, sizeof(highs));
+  for (int i = 0; i < lanes; ++i) include(lows[i], highs[i]);
+  for (std::int64_t i = whole; i < count; ++i) include(x[i], x[i]);
+  const float step = (highest - lowest) / 255;
+  scale = step > 0 ? step : 1.0f;
+  const float inverse = 1 / scale, begin = std::round(-lowest * inverse);
+  zero = static_cast<std::int32_t>(begin);
+  const float shift = begin + 0.5f;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const float value = x[i] * inverse + shift;
+    out[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(value < 0 ? 0 : value > 255 ? 255 : value));
+  }
+  std::memset(out + count, 0, static_cast<std::size_t>(padded - count));
+}
+
+template <int bytes>
+struct ByteProduct {
+  ByteRows a;
+  const std::int8_t* panels;
+  std::int64_t depth;
+  ByteColumns columns;
+  bool relu;
+
+  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, float* to, std::int64_t stride) const {
+    const std::int8_t* const b = panels + column / kPanel * kPanel * depth + column % kPanel * 4;
+    const ByteColumns of_tile{columns.scales + column, columns.sums + column};
+    byte_tile<bytes>(count, a.data + first * a.stride, a.stride, b, depth / 4, a.scales + first, a.zeros + first, of_tile,
+                     relu, to, stride);
+  }
+};
+
+template <int bytes, typename T>
+BCNET_INLINE T sum_of(Vector<T, bytes> vector) {
+  constexpr int lanes = Tiles<T, bytes>::lanes;
+  T elements[lanes];
+  std::memcpy(elements, &vector, sizeof(vector));
+  for (int half = lanes / 2; half; half /= 2) {
+    for (int i = 0; i < half; ++i) elements[i] += elements[i + half];
+  }
+  return elements[0];
+}
+
+template <typename T>
+struct RowMoments {
+  T mean, scale;  // scale is 1 / deviation
+};
+
+// LayerNorm of a row, in place.
+template <int bytes, typename T>
+BCNET_INLINE RowMoments<T> norm_row(T* row, std::int64_t columns, T eps) {
+  using V = Vector<T, bytes>;
+  constexpr int lanes = Tiles<T, bytes>::lanes;
+  const std::int64_t whole = columns / lanes * lanes;
+  const T share = T(1) / static_cast<T>(columns);
+  V sums{};
+  for (std::int64_t i = 0; i < whole; i += lanes) sums += load<V>(row + i);
+  T sum = sum_of<bytes, T>(sums);
+  for (std::int64_t i = whole; i < columns; ++i) sum += row[i];
+  const T mean = sum * share;
+  V squares{};
+  for (std::int64_t i = 0; i < whole; i += lanes) {
+    const V centred = load<V>(row + i) - mean;
+    squares += centred * centred;
+    store(row + i, centred);
+  }
+  T square = sum_of<bytes, T>(squares);
+  for (std::int64_t i = whole; i < columns; ++i) {
+    row[i] -= mean;
+    square += row[i] * row[i];
+  }
+  const T scale = 1 / std::sqrt(square * share + eps);
+  for (std::int64_t i = 0; i < columns; ++i) row[i] *= scale;
+  return {mean, scale};
+}
+
+// What follows a product, but for its ReLU where there is no bias; on rows first to last of the whole result.
+template <int bytes, typename T>
+BCNET_INLINE void finish_rows(const Finish<T>& finish, std::int64_t columns, std::int64_t first, std::int64_t last, Output<T> out) {
+  for (std::int64_t r = first; r < last; ++r) {
+    T* const row = out.data + r * out.stride;
+    if (finish.bias) {
+      for (std::int64_t i = 0; i < columns; ++i) {
+        const T value = row[i] + finish.bias[i];
+        row[i] = finish.relu && value < 0 ? 0 : value;
+      }
+    }
+    if (finish.added.data) {
+      const T* const other = finish.added.data + r * finish.added.stride;
+      for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
+    }
+    if (finish.norm) norm_row<bytes>(row, columns, finish.eps);
+  }
+}
+
+// The product of a block of rows with one group of an int8 weight.
+template <int bytes>
+BCNET_INLINE void multiply_bytes(const float* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
+                                 std::int64_t group, bool relu, char* byte_scratch, float* out, std::int64_t out_stride) {
+  const std::int64_t padded = weight.padded_inputs(), stride = padded + 64;
+  const ByteRows rounded{reinterpret_cast<std::uint8_t*>(byte_scratch), stride,
+                         reinterpret_cast<float*>(byte_scratch + rows * stride),
+                         reinterpret_cast<std::int32_t*>(byte_scratch + rows * (stride + 4))};
+  for (std::int64_t r = 0; r < rows; ++r) {
+    round_row<bytes>(a + r * a_stride, weight.inputs(), rounded.data + r * stride, padded, rounded.scales[r],
+                     rounded.zeros[r]);
+  }
+  const ByteColumns columns{weight.scales(group), weight.sums(group)};
+  const ByteProduct<bytes> product{rounded, weight.panels<std::int8_t>(group), padded, columns, relu};
+  multiply_tiles<bytes>(product, rows, weight.outputs(), out, out_stride);
+}
+
+// The product of a block of rows with one group of a weight. `byte_scratch` is for the rounded rows of int8.
+template <int bytes, typename T>
+BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
+                           std::int64_t group, bool relu, char* byte_scratch, T* out, std::int64_t out_stride,
+                           std::int64_t part = kPart) {
+  if (!weight.int8()) {
+    const Product<T, bytes> product{a, a_stride, weight.template panels<T>(group), weight.inputs(), part, relu};
+    return multiply_tiles<bytes>(product, rows, weight.outputs(), out, out_stride);
+  }
+  if constexpr (sizeof(T) == sizeof(float)) {
+    multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, byte_scratch, out, out_stride);
+  }
+}
+
+std::int64_t byte_scratch_size(std::int64_t rows, const PackedWeight& weight) {
+  return weight.int8() ? rows * (weight.padded_inputs() + 64 + 8) : 0;
+}
+
+template <int bytes, typename T>
+BCNET_INLINE void linear_rows(Matrix<T> x, const PackedWeight& weight, const Finish<T>& finish, std::int64_t first,
+                              std::int64_t last, char* byte_scratch, Output<T> out) {
+  for (std::int64_t g = 0; g < weight.groups(); ++g) {
+    multiply<bytes>(x.data + first * x.stride + g * weight.inputs(), x.stride, last - first, weight, g,
+                    finish.relu && !finish.bias, byte_scratch, out.data + first * out.stride + g * weight.outputs(),
+                    out.stride);
+  }
+  finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
+}
+
+template <int bytes, typename T>
+BCNET_INLINE void feed_forward_rows(Matrix<T> x, const PackedWeight& one, const PackedWeight& two, const Finish<T>& finish,
+                                    std::int64_t first, std::int64_t last, T* hidden, char* byte_scratch, Output<T> out) {
+  const std::int64_t stride = scratch_stride(one.outputs());
+  multiply<bytes>(x.data + first * x.stride, x.stride, last - first, one, 0, true, byte_scratch, hidden, stride);
+  multiply<bytes>(hidden, stride, last - first, two, 0, false, byte_scratch, out.data + first * out.stride, out.stride);
+  finish_rows<bytes>(finish, two.outputs(), first, last, out);
+}
+
+template <int bytes, typename T>
+BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, Matrix<T> added, Matrix<T> first_of_added, T eps,
+                              std::int64_t first, std::int64_t last, T* scratch, Output<T> out) {
+  const std::int64_t rows = last - first, columns = weights.attention.outputs(), size = weights.folded.outputs();
+  const std::int64_t stride = scratch_stride(columns), hidden_stride = scratch_stride(size);
+  T* const y = scratch;
+  T* const hidden = scratch + rows * stride;
+  const T* const from = x.data + first * x.stride;
+  multiply<bytes>(from, x.stride, rows, weights.attention, 0, false, nullptr, y, stride);
+  multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, nullptr, hidden, hidden_stride);
+  for (std::int64_t r = 0; r < rows; ++r) {
+    T* const row = y + r * stride;
+    const T* const other = added.data + (first + r) * added.stride;
+    for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
+    const RowMoments<T> moments = norm_row<bytes>(row, columns, eps);
+    T* const to = hidden + r * hidden_stride;
+    const T* const more = first_of_added.data + (first + r) * first_of_added.stride;
+    for (std::int64_t i = 0; i < size; ++i) {
+      const T value = (to[i] + more[i] - moments.mean * weights.sums[i]) * moments.scale;
+      to[i] = value < 0 ? 0 : value;
+    }
+  }
+  multiply<bytes>(hidden, hidden_stride, rows, weights.second, 0, false, nullptr, out.data + first * out.stride, out.stride);
+  Finish<T> finish;
+  finish.added = {y - first * stride, stride};  // whose rows are numbered like those of out
+  finish.norm = true;
+  finish.eps = eps;
+  finish_rows<bytes>(finish, columns, first, last, out);
+}
+
+template <int bytes, typename T>
+BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
+                                   const PackedWeight& weight, const Finish<T>& finish, std::int64_t first, std::int64_t last,
+                                   T* unfolded, char* byte_scratch, Output<T> out) {
+  const std::int64_t channels = weight.inputs() / 3, stride = scratch_stride(weight.inputs());
+  for (std::int64_t g = 0; g < weight.groups(); ++g) {
+    for (std::int64_t tap = 0; tap < 3; ++tap) {
+      const std::int64_t shift = tap - 1;
+      T* const to = unfolded + tap * channels;
+      for (std::int64_t r = first; r < last; ++r) {
+        if (r + shift < 0 || r + shift >= rows) std::fill_n(to + (r - first) * stride, channels, T(0));
+      }
+      const std::int64_t begin = std::max(first, -shift), end = std::min(last, rows - shift);
+      const T* const from = x + g * channels * channel_stride + shift * row_stride;
+      if (channel_stride == 1) {
+        for (std::int64_t r = begin; r < end; ++r) std::copy_n(from + r * row_stride, channels, to + (r - first) * stride);
+      } else {
+        for (std::int64_t c = 0; c < channels; ++c) {
+          for (std::int64_t r = begin; r < end; ++r) {
+            to[(r - first) * stride + c] = from[r * row_stride + c * channel_stride];
+          }
+        }
+      }
+    }
+    multiply<bytes>(unfolded, stride, last - first, weight, g, finish.relu && !finish.bias, byte_scratch,
+                    out.data + first * out.stride + g * weight.outputs(), out.stride, kConvolutionPart);
+  }
+  finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
+}
+
+template <typename T>
+struct AnchorWork {
+  Matrix<T> x;
+  std::int64_t snippets;
+  const PackedWeight& weight;
+  const GroupPlan<T>& plan;
+  Matrix<T> added;
+  Output<T> out;
+};
+
+// Takes items: panels of columns.
+template <int bytes, typename T>
+BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T* packed) {
+  using C = Columns<bytes, T>;
+  const std::int64_t bins = work.weight.groups(), columns = work.weight.outputs(), depth = work.weight.inputs();
+  // What is read beyond the rows in use does not matter, but denormal numbers there would cost time.
+  std::fill(packed + bins * work.snippets * kPanel, packed + packed_rows(work.plan) * kPanel, T(0));
+  const T no_bias[C::width] = {};
+  for (std::int64_t panel; queue.next(panel);) {
+    const std::int64_t begin = panel * kPanel;
+    for (std::int64_t n = 0; n < bins; ++n) {
+      const Product<T, bytes> product{work.x.data, work.x.stride, work.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
+      multiply_tiles<bytes>(product, work.snippets, kPanel, packed + n * work.snippets * kPanel, kPanel);
+    }
+    const std::int64_t end = std::min(columns, begin + kPanel);
+    for (std::int64_t column = begin; column < end; column += C::width) {
+      const int used = static_cast<int>(std::min<std::int64_t>(C::width, end - column));
+      const T* const added = work.added.data ? work.added.data + column : nullptr;
+      const GatheredColumns<T> gathered{packed + (column - begin), no_bias, added, work.added.stride, false, used,
+                                            work.out.data + column, work.out.stride};
+      gather_columns<bytes, kPanel>(gathered, work.plan, 0, work.plan.groups);
+    }
+  }
+}
+
+BCNET_VERSIONS(project_panels)
+BCNET_VERSIONS(linear_rows)
+BCNET_VERSIONS(feed_forward_rows)
+BCNET_VERSIONS(folded_rows)
+BCNET_VERSIONS(convolution_rows)
+
+thread_local Scratch number_scratch, byte_scratch;
+
+// The instruction set for layers with such a weight.
+InstructionSet usable(InstructionSet set, const PackedWeight& weight) {
+  const bool lacking = weight.int8() && set == InstructionSet::avx512 && !has_byte_products();
+  return lacking ? InstructionSet::avx2 : set;
+}
+
+}  // namespace
+
+std::int64_t PackedWeight::padded_outputs() const { return round_up(outputs_, kPanel); }
+std::int64_t PackedWeight::padded_inputs() const { return round_up(inputs_, 4); }
+
+template <typename T>
+PackedWeight::PackedWeight(const T* weight, std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool int8)
+    : kind_(int8 ? Kind::int8 : sizeof(T) == sizeof(double) ? Kind::float64 : Kind::float32),
+      groups_(groups), outputs_(outputs), inputs_(inputs) {
+  stride_ = padded_outputs() * (int8 ? padded_inputs() : inputs);
+  bytes_ = groups * stride_ * static_cast<std::int64_t>(int8 ? sizeof(std::int8_t) : sizeof(T));
+  constexpr std::align_val_t line{64};
+  void* const memory = ::operator new(static_cast<std::size_t>(bytes_), line);
+  panels_.reset(static_cast<const char*>(memory), [](const char* p) { ::operator delete(const_cast<char*>(p), line); });
+  prefer_huge_pages(memory, static_cast<std::size_t>(bytes_));
+  if (!int8) {
+    pack_numbers(weight, static_cast<T*>(memory));
+    return;
+  }
+  const std::int64_t columns = groups * padded_outputs();
+  auto* const scales = new float[columns]();
+  scales_.reset(scales, std::default_delete<const float[]>());
+  auto* const sums = new std::int32_t[columns]();
+  sums_.reset(sums, std::default_delete<const std::int32_t[]>());
+  pack_integers(weight, static_cast<std::int8_t*>(memory), scales, sums);
+}
+
+template PackedWeight::PackedWeight(const float*, std::int64_t, std::int64_t, std::int64_t, bool);
+template PackedWeight::PackedWeight(const double*, std::int64_t, std::int64_t, std::int64_t, bool);
+
+PackedWeight PackedWeight::part(std::int64_t first, std::int64_t last) const {
+  PackedWeight result = *this;
+  result.outputs_ = last - first;
+  result.bytes_ = bytes_ / padded_outputs() * result.padded_outputs();
+  // The pointers own all of the memory and point to their part of it.
+  result.panels_ = std::shared_ptr<const char>(panels_, panels_.get() + bytes_ / padded_outputs() * first);
+  if (int8()) {
+    result.scales_ = std::shared_ptr<const float>(scales_, scales_.get() + first);
+    result.sums_ = std::shared_ptr<const std::int32_t>(sums_, sums_.get() + first);
+  }
+  return result;
+}
+
+template <typename T>
+void PackedWeight::pack_numbers(const T* weight, T* to) const {
+  for (std::int64_t g = 0; g < groups_; ++g, weight += outputs_ * inputs_) {
+    for (std::int64_t panel = 0; panel < outputs_; panel += kPanel, to += kPanel * inputs_) {
+      for (std::int64_t k = 0; k < inputs_; ++k) {
+        for (std::int64_t c = 0; c < kPanel; ++c) {
+          to[k * kPanel + c] = panel + c < outputs_ ? weight[(panel + c) * inputs_ + k] : T(0);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void PackedWeight::pack_integers(const T* weight, std::int8_t* panels, float* scales, std::int32_t* sums) const {
+  const std::int64_t padded = padded_outputs();
+  std::memset(panels, 0, static_cast<std::size_t>(bytes_));
+  for (std::int64_t row = 0; row < groups_ * outputs_; ++row, weight += inputs_) {
+    const std::int64_t group = row / outputs_, output = row % outputs_;
+    T largest = 0;
+    for (std::int64_t k = 0; k < inputs_; ++k) largest = std::max(largest, std::abs(weight[k]));
+    const T scale = largest > 0 ? largest / 127 : T(1);
+    std::int8_t* const panel = panels + group * stride_ + output / kPanel * kPanel * padded_inputs() + output % kPanel * 4;
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < inputs_; ++k) {
+      const auto value = static_cast<std::int32_t>(std::lround(weight[k] / scale));
+      panel[k / 4 * 4 * kPanel + k % 4] = static_cast<std::int8_t>(value);
+      sum += value;
+    }
+    scales[group * padded + output] = static_cast<float>(scale);
+    sums[group * padded + output] = sum;
+  }
+}
+
+template <typename T>
+void linear(Matrix<T> x, std::int64_t rows, const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set,
+            int threads, Output<T> out) {
+  instruction_set = usable(instruction_set, weight);
+  for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
+    char* const bytes = byte_scratch.take<char>(byte_scratch_size(last - first, weight));
+    linear_rows_for(instruction_set, x, weight, finish, first, last, bytes, out);
+  });
+}
+
+template <typename T>
+void feed_forward(Matrix<T> x, std::int64_t rows, const PackedWeight& first, const PackedWeight& second, const Finish<T>& finish,
+                  InstructionSet instruction_set, int threads, Output<T> out) {
+  instruction_set = usable(instruction_set, first);
+  for_row_blocks(rows, threads, [&](std::int64_t begin, std::int64_t end) {
+    T* const hidden = number_scratch.take<T>((end - begin) * scratch_stride(first.outputs()));
+    const std::int64_t needed = std::max(byte_scratch_size(end - begin, first), byte_scratch_size(end - begin, second));
+    char* const bytes = byte_scratch.take<char>(needed);
+    feed_forward_rows_for(instruction_set, x, first, second, finish, begin, end, hidden, bytes, out);
+  });
+}
+
+template <typename T>
+void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward<T>& weights, Matrix<T> added, Matrix<T> first_of_added,
+                         T eps, InstructionSet instruction_set, int threads, Output<T> out) {
+  for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
+    const std::int64_t stride = scratch_stride(weights.attention.outputs()) + scratch_stride(weights.folded.outputs());
+    T* const scratch = number_scratch.take<T>((last - first) * stride);
+    folded_rows_for(instruction_set, x, weights, added, first_of_added, eps, first, last, scratch, out);
+  });
+}
+
+template <typename T>
+void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
+                 const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
+  instruction_set = usable(instruction_set, weight);
+  for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
+    T* const unfolded = number_scratch.take<T>((last - first) * scratch_stride(weight.inputs()));
+    char* const bytes = byte_scratch.take<char>(byte_scratch_size(last - first, weight));
+    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded, bytes,
+                         out);
+  });
+}
+
+template <typename T>
+void project_anchors(Matrix<T> x, std::int64_t snippets, const PackedWeight& weight, const GroupPlan<T>& plan, Matrix<T> added,
+                     InstructionSet instruction_set, int threads, Output<T> out) {
+  const AnchorWork<T> work{x, snippets, weight, plan, added, out};
+  WorkQueue queue(weight.padded_outputs() / kPanel);
+  run_in_threads(threads, [&](int) {
+    T* const packed = number_scratch.take<T>(packed_rows(plan) * kPanel);
+    project_panels_for(instruction_set, work, queue, packed);
+  });
+}
+
+#define BCNET_INSTANTIATE(T)                                                                                               \
+  template void linear(Matrix<T>, std::int64_t, const PackedWeight&, const Finish<T>&, InstructionSet, int, Output<T>);      \
+  template void feed_forward(Matrix<T>, std::int64_t, const PackedWeight&, const PackedWeight&, const Finish<T>&,            \
+                             InstructionSet, int, Output<T>);                                                                \
+  template void folded_feed_forward(Matrix<T>, std::int64_t, const FoldedFeedForward<T>&, Matrix<T>, Matrix<T>, T,           \
+                                    InstructionSet, int, Output<T>);                                                         \
+  template void convolution(const T*, std::int64_t, std::int64_t, std::int64_t, const PackedWeight&, const Finish<T>&,       \
+                            InstructionSet, int, Output<T>);                                                                 \
+  template void project_anchors(Matrix<T>, std::int64_t, const PackedWeight&, const GroupPlan<T>&, Matrix<T>, InstructionSet, \
+                                int, Output<T>);
+BCNET_INSTANTIATE(float)
+BCNET_INSTANTIATE(double)
+
+}  // namespace bcnet_fast

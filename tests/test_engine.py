@@ -1,0 +1,337 @@
+"""The inference engine against the reference: all rewrites, kernels and precisions, and what it promises beyond numbers."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+
+import numpy as np
+import pytest
+import seeded
+import torch
+from test_reference import SMALL, golden_fields
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import bcnet_fast
+from bcnet_fast import _native, convert
+from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+from bcnet_fast.data.synthetic import make_videos
+from bcnet_fast.engine.engine import Engine
+from bcnet_fast.engine.rewrites import REWRITES, Rewrites
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.outputs import BCNetOutput
+from bcnet_fast.proposals import needed_anchors, window_proposals
+from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.reference.bcnet import BCNet
+
+needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
+NATIVE = pytest.param("native", marks=needs_native)
+# More anchors than snippets, so that sampled features are projected first, and weights of whole panels.
+MANY = ModelConfig(
+    feature_dim=20,
+    window=53,
+    base_channels=16,
+    width=24,
+    heads=2,
+    head_dim=32,
+    feedforward=70,
+    boundary_layers=3,
+    clip_channels=24,
+    bins=4,
+    max_duration=41,
+)
+CONFIGS = {"small": Config("small", model=SMALL), "many": Config("many", model=MANY)}
+
+
+def columns(output: BCNetOutput) -> dict[str, torch.Tensor]:
+    return vars(output)
+
+
+def difference(one: BCNetOutput, other: BCNetOutput) -> float:
+    pairs = zip(columns(one).values(), columns(other).values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def random_state(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Weights of which no two parts are alike, positional encodings included."""
+    return {name: 0.3 * torch.randn(t.shape) for name, t in BCNet(config).state_dict().items()}
+
+
+@pytest.fixture(params=CONFIGS)
+def case(request, tmp_path):
+    """A checkpoint of a small network, features for three windows, and what the reference says in float64."""
+    config = CONFIGS[request.param]
+    path = tmp_path / "network.safetensors"
+    bcnet_fast.checkpoint.save_checkpoint(path, random_state(config.model), config)
+    features = torch.randn(3, config.model.feature_dim, config.model.window)
+    return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
+
+
+# float64: sums in another order. float32: the same, in a network that enlarges rounding errors some hundred times.
+TOLERANCES = {"fp64": 1e-11, "fp32": 2e-3, "int8": 0.5}
+
+
+@pytest.mark.parametrize("off", [None, *REWRITES])
+@pytest.mark.parametrize("backend", [NATIVE, "auto"])
+def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkeypatch):
+    path, features, expected = case
+    if backend == "auto":  # without a compiler
+        monkeypatch.setattr(_native, "module", None)
+        monkeypatch.setattr(_native, "reason", "not here")
+    rewrites = Rewrites(**{off: False} if off else {})
+    model = bcnet_fast.load(path, device="cpu", precision="fp64", backend=backend, rewrites=rewrites)
+    assert difference(model(features), expected) < TOLERANCES["fp64"]
+
+
+@needs_native
+def test_rewrites_change_what_is_computed(tmp_path):
+    """Each switch does something: other bits, or fewer anchors."""
+    torch.manual_seed(1)
+    config = CONFIGS["many"]
+    state, features = random_state(MANY), torch.randn(1, MANY.feature_dim, MANY.window)
+    for table in ("abi.frame_model.encoder.pos_emb_{}.pe", "abi.encoder.pos_emb_{}.pe"):
+        state[table.format("action")] = state[table.format("background")].clone()  # else there is nothing to share
+    path = tmp_path / "network.safetensors"
+    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+
+    def products(rewrites: Rewrites) -> list[tuple]:
+        """The buffers that one window takes, one after the other."""
+        model = bcnet_fast.load(path, device="cpu", rewrites=rewrites)
+        kernels, made = model.run.network.kernels, []
+        original = kernels.buffer
+
+        def buffer(slot, *shape, **options):
+            made.append((slot, shape, options))
+            return original(slot, *shape, **options)
+
+        kernels.buffer = buffer
+        model.candidates(features, torch.tensor([MANY.window]), PROTOCOLS["default"])
+        return [*made, len(model.run.network.frame_positions)]
+
+    everything = products(Rewrites())
+    for name in REWRITES:
+        assert products(Rewrites(**{name: False})) != everything, name
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_lower_precisions_stay_near_the_reference(case, precision):
+    path, features, expected = case
+    model = bcnet_fast.load(path, device="cpu", precision=precision)
+    found = model(features)
+    assert all(scores.dtype == torch.float32 for scores in columns(found).values())
+    assert difference(found, expected) < TOLERANCES[precision]
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory, golden):
+    """A checkpoint of the released sizes with seeded weights."""
+    folder = tmp_path_factory.mktemp("release")
+    bpm, abi = seeded.release_files(folder, golden, seed=101)
+    output = folder / "bcnet.safetensors"
+    assert convert.main(["--bpm", str(bpm), "--abi", str(abi), "--output", str(output)]) == 0
+    bpm.unlink()
+    abi.unlink()
+    return output
+
+
+# float64: 4e-13 measured. float32: 1e-5 measured; the release's own float32 is 1.1e-4 off.
+@needs_native
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-4)])
+def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
+    model = bcnet_fast.load(released, device="cpu", precision=precision)
+    features = torch.from_numpy(seeded.network_input(101))
+    everything = model(features)
+    expected = golden_fields(golden)
+    for name, values in expected.items():
+        assert np.abs(getattr(everything, name)[0].double().numpy() - values).max() < tolerance, name
+
+    exact = BCNetOutput(**{name: torch.from_numpy(values)[None] for name, values in expected.items()})
+    lengths, protocol = torch.tensor([256]), PROTOCOLS["default"]
+    found = window_proposals(model.candidates(features, lengths, protocol), lengths, model.config, protocol)
+    wanted = window_proposals(exact, lengths, model.config, protocol)
+    assert torch.equal(found.segments, wanted.segments)  # the same proposals in the same order
+    torch.testing.assert_close(found.decayed, wanted.decayed, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [NATIVE, "reference"])
+def test_candidates_are_all_that_proposals_depend_on(case, backend):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cpu", backend=backend)
+    # Few boundaries, and padding at the end of a window: many anchors are not needed.
+    settings = ProposalConfig(boundary_threshold=0.99, max_snippets=None)
+    model.config = config = dataclasses.replace(model.config, proposals=settings)
+    window = config.model.window
+    lengths = torch.tensor([window, window - 7, window // 3])
+    for protocol in PROTOCOLS.values():
+        full, found = model(features), model.candidates(features, lengths, protocol)
+        for name in ("start", "end", "actionness", "frame_action", "frame_background"):
+            assert torch.equal(getattr(found, name), getattr(full, name))
+        skipped = 0
+        for i, length in enumerate(lengths.tolist()):
+            needed = needed_anchors(full.start[i], full.end[i], length, config, protocol)
+            for name in ("regression", "classification", "background"):
+                assert torch.equal(getattr(found, name)[i, needed], getattr(full, name)[i, needed])
+                if backend != "reference":
+                    assert (getattr(found, name)[i, ~needed] == 0).all()
+            skipped += int((~needed).sum())
+        assert skipped > 0
+        one, other = (window_proposals(output, lengths, config, protocol) for output in (full, found))
+        assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
+
+
+@needs_native
+def test_a_window_without_any_pair_of_boundaries(case):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cpu")
+    found = model.candidates(features, torch.tensor([1, 1, 1]), PROTOCOLS["default"])
+    assert not found.regression.any() and not found.classification.any() and not found.background.any()
+    assert found.start.all()
+
+
+@needs_native
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_same_bits_alone_and_in_a_batch_for_any_number_of_threads(case, precision):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cpu", precision=precision)
+    together = model(features)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            alone = [model(features[i : i + 1]) for i in range(3)]
+            for name, scores in columns(together).items():
+                assert torch.equal(torch.cat([getattr(part, name) for part in alone]), scores)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@needs_native
+def test_buffers_are_made_once_and_results_stay_as_they_are(case):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cpu")
+    lengths = torch.full((3,), features.shape[-1])
+    model(features)
+    buffers = dict(model.run.network.kernels.buffers)
+    first = model(features[:1])
+    kept = {name: scores.clone() for name, scores in columns(first).items()}
+    for _ in range(3):
+        model(features.flip(0))
+        model.candidates(features, lengths, PROTOCOLS["default"])
+    now = model.run.network.kernels.buffers
+    assert now.keys() == buffers.keys() and all(now[slot] is buffers[slot] for slot in now)
+    assert all(torch.equal(kept[name], scores) for name, scores in columns(first).items())
+
+
+@needs_native
+def test_threads_may_share_a_model(case):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cpu")
+    expected = [model(features[i : i + 1]) for i in range(3)]
+    start = threading.Barrier(3)
+
+    def run(i: int) -> bool:
+        start.wait()
+        return all(difference(model(features[i : i + 1]), expected[i]) == 0 for _ in range(20))
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(run, range(3)))
+
+
+def test_features_of_any_dtype_and_stride_and_an_empty_batch(case):
+    path, features, expected = case
+    model = bcnet_fast.load(path, device="cpu", precision="fp64")
+    strided = features.double().transpose(1, 2).contiguous().transpose(1, 2)
+    assert difference(model(strided), expected) < TOLERANCES["fp64"]
+    half = features.half()
+    assert difference(model(half), model(half.double())) == 0
+    assert all(len(scores) == 0 for scores in columns(model(features[:0])).values())
+    with pytest.raises(ValueError, match=r"features: expected \[B, \d+, \d+\], found \[3, 1, 2\]"):
+        model(torch.zeros(3, 1, 2))
+
+
+# ---- The path for CUDA, in Triton's interpreter
+
+
+@pytest.fixture
+def triton():
+    module = pytest.importorskip("triton", minversion="3.2")
+    if not torch.cuda.is_available():
+        pytest.importorskip("bcnet_fast.kernels._common")
+    return module
+
+
+def test_the_whole_network_by_triton_kernels(triton):
+    config = CONFIGS["small"]
+    torch.manual_seed(2)
+    state, features = random_state(SMALL), torch.randn(2, SMALL.feature_dim, SMALL.window)
+    exact = BCNet(SMALL)
+    exact.load_state_dict(state)
+    with torch.no_grad():
+        expected = exact.double().eval()(features.double())
+    with bcnet_fast.ops.use_backend("triton"):
+        engine = Engine(config.model, state, torch.device("cpu"), "fp32", native=False)
+        found = engine._scores(features)
+    assert difference(found, expected) < TOLERANCES["fp32"]
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts what would be launched on a GPU: all operations but those that only look at memory in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.__name__ if hasattr(function, "__name__") else str(function)
+        views = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+        if not views and not name.startswith(("empty", "detach")):
+            self.counts[name] += 1
+        return function(*(args or ()), **(kwargs or {}))
+
+
+def test_launches_do_not_grow_with_the_batch():
+    """What a CUDA graph replays: as many launches for eight windows as for one."""
+    state = random_state(SMALL)
+    engine = Engine(SMALL, state, torch.device("cpu"), "fp32", native=False)
+    counts = []
+    for batch in (1, 8):
+        with torch.inference_mode(), CountedOperations() as counted:
+            engine._scores(torch.randn(batch, SMALL.feature_dim, SMALL.window))
+        counts.append(sum(counted.counts.values()))
+    assert counts[0] == counts[1]
+    assert counts[0] == 151  # without Triton's; each layer of boundary prediction takes 29
+
+
+# ---- What cannot be had
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"precision": "int8", "backend": "triton"}, InputError, "precision 'int8': expected it on a CPU"),
+        ({"precision": "int8", "backend": "reference"}, InputError, "expected fp32 or fp64 with backend 'reference'"),
+        ({"precision": "bf16", "backend": "reference"}, InputError, "expected fp32 or fp64 with backend 'reference'"),
+    ],
+)
+@needs_native
+def test_what_cannot_be_had_is_named(options, error, message):
+    with pytest.raises(error, match=message):
+        bcnet_fast.load(CONFIGS["small"], device="cpu", **options)
+
+
+def test_without_the_extension(monkeypatch):
+    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(_native, "reason", "the native extension was not built")
+    with pytest.raises(InputError, match="precision 'int8': the native extension was not built"):
+        bcnet_fast.load(CONFIGS["small"], device="cpu", precision="int8")
+    with pytest.raises(BackendError, match="backend 'native' was asked for, but the native extension was not built"):
+        bcnet_fast.load(CONFIGS["small"], device="cpu", backend="native")
+
+
+def test_a_slower_precision_is_said_to_be_one():
+    with pytest.warns(UserWarning, match="precision bf16 is slower than fp32 on this device"):
+        bcnet_fast.load(CONFIGS["small"], device="cpu", precision="bf16")
