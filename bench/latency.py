@@ -7,6 +7,7 @@ because the time depends on them only through the anchors that boundary pairs ma
 that two thirds of them are matched; a second table has the released threshold. Columns:
 
     network     features of one window to scores; this package leaves out anchors that no pair matches
+    alone       the same in a process of its own, to see that sharing one with the others slows none down
     proposals   scores to boundary pairs with their anchors, refinement and confidence
     Soft-NMS    what the Soft-NMS of the window takes beyond that
     window      all three in one go, and `x ref`, how many times faster than the reference
@@ -27,7 +28,7 @@ int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python c
 Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors
 that the anchor rule gives at T = 512, with the exponent of a power law through the times.
 
---quick leaves out batches of 8, the released threshold, growth, and all but reference, fp32 and int8.
+--quick leaves out `alone`, batches of 8, the released threshold, growth, and all but reference, fp32 and int8.
 """
 
 from __future__ import annotations
@@ -65,7 +66,6 @@ from systems import (  # noqa: E402
     matched_anchors,
     threshold_for,
     variants,
-    with_threshold,
     write_checkpoint,
 )
 
@@ -91,8 +91,10 @@ def lengths_of(windows: torch.Tensor) -> torch.Tensor:
     return torch.full((len(windows),), SNIPPETS)
 
 
-def in_own_process(name: str, checkpoint: Path, device: str, threads: int) -> dict[str, float | None]:
-    """Runs in a fresh process: seconds to load and for the first window, and the most memory taken."""
+def in_own_process(
+    name: str, checkpoint: Path, threshold: float, device: str, threads: int, quick: bool
+) -> dict[str, Any]:
+    """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken."""
     torch.set_num_threads(threads)
     window = make_features()[0][:1]
     if name in EXPORTS:
@@ -100,16 +102,18 @@ def in_own_process(name: str, checkpoint: Path, device: str, threads: int) -> di
     times = [time.perf_counter()]
     system = variants(device)[name](checkpoint, device)
     times.append(time.perf_counter())
+    system.set_threshold(threshold)
     system.windows(window, lengths_of(window))
     times.append(time.perf_counter())
-    system.windows(window, lengths_of(window))
+    network = finished(functools.partial(system.network, window, lengths_of(window)), device)
+    alone = None if quick else alternate({name: network})[name].median
     cuda = device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mib("VmHWM")
-    return {"load_s": times[1] - times[0], "first_s": times[2] - times[1], "peak_mib": peak}
+    return {"load_s": times[1] - times[0], "first_s": times[2] - times[1], "alone_ms": alone, "peak_mib": peak}
 
 
-def run_apart(name: str, checkpoint: Path, device: str) -> dict[str, float | None]:
-    arguments = name, checkpoint, device, torch.get_num_threads()
+def run_apart(name: str, checkpoint: Path, threshold: float, device: str, quick: bool) -> dict[str, Any]:
+    arguments = name, checkpoint, threshold, device, torch.get_num_threads(), quick
     # A forked process would start with the memory of this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(in_own_process, *arguments).result()
@@ -177,12 +181,13 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
     return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
 
 
-def measure(names: list[str], checkpoint: Path, device: str, quick: bool, apart: bool) -> list[dict[str, Any]]:
-    """One row of the table for each variant; `apart` also runs each in a process of its own."""
+def measure(
+    systems: dict[str, System], own: dict[str, dict[str, Any]], threshold: float, device: str, quick: bool
+) -> list[dict[str, Any]]:
+    """One row of the table for each system; `own` is what was found out in a process of its own."""
     windows, video = make_features()
-    known = variants(device)
-    own = {name: run_apart(name, checkpoint, device) for name in progress(names, len(names), "processes") if apart}
-    systems = {name: known[name](checkpoint, device) for name in names}
+    for system in systems.values():
+        system.set_threshold(threshold)
     baseline = systems["reference"]
     errors = {name: check(name, system, baseline, windows[:1]) for name, system in systems.items()}
     output = baseline.scores(windows[:1])
@@ -190,12 +195,15 @@ def measure(names: list[str], checkpoint: Path, device: str, quick: bool, apart:
 
     calls = {name: stages(system, windows, video, quick) for name, system in systems.items()}
     timings: dict[str, dict[str, Timing]] = {}
-    for stage in progress(calls["reference"], len(calls["reference"]), "stages"):
+    names = list(calls["reference"])
+    for stage in progress(names, len(names), "stages"):
         slow = stage in ("video", "batch")
         timings[stage] = alternate(
             {name: finished(of_system[stage], device) for name, of_system in calls.items()},
             seconds=0.3 if quick else 5.0,
             least_runs=2 if quick and slow else 3 if quick or slow else 7,
+            # The other stages run what the first has warmed up.
+            warm_up=stage == names[0],
         )
     rows = []
     for name, system in systems.items():
@@ -217,7 +225,7 @@ def measure(names: list[str], checkpoint: Path, device: str, quick: bool, apart:
                 "floor_ms": floor,
                 "floor_percent": None if floor is None else 100 * floor / times["network"].median,
                 "error": errors[name],
-                **own.get(name, dict.fromkeys(("load_s", "first_s", "peak_mib"))),
+                **own[name],
             }
         )
     return rows
@@ -228,12 +236,22 @@ def show(rows: list[dict[str, Any]]) -> None:
         f"\nboundary threshold {rows[0]['boundary_threshold']:.3g}: {rows[0]['matched_percent']:.1f} % of the anchors "
         "are matched in the window"
     )
-    header = ["variant", "network ms", "proposals ms", "Soft-NMS ms", "window ms", "x ref", "video ms", "x ref"]
+    header = [
+        "variant",
+        "network ms",
+        "alone",
+        "proposals ms",
+        "Soft-NMS ms",
+        "window ms",
+        "x ref",
+        "video ms",
+        "x ref",
+    ]
     header += ["1/s at 1", "1/s at 8", "MiB", "load s", "first s", "% floor", "error"]
     table = []
     for row in rows:
         ms, faster = ({s: row[k][s] for s in row[k]} for k in ("times_ms", "times_reference"))
-        figures = [ms["network"]["median"], ms["candidates"]["median"], row["soft_nms_ms"]]
+        figures = [ms["network"]["median"], row["alone_ms"], ms["candidates"]["median"], row["soft_nms_ms"]]
         figures += [ms["window"]["median"], faster["window"], ms["video"]["median"], faster["video"]]
         figures += [row[n] for n in ("windows_per_s", "windows_per_s_batch", "peak_mib", "load_s", "first_s")]
         figures += [row["floor_percent"], row["error"]]
@@ -315,20 +333,22 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         if names:
             names = ["reference", *(name for name in names if name != "reference")]
-            released = write_checkpoint(Path(folder))
-            window = make_features()[0][:1]
-            baseline = variants(args.device)["reference"](released, args.device)
-            threshold = threshold_for(2 / 3, baseline.scores(window), lengths_of(window), baseline.config)
-            del baseline
-            chosen = with_threshold(released, threshold)
+            checkpoint = write_checkpoint(Path(folder))
             if EXPORTS.keys() & names:
-                export_onnx(chosen)
-            rows = measure(names, chosen, args.device, args.quick, apart=True)
+                export_onnx(checkpoint)
+            window = make_features()[0][:1]
+            systems = {"reference": variants(args.device)["reference"](checkpoint, args.device)}
+            output, released = systems["reference"].scores(window), systems["reference"].config
+            chosen = threshold_for(2 / 3, output, lengths_of(window), released)
+            apart = progress(names, len(names), "processes")
+            own = {name: run_apart(name, checkpoint, chosen, args.device, args.quick) for name in apart}
+            systems |= {name: variants(args.device)[name](checkpoint, args.device) for name in names[1:]}
+            rows = measure(systems, own, chosen, args.device, args.quick)
             show(rows)
             show_networks(rows)
-            own = [name for name in names if name == "reference" or name.startswith("bcnet_fast")]
             if not args.quick:
-                more = measure(own, released, args.device, args.quick, apart=False)
+                ours = {n: s for n, s in systems.items() if n == "reference" or n.startswith("bcnet_fast")}
+                more = measure(ours, own, released.proposals.boundary_threshold, args.device, args.quick)
                 show(more)
                 rows += more
             if args.device == "cpu":

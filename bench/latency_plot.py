@@ -56,7 +56,8 @@ def _window_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
             axes.barh(place, width, left=left, color=colour, label=label if place == 0 else None)
             left += width
         _annotate(axes, place, left, row, "window")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.0, 1.05), borderaxespad=0)
+    # Below the axes, where no bar is.
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0.0, -0.12), borderaxespad=0)
     _finish(axes, rows, f"one window, {rows[0]['matched_percent']:.0f} % of the anchors matched: ms")
 
 

@@ -89,7 +89,7 @@ def _int8_products(size: int) -> list[Callable[[], Callable]]:
 
 
 @functools.cache
-def cpu_tflops(precision: str, seconds: float = 0.5) -> float:
+def cpu_tflops(precision: str, seconds: float = 0.25) -> float:
     """TFLOP/s of the fastest product in fp32, bf16 or int8 (there integer operations), a multiply-add counted as 2.
 
     A precision that this processor has no instructions for can be calculated in float32, so float32 is the least.

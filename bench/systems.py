@@ -24,15 +24,16 @@ from soft_nms import python_loop
 from torch import Tensor
 
 import bcnet_fast
-from bcnet_fast.anchors import make_anchors, matching_table
-from bcnet_fast.checkpoint import read_checkpoint, read_config, save_checkpoint
+from bcnet_fast import _native
+from bcnet_fast.anchors import make_anchors
+from bcnet_fast.checkpoint import read_config, save_checkpoint
 from bcnet_fast.config import PRESETS, Config
 from bcnet_fast.convert import convert_bcnet
 from bcnet_fast.data.windows import cut, window_starts
-from bcnet_fast.loading import PRECISIONS, Model
+from bcnet_fast.loading import Model
 from bcnet_fast.ops import use_backend
 from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.proposals import WindowProposals, match_candidates, video_proposals, window_proposals
+from bcnet_fast.proposals import WindowProposals, match_candidates, needed_anchors, video_proposals, window_proposals
 from bcnet_fast.protocols import PROTOCOLS
 
 PROTOCOL = PROTOCOLS["default"]
@@ -50,6 +51,10 @@ class System:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    def set_threshold(self, threshold: float) -> None:
+        """Of the boundary probabilities, above which a snippet that is no peak is a boundary too."""
+        self.config = with_threshold(self.config, threshold)
 
     def scores(self, features: Tensor) -> BCNetOutput:
         """features [B, C, T], in host memory -> all scores of all anchors"""
@@ -146,6 +151,10 @@ class Engine(System):
         super().__init__(model.config)
         self.model, self.precision = model, model.precision
 
+    def set_threshold(self, threshold: float) -> None:
+        super().set_threshold(threshold)
+        self.model.config = self.config
+
     def scores(self, features: Tensor) -> BCNetOutput:
         return self.model(features)
 
@@ -165,38 +174,48 @@ class Engine(System):
             return video_proposals(segments, scores, decayed, self.config, PROTOCOL)
 
 
+def example_for(model: Model) -> Tensor:
+    return torch.zeros(1, model.config.model.feature_dim, model.config.model.window, device=model.device)
+
+
+def loaded_reference(checkpoint: Path, device: str) -> Model:
+    """The reference with its sampling matrix, which the first window makes: a constant when the network is traced."""
+    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
+    with torch.no_grad():
+        model.run.network(example_for(model))
+    return model
+
+
 def export_onnx(checkpoint: Path) -> None:
     """Write the reference network as ONNX beside its checkpoint, for one window."""
-    model = bcnet_fast.load(checkpoint, device="cpu", backend="reference")
+    model = loaded_reference(checkpoint, "cpu")
 
     class Columns(torch.nn.Module):
         """ONNX knows tuples of tensors, and no dataclasses."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.network = model.network
+            self.network = model.run.network
 
         def forward(self, features: Tensor) -> tuple[Tensor, ...]:
             return tuple(vars(self.network(features)).values())
 
-    size = model.config.model
-    example = torch.zeros(1, size.feature_dim, size.window)
     # The exporter warns of its own code, and of torchvision, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = checkpoint.with_suffix(".onnx")
-        torch.onnx.export(Columns(), (example,), path, input_names=["features"], dynamo=True, verbose=False)
+        torch.onnx.export(Columns(), (example_for(model),), path, input_names=["features"], dynamo=True, verbose=False)
 
 
 def reference(checkpoint: Path, device: str) -> System:
     model = bcnet_fast.load(checkpoint, device=device, backend="reference")
-    return Plain(model.network, model.config, device)
+    return Plain(model.run.network, model.config, device)
 
 
 def compiled(checkpoint: Path, device: str) -> System:
-    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
-    return Plain(torch.compile(model.network), model.config, device)
+    model = loaded_reference(checkpoint, device)
+    return Plain(torch.compile(model.run.network), model.config, device)
 
 
 def onnxruntime(checkpoint: Path, device: str) -> System:
@@ -235,7 +254,13 @@ EXPORTS = {"onnxruntime": onnxruntime, "openvino": openvino}
 
 
 def engine(precision: str) -> Callable[[Path, str], System]:
-    return lambda checkpoint, device: Engine(bcnet_fast.load(checkpoint, device=device, precision=precision))
+    def load(checkpoint: Path, device: str) -> System:
+        with warnings.catch_warnings():
+            # That some precisions are slow on a CPU is what the table shows.
+            warnings.simplefilter("ignore")
+            return Engine(bcnet_fast.load(checkpoint, device=device, precision=precision))
+
+    return load
 
 
 def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
@@ -245,48 +270,39 @@ def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
         for name, load in EXPORTS.items():
             if all(importlib.util.find_spec(module) for module in (name, "onnx", "onnxscript")):
                 found[name] = load
-    # Processors that multiply fp16 are rare, and float32 of them is what fp16 means elsewhere.
-    precisions = ("fp32", "bf16", "int8") if device == "cpu" else ("fp32", "bf16", "fp16")
-    return found | {f"bcnet_fast {name}": engine(name) for name in precisions if name in PRECISIONS}
+    # In fp16 a window takes PyTorch minutes on most processors.
+    precisions = (
+        ("fp32", "bf16", *(["int8"] if _native.module else [])) if device == "cpu" else ("fp32", "bf16", "fp16")
+    )
+    return found | {f"bcnet_fast {name}": engine(name) for name in precisions}
 
 
 def write_checkpoint(folder: Path) -> Path:
     """The seeded weights of the golden network outputs, by way of files as the public release has them."""
     bpm, abi = seeded.release_files(folder, GOLDEN, SEED)
     config = PRESETS["thumos14"]
-    path = folder / "released.safetensors"
+    path = folder / "bcnet.safetensors"
     save_checkpoint(path, convert_bcnet(bpm, abi, config), config)
     bpm.unlink()
     abi.unlink()
     return path
 
 
-def with_threshold(checkpoint: Path, threshold: float) -> Path:
-    """The same weights, with another boundary threshold in their configuration."""
-    config, state = read_checkpoint(checkpoint)
-    proposals = dataclasses.replace(config.proposals, boundary_threshold=threshold)
-    path = checkpoint.with_name("two_thirds.safetensors")
-    save_checkpoint(path, state, dataclasses.replace(config, proposals=proposals))
-    return path
+def with_threshold(config: Config, threshold: float) -> Config:
+    return dataclasses.replace(config, proposals=dataclasses.replace(config.proposals, boundary_threshold=threshold))
 
 
 def matched_anchors(output: BCNetOutput, lengths: Tensor, config: Config) -> Tensor:
     """Which anchors some boundary pair matches, bool [B, P]."""
-    found = match_candidates(output, lengths.to(output.start.device), config, PROTOCOL)
-    table = torch.from_numpy(matching_table(config.model.window, config.model.max_duration).copy())
-    matched = torch.zeros(output.background.shape, dtype=torch.bool)
-    for row, boundaries, count in zip(matched, found.boundaries.cpu().long(), found.counts.tolist(), strict=True):
-        start, end = boundaries[:count].T
-        row[table[start, end - start - 1].long()] = True
-    return matched
+    windows = zip(output.start, output.end, lengths.tolist(), strict=True)
+    return torch.stack([needed_anchors(*window, config, PROTOCOL) for window in windows]).cpu()
 
 
 def threshold_for(share: float, output: BCNetOutput, lengths: Tensor, config: Config) -> float:
     """The boundary threshold with which the share of matched anchors is closest to `share`."""
 
     def distance(threshold: float) -> float:
-        proposals = dataclasses.replace(config.proposals, boundary_threshold=threshold)
-        matched = matched_anchors(output, lengths, dataclasses.replace(config, proposals=proposals))
+        matched = matched_anchors(output, lengths, with_threshold(config, threshold))
         return abs(float(matched.float().mean()) - share)
 
     return min(torch.cat([output.start, output.end]).unique().tolist(), key=distance)
