@@ -66,7 +66,7 @@ class StoredWeights(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
-        """InputError lists every missing, unknown and misshaped key, going by `network`, which may be on "meta"."""
+        """InputError lists every missing, unknown and misshaped key, going by `network`, of which only shapes count."""
         self.path = path
         with _opened(path) as file:
             self._shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -85,9 +85,10 @@ class StoredWeights(Mapping[str, Tensor]):
         return tensor
 
     def _read(self, name: str) -> Tensor:
-        # Opened anew each time: what a mapped file has shown once stays in memory until it is closed.
+        # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in
+        # memory until the last tensor of the same opening is gone.
         with _opened(self.path) as file:
-            return file.get_tensor(name).clone()
+            return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

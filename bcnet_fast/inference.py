@@ -117,6 +117,7 @@ def _run(
     with use_backend(model.backend), stage("window proposals"):
         found = window_proposals(output, lengths.to(model.device), model.config, protocol)
     probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
+    finite = finite.cpu()
     for row, (pending, index, _) in enumerate(queue):
         start, length = pending.starts[index], int(lengths[row])
         pending.finite &= bool(finite[row])

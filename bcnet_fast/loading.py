@@ -14,7 +14,7 @@ from . import _native
 from .checkpoint import StoredWeights, read_config
 from .config import PRESETS, Config
 from .engine.engine import Engine, Needed
-from .engine.rewrites import Rewrites
+from .engine.rewrites import ALL_REWRITES, Rewrites
 from .errors import BackendError, InputError
 from .ops import use_backend
 from .ops._dispatch import BACKENDS
@@ -22,6 +22,7 @@ from .outputs import BCNetOutput
 from .proposals import needed_anchors
 from .protocols import Protocol
 from .reference.bcnet import BCNet
+from .reference.layers import shapes_only
 
 PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "int8")
 
@@ -47,8 +48,8 @@ class Reference:
 class Model:
     """A network prepared for inference, with everything that belongs to it: configuration, device, precision.
 
-    `run` is the engine, or the reference where backend is "reference"; `backend` is also that of the operators which turn
-    scores into proposals.
+    `run` is the engine, or the reference where backend is "reference"; `backend` is also that of the operators which
+    turn scores into proposals.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Model:
     def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> BCNetOutput:
         """The same scores as far as proposals depend on them: anchors that no pair of boundaries matches may have 0.
 
-        lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which saves
-        the more time the clearer the boundaries are.
+        lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which
+        saves the more time the clearer the boundaries are.
         """
         self._check(features)
         numbers = lengths.tolist()
@@ -111,23 +112,23 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     backend: str = "auto",
-    rewrites: Rewrites = Rewrites(),
+    rewrites: Rewrites = ALL_REWRITES,
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
-        precision: "fp32" and "fp64" are exact up to the rounding of float32 and float64. "int8", on a CPU, rounds the weights
-            and inputs of most products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
+        precision: "fp32" and "fp64" are exact up to rounding. "int8", on a CPU, rounds the weights and inputs of most
+            products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
-        rewrites: which rewrites of the network the engine makes, to switch one off (`bcnet_fast.engine`).
+        rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
 
     Random weights follow torch.manual_seed. Warns where the precision is slower than fp32 on this device.
 
     Raises:
-        InputError: a missing, damaged or unfitting checkpoint, an unknown precision, one that the device or backend does not
-            have, an absent device.
+        InputError: a missing, damaged or unfitting checkpoint, an absent device, an unknown precision or one that the
+            device or backend does not have.
         BackendError: a backend that is unknown or cannot be used here.
     """
     if precision not in PRECISIONS:
@@ -162,7 +163,9 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
         raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
     if precision == "int8" and not possible:
         why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
-        raise InputError(f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}")
+        raise InputError(
+            f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}"
+        )
     return possible and (exact or precision == "int8")
 
 
@@ -173,7 +176,7 @@ def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
     config = read_config(path)
     if config.model.name != "bcnet":
         raise InputError(f"{path}: expected weights of bcnet, found weights of {config.model.name}")
-    with torch.device("meta"):
+    with shapes_only():
         network = BCNet(config.model)
     return config, StoredWeights(path, network)
 

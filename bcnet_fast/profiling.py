@@ -44,7 +44,9 @@ class Profile:
         for (depth, name), (calls, seconds) in rows.items():
             share = f"{100 * seconds / whole:5.1f} %"
             label = "  " * depth + name
-            lines.append(f"{label:<{width}}  {calls:7d}  {1e3 * seconds:10.2f}  {1e3 * seconds / calls:9.3f}  {share:>6}")
+            lines.append(
+                f"{label:<{width}}  {calls:7d}  {1e3 * seconds:10.2f}  {1e3 * seconds / calls:9.3f}  {share:>6}"
+            )
         rest = self.seconds - sum(e.end - e.start for e in self.events if e.depth == 0)
         lines.append(f"{'not in a stage':<{width}}  {'':>7}  {1e3 * rest:10.2f}  {'':>9}  {100 * rest / whole:5.1f} %")
         return "\n".join(lines)

@@ -62,9 +62,11 @@ def needed_anchors(start: Tensor, end: Tensor, length: int, config: Config, prot
 
 
 def suppress(
-    segments: Tensor, scores: Tensor, offsets: Tensor, top: int, config: Config, protocol: Protocol
+    segments: Tensor, scores: Tensor, offsets: Tensor, sizes: Tensor, top: int, config: Config, protocol: Protocol
 ) -> tuple[Tensor, Tensor]:
     """Soft-NMS of many sets: set v is rows offsets[v] to offsets[v + 1]; at most `top` rows of each are kept.
+
+    sizes [V] are the candidates in each set, to which rows of score 0 that fill it up do not belong.
 
     Returns the decayed scores and the indices of the kept rows, set after set, best first.
     """
@@ -79,9 +81,8 @@ def suppress(
     )
     if protocol.drop_last:
         group = torch.bucketize(kept, offsets[1:], right=True)
-        sizes = offsets.diff()
         first = torch.searchsorted(group, group)
-        wanted = torch.arange(len(kept)) - first < sizes[group] - 1
+        wanted = torch.arange(len(kept), device=kept.device) - first < sizes[group] - 1
         decayed, kept = decayed[wanted], kept[wanted]
     return decayed, kept
 
@@ -103,15 +104,29 @@ class WindowProposals:
 def window_proposals(output: BCNetOutput, lengths: Tensor, config: Config, protocol: Protocol) -> WindowProposals:
     """The best `window_top` proposals of each of W windows; `lengths` [W] are the snippets that are not padding."""
     found = match_candidates(output, lengths, config, protocol)
-    counts = found.counts.cpu()
+    segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
+    decayed, kept = suppress(segments, scores, offsets, found.counts, config.proposals.window_top, config, protocol)
+    window = torch.bucketize(kept, offsets, right=True) - 1
+    columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device
+    return WindowProposals(columns[:, 0].long(), columns[:, 1:3], columns[:, 3], columns[:, 4])
+
+
+def _on_host(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows in use, window after window, and where each window begins: segments [n, 2], scores [n], offsets [W +
+    1]."""
+    counts = found.counts.tolist()
     segments, scores = (
-        torch.cat([rows[:count] for rows, count in zip(column, counts.tolist(), strict=True)]).cpu()
+        torch.cat([rows[:count] for rows, count in zip(column, counts, strict=True)])
         for column in (found.segments, found.scores)
     )
-    offsets = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-    decayed, kept = suppress(segments, scores, offsets, config.proposals.window_top, config, protocol)
-    window = torch.bucketize(kept, offsets, right=True) - 1
-    return WindowProposals(window, segments[kept], scores[kept], decayed)
+    return segments, scores, torch.nn.functional.pad(found.counts.cumsum(0), (1, 0))
+
+
+def _on_device(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with all rows: Soft-NMS drops those that are not in use, and nobody has to wait for their number."""
+    windows, rows = found.scores.shape
+    offsets = torch.arange(windows + 1, device=found.scores.device) * rows
+    return found.segments.flatten(0, 1), found.scores.flatten(), offsets
 
 
 def video_proposals(
@@ -123,5 +138,5 @@ def video_proposals(
     """
     confidence = decayed if protocol.decay_twice else scores
     offsets = torch.tensor([0, len(confidence)])
-    final, kept = suppress(segments, confidence, offsets, config.proposals.top, config, protocol)
+    final, kept = suppress(segments, confidence, offsets, offsets.diff(), config.proposals.top, config, protocol)
     return segments[kept], final

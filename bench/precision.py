@@ -2,11 +2,11 @@
 
     python bench/precision.py [--videos N] [--json FILE]
 
-Two networks: the released sizes with the seeded weights of the tests, on one window (no trained network: it enlarges every
-rounding error a thousand times), and the bundled network on synthetic videos that no training used. Columns: the largest and
-the mean difference of the probabilities; how many of a video's 100 best proposals are the same, to half a snippet, in percent;
-average recall at 100 proposals and mean average precision of all actions as one class, both over tIoU 0.5:0.05:0.95 in
-percent, and how much they differ from those of float64, in points.
+Two networks: the released sizes with the seeded weights of the tests, on one window (no trained network: it enlarges
+every rounding error a thousand times), and the bundled network on synthetic videos that no training used. Columns: the
+largest and the mean difference of the probabilities; how many of a video's 100 best proposals are the same, to half a
+snippet, in percent; average recall at 100 proposals and mean average precision of all actions as one class, both over
+tIoU 0.5:0.05:0.95 in percent, and how much they differ from those of float64, in points.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def seeded_rows(folder: Path, precisions: list[str]) -> list[list[Any]]:
         found = window_proposals(outputs[precision], lengths, model.config, PROTOCOLS["default"])
         best[precision] = {"window": np.column_stack([found.segments, found.decayed])}
     return [
-        ["released sizes, seeded", p, *probability_differences(outputs[p], outputs[EXACT])]
-        + [overlap(best[p], best[EXACT], 0.5), *[""] * 4]
+        [
+            *("released sizes, seeded", p, *probability_differences(outputs[p], outputs[EXACT])),
+            *(overlap(best[p], best[EXACT], 0.5), *[""] * 4),
+        ]
         for p in precisions
     ]
 
@@ -117,9 +119,11 @@ def bundled_rows(folder: Path, precisions: list[str], videos: int) -> list[list[
         precision_of[precision] = 100 * mean_average_precision(truth, detections, tiou_thresholds=TIOU).average
     near = 0.5 * made[0].annotation.duration / len(made[0].features)
     return [
-        [f"bundled, {videos} videos", p, *probability_differences(outputs[p], outputs[EXACT])]
-        + [overlap(best[p], best[EXACT], near), recall[p], recall[p] - recall[EXACT]]
-        + [precision_of[p], precision_of[p] - precision_of[EXACT]]
+        [
+            *(f"bundled, {videos} videos", p, *probability_differences(outputs[p], outputs[EXACT])),
+            *(overlap(best[p], best[EXACT], near), recall[p], recall[p] - recall[EXACT]),
+            *(precision_of[p], precision_of[p] - precision_of[EXACT]),
+        ]
         for p in precisions
     ]
 

@@ -6,6 +6,10 @@
 #include "parallel.h"
 #include "simd.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 namespace py = pybind11;
 
 // The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
@@ -32,6 +36,11 @@ PYBIND11_MODULE(_C, module) {
   py::list sets;
   for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
   module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
+  module.def("return_freed_memory", [] {
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+  }, "Gives memory that the C library keeps for later back to the system.");
   bcnet_fast::define_layers(module);
   bcnet_fast::define_anchor_sampling(module);
   bcnet_fast::define_add_layer_norm(module);

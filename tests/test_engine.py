@@ -1,4 +1,4 @@
-"""The inference engine against the reference: all rewrites, kernels and precisions, and what it promises beyond numbers."""
+"""The inference engine against the reference: every rewrite, kernel and precision, and what it promises besides."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from importlib import resources
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bcnet_fast
 from bcnet_fast import _native, convert
 from bcnet_fast.config import Config, ModelConfig, ProposalConfig
-from bcnet_fast.data.synthetic import make_videos
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError

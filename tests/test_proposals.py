@@ -9,6 +9,7 @@ import pytest
 import torch
 from plain_match import match_one_window, search
 
+from bcnet_fast import proposals
 from bcnet_fast.anchors import make_anchors, matching_table
 from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
 from bcnet_fast.ops import MatchedProposals
@@ -165,3 +166,20 @@ def test_a_single_proposal_is_kept_by_default_and_lost_by_the_release(windows):
     kept = video_proposals(segments, scores, scores, THUMOS14, DEFAULT)
     assert kept[0].tolist() == [[3.0, 9.0]] and kept[1].tolist() == [0.5]
     assert len(video_proposals(segments, scores, scores, THUMOS14, RELEASE)[1]) == 0
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_windows_as_a_gpu_takes_them_give_the_same_proposals(name, monkeypatch):
+    """With the unused rows still among the others, since a GPU would have to be waited for to leave them out."""
+    config = Config("small", model=ModelConfig(window=40, max_duration=20))
+    shapes = {"start": 40, "end": 40, "actionness": 40, "frame_action": 40, "frame_background": 40}
+    anchors = len(make_anchors(40, 20))
+    shapes |= dict.fromkeys(("regression", "classification", "background"), anchors)
+    output = BCNetOutput(**{field: torch.rand(3, size) for field, size in shapes.items()})
+    lengths = torch.tensor([40, 1, 13])  # in the second window there is no pair
+    expected = window_proposals(output, lengths, config, PROTOCOLS[name])
+    monkeypatch.setattr(proposals, "_on_host", proposals._on_device)
+    found = window_proposals(output, lengths, config, PROTOCOLS[name])
+    assert len(expected.scores) > 10
+    for column, wanted in vars(expected).items():
+        assert torch.equal(getattr(found, column), wanted), column

@@ -1,4 +1,4 @@
-"""Inference of a trained network, prepared once and run many times; the reference stays the definition of its results."""
+"""Inference of a trained network, prepared once and run many times. The reference defines its results."""
 
 from .rewrites import REWRITES, Rewrites
 

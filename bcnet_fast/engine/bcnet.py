@@ -1,8 +1,8 @@
-"""BCNet's inference, written once for all devices: which products are made, in which order, and what is fused with them.
+"""BCNet's inference, written once for all devices: which products are made, and what is fused with them.
 
-The arithmetic itself is that of a set of kernels: `native` (C++ on the CPU) or `portable` (PyTorch and `bcnet_fast.ops`, on
-any device). Both offer the same few operations on sequences [..., T, d], NumPy arrays or tensors. A result lies in the
-buffer that `slot` names, and is gone once that is written again.
+The arithmetic itself is that of a set of kernels: `native` (C++ on the CPU) or `portable` (PyTorch and
+`bcnet_fast.ops`, on any device). Both offer the same few operations on sequences [..., T, d], NumPy arrays or tensors.
+A result lies in the buffer that `slot` names, and is gone once that is written again.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ class FeedForwardWeights:
 
 @dataclass(frozen=True)
 class Projection:
-    """A weight that all anchors' features are multiplied by: sampled features by `weight`, the positional encoding of each
-    stream either beforehand (`positions`) or each time, by `position_weight`."""
+    """A weight for all anchors' features, which are sampled features and a positional encoding.
+
+    `weight` is for the former. What it makes of the encoding of each stream is `positions`, or is made each time by
+    `position_weight`.
+    """
 
     weight: Any
     positions: list[Any] | None
@@ -86,8 +89,8 @@ class BCNetEngine:
     ) -> None:
         """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
 
-        `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work, whose
-        rounding errors all that follows repeats and enlarges.
+        `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work,
+        whose rounding errors all that follows repeats and enlarges.
         """
         self.config, self.kernels, self.careful, self.rewrites = config, kernels, careful, rewrites
         self.inner = config.heads * config.head_dim
@@ -165,7 +168,9 @@ class BCNetEngine:
         if self.rewrites.shared_streams and torch.equal(*encodings):
             del encodings[1]  # both streams have one input
         self.frame_positions = [self._position(query, encoding, self.careful) for encoding in encodings]
-        self.frame_layer = self._interaction(state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful))
+        self.frame_layer = self._interaction(
+            state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful)
+        )
         heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
         self.frame_heads = self.kernels.each(heads)
 
@@ -181,7 +186,9 @@ class BCNetEngine:
             encodings[1] = encodings[0]  # so that what is made of them is kept once
         self.clip_positions = self._constants(encodings)
         projects = rewrites.project_sampling and kernels.projects
-        cheaper = {n: cheaper_strategy(plan, config.clip_channels, n, "cpu") for n in (3 * self.inner, config.feedforward)}
+        cheaper = {
+            n: cheaper_strategy(plan, config.clip_channels, n, "cpu") for n in (3 * self.inner, config.feedforward)
+        }
 
         self.projection = None
         if projects and cheaper[3 * self.inner] == "project":
@@ -207,13 +214,13 @@ class BCNetEngine:
         packed = self.kernels.anchor_weight(weight, self.config.bins)
         if not self.rewrites.constant_positions:
             return Projection(packed, None, self.kernels.weight(weight))
-        products = {id(e): e.double() @ weight.double().T for e in encodings}
-        return Projection(packed, self._constants([products[id(e)] for e in encodings]), None)
+        products = {id(encoding): self.kernels.product(encoding, weight) for encoding in encodings}
+        return Projection(packed, [products[id(encoding)] for encoding in encodings], None)
 
     def _fold(self, state: Mapping[str, Tensor], prefix: str, output: Tensor, encodings: list[Tensor]) -> FoldedWeights:
         first, weight = state[f"{prefix}.fc.0.weight"], self.kernels.weight
         return FoldedWeights(
-            weight(first.double() @ output.double()),
+            weight(torch.as_tensor(self.kernels.product(first, output.T))),
             self._projection(encodings, first),
             self.kernels.constant(first.double().sum(1)),
             weight(state[f"{prefix}.fc.2.weight"]),
@@ -262,7 +269,7 @@ class BCNetEngine:
             return both, kernels.linear_each(both, self.frame_heads, slot="frames")
 
     def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence]:
-        """Logits [..., P, 2] (regression, classification) and [..., P, 1] (background), from the frame level's sequences.
+        """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background).
 
         `needed`, int64 numbers of anchors: only these, in their order.
         """
@@ -278,7 +285,11 @@ class BCNetEngine:
             x = kernels.sample(streams, self.plan, positions, slot="wide0")
         with stage("clips: queries, keys, values"):
             projection = self.projection
-            joint = linear(x, layer.attention.joint, slot="joint") if projection is None else self._project(streams, projection)
+            joint = (
+                linear(x, layer.attention.joint, slot="joint")
+                if projection is None
+                else self._project(streams, projection)
+            )
         with stage("clips: self-attention"):
             (attended,) = self._self_attention(joint, kernels)
         with stage("clips: feed-forward"):
@@ -286,16 +297,18 @@ class BCNetEngine:
                 x = linear(attended, layer.attention.output, added=x, norm=True, slot="wide1")
                 both = kernels.feed_forward_each(x, layer.before, slot="wide0")
             else:
-                first = [self._project([s], w.sampled, i) for i, (s, w) in enumerate(zip(streams, self.folded, strict=True))]
-                both = kernels.folded_feed_forward_each(
-                    attended, layer.attention.output, x, first, self.folded, slot="wide1"
-                )
+                both = kernels.buffer("wide1", *x.shape)
+                for i, weights in enumerate(self.folded):
+                    first = self._project([streams[i]], weights.sampled, i)[0]
+                    kernels.folded_feed_forward(attended[i], layer.attention.output, x[i], first, weights, out=both[i])
         with stage("clips: difference"):
             both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
             action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
             return action, kernels.linear(both[1], self.clip_heads[1], slot="clips1")
 
-    def _sequence(self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any) -> Sequence:
+    def _sequence(
+        self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any
+    ) -> Sequence:
         """[..., T, C] through three convolutions, with positions added: [..., T, d]."""
         x = kernels.convolution(kernels.features(features), base[0], slot="convolution0")
         x = kernels.convolution(x, base[1], slot="convolution1")
@@ -339,5 +352,5 @@ class BCNetEngine:
             ]
         else:
             added = projection.positions[which]
-        slot = "joint" if len(streams) > 1 else f"first{first_stream}"
+        slot = "joint" if len(streams) > 1 else "first"
         return self.kernels.project(streams, self.plan, projection.weight, added, slot=slot)

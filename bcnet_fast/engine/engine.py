@@ -1,4 +1,4 @@
-"""A network prepared for inference: windows of features to `BCNetOutput`, for all anchors or for those that are needed."""
+"""A network prepared for inference: windows of features to scores, of all anchors or of those that are needed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from .. import _native
 from ..config import ModelConfig
 from ..outputs import BCNetOutput
 from ..profiling import stage
@@ -15,7 +16,7 @@ from .bcnet import BCNetEngine
 from .graph import Graphed
 from .native import NativeKernels
 from .portable import PortableKernels
-from .rewrites import Rewrites
+from .rewrites import ALL_REWRITES, Rewrites
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 # From the number of a window and its start and end probabilities, [T] each, to the anchors that will be read, bool [P].
@@ -33,7 +34,7 @@ class Engine:
         precision: str,
         *,
         native: bool,
-        rewrites: Rewrites = Rewrites(),
+        rewrites: Rewrites = ALL_REWRITES,
     ) -> None:
         """native: by the C++ kernels (CPU; "fp32", "fp64", "int8"), else by PyTorch and ops (all but "int8")."""
         self.config, self.device, self.native, self.rewrites = config, device, native, rewrites
@@ -42,6 +43,8 @@ class Engine:
         # Only a CPU has float64 at half the rate of float32.
         careful = NativeKernels("fp64") if native and precision != "fp64" else kernels
         self.network = BCNetEngine(config, state, kernels, careful, rewrites)
+        if native:
+            _native.module.return_freed_memory()  # what packing took besides the weights themselves
         self._graph = Graphed(self._scores, device) if device.type == "cuda" else None
         self._lock = threading.Lock()
 
@@ -49,8 +52,8 @@ class Engine:
     def __call__(self, features: Tensor, needed: Needed | None = None) -> BCNetOutput:
         """features [B, C, T] of any float dtype and device -> scores on the engine's device.
 
-        With `needed`, the other anchors have the score 0. On a GPU all are computed: which ones are needed is known on the
-        device alone, and to wait for that would take longer.
+        With `needed`, the other anchors have the score 0. On a GPU all are computed: which ones are needed is known on
+        the device alone, and to wait for that would take longer.
         """
         with self._lock:
             if self._graph is not None:

@@ -13,7 +13,7 @@ WARM_UP = 3  # runs before a capture: kernels are compiled and tuned, and librar
 
 
 class Graphed:
-    """`function`, features [B, C, T] to scores, captured when a size of the batch is first seen and replayed from then on.
+    """A function of features [B, C, T], captured when a size of the batch is first seen and replayed from then on.
 
     The outputs of a call are copies, and so stay as they are in the next one.
     """

@@ -35,13 +35,13 @@ class NativeKernels:
     # ---- Weights
 
     def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Any]:
-        """The rows of a weight [outputs, inputs] from one number to another, for each of `cuts`, of which the first is all.
+        """For each of `cuts`, a weight of the rows from one number to another of `weight` [outputs, inputs].
 
-        They share its memory where they begin and end with whole panels.
+        The first cut is all of them, and the others share its memory where they are whole panels.
         """
         array, panel = self.constant(weight), _native.module.PANEL
         int8 = self.int8 and not exact
-        whole = _native.module.PackedWeight(array, int8=int8)
+        whole = _packed(array, int8=int8)
         parts = []
         for first, last in cuts:
             if (first, last) == (0, len(array)):
@@ -49,7 +49,7 @@ class NativeKernels:
             elif first % panel == 0 and last % panel == 0:
                 parts.append(whole.part(first, last))
             else:
-                parts.append(_native.module.PackedWeight(array[first:last], int8=int8))
+                parts.append(_packed(array[first:last], int8=int8))
         return parts
 
     def weight(self, weight: Tensor, exact: bool = False) -> Any:
@@ -63,15 +63,21 @@ class NativeKernels:
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
         """weight [C', C / groups, 3] and bias [C']. Always float32: convolutions are 1 % of the work."""
         by_tap = self.constant(weight.transpose(1, 2).flatten(1))
-        return _native.module.PackedWeight(by_tap, groups=groups), self.constant(bias)
+        return _packed(by_tap, groups=groups), self.constant(bias)
 
     def anchor_weight(self, weight: Tensor, bins: int) -> Any:
         """A weight [outputs, bins * C] for `project`."""
         by_bin = weight.unflatten(1, (bins, -1)).transpose(0, 1).flatten(0, 1)
-        return _native.module.PackedWeight(self.constant(by_bin), groups=bins)
+        return _packed(self.constant(by_bin), groups=bins)
 
     def constant(self, tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
+
+    def product(self, x: Tensor, weight: Tensor) -> np.ndarray:
+        """x weight^T as a constant."""
+        x, out = self.constant(x), np.empty((len(x), len(weight)), self.dtype)
+        self._linear(x, _packed(self.constant(weight)), out, None, False)
+        return out
 
     def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
         plan = plan.to(dtype=torch.float64 if self.dtype == np.float64 else torch.float32)
@@ -83,8 +89,8 @@ class NativeKernels:
     def buffer(self, slot: str, *shape: int, padded: bool = True) -> np.ndarray:
         """Memory for [..., d] in the slot, which grows to the largest that was ever asked for.
 
-        Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places in
-        the cache.
+        Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places
+        in the cache.
         """
         columns = (-(-shape[-1] // LINE) | 1) * LINE if padded else shape[-1]
         size = math.prod(shape[:-1]) * columns
@@ -160,16 +166,12 @@ class NativeKernels:
             )
         return out
 
-    def folded_feed_forward_each(
-        self, xs: np.ndarray, attention: Any, added: np.ndarray, first: list[np.ndarray], weights: list[Any], *, slot: str
-    ) -> np.ndarray:
-        """y = LayerNorm(x attention^T + added), then its feed-forward; `first` is what that makes of added."""
-        out = self.buffer(slot, *added.shape)
-        for x, to, more, of_added, w in zip(xs, out, added, first, weights, strict=True):
-            _native.module.folded_feed_forward(
-                x, attention, w.attended, w.sums, w.second, more, of_added[0], to, EPS, torch.get_num_threads()
-            )
-        return out
+    def folded_feed_forward(
+        self, x: np.ndarray, attention: Any, added: np.ndarray, first: np.ndarray, weights: Any, out: np.ndarray
+    ) -> None:
+        """y = LayerNorm(x attention^T + added), then its feed-forward, whose first weight makes `first` of `added`."""
+        parts = attention, weights.attended, weights.sums, weights.second
+        _native.module.folded_feed_forward(x, *parts, added, first, out, EPS, torch.get_num_threads())
 
     def convolution(
         self, x: np.ndarray, weight: tuple[Any, np.ndarray], *, slot: str, added: np.ndarray | None = None
@@ -177,15 +179,13 @@ class NativeKernels:
         """relu(convolution over time + bias) [+ added]"""
         packed, bias = weight
         out = self.buffer(slot, len(x), packed.groups * packed.outputs)
-        _native.module.convolution(
-            x, packed, out, bias=bias, relu=True, added=added, threads=torch.get_num_threads()
-        )
+        _native.module.convolution(x, packed, out, bias=bias, relu=True, added=added, threads=torch.get_num_threads())
         return out
 
     def attention(
         self, query: np.ndarray, key: np.ndarray, values: tuple[np.ndarray, ...], heads: int, *, slot: str
     ) -> np.ndarray:
-        """softmax(query key^T / sqrt(D)) value for each of the values, [values, ..., T, heads * D']; leading dimensions alike."""
+        """softmax(query key^T / sqrt(D)) value for each of the values: [values, ..., T, heads * D']"""
         scale = (query.shape[-1] // heads) ** -0.5
         out = self.buffer(slot, len(values), *query.shape[:-1], values[0].shape[-1])
         for index in np.ndindex(query.shape[:-2]):
@@ -212,8 +212,14 @@ class NativeKernels:
         groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
         for x, more, to in zip(streams, added, out, strict=True):
             rows = np.ascontiguousarray(x)
-            _native.module.project_anchors(rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads())
+            _native.module.project_anchors(
+                rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads()
+            )
         return out
+
+
+def _packed(weight: np.ndarray, **options: Any) -> Any:
+    return _native.module.PackedWeight(weight, threads=torch.get_num_threads(), **options)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -46,6 +46,10 @@ class PortableKernels:
     def anchor_weight(self, weight: Tensor, bins: int) -> Tensor:
         return self.constant(weight.unflatten(1, (bins, -1)).permute(1, 2, 0))  # [N, C, O]
 
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x weight^T as a constant."""
+        return self.constant(x.double() @ weight.double().T)
+
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
         return plan.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
 

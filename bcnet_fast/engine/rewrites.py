@@ -1,7 +1,7 @@
 """The exact rewrites of the network that the engine makes, each of which can be switched off alone.
 
-All of them give the same function as `bcnet_fast.reference`, summed in another order. `Rewrites(constant_positions=False)`
-is the engine without that one, to find what a difference comes from, or what each is worth.
+All of them give the same function as `bcnet_fast.reference`, summed in another order. The engine without one of them,
+`Rewrites(constant_positions=False)`, shows what a difference comes from, and what each is worth.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from dataclasses import dataclass, fields
 class Rewrites:
     """Which rewrites are made.
 
-    That the anchor which matches a boundary pair is looked up in a table is part of `ops.match_proposals`, and always so.
+    One more, the table of the anchors that match pairs of boundaries, is part of `ops.match_proposals`.
     """
 
     # Sampling is linear: the clip level's queries, keys and values are projected for every snippet and bin, and sampled
     # then, where the cost model of `ops.anchor_projection` says that this is less work.
     project_sampling: bool = True
-    # Boundaries first: of the clip level, what follows keys and values is computed only for the anchors that some pair of
-    # boundaries matches. No other score is ever read. Counts where only those are asked for.
+    # Boundaries first: of the clip level, what follows keys and values is computed only for the anchors that some pair
+    # of boundaries matches. No other score is ever read. Counts where only those are asked for.
     matched_anchors: bool = True
     # Both streams have one self-attention unit: at frame level, where their inputs are equal too, it runs once, and at
     # clip level both streams are rows of the same products.
     shared_streams: bool = True
-    # Every boundary layer looks at the first sequence again: the queries, keys and values of that, for all layers, are one
-    # product.
+    # Every boundary layer looks at the first sequence again: the queries, keys and values of that, for all layers, are
+    # one product.
     batched_original: bool = True
     # LayerNorm has no scale and shift, so W LN(y) = (W y - mean(y) W 1) / std(y): the product of the clip level's first
     # feed-forward takes the attention's 512 columns and sampled projections instead of the 2048 columns made of them.
@@ -36,3 +36,4 @@ class Rewrites:
 
 
 REWRITES = tuple(field.name for field in fields(Rewrites))
+ALL_REWRITES = Rewrites()

@@ -6,7 +6,10 @@ creates it anew in each forward pass, so it never learned a scale. Parameter nam
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import torch
@@ -151,6 +154,20 @@ class InteractionEncoder(nn.Module):
         for layer in self.layers:
             a, b = layer(a, b)
         return a, b
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules made inside have parameters of the right shapes and no values: memory that nobody writes is free.
+
+    PyTorch's own way, the device "meta", imports hundreds of modules on its first use: a second, and 150 MB.
+    """
+    kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding)
+    with contextlib.ExitStack() as patches:
+        for kind in kinds:
+            patches.enter_context(mock.patch.object(kind, "reset_parameters", lambda module: None))
+        patches.enter_context(mock.patch(f"{__name__}.sinusoid", lambda length, width: torch.empty(length, 1, width)))
+        yield
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Conv1d:

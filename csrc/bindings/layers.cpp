@@ -70,18 +70,18 @@ Finish<T> finish_of(const char* op, std::int64_t rows, std::int64_t columns, con
 }
 
 template <typename T>
-PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8) {
+PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8, int threads) {
   constexpr const char* op = "PackedWeight";
   if (weight.ndim() != 2 || weight.size() == 0 || groups < 1 || weight.shape(0) % groups) {
     refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs], not empty");
   }
-  const T* const data = weight.data();
-  if (!std::all_of(data, data + weight.size(), [](T w) { return std::isfinite(w); })) {
-    refuse(op, "weight", "not finite", "finite numbers");
-  }
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
+  const T* const data = weight.data();
+  bool finite = true;
+  for (py::ssize_t i = 0; i < weight.size(); ++i) finite &= data[i] - data[i] == 0;  // without an exit, so by vectors
+  if (!finite) refuse(op, "weight", "not finite", "finite numbers");
   const py::gil_scoped_release release;
-  return PackedWeight(data, groups, weight.shape(0) / groups, weight.shape(1), int8);
+  return PackedWeight(data, groups, weight.shape(0) / groups, weight.shape(1), int8, threads);
 }
 
 PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_t last) {
@@ -228,8 +228,10 @@ void define_layers(py::module_& module) {
   module.attr("PANEL") = kPanel;
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
-      .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false)
-      .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false)
+      .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
+           py::arg("threads") = 1)
+      .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
+           py::arg("threads") = 1)
       .def("part", &part_of, py::arg("first"), py::arg("last"), "Some of the outputs, in the same memory.")
       .def_property_readonly("groups", &PackedWeight::groups)
       .def_property_readonly("outputs", &PackedWeight::outputs, "of a group")

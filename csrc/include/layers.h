@@ -19,7 +19,7 @@ class PackedWeight {
   // weight is [groups * outputs, inputs], contiguous and finite. int8, for float32 alone, rounds the weights of each output to
   // 8 bits of one scale.
   template <typename T>
-  PackedWeight(const T* weight, std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool int8);
+  PackedWeight(const T* weight, std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool int8, int threads);
 
   // The outputs from `first` to `last` as a weight of its own, which shares the memory; one group, whole panels.
   PackedWeight part(std::int64_t first, std::int64_t last) const;
@@ -44,9 +44,9 @@ class PackedWeight {
 
  private:
   template <typename T>
-  void pack_numbers(const T* weight, T* panels) const;
+  void pack_numbers(const T* weight, int threads, T* panels) const;
   template <typename T>
-  void pack_integers(const T* weight, std::int8_t* panels, float* scales, std::int32_t* sums) const;
+  void pack_integers(const T* weight, int threads, std::int8_t* panels, float* scales, std::int32_t* sums) const;
 
   Kind kind_;
   std::int64_t groups_, outputs_, inputs_;

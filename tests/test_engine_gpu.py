@@ -1,0 +1,72 @@
+"""The engine on a GPU: `python -m pytest -m gpu`. Nothing of this has run yet; without a GPU it is skipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_engine import CONFIGS, difference, random_state
+
+import bcnet_fast
+from bcnet_fast.config import Config, ModelConfig
+from bcnet_fast.engine.engine import Engine
+from bcnet_fast.proposals import window_proposals
+from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.reference.bcnet import BCNet
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+CASES = CONFIGS | {"thumos14": Config("thumos14", model=ModelConfig())}
+# float32 as on a CPU; half precision in a network that enlarges rounding errors some hundred times.
+TOLERANCES = {"fp64": 1e-9, "fp32": 2e-3, "bf16": 0.5, "fp16": 0.1}
+
+
+@pytest.fixture(params=CASES)
+def case(request, tmp_path):
+    config = CASES[request.param]
+    path = tmp_path / "network.safetensors"
+    state = random_state(config.model) if request.param != "thumos14" else BCNet(config.model).state_dict()
+    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+    features = torch.randn(3, config.model.feature_dim, config.model.window)
+    return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+def test_every_precision_stays_near_the_reference(case, precision):
+    path, features, expected = case
+    found = bcnet_fast.load(path, device="cuda", precision=precision)(features)
+    assert all(scores.is_cuda for scores in vars(found).values())
+    host = type(found)(**{name: scores.cpu() for name, scores in vars(found).items()})
+    assert difference(host, expected) < TOLERANCES[precision]
+
+
+def test_a_graph_replays_for_every_size_of_the_batch_and_results_stay(case):
+    path, features, _ = case
+    model = bcnet_fast.load(path, device="cuda")
+    first = model(features)
+    kept = {name: scores.clone() for name, scores in vars(first).items()}
+    for batch in (1, 2, 3):
+        again = model(features[:batch].cuda())
+        assert all(torch.equal(getattr(again, name), scores[:batch]) or batch < 3 for name, scores in kept.items())
+    assert all(torch.equal(getattr(first, name), scores) for name, scores in kept.items())
+    assert len(model.run._graph.captured) == 3
+
+
+def test_the_graph_gives_what_the_network_gives_without_it(case):
+    path, features, _ = case
+    config = bcnet_fast.checkpoint.read_config(path)
+    state = bcnet_fast.checkpoint.StoredWeights(path, BCNet(config.model))
+    engine = Engine(config.model, state, torch.device("cuda"), "fp32", native=False)
+    with torch.inference_mode():
+        assert difference(engine(features), engine._scores(features)) == 0
+
+
+def test_proposals_on_the_device_are_those_of_the_host(case):
+    path, features, _ = case
+    model, lengths = bcnet_fast.load(path, device="cuda"), torch.tensor([features.shape[-1]] * 3)
+    output = model.candidates(features, lengths, PROTOCOLS["default"])
+    host = type(output)(**{name: scores.cpu() for name, scores in vars(output).items()})
+    found = window_proposals(output, lengths.cuda(), model.config, PROTOCOLS["default"])
+    expected = window_proposals(host, lengths, model.config, PROTOCOLS["default"])
+    assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True))
