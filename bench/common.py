@@ -73,13 +73,17 @@ def keep_freed_memory() -> None:
 
 
 def alternate(
-    calls: Mapping[str, Callable[[], Any]], seconds: float = 2.0, most_runs: int = 200, least_runs: int = 3
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float = 2.0,
+    most_runs: int = 200,
+    least_runs: int = 3,
+    warm_up: bool = True,
 ) -> dict[str, Timing]:
     """Time each call on the CPU, one run of each in turn, so that a disturbance of the machine meets all alike.
 
     A run of a short call is as many of it in a row as take 5 ms: right after another call, it would be timed with cold
     caches. A call is left out of further rounds once it has used `seconds` or made `most_runs`, but not before
-    `least_runs`.
+    `least_runs`. Without `warm_up`, the first run of a long call counts: for code that has run before.
     """
 
     def run(call: Callable[[], Any], repeats: int) -> float:
@@ -88,10 +92,11 @@ def alternate(
             call()
         return 1e3 * (time.perf_counter() - started) / repeats
 
-    for call in calls.values():
+    for call in calls.values() if warm_up else ():
         call()  # The first run loads code and memory.
-    repeats = {name: max(1, int(5 / run(call, 1))) for name, call in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    first = {name: run(call, 1) for name, call in calls.items()}
+    repeats = {name: max(1, int(5 / milliseconds)) for name, milliseconds in first.items()}
+    times = {name: [milliseconds] if repeats[name] == 1 else [] for name, milliseconds in first.items()}
     waiting = dict(calls)
     while waiting:
         for name, call in list(waiting.items()):
@@ -107,6 +112,14 @@ def summarize(milliseconds: Sequence[float]) -> Timing:
     """Median, 20 % and 80 % point of at least two times."""
     points = statistics.quantiles(milliseconds, n=5, method="inclusive")
     return Timing(statistics.median(milliseconds), points[0], points[3])
+
+
+def memory_mib(field: str) -> float | None:
+    """MiB of a field of this process's memory, as Linux counts them: VmRSS now, VmHWM at most; None elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field + ":")).split()[1]) / 1024
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -30,7 +30,15 @@ import roofline  # noqa: E402
 import soft_nms as soft_nms_bench  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from common import Timing, alternate, environment, keep_freed_memory, print_table, summarize  # noqa: E402
+from common import (  # noqa: E402
+    Timing,
+    alternate,
+    environment,
+    keep_freed_memory,
+    memory_mib,
+    print_table,
+    summarize,
+)
 from plain_match import match_one_window, search  # noqa: E402
 
 from bcnet_fast import ops  # noqa: E402
@@ -329,12 +337,6 @@ def check(case: Case, results: dict[str, Any]) -> None:
                 raise BackendError(f"{case.operator} {case.shape}, {name}: differs from the reference by {error:.2e}")
 
 
-def _status(field: str) -> float:
-    """MiB of a field of this process's memory, as the kernel counts them."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field + ":")).split()[1]) / 1024
-
-
 def prepare(make: Callable[[], Call], device: str) -> tuple[Call, Any, float | None]:
     """(the call, its first result, the most MiB of memory that both took), None where that cannot be told."""
     gc.collect()
@@ -349,11 +351,11 @@ def prepare(make: Callable[[], Call], device: str) -> tuple[Call, Any, float | N
         return call, call(), None
     # What was freed goes back to the system first, and the mark of the most is set back.
     ctypes.CDLL(None).malloc_trim(0)
-    before = _status("VmRSS")
+    before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
     call = make()
     result = call()
-    return call, result, _status("VmHWM") - before
+    return call, result, memory_mib("VmHWM") - before
 
 
 def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:

@@ -76,14 +76,21 @@ class Scalar:
         return torch.cat(indices), torch.cat(scores)
 
 
-def python_loop(segments: list[list[float]], scores: list[float], epsilon: float) -> tuple[list[int], list[float]]:
-    """The same in plain Python, as the research code of BSN, BMN and BCNet writes it."""
+def python_loop(
+    segments: list[list[float]],
+    scores: list[float],
+    epsilon: float,
+    sigma: float = SIGMA,
+    min_score: float = MIN_SCORE,
+    most: int | None = None,
+) -> tuple[list[int], list[float]]:
+    """The same in plain Python, as the research code of BSN, BMN and BCNet writes it; `most` picks, or all."""
     start, end, score = [s for s, _ in segments], [e for _, e in segments], list(scores)
     index = list(range(len(scores)))
     indices, picked = [], []
-    while score:
+    while score and len(picked) != most:
         top = score.index(max(score))
-        if score[top] < MIN_SCORE:
+        if score[top] < min_score:
             break
         s, e, _, i = (column.pop(top) for column in (start, end, score, index))
         indices.append(i)
@@ -92,10 +99,11 @@ def python_loop(segments: list[list[float]], scores: list[float], epsilon: float
         for j in range(len(score)):
             inter = max(0.0, min(e, end[j]) - max(s, start[j]))
             tiou = inter / (e - s + end[j] - start[j] - inter + 2 * epsilon)
-            score[j] *= math.exp(-(tiou * tiou) / SIGMA)
-            if score[j] >= MIN_SCORE:
+            score[j] *= math.exp(-(tiou * tiou) / sigma)
+            if score[j] >= min_score:
                 kept.append(j)
-        start, end, score, index = ([column[j] for j in kept] for column in (start, end, score, index))
+        if len(kept) < len(score):
+            start, end, score, index = ([column[j] for j in kept] for column in (start, end, score, index))
     return indices, picked
 
 

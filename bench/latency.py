@@ -1,0 +1,374 @@
+"""The whole of inference, from features to proposals: this package beside the reference and exports of it (Table 8).
+
+    python bench/latency.py [--quick] [--only NAME ...] [--json FILE] [--csv FILE] [--plot FILE.png] [--device cpu|cuda]
+
+Seeded weights of the released layout, THUMOS14: windows of 256 snippets, 1218 anchors; no trained weights are needed,
+because the time depends on them only through the anchors that boundary pairs match. The boundary threshold is chosen so
+that two thirds of them are matched; a second table has the released threshold. Columns:
+
+    network     features of one window to scores; this package leaves out anchors that no pair matches
+    alone       the same in a process of its own, to see that sharing one with the others slows none down
+    proposals   scores to boundary pairs with their anchors, refinement and confidence
+    Soft-NMS    what the Soft-NMS of the window takes beyond that
+    window      all three in one go, and `x ref`, how many times faster than the reference
+    video       768 snippets, 5 windows, from features to the final list after the Soft-NMS over all windows
+    1/s         windows a second in batches of 1 and 8
+    MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU)
+    load, first seconds, in that process: reading the checkpoint (no imports), and the first window after it
+    % floor     the least time for the network's work (bench/network_floor.py), matched anchors only, at the rate of the
+                variant's precision, as part of the network's time
+    error       root mean square difference of the scores from the reference's, of the worst kind of score
+
+"reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
+code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so what follows is the same
+Python; the ratios of the networks alone are printed below the table. All run on the same threads, in one process, in
+turn; the time is the median. Nothing is timed before all scores agree with the reference's (float32: 1e-4; bf16 and
+int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code on equal scores (1e-9).
+
+Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors
+that the anchor rule gives at T = 512, with the exponent of a power law through the times.
+
+--quick leaves out `alone`, batches of 8, the released threshold, growth, and all but reference, fp32 and int8.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import growth  # noqa: E402
+import network_floor  # noqa: E402
+import numpy as np  # noqa: E402
+import roofline  # noqa: E402
+import seeded  # noqa: E402
+import torch  # noqa: E402
+from common import Timing, alternate, environment, memory_mib, print_table, write_csv  # noqa: E402
+from latency_plot import draw  # noqa: E402
+from systems import (  # noqa: E402
+    EXPORTS,
+    SEED,
+    TOLERANCES,
+    System,
+    export_onnx,
+    matched_anchors,
+    threshold_for,
+    variants,
+    write_checkpoint,
+)
+
+from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.data.windows import cut  # noqa: E402
+from bcnet_fast.errors import BackendError, InputError  # noqa: E402
+from bcnet_fast.files import require_writable, write_json  # noqa: E402
+from bcnet_fast.outputs import BCNetOutput  # noqa: E402
+from bcnet_fast.plot import require_picture_name  # noqa: E402
+
+BATCH, VIDEO_WINDOWS, SNIPPETS, STRIDE = 8, 5, 256, 128
+QUICK = ("reference", "bcnet_fast fp32", "bcnet_fast int8")
+
+
+def make_features() -> tuple[torch.Tensor, np.ndarray]:
+    """Eight windows [8, C, T] in a row, and the video [S, C] that is the first five of them."""
+    sequence = seeded.network_input(SEED, window=SNIPPETS + (BATCH - 1) * STRIDE)[0].T
+    windows = cut(sequence, range(0, BATCH * STRIDE, STRIDE), SNIPPETS)
+    return torch.from_numpy(windows), sequence[: SNIPPETS + (VIDEO_WINDOWS - 1) * STRIDE]
+
+
+def lengths_of(windows: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(windows),), SNIPPETS)
+
+
+def in_own_process(
+    name: str, checkpoint: Path, threshold: float, device: str, threads: int, quick: bool
+) -> dict[str, Any]:
+    """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken."""
+    torch.set_num_threads(threads)
+    window = make_features()[0][:1]
+    if name in EXPORTS:
+        importlib.import_module(name)
+    times = [time.perf_counter()]
+    system = variants(device)[name](checkpoint, device)
+    times.append(time.perf_counter())
+    system.set_threshold(threshold)
+    system.windows(window, lengths_of(window))
+    times.append(time.perf_counter())
+    network = finished(functools.partial(system.network, window, lengths_of(window)), device)
+    alone = None if quick else alternate({name: network})[name].median
+    cuda = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mib("VmHWM")
+    return {"load_s": times[1] - times[0], "first_s": times[2] - times[1], "alone_ms": alone, "peak_mib": peak}
+
+
+def run_apart(name: str, checkpoint: Path, threshold: float, device: str, quick: bool) -> dict[str, Any]:
+    arguments = name, checkpoint, threshold, device, torch.get_num_threads(), quick
+    # A forked process would start with the memory of this one.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(in_own_process, *arguments).result()
+
+
+def deviation(found: BCNetOutput, expected: BCNetOutput, where: torch.Tensor | None = None) -> float:
+    """Root mean square difference of the worst kind of score; of the anchors `where` only, if given."""
+    errors = []
+    for name, wanted in vars(expected).items():
+        difference = getattr(found, name).cpu().double() - wanted.cpu().double()
+        chosen = where is not None and difference.shape == where.shape
+        errors.append(float((difference[where] if chosen else difference).square().mean().sqrt()))
+    return max(errors)
+
+
+def check(name: str, system: System, baseline: System, windows: torch.Tensor) -> float:
+    """The deviation of the scores; BackendError where the scores or the proposals are not those of the baseline."""
+    lengths, tolerance = lengths_of(windows), TOLERANCES[system.precision]
+    expected, scores, used = baseline.scores(windows), system.scores(windows), system.network(windows, lengths)
+    error = deviation(scores, expected)
+    needed = matched_anchors(scores, lengths, system.config)
+    for what, found in (("all anchors", error), ("matched anchors", deviation(used, scores, needed))):
+        if not found <= tolerance:
+            raise BackendError(f"{name}: scores of {what} are off by {found:.2e}, expected at most {tolerance:g}")
+    ours, theirs = (s.postprocess(scores, lengths) for s in (system, baseline))
+    for column, wanted in vars(theirs).items():
+        found = getattr(ours, column)
+        if found.shape != wanted.shape or not torch.allclose(found.double(), wanted.double(), rtol=0, atol=1e-9):
+            raise BackendError(f"{name}: {column} of the proposals differs from the Python code's on equal scores")
+    return error
+
+
+def stages(system: System, windows: torch.Tensor, video: np.ndarray, quick: bool) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    one, length = windows[:1], lengths_of(windows[:1])
+    output = system.network(one, length)
+    calls = {
+        "network": functools.partial(system.network, one, length),
+        "candidates": functools.partial(system.candidates, output, length),
+        "postprocess": functools.partial(system.postprocess, output, length),
+        "window": functools.partial(system.windows, one, length),
+        "video": functools.partial(system.video, video),
+    }
+    return calls if quick else calls | {"batch": functools.partial(system.windows, windows, lengths_of(windows))}
+
+
+def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """The call, returning when the device is done."""
+    if device == "cpu":
+        return call
+
+    def synchronized():
+        call()
+        torch.cuda.synchronize()
+
+    return synchronized
+
+
+def floor_ms(system: System, matched: float, device: str) -> float | None:
+    """None on a GPU whose rates bench/roofline.py does not have."""
+    work = 2 * sum(network_floor.bcnet_work(system.config.model, matched).values())
+    if device == "cpu":
+        return work / network_floor.cpu_tflops(system.precision) * 1e-9
+    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
+    return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
+
+
+def measure(
+    systems: dict[str, System], own: dict[str, dict[str, Any]], threshold: float, device: str, quick: bool
+) -> list[dict[str, Any]]:
+    """One row of the table for each system; `own` is what was found out in a process of its own."""
+    windows, video = make_features()
+    for system in systems.values():
+        system.set_threshold(threshold)
+    baseline = systems["reference"]
+    errors = {name: check(name, system, baseline, windows[:1]) for name, system in systems.items()}
+    output = baseline.scores(windows[:1])
+    matched = float(matched_anchors(output, lengths_of(windows[:1]), baseline.config).float().mean())
+
+    calls = {name: stages(system, windows, video, quick) for name, system in systems.items()}
+    timings: dict[str, dict[str, Timing]] = {}
+    names = list(calls["reference"])
+    for stage in progress(names, len(names), "stages"):
+        slow = stage in ("video", "batch")
+        timings[stage] = alternate(
+            {name: finished(of_system[stage], device) for name, of_system in calls.items()},
+            seconds=0.3 if quick else 5.0,
+            least_runs=2 if quick and slow else 3 if quick or slow else 7,
+            # The other stages run what the first has warmed up.
+            warm_up=stage == names[0],
+        )
+    rows = []
+    for name, system in systems.items():
+        times = {stage: by_name[name] for stage, by_name in timings.items()}
+        faster = {stage: by_name["reference"].median / by_name[name].median for stage, by_name in timings.items()}
+        floor = floor_ms(system, matched, device)
+        rows.append(
+            {
+                "system": "BCNet",
+                "variant": name,
+                "precision": system.precision,
+                "boundary_threshold": system.config.proposals.boundary_threshold,
+                "matched_percent": 100 * matched,
+                "times_ms": {stage: timing._asdict() for stage, timing in times.items()},
+                "soft_nms_ms": times["postprocess"].median - times["candidates"].median,
+                "windows_per_s": 1e3 / times["window"].median,
+                "windows_per_s_batch": None if quick else 1e3 * BATCH / times["batch"].median,
+                "times_reference": faster,
+                "floor_ms": floor,
+                "floor_percent": None if floor is None else 100 * floor / times["network"].median,
+                "error": errors[name],
+                **own[name],
+            }
+        )
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(
+        f"\nboundary threshold {rows[0]['boundary_threshold']:.3g}: {rows[0]['matched_percent']:.1f} % of the anchors "
+        "are matched in the window"
+    )
+    header = [
+        "variant",
+        "network ms",
+        "alone",
+        "proposals ms",
+        "Soft-NMS ms",
+        "window ms",
+        "x ref",
+        "video ms",
+        "x ref",
+    ]
+    header += ["1/s at 1", "1/s at 8", "MiB", "load s", "first s", "% floor", "error"]
+    table = []
+    for row in rows:
+        ms, faster = ({s: row[k][s] for s in row[k]} for k in ("times_ms", "times_reference"))
+        figures = [ms["network"]["median"], row["alone_ms"], ms["candidates"]["median"], row["soft_nms_ms"]]
+        figures += [ms["window"]["median"], faster["window"], ms["video"]["median"], faster["video"]]
+        figures += [row[n] for n in ("windows_per_s", "windows_per_s_batch", "peak_mib", "load_s", "first_s")]
+        figures += [row["floor_percent"], row["error"]]
+        table.append([row["variant"], *("" if f is None else f"{f:.0f}" if f >= 100 else f"{f:.3g}" for f in figures)])
+    print_table(header, table)
+
+
+def show_networks(rows: list[dict[str, Any]]) -> None:
+    """This package's network beside the best other one."""
+    ours = [row for row in rows if row["variant"].startswith("bcnet_fast")]
+    best = min((row for row in rows if row not in ours), key=lambda row: row["times_ms"]["network"]["median"])
+    for row in ours:
+        faster = best["times_ms"]["network"]["median"] / row["times_ms"]["network"]["median"]
+        print(
+            f"network alone, {row['variant']}: {row['times_reference']['network']:.2f} x reference, "
+            f"{faster:.2f} x the best other ({best['variant']})"
+        )
+
+
+def csv_rows(rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each time, with the columns that all benchmarks have."""
+    return [
+        facts
+        | {"op": row["system"], "backend": row["variant"], "mode": stage, "dtype": row["precision"]}
+        | {"shape": f"{row['matched_percent']:.1f} % matched", "peak_mib": row["peak_mib"]}
+        | {f"{name}_ms": value for name, value in timing.items()}
+        | {"speedup": row["times_reference"][stage]}
+        for row in rows
+        for stage, timing in row["times_ms"].items()
+    ]
+
+
+def software() -> dict[str, str]:
+    """Versions of the engines that exports run on."""
+    found = {}
+    for name in ("numpy", "onnx", "onnxruntime", "openvino"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="variants to time beside the reference, or growth; default: all"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to run on")
+    parser.add_argument("--threads", type=int, metavar="N", help="for all; default: as many as PyTorch takes")
+    parser.add_argument("--quick", action="store_true", help="less than a minute")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the times there")
+    parser.add_argument("--plot", metavar="FILE", help="draw the charts there (.png)")
+    args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("--device cuda: there is no CUDA device here")
+    if args.threads is not None and args.threads < 1:
+        raise InputError(f"--threads {args.threads}: expected a number above 0")
+    for path in filter(None, (args.json, args.csv, args.plot)):
+        require_writable(path)
+    if args.plot:
+        require_picture_name(args.plot)
+    known = list(variants(args.device))
+    asked = args.only or [n for n in (*known, "growth") if not args.quick or n in QUICK]
+    if unknown := [name for name in asked if name not in (*known, "growth")]:
+        raise InputError(
+            f"--only {unknown[0]}: expected one of {', '.join((*known, 'growth'))} (what is installed here)"
+        )
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    facts = environment(args.device)
+    print(", ".join(f"{name} {value}" for name, value in (facts | software()).items() if value), flush=True)
+
+    names = [name for name in known if name in asked]
+    rows, growth_rows = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        # Else "first" would say how long compiling took only on the first run of this benchmark.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        if names:
+            names = ["reference", *(name for name in names if name != "reference")]
+            checkpoint = write_checkpoint(Path(folder))
+            if EXPORTS.keys() & names:
+                export_onnx(checkpoint)
+            window = make_features()[0][:1]
+            systems = {"reference": variants(args.device)["reference"](checkpoint, args.device)}
+            output, released = systems["reference"].scores(window), systems["reference"].config
+            chosen = threshold_for(2 / 3, output, lengths_of(window), released)
+            apart = progress(names, len(names), "processes")
+            own = {name: run_apart(name, checkpoint, chosen, args.device, args.quick) for name in apart}
+            systems |= {name: variants(args.device)[name](checkpoint, args.device) for name in names[1:]}
+            rows = measure(systems, own, chosen, args.device, args.quick)
+            show(rows)
+            show_networks(rows)
+            if not args.quick:
+                ours = {n: s for n, s in systems.items() if n == "reference" or n.startswith("bcnet_fast")}
+                more = measure(ours, own, released.proposals.boundary_threshold, args.device, args.quick)
+                show(more)
+                rows += more
+            if args.device == "cpu":
+                rates = ", ".join(
+                    f"{p} {1e3 * network_floor.cpu_tflops(p):.0f}" for p in dict.fromkeys(r["precision"] for r in rows)
+                )
+                print(f"rates of large products that the floors are made with, Gop/s: {rates}")
+        if "growth" in asked:
+            growth_rows = growth.measure(args.device)
+            growth.show(growth_rows)
+    if args.json:
+        write_json(args.json, {"environment": facts | software(), "rows": rows, "growth": growth_rows}, indent=1)
+        print(f"written: {args.json}")
+    if args.csv:
+        write_csv(args.csv, csv_rows(rows, facts))
+    if args.plot:
+        draw(rows, growth_rows, facts, args.plot)
+        print(f"written: {args.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,308 @@
+"""BCNet as it can be run: the plain reference, exports of it to other engines, and this package.
+
+All go the same way from features to proposals. What differs is the network, and what follows it: this package's
+operators, or the loops in Python that public code has (`plain_match.search` finds the anchor of every boundary pair
+among all anchors, `soft_nms.python_loop` picks proposals). Exports replace the network alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import seeded
+import torch
+from plain_match import match_one_window, search
+from soft_nms import python_loop
+from torch import Tensor
+
+import bcnet_fast
+from bcnet_fast import _native
+from bcnet_fast.anchors import make_anchors
+from bcnet_fast.checkpoint import read_config, save_checkpoint
+from bcnet_fast.config import PRESETS, Config
+from bcnet_fast.convert import convert_bcnet
+from bcnet_fast.data.windows import cut, window_starts
+from bcnet_fast.loading import Model
+from bcnet_fast.ops import use_backend
+from bcnet_fast.outputs import BCNetOutput
+from bcnet_fast.proposals import WindowProposals, match_candidates, needed_anchors, video_proposals, window_proposals
+from bcnet_fast.protocols import PROTOCOLS
+
+PROTOCOL = PROTOCOLS["default"]
+GOLDEN = Path(seeded.__file__).parent / "golden"
+SEED = 101  # of the golden network outputs
+# Of the difference from the reference's scores, root mean square over a window. float32 sums in another order; seeded
+# weights, whose attention is sharper than that of trained ones, enlarge what lower precisions lose.
+TOLERANCES = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.02, "int8": 0.15}
+
+
+class System:
+    """From features to proposals. Subclasses say how each stage is done."""
+
+    precision = "fp32"
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def set_threshold(self, threshold: float) -> None:
+        """Of the boundary probabilities, above which a snippet that is no peak is a boundary too."""
+        self.config = with_threshold(self.config, threshold)
+
+    def scores(self, features: Tensor) -> BCNetOutput:
+        """features [B, C, T], in host memory -> all scores of all anchors"""
+        raise NotImplementedError
+
+    def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
+        """The scores that proposals are made of; what no boundary pair needs may be left out."""
+        return self.scores(features)
+
+    def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
+        """What Soft-NMS gets: boundary pairs with their anchors, refinement and confidence."""
+        raise NotImplementedError
+
+    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
+        """Candidates, and the Soft-NMS of each window."""
+        raise NotImplementedError
+
+    def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        """The Soft-NMS over all windows of a video."""
+        raise NotImplementedError
+
+    def windows(self, features: Tensor, lengths: Tensor) -> WindowProposals:
+        """The whole way, for a batch of windows."""
+        return self.postprocess(self.network(features, lengths), lengths)
+
+    def video(self, features: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The whole way, for a video's features [S, C]: segments [n, 2] in snippets and scores [n], best first."""
+        size = self.config.model.window
+        starts = window_starts(len(features), size, self.config.data.window_stride, keep_tail=True)
+        lengths = torch.tensor([min(size, len(features) - start) for start in starts])
+        found = self.windows(torch.from_numpy(cut(features, starts, size)), lengths)
+        moved = found.segments + torch.tensor(starts)[found.window, None]
+        return self.merge(moved, found.scores, found.decayed)
+
+
+class Plain(System):
+    """Any network, with the post-processing in Python."""
+
+    def __init__(self, network: Callable[[Tensor], BCNetOutput], config: Config, device: str = "cpu") -> None:
+        super().__init__(config)
+        self.call, self.device = network, device
+        self.anchors = make_anchors(config.model.window, config.model.max_duration).tolist()
+        self.matching = search(self.anchors)
+
+    @torch.inference_mode()
+    def scores(self, features: Tensor) -> BCNetOutput:
+        # One window fills a CPU: none of the engines is faster with several at once.
+        parts = features.split(1 if self.device == "cpu" else len(features))
+        outputs = [self.call(part.to(self.device)) for part in parts]
+        columns = [[getattr(output, field.name) for output in outputs] for field in dataclasses.fields(BCNetOutput)]
+        return BCNetOutput(*(torch.cat(column) for column in columns))
+
+    def candidates(self, output: BCNetOutput, lengths: Tensor) -> list[list[tuple[int, int, float, float, float]]]:
+        model, settings = self.config.model, self.config.proposals
+        names = ("start", "end", "classification", "regression", "background")
+        columns = [getattr(output, name).double().tolist() for name in names]
+        return [
+            match_one_window(
+                *scores,
+                self.anchors,
+                self.matching,
+                model.max_duration,
+                length=length,
+                boundary_threshold=settings.boundary_threshold,
+                min_classification=settings.min_classification,
+                min_regression=settings.min_regression,
+                max_snippets=settings.max_snippets,
+            )
+            for *scores, length in zip(*columns, lengths.tolist(), strict=True)
+        ]
+
+    def _suppress(self, segments: list, scores: list[float], most: int) -> tuple[list[int], list[float]]:
+        # Scores of 0 and below are no proposals.
+        return python_loop(segments, scores, 0.0, self.config.proposals.sigma, math.ulp(0.0), most)
+
+    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
+        kept = []
+        for window, rows in enumerate(self.candidates(output, lengths)):
+            segments, scores = [row[2:4] for row in rows], [row[4] for row in rows]
+            for index, decayed in zip(*self._suppress(segments, scores, self.config.proposals.window_top), strict=True):
+                kept.append((window, *segments[index], scores[index], decayed))
+        table = torch.tensor(kept, dtype=torch.float64).reshape(-1, 5)
+        return WindowProposals(table[:, 0].long(), table[:, 1:3], table[:, 3], table[:, 4])
+
+    def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        indices, final = self._suppress(segments.tolist(), scores.tolist(), self.config.proposals.top)
+        return segments[indices], torch.tensor(final, dtype=torch.float64)
+
+
+class Engine(System):
+    """This package."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.config)
+        self.model, self.precision = model, model.precision
+
+    def set_threshold(self, threshold: float) -> None:
+        super().set_threshold(threshold)
+        self.model.config = self.config
+
+    def scores(self, features: Tensor) -> BCNetOutput:
+        return self.model(features)
+
+    def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
+        return self.model.candidates(features, lengths, PROTOCOL)
+
+    def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
+        with use_backend(self.model.backend):
+            return match_candidates(output, lengths.to(self.model.device), self.config, PROTOCOL)
+
+    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
+        with use_backend(self.model.backend):
+            return window_proposals(output, lengths.to(self.model.device), self.config, PROTOCOL)
+
+    def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        with use_backend(self.model.backend):
+            return video_proposals(segments, scores, decayed, self.config, PROTOCOL)
+
+
+def example_for(model: Model) -> Tensor:
+    return torch.zeros(1, model.config.model.feature_dim, model.config.model.window, device=model.device)
+
+
+def loaded_reference(checkpoint: Path, device: str) -> Model:
+    """The reference with its sampling matrix, which the first window makes: a constant when the network is traced."""
+    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
+    with torch.no_grad():
+        model.run.network(example_for(model))
+    return model
+
+
+def export_onnx(checkpoint: Path) -> None:
+    """Write the reference network as ONNX beside its checkpoint, for one window."""
+    model = loaded_reference(checkpoint, "cpu")
+
+    class Columns(torch.nn.Module):
+        """ONNX knows tuples of tensors, and no dataclasses."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = model.run.network
+
+        def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+            return tuple(vars(self.network(features)).values())
+
+    # The exporter warns of its own code, and of torchvision, which nothing here needs.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = checkpoint.with_suffix(".onnx")
+        torch.onnx.export(Columns(), (example_for(model),), path, input_names=["features"], dynamo=True, verbose=False)
+
+
+def reference(checkpoint: Path, device: str) -> System:
+    model = bcnet_fast.load(checkpoint, device=device, backend="reference")
+    return Plain(model.run.network, model.config, device)
+
+
+def compiled(checkpoint: Path, device: str) -> System:
+    model = loaded_reference(checkpoint, device)
+    return Plain(torch.compile(model.run.network), model.config, device)
+
+
+def onnxruntime(checkpoint: Path, device: str) -> System:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"), options, providers=["CPUExecutionProvider"])
+
+    def network(features: Tensor) -> BCNetOutput:
+        columns = session.run(None, {"features": features.numpy()})
+        return BCNetOutput(*map(torch.from_numpy, columns))
+
+    return Plain(network, read_config(checkpoint))
+
+
+def openvino(checkpoint: Path, device: str) -> System:
+    import openvino
+
+    options = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.Core().compile_model(checkpoint.with_suffix(".onnx"), "CPU", options).create_infer_request()
+
+    def network(features: Tensor) -> BCNetOutput:
+        columns = request.infer({0: features.numpy()})
+        # Its outputs lie in memory that the next call writes to.
+        return BCNetOutput(*(torch.from_numpy(columns[i].copy()) for i in range(len(columns))))
+
+    return Plain(network, read_config(checkpoint))
+
+
+EXPORTS = {"onnxruntime": onnxruntime, "openvino": openvino}
+
+
+def engine(precision: str) -> Callable[[Path, str], System]:
+    def load(checkpoint: Path, device: str) -> System:
+        with warnings.catch_warnings():
+            # That some precisions are slow on a CPU is what the table shows.
+            warnings.simplefilter("ignore")
+            return Engine(bcnet_fast.load(checkpoint, device=device, precision=precision))
+
+    return load
+
+
+def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
+    """Everything that can be run on the device, the baseline first."""
+    found = {"reference": reference, "torch.compile": compiled}
+    if device == "cpu":
+        for name, load in EXPORTS.items():
+            if all(importlib.util.find_spec(module) for module in (name, "onnx", "onnxscript")):
+                found[name] = load
+    # In fp16 a window takes PyTorch minutes on most processors.
+    precisions = (
+        ("fp32", "bf16", *(["int8"] if _native.module else [])) if device == "cpu" else ("fp32", "bf16", "fp16")
+    )
+    return found | {f"bcnet_fast {name}": engine(name) for name in precisions}
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """The seeded weights of the golden network outputs, by way of files as the public release has them."""
+    bpm, abi = seeded.release_files(folder, GOLDEN, SEED)
+    config = PRESETS["thumos14"]
+    path = folder / "bcnet.safetensors"
+    save_checkpoint(path, convert_bcnet(bpm, abi, config), config)
+    bpm.unlink()
+    abi.unlink()
+    return path
+
+
+def with_threshold(config: Config, threshold: float) -> Config:
+    return dataclasses.replace(config, proposals=dataclasses.replace(config.proposals, boundary_threshold=threshold))
+
+
+def matched_anchors(output: BCNetOutput, lengths: Tensor, config: Config) -> Tensor:
+    """Which anchors some boundary pair matches, bool [B, P]."""
+    windows = zip(output.start, output.end, lengths.tolist(), strict=True)
+    return torch.stack([needed_anchors(*window, config, PROTOCOL) for window in windows]).cpu()
+
+
+def threshold_for(share: float, output: BCNetOutput, lengths: Tensor, config: Config) -> float:
+    """The boundary threshold with which the share of matched anchors is closest to `share`."""
+
+    def distance(threshold: float) -> float:
+        matched = matched_anchors(output, lengths, with_threshold(config, threshold))
+        return abs(float(matched.float().mean()) - share)
+
+    return min(torch.cat([output.start, output.end]).unique().tolist(), key=distance)

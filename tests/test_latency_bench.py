@@ -1,0 +1,126 @@
+"""bench/latency.py: the work that its floors are made of, the fit of growth, and the baseline's post-processing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts():
+    """The scripts of bench/ import each other by their names."""
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+
+
+def test_work_of_the_released_network():
+    """By hand for T 256, P 1218, width 400, inner 512, hidden 2048, clip 2048 and the 89,664 taps of the plan."""
+    from network_floor import bcnet_work
+
+    from bcnet_fast.anchors import make_anchors
+    from bcnet_fast.config import ModelConfig
+    from bcnet_fast.sampling import interpolated_plan
+
+    taps = interpolated_plan(make_anchors(256, 64), 256).taps
+    assert 2.2 < taps / (1218 * 32) < 2.4
+    backbone = 3 * 256 * (2048 // 4 * 512 + 512 // 4 * 512 + 512 // 4 * 400)
+    attention = 256 * 400 * 512 * 4 + 2 * 256 * 256 * 512
+    feedforward = 2 * 256 * 400 * 2048
+    half, whole = bcnet_work(ModelConfig(), 0.5), bcnet_work(ModelConfig(), 1.0)
+    assert whole["backbones"] == 2 * backbone
+    assert whole["boundary prediction"] == 35 * attention + 12 * feedforward + 256 * 400 * 3
+    difference = 256 * 400 * 512 * 6 + 3 * 256 * 256 * 512
+    heads_and_convolutions = 2 * 256 * 400 + 2 * 3 * 256 * 400 // 4 * 64
+    assert whole["frame level"] == attention + difference + 4 * feedforward + heads_and_convolutions
+    # Projected, then gathered: a product with 2048 channels a snippet, and a row added for each tap; two streams.
+    projected = 256 * 2048 * 1536 + taps * 1536
+    first_layer = 1218 * 512 * 2048 + 256 * 2048 * 2048 + taps * 2048
+    stream = taps * 64 + projected + 2 * 1218 * 1218 * 512 + 1218 * 512 * 2048 + first_layer + 1218 * 2048 * 2048
+    assert whole["clip level, every anchor"] == 2 * stream + 3 * 1218 * 2048 * 512
+    needed = 1218 * (3 * 2048 * 512 + 3 * 1218 * 512 + 4 * 2048 * 2048 + 3 * 2048)
+    assert whole["clip level, matched anchors"] == needed
+    assert half["clip level, matched anchors"] == needed / 2
+    assert {name for name in whole if whole[name] != half[name]} == {"clip level, matched anchors"}
+    assert sum(whole.values()) == pytest.approx(70.9e9, rel=1e-2)
+
+
+def test_exponent_of_a_power_law():
+    from growth import exponent
+
+    sizes = [128, 256, 1024]
+    assert exponent(sizes, [3e-4 * size**1.7 for size in sizes]) == pytest.approx(1.7)
+
+
+def test_python_post_processing_is_the_packages(rng):
+    """All three stages of a video of two windows, one of them cut short."""
+    from systems import PROTOCOL, Plain
+
+    from bcnet_fast.anchors import make_anchors
+    from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+    from bcnet_fast.outputs import BCNetOutput
+    from bcnet_fast.proposals import video_proposals, window_proposals
+
+    config = Config(
+        "own",
+        model=ModelConfig(window=48, max_duration=20),
+        proposals=ProposalConfig(window_top=40, top=60, max_snippets=16.0),
+    )
+    anchors = len(make_anchors(48, 20))
+    frames = [torch.from_numpy(rng.random((2, 48)).astype(np.float32)) for _ in range(5)]
+    # The regression is negative at times: no proposal.
+    clips = [torch.from_numpy(rng.uniform(low, 1, (2, anchors)).astype(np.float32)) for low in (-0.2, 0, 0)]
+    output, lengths = BCNetOutput(*frames, *clips), torch.tensor([48, 31])
+    plain = Plain(lambda features: output, config)
+    expected, found = window_proposals(output, lengths, config, PROTOCOL), plain.postprocess(output, lengths)
+    assert found.window.bincount().tolist() == [40, 40]
+    for name, column in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), column, rtol=0, atol=1e-12)
+
+    columns = found.segments + 10 * found.window[:, None], found.scores, found.decayed
+    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), plain.merge(*columns), strict=True):
+        assert len(theirs) == 60
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_matched_anchors_and_the_threshold_for_a_share(rng):
+    from systems import matched_anchors, threshold_for
+
+    from bcnet_fast.anchors import make_anchors, matching_table
+    from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+    from bcnet_fast.outputs import BCNetOutput
+
+    def config(threshold: float) -> Config:
+        return Config("own", ModelConfig(window=24, max_duration=12), proposals=ProposalConfig(threshold))
+
+    anchors = len(make_anchors(24, 12))
+    frames = [torch.from_numpy(rng.random((1, 24))) for _ in range(5)]
+    output = BCNetOutput(*frames, *(torch.zeros(1, anchors, dtype=torch.float64) for _ in range(3)))
+    lengths = torch.tensor([24])
+    # All snippets are boundaries, so all pairs of the window match.
+    everything = {matching_table(24, 12)[s, d - 1] for s in range(24) for d in range(1, 13) if s + d < 24}
+    assert set(matched_anchors(output, lengths, config(0.0))[0].nonzero()[:, 0].tolist()) == everything
+    shares = {t: float(matched_anchors(output, lengths, config(t)).float().mean()) for t in np.linspace(0, 1, 41)}
+    wanted = shares[0.5]
+    assert (
+        float(
+            matched_anchors(output, lengths, config(threshold_for(wanted, output, lengths, config(0.7)))).float().mean()
+        )
+        == wanted
+    )
+
+
+def test_help_works_and_an_unknown_variant_is_one_line():
+    command = [sys.executable, str(BENCH / "latency.py")]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "--quick" in shown.stdout
+    wrong = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: --only nothing: expected one of reference") and wrong.stderr.count("\n") == 1
