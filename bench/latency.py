@@ -16,7 +16,7 @@ that two thirds of them are matched; a second table has the released threshold. 
     MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU)
     load, first seconds, in that process: reading the checkpoint (no imports), and the first window after it
     % floor     the least time for the network's work (bench/network_floor.py), matched anchors only, at the rate of the
-                variant's precision, as part of the network's time
+                variant's precision (attention at that of float32), as part of the network's time
     error       root mean square difference of the scores from the reference's, of the worst kind of score
 
 "reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
@@ -28,7 +28,10 @@ int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python c
 Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors
 that the anchor rule gives at T = 512, with the exponent of a power law through the times.
 
---quick leaves out `alone`, batches of 8, the released threshold, growth, and all but reference, fp32 and int8.
+Ablation: the network without one of the engine's rewrites, and without all of them.
+
+--quick leaves out `alone`, batches of 8, the released threshold, growth, ablation, and all but reference, fp32 and
+int8.
 """
 
 from __future__ import annotations
@@ -49,6 +52,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import ablation  # noqa: E402
 import growth  # noqa: E402
 import network_floor  # noqa: E402
 import numpy as np  # noqa: E402
@@ -176,7 +180,9 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
     """None on a GPU whose rates bench/roofline.py does not have."""
     work = 2 * sum(network_floor.bcnet_work(system.config.model, matched).values())
     if device == "cpu":
-        return work / network_floor.cpu_tflops(system.precision) * 1e-9
+        exact = 2 * network_floor.attention_work(system.config.model, matched) if system.precision == "int8" else 0.0
+        rates = (network_floor.cpu_tflops(p) for p in ("fp32", system.precision))
+        return sum(part / rate for part, rate in zip((exact, work - exact), rates, strict=True)) * 1e-9
     known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
     return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
 
@@ -298,7 +304,10 @@ def software() -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="variants to time beside the reference, or growth; default: all"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="variants to time beside the reference, growth, ablation; default: all",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to run on")
     parser.add_argument("--threads", type=int, metavar="N", help="for all; default: as many as PyTorch takes")
@@ -316,22 +325,21 @@ def main(argv: list[str] | None = None) -> int:
     if args.plot:
         require_picture_name(args.plot)
     known = list(variants(args.device))
-    asked = args.only or [n for n in (*known, "growth") if not args.quick or n in QUICK]
-    if unknown := [name for name in asked if name not in (*known, "growth")]:
-        raise InputError(
-            f"--only {unknown[0]}: expected one of {', '.join((*known, 'growth'))} (what is installed here)"
-        )
+    possible = (*known, "growth", "ablation")
+    asked = args.only or [n for n in possible if not args.quick or n in QUICK]
+    if unknown := [name for name in asked if name not in possible]:
+        raise InputError(f"--only {unknown[0]}: expected one of {', '.join(possible)} (what is installed here)")
     if args.threads:
         torch.set_num_threads(args.threads)
     facts = environment(args.device)
     print(", ".join(f"{name} {value}" for name, value in (facts | software()).items() if value), flush=True)
 
     names = [name for name in known if name in asked]
-    rows, growth_rows = [], []
+    rows, growth_rows, ablation_rows = [], [], []
     with tempfile.TemporaryDirectory() as folder:
         # Else "first" would say how long compiling took only on the first run of this benchmark.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        if names:
+        if names or "ablation" in asked:
             names = ["reference", *(name for name in names if name != "reference")]
             checkpoint = write_checkpoint(Path(folder))
             if EXPORTS.keys() & names:
@@ -356,11 +364,15 @@ def main(argv: list[str] | None = None) -> int:
                     f"{p} {1e3 * network_floor.cpu_tflops(p):.0f}" for p in dict.fromkeys(r["precision"] for r in rows)
                 )
                 print(f"rates of large products that the floors are made with, Gop/s: {rates}")
+            if "ablation" in asked:
+                ablation_rows = ablation.measure(checkpoint, window, chosen, args.device)
+                ablation.show(ablation_rows)
         if "growth" in asked:
             growth_rows = growth.measure(args.device)
             growth.show(growth_rows)
     if args.json:
-        write_json(args.json, {"environment": facts | software(), "rows": rows, "growth": growth_rows}, indent=1)
+        measured = {"rows": rows, "ablation": ablation_rows, "growth": growth_rows}
+        write_json(args.json, {"environment": facts | software(), **measured}, indent=1)
         print(f"written: {args.json}")
     if args.csv:
         write_csv(args.csv, csv_rows(rows, facts))

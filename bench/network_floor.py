@@ -64,6 +64,13 @@ def bcnet_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
     }
 
 
+def attention_work(model: ModelConfig, matched: float = 1.0) -> float:
+    """What of that are products of queries with keys and of maps with values, which stay float32 in int8."""
+    t, inner, p = model.window, model.heads * model.head_dim, len(make_anchors(model.window, model.max_duration))
+    frames = 2 * (3 * model.boundary_layers - 1) + 2 + 3
+    return inner * (frames * t * t + 4 * p * p + 3 * matched * p * p)
+
+
 def _float_products(size: int, dtype: torch.dtype) -> list[Callable[[], Callable]]:
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     out = torch.empty_like(a)

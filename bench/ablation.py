@@ -1,0 +1,41 @@
+"""What each rewrite of the engine is worth: the network's time without it, beside the time with all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import alternate, print_table
+
+import bcnet_fast
+from bcnet_fast.checkpoint import read_config
+from bcnet_fast.engine import REWRITES, Rewrites
+from bcnet_fast.protocols import PROTOCOLS
+
+
+def measure(checkpoint: Path, window: torch.Tensor, threshold: float, device: str) -> list[dict[str, Any]]:
+    """One row for each switch: float32, one window, the anchors that boundaries match at `threshold`."""
+    switches = {"all": Rewrites()} | {f"without {name}": Rewrites(**{name: False}) for name in REWRITES}
+    switches["none"] = Rewrites(**dict.fromkeys(REWRITES, False))
+    lengths = torch.tensor([window.shape[-1]])
+    calls = {}
+    for name, rewrites in switches.items():
+        model = bcnet_fast.load(checkpoint, device=device, rewrites=rewrites)
+        settings = dataclasses.replace(read_config(checkpoint).proposals, boundary_threshold=threshold)
+        model.config = dataclasses.replace(model.config, proposals=settings)
+        calls[name] = functools.partial(_scores, model, window, lengths)
+    timings = alternate(calls, seconds=3.0, least_runs=7)
+    return [{"rewrites": n, **t._asdict(), "times_all": t.median / timings["all"].median} for n, t in timings.items()]
+
+
+def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    # In host memory, so that a GPU is done when the time is taken.
+    return model.candidates(window, lengths, PROTOCOLS["default"]).background.cpu()
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print("\nthe network without one of the rewrites (docs/engine.md), float32, one window")
+    print_table(["rewrites", "network ms", "x all"], [[r["rewrites"], r["median"], r["times_all"]] for r in rows])
