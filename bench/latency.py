@@ -22,8 +22,10 @@ that two thirds of them are matched; a second table has the released threshold. 
 "reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
 code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so what follows is the same
 Python; the ratios of the networks alone are printed below the table. All run on the same threads, in one process, in
-turn; the time is the median. Nothing is timed before all scores agree with the reference's (float32: 1e-4; bf16 and
-int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code on equal scores (1e-9).
+turn and equally often; the time is the median. Nothing is timed before all scores agree with the reference's (float32:
+1e-4; bf16 and int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code on equal scores
+(1e-9).
+Exports are for the CPU: --device cuda has the reference, torch.compile and this package.
 
 Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors
 that the anchor rule gives at T = 512, with the exponent of a power law through the times.
@@ -206,8 +208,9 @@ def measure(
         slow = stage in ("video", "batch")
         timings[stage] = alternate(
             {name: finished(of_system[stage], device) for name, of_system in calls.items()},
-            seconds=0.3 if quick else 5.0,
-            least_runs=2 if quick and slow else 3 if quick or slow else 7,
+            # As many rounds for all: a fast variant that went on alone would see another moment of the machine.
+            seconds=0,
+            least_runs=2 if quick and slow else 3 if quick else 5 if slow else 9,
             # The other stages run what the first has warmed up.
             warm_up=stage == names[0],
         )
