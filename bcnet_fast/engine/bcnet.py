@@ -94,6 +94,7 @@ class BCNetEngine:
         """
         self.config, self.kernels, self.careful, self.rewrites = config, kernels, careful, rewrites
         self.inner = config.heads * config.head_dim
+        self.batched_original = rewrites.batched_original and kernels.batches
         self._prepare_boundary(state)
         self._prepare_frames(state)
         self._prepare_clips(state)
@@ -147,7 +148,7 @@ class BCNetEngine:
         units = [f"bpm.encoder.layers.{i}.enc_self_attn" for i in layers]
         self.boundary_base = self._convolutions(state, "bpm.bpm_base", self.config.feature_dim, kernels)
         self.boundary_position = self._position(state["bpm.query.weight"], state["bpm.encoder.pos_emb.pe"], kernels)
-        if self.rewrites.batched_original:
+        if self.batched_original:
             cuts = [(0, 3 * inner * len(layers))]
             for begin in range(0, cuts[0][1], 3 * inner):
                 cuts += [(begin, begin + 3 * inner), (begin, begin + inner), (begin + inner, begin + 3 * inner)]
@@ -234,7 +235,7 @@ class BCNetEngine:
         with stage("boundary: convolutions"):
             x = original = self._sequence(features, self.boundary_base, self.boundary_position, "original", kernels)
         looked_back = None
-        if self.rewrites.batched_original:
+        if self.batched_original:
             with stage("boundary: original sequence"):
                 joint = kernels.linear(original, self.original, slot="joint")
                 (attended,) = self._self_attention(kernels.split(joint, len(self.boundary_attention)), kernels)
@@ -243,7 +244,7 @@ class BCNetEngine:
         with stage("boundary: layers"):
             for i, (unit, network) in enumerate(zip(self.boundary_attention, self.boundary_feed_forward, strict=True)):
                 back = self._unit(unit, original, "looked_back", kernels) if looked_back is None else looked_back[i]
-                own = self._unit(unit, x, "own", kernels)
+                own = back if x is original else self._unit(unit, x, "own", kernels)
                 query = kernels.linear(back, unit.query, slot="query")
                 key_value = kernels.linear(own, unit.key_value, slot="key_value")
                 key, value = key_value[..., : self.inner], key_value[..., self.inner :]

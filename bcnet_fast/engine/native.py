@@ -31,6 +31,8 @@ class NativeKernels:
         self.buffers: dict[str, np.ndarray] = {}
         # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
         self.projects = self.folds = not self.int8
+        # The result of one product for all boundary layers would not fit the cache.
+        self.batches = False
 
     # ---- Weights
 
@@ -208,13 +210,10 @@ class NativeKernels:
         self, streams: list[np.ndarray], plan: dict, weight: Any, added: list[np.ndarray], *, slot: str
     ) -> np.ndarray:
         """Every anchor's sampled features times a weight, + added: [streams, P, O]"""
-        out = self.buffer(slot, len(streams), len(plan["first"]), weight.outputs, padded=False)
+        out = self.buffer(slot, len(streams), len(plan["first"]), weight.outputs)
         groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
         for x, more, to in zip(streams, added, out, strict=True):
-            rows = np.ascontiguousarray(x)
-            _native.module.project_anchors(
-                rows, weight, *groups, np.ascontiguousarray(more), to, torch.get_num_threads()
-            )
+            _native.module.project_anchors(x, weight, *groups, more, to, torch.get_num_threads())
         return out
 
 

@@ -19,7 +19,7 @@ from ..sampling import SamplingPlan
 class PortableKernels:
     """On a device, in the dtype of all weights and sequences."""
 
-    projects = True
+    projects = batches = True
     folds = False  # what it saves is less than what the passes over memory take that C++ saves
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:

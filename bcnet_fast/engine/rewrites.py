@@ -25,8 +25,8 @@ class Rewrites:
     # Both streams have one self-attention unit: at frame level, where their inputs are equal too, it runs once, and at
     # clip level both streams are rows of the same products.
     shared_streams: bool = True
-    # Every boundary layer looks at the first sequence again: the queries, keys and values of that, for all layers, are
-    # one product.
+    # Every boundary layer looks at the first sequence again: its queries, keys and values, for all layers, are one
+    # product. Not on a CPU, whose cache the result would not fit.
     batched_original: bool = True
     # LayerNorm has no scale and shift, so W LN(y) = (W y - mean(y) W 1) / std(y): the product of the clip level's first
     # feed-forward takes the attention's 512 columns and sampled projections instead of the 2048 columns made of them.

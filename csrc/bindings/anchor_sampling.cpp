@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
-#include <optional>
 
 #include "common.h"
-#include "layers.h"
+#include "rows.h"
 
 namespace bcnet_fast {
 namespace {
@@ -139,23 +138,20 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
 }
 
 template <typename T>
-void project_anchors_of(const Array<T>& x, const PackedWeight& weight, const Index& order, const Index& step,
-                        const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
-                        const std::optional<Array<T>>& added, Array<T>& out, int threads,
-                        const std::string& instruction_set) {
+void project_anchors_of(const Rows<T>& x, const PackedWeight& weight, const Index& order, const Index& step,
+                        const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights, const MaybeRows<T>& added,
+                        Rows<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
-  if (x.ndim() != 2 || x.shape(1) != weight.inputs()) refuse(op, "x", shape_of(x), "[T, inputs of the weight]");
-  const auto kind = sizeof(T) == 8 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32;
-  if (weight.kind() != kind) refuse(op, "weight", "of another kind", "of the dtype of x");
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[T, inputs of the weight]");
   if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
+  check_kind<T>(op, weight, false);
   const std::int64_t snippets = x.shape(0), outputs = weight.outputs();
   const GroupPlan<T> plan =
       plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(0), weight.groups() * snippets);
-  check_shape(op, "out", out, {plan.anchors, outputs});
-  if (added) check_shape(op, "added", *added, {plan.anchors, outputs});
+  const Matrix<T> from = matrix_of(op, "x", x, snippets, weight.inputs());
+  const Matrix<T> more = added ? matrix_of(op, "added", *added, plan.anchors, outputs) : Matrix<T>{};
+  const Output<T> to = output_of(op, "out", out, plan.anchors, outputs);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
-  const Matrix<T> from{x.data(), x.shape(1)}, more{added ? added->data() : nullptr, outputs};
-  const Output<T> to{out.mutable_data(), outputs};
   const py::gil_scoped_release release;
   project_anchors(from, snippets, weight, plan, more, chosen, threads, to);
 }

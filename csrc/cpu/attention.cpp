@@ -23,6 +23,11 @@ namespace {
 
 constexpr std::int64_t kMapElements = 64 * 1024;  // of a block of rows of the map: a quarter of a megabyte
 
+// Where exp(x) would not be a normal number any more, it counts as 0: the sum is at least 1, and processors take several
+// times as long for numbers that are not.
+template <typename T>
+constexpr T kLeastPower = sizeof(T) == sizeof(float) ? T(-87) : T(-708);
+
 constexpr std::int64_t panels_of(std::int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
 template <typename T>
@@ -80,7 +85,9 @@ BCNET_INLINE T softmax_row(T* row, std::int64_t count, T scale) {
   const T most = *std::max_element(elements, elements + lanes);
   V sums{};
   for (std::int64_t i = 0; i < padded; i += lanes) {
-    const V values = exp_nonpositive((load<V>(row + i) - most) * scale, T(0));
+    const V power = (load<V>(row + i) - most) * scale;
+    const V smallest = splat<V>(kLeastPower<T>);
+    const V values = power < smallest ? V{} : exp_nonpositive(power < smallest ? smallest : power, T(0));
     sums += values;
     store(row + i, values);
   }

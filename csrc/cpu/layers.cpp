@@ -264,43 +264,26 @@ BCNET_INLINE void linear_rows(Matrix<T> x, const PackedWeight& weight, const Fin
   finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
 }
 
-template <int bytes, typename T>
-BCNET_INLINE void feed_forward_rows(Matrix<T> x, const PackedWeight& one, const PackedWeight& two, const Finish<T>& finish,
-                                    std::int64_t first, std::int64_t last, T* hidden, char* byte_scratch, Output<T> out) {
-  const std::int64_t stride = scratch_stride(one.outputs());
-  multiply<bytes>(x.data + first * x.stride, x.stride, last - first, one, 0, true, byte_scratch, hidden, stride);
-  multiply<bytes>(hidden, stride, last - first, two, 0, false, byte_scratch, out.data + first * out.stride, out.stride);
-  finish_rows<bytes>(finish, two.outputs(), first, last, out);
-}
-
+// y and the hidden columns of some rows.
 template <int bytes, typename T>
 BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, Matrix<T> added, Matrix<T> first_of_added, T eps,
-                              std::int64_t first, std::int64_t last, T* scratch, Output<T> out) {
+                              std::int64_t first, std::int64_t last, Output<T> y, Output<T> hidden) {
   const std::int64_t rows = last - first, columns = weights.attention.outputs(), size = weights.folded.outputs();
-  const std::int64_t stride = scratch_stride(columns), hidden_stride = scratch_stride(size);
-  T* const y = scratch;
-  T* const hidden = scratch + rows * stride;
   const T* const from = x.data + first * x.stride;
-  multiply<bytes>(from, x.stride, rows, weights.attention, 0, false, nullptr, y, stride);
-  multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, nullptr, hidden, hidden_stride);
-  for (std::int64_t r = 0; r < rows; ++r) {
-    T* const row = y + r * stride;
-    const T* const other = added.data + (first + r) * added.stride;
+  multiply<bytes>(from, x.stride, rows, weights.attention, 0, false, nullptr, y.data + first * y.stride, y.stride);
+  multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, nullptr, hidden.data + first * hidden.stride, hidden.stride);
+  for (std::int64_t r = first; r < last; ++r) {
+    T* const row = y.data + r * y.stride;
+    const T* const other = added.data + r * added.stride;
     for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
     const RowMoments<T> moments = norm_row<bytes>(row, columns, eps);
-    T* const to = hidden + r * hidden_stride;
-    const T* const more = first_of_added.data + (first + r) * first_of_added.stride;
+    T* const to = hidden.data + r * hidden.stride;
+    const T* const more = first_of_added.data + r * first_of_added.stride;
     for (std::int64_t i = 0; i < size; ++i) {
       const T value = (to[i] + more[i] - moments.mean * weights.sums[i]) * moments.scale;
       to[i] = value < 0 ? 0 : value;
     }
   }
-  multiply<bytes>(hidden, hidden_stride, rows, weights.second, 0, false, nullptr, out.data + first * out.stride, out.stride);
-  Finish<T> finish;
-  finish.added = {y, stride};
-  finish.norm = true;
-  finish.eps = eps;
-  finish_rows<bytes>(finish, columns, 0, rows, Output<T>{out.data + first * out.stride, out.stride});
 }
 
 template <int bytes, typename T>
@@ -372,11 +355,21 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
 
 BCNET_VERSIONS(project_panels)
 BCNET_VERSIONS(linear_rows)
-BCNET_VERSIONS(feed_forward_rows)
 BCNET_VERSIONS(folded_rows)
 BCNET_VERSIONS(convolution_rows)
 
 thread_local Scratch number_scratch, byte_scratch;
+thread_local Scratch chunk_scratch;  // of the thread that calls
+
+// The two products of a feed-forward network are made for so many rows at a time: enough to read the weights of each only
+// now and then, all threads the same ones, and few enough for the hidden columns to stay in the cache of all.
+constexpr std::int64_t kChunkRows = 640;
+
+template <typename T>
+Matrix<T> from_row(Matrix<T> matrix, std::int64_t row) {
+  return matrix.data ? Matrix<T>{matrix.data + row * matrix.stride, matrix.stride} : matrix;
+}
+
 
 // The instruction set for layers with such a weight.
 InstructionSet usable(InstructionSet set, const PackedWeight& weight) {
@@ -483,23 +476,39 @@ void linear(Matrix<T> x, std::int64_t rows, const PackedWeight& weight, const Fi
 template <typename T>
 void feed_forward(Matrix<T> x, std::int64_t rows, const PackedWeight& first, const PackedWeight& second, const Finish<T>& finish,
                   InstructionSet instruction_set, int threads, Output<T> out) {
-  instruction_set = usable(instruction_set, first);
-  for_row_blocks(rows, threads, [&](std::int64_t begin, std::int64_t end) {
-    T* const hidden = number_scratch.take<T>((end - begin) * scratch_stride(first.outputs()));
-    const std::int64_t needed = std::max(byte_scratch_size(end - begin, first), byte_scratch_size(end - begin, second));
-    char* const bytes = byte_scratch.take<char>(needed);
-    feed_forward_rows_for(instruction_set, x, first, second, finish, begin, end, hidden, bytes, out);
-  });
+  const std::int64_t stride = scratch_stride(first.outputs());
+  T* const hidden = chunk_scratch.take<T>(std::min(rows, kChunkRows) * stride);
+  Finish<T> of_first, of_second = finish;
+  of_first.relu = true;
+  for (std::int64_t begin = 0; begin < rows; begin += kChunkRows) {
+    const std::int64_t count = std::min(rows - begin, kChunkRows);
+    linear(from_row(x, begin), count, first, of_first, instruction_set, threads, Output<T>{hidden, stride});
+    of_second.added = from_row(finish.added, begin);
+    linear(Matrix<T>{hidden, stride}, count, second, of_second, instruction_set, threads,
+           Output<T>{out.data + begin * out.stride, out.stride});
+  }
 }
 
 template <typename T>
-void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward<T>& weights, Matrix<T> added, Matrix<T> first_of_added,
-                         T eps, InstructionSet instruction_set, int threads, Output<T> out) {
-  for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
-    const std::int64_t stride = scratch_stride(weights.attention.outputs()) + scratch_stride(weights.folded.outputs());
-    T* const scratch = number_scratch.take<T>((last - first) * stride);
-    folded_rows_for(instruction_set, x, weights, added, first_of_added, eps, first, last, scratch, out);
-  });
+void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward<T>& weights, Matrix<T> added,
+                         Matrix<T> first_of_added, T eps, InstructionSet instruction_set, int threads, Output<T> out) {
+  const std::int64_t stride = scratch_stride(weights.attention.outputs());
+  const std::int64_t hidden_stride = scratch_stride(weights.folded.outputs());
+  T* const scratch = chunk_scratch.take<T>(std::min(rows, kChunkRows) * (stride + hidden_stride));
+  Finish<T> finish;
+  finish.norm = true;
+  finish.eps = eps;
+  for (std::int64_t begin = 0; begin < rows; begin += kChunkRows) {
+    const std::int64_t count = std::min(rows - begin, kChunkRows);
+    const Output<T> y{scratch, stride}, hidden{scratch + count * stride, hidden_stride};
+    for_row_blocks(count, threads, [&](std::int64_t first, std::int64_t last) {
+      folded_rows_for(instruction_set, from_row(x, begin), weights, from_row(added, begin), from_row(first_of_added, begin),
+                      eps, first, last, y, hidden);
+    });
+    finish.added = {y.data, y.stride};
+    linear(Matrix<T>{hidden.data, hidden.stride}, count, weights.second, finish, instruction_set, threads,
+           Output<T>{out.data + begin * out.stride, out.stride});
+  }
 }
 
 template <typename T>

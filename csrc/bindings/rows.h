@@ -1,0 +1,53 @@
+// Matrices in NumPy arrays, as the layers take them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "common.h"
+#include "layers.h"
+
+namespace bcnet_fast {
+
+// Rows of a larger array are fine: only neighbours in a row have to lie together.
+template <typename T>
+using Rows = py::array_t<T, 0>;
+template <typename T>
+using MaybeRows = std::optional<Rows<T>>;
+
+template <typename T>
+constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
+
+template <typename T>
+void check_rows(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  const auto wanted = [&] { return "rows that lie together, [" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; };
+  if (array.ndim() != 2 || array.shape(0) != rows || array.shape(1) != columns) refuse(op, argument, shape_of(array), wanted());
+  if (rows == 0) return;
+  const bool together = columns <= 1 || array.strides(1) == kSize<T>;
+  const bool apart = rows <= 1 || (array.strides(0) > 0 && array.strides(0) % kSize<T> == 0);
+  if (!together || !apart) refuse(op, argument, "strided", wanted());
+}
+
+template <typename T>
+Matrix<T> matrix_of(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  check_rows(op, argument, array, rows, columns);
+  return {array.data(), array.strides(0) / kSize<T>};
+}
+
+template <typename T>
+Output<T> output_of(const char* op, const char* argument, Rows<T>& array, std::int64_t rows, std::int64_t columns) {
+  check_rows(op, argument, array, rows, columns);
+  if (!array.writeable()) refuse(op, argument, "read-only", "an array to write to");
+  return {array.mutable_data(), array.strides(0) / kSize<T>};
+}
+
+// int8 goes with float32, which it is made of.
+template <typename T>
+void check_kind(const char* op, const PackedWeight& weight, bool with_int8) {
+  const auto wanted = sizeof(T) == 8 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32;
+  const bool fits = weight.kind() == wanted || (with_int8 && sizeof(T) == 4 && weight.int8());
+  if (!fits) refuse(op, "a weight", "of another kind", sizeof(T) == 8 ? "float64, as x is" : "float32, as x is");
+}
+
+}  // namespace bcnet_fast
