@@ -124,7 +124,7 @@ def load(
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
         rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
 
-    Random weights follow torch.manual_seed. Warns where the precision is slower than fp32 on this device.
+    Random weights follow torch.manual_seed. Warns where the precision is not faster than fp32 on this device.
 
     Raises:
         InputError: a missing, damaged or unfitting checkpoint, an absent device, an unknown precision or one that the
@@ -184,8 +184,8 @@ def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
 def _warn_of_slow(device: torch.device, precision: str) -> None:
     slow = None
     if device.type == "cpu" and precision in ("bf16", "fp16"):
-        slow = "it has no kernels of its own here, and PyTorch's are slower than those for fp32"
+        slow = "has no kernels of its own on a CPU, and was not faster than fp32 where it was measured (docs/engine.md)"
     if precision == "int8" and not _native.module.BYTE_PRODUCTS:
-        slow = "this processor has no instruction for products of bytes (AVX-512 VNNI)"
+        slow = "is slower than fp32 on this processor, which has no instruction for products of bytes (AVX-512 VNNI)"
     if slow:
-        warnings.warn(f"precision {precision} is slower than fp32 on this device: {slow}", stacklevel=3)
+        warnings.warn(f"precision {precision} {slow}", stacklevel=3)

@@ -111,7 +111,8 @@ def test_rewrites_change_what_is_computed(tmp_path):
 
     everything = products(Rewrites())
     for name in REWRITES:
-        assert products(Rewrites(**{name: False})) != everything, name
+        if name != "batched_original":  # which C++ never does
+            assert products(Rewrites(**{name: False})) != everything, name
 
 
 @needs_native
@@ -301,7 +302,7 @@ def test_launches_do_not_grow_with_the_batch():
             engine._scores(torch.randn(batch, SMALL.feature_dim, SMALL.window))
         counts.append(sum(counted.counts.values()))
     assert counts[0] == counts[1]
-    assert counts[0] == 151  # without Triton's; each layer of boundary prediction takes 29
+    assert counts[0] == 146  # without Triton's
 
 
 # ---- What cannot be had
@@ -330,6 +331,6 @@ def test_without_the_extension(monkeypatch):
         bcnet_fast.load(CONFIGS["small"], device="cpu", backend="native")
 
 
-def test_a_slower_precision_is_said_to_be_one():
-    with pytest.warns(UserWarning, match="precision bf16 is slower than fp32 on this device"):
+def test_a_precision_that_does_not_pay_is_said_to_be_one():
+    with pytest.warns(UserWarning, match="precision bf16 has no kernels of its own on a CPU"):
         bcnet_fast.load(CONFIGS["small"], device="cpu", precision="bf16")
