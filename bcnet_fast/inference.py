@@ -85,7 +85,6 @@ def predict(
             queue.append((pending, index, window))  # [C, T]
             if len(queue) == batch_size:
                 yield from _run(queue, model, protocol)
-                queue = []
     if queue:
         yield from _run(queue, model, protocol)
 
@@ -104,12 +103,14 @@ def _prepare(
 
 
 def _run(
-    queue: Sequence[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
+    queue: list[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
 ) -> Iterator[VideoProposals | Failure]:
-    """Network and first Soft-NMS for one batch of windows; yields the videos that are complete with it."""
+    """Network and first Soft-NMS for one batch of windows, which is emptied; yields the videos complete with it."""
     size = model.config.model.window
     lengths = torch.tensor([min(size, pending.snippets - pending.starts[index]) for pending, index, _ in queue])
     features = torch.from_numpy(np.stack([window for _, _, window in queue]))
+    places = [(pending, index) for pending, index, _ in queue]
+    queue.clear()  # the windows are in memory once more
     with stage("network"):
         output = model.candidates(features, lengths, protocol)
     finite = torch.stack([scores.isfinite().all(dim=1) for scores in vars(output).values()]).all(dim=0)
@@ -118,7 +119,7 @@ def _run(
         found = window_proposals(output, lengths.to(model.device), model.config, protocol)
     probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
     finite = finite.cpu()
-    for row, (pending, index, _) in enumerate(queue):
+    for row, (pending, index) in enumerate(places):
         start, length = pending.starts[index], int(lengths[row])
         pending.finite &= bool(finite[row])
         mine = found.window == row

@@ -332,7 +332,7 @@ class BCNetEngine:
         """
         kernels, inner = self.kernels, self.inner
         taken = "wide0" if spare == "wide1" else "wide1"
-        key_value = kernels.linear(both[1], layer.key_value_b, slot="key_value")
+        key_value = kernels.linear(both[1], layer.key_value_b, slot="joint")
         value_a = kernels.linear(both[0], layer.value_a, slot="value_a")
         if needed is not None:
             both = kernels.rows(both, needed, slot=spare)
@@ -353,5 +353,4 @@ class BCNetEngine:
             ]
         else:
             added = projection.positions[which]
-        slot = "joint" if len(streams) > 1 else "first"
-        return self.kernels.project(streams, self.plan, projection.weight, added, slot=slot)
+        return self.kernels.project(streams, self.plan, projection.weight, added, slot="joint")
