@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
+import seeded
 import torch
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
@@ -18,6 +19,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from bcnet_fast import convert
 from bcnet_fast.ops import _dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,6 +59,18 @@ def _seed() -> None:
 def golden() -> Path:
     """Computed reference figures that are committed with the tests."""
     return Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def released(tmp_path_factory, golden) -> Path:
+    """A checkpoint of the released sizes, with seeded weights, converted from files as the release has them."""
+    folder = tmp_path_factory.mktemp("release")
+    bpm, abi = seeded.release_files(folder, golden, seed=101)
+    output = folder / "bcnet.safetensors"
+    assert convert.main(["--bpm", str(bpm), "--abi", str(abi), "--output", str(output)]) == 0
+    bpm.unlink()
+    abi.unlink()
+    return output
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from test_reference import SMALL, golden_fields
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
-from bcnet_fast import _native, convert
+from bcnet_fast import _native
 from bcnet_fast.config import Config, ModelConfig, ProposalConfig
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
@@ -123,18 +123,6 @@ def test_lower_precisions_stay_near_the_reference(case, precision):
     found = model(features)
     assert all(scores.dtype == torch.float32 for scores in columns(found).values())
     assert difference(found, expected) < TOLERANCES[precision]
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory, golden):
-    """A checkpoint of the released sizes with seeded weights."""
-    folder = tmp_path_factory.mktemp("release")
-    bpm, abi = seeded.release_files(folder, golden, seed=101)
-    output = folder / "bcnet.safetensors"
-    assert convert.main(["--bpm", str(bpm), "--abi", str(abi), "--output", str(output)]) == 0
-    bpm.unlink()
-    abi.unlink()
-    return output
 
 
 # float64: 4e-13 measured. float32: 1e-5 measured; the release's own float32 is 1.1e-4 off.

@@ -12,7 +12,7 @@ import seeded
 import torch
 
 import bcnet_fast
-from bcnet_fast import convert, infer
+from bcnet_fast import infer
 from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights
 from bcnet_fast.config import ModelConfig
 from bcnet_fast.reference.bcnet import BCNet
@@ -31,17 +31,6 @@ SMALL = ModelConfig(
     bins=5,
     max_duration=16,
 )
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory, golden: Path) -> Path:
-    folder = tmp_path_factory.mktemp("release")
-    bpm, abi = seeded.release_files(folder, golden, seed=101)
-    output = folder / "bcnet.safetensors"
-    assert convert.main(["--bpm", str(bpm), "--abi", str(abi), "--output", str(output)]) == 0
-    bpm.unlink()
-    abi.unlink()
-    return output
 
 
 def golden_fields(golden: Path) -> dict[str, np.ndarray]:
@@ -63,18 +52,18 @@ def golden_fields(golden: Path) -> dict[str, np.ndarray]:
 # float64: sums in another order, 4e-13 measured. float32: the release itself is up to 1.1e-4 off on the unbounded
 # regression and 3e-5 on probabilities.
 @pytest.mark.parametrize(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
-def test_converted_release_gives_the_golden_outputs(checkpoint, golden, precision, tolerance, regression):
-    model = bcnet_fast.load(checkpoint, device="cpu", precision=precision)
+def test_converted_release_gives_the_golden_outputs(released, golden, precision, tolerance, regression):
+    model = bcnet_fast.load(released, device="cpu", precision=precision)
     output = model(torch.from_numpy(seeded.network_input(101)))
     for name, expected in golden_fields(golden).items():
         error = np.abs(getattr(output, name)[0].double().numpy() - expected).max()
         assert error < (regression if name == "regression" else tolerance), name
 
 
-def test_from_checkpoint_and_features_to_the_release_s_final_list(checkpoint, golden, tmp_path):
+def test_from_checkpoint_and_features_to_the_release_s_final_list(released, golden, tmp_path):
     np.save(tmp_path / "video.npy", seeded.network_input(101)[0].T)
     output = tmp_path / "proposals.json"
-    arguments = ["--checkpoint", checkpoint, "--features", tmp_path / "video.npy", "--output", output, "--fps", 30]
+    arguments = ["--checkpoint", released, "--features", tmp_path / "video.npy", "--output", output, "--fps", 30]
     assert infer.main([str(a) for a in [*arguments, "--protocol", "release", "--precision", "fp64"]]) == 0
     found = json.loads(output.read_text())["results"]["video"]
     expected = np.load(golden / "bcnet" / "proposals.npz")["model_nms120_then_nms1000"]  # score, frames
