@@ -104,8 +104,9 @@ class NativeKernels:
         return held[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
 
     def features(self, window: Tensor) -> np.ndarray:
-        """[C, T] -> [T, C], without a copy."""
-        return np.ascontiguousarray(window.numpy(), self.dtype).T
+        """[C, T] of any float dtype, device and strides -> [T, C], without a copy where it can be looked at as that."""
+        dtype = torch.float64 if self.dtype == np.float64 else torch.float32
+        return window.detach().to("cpu", dtype).contiguous().numpy().T
 
     def result(self, x: np.ndarray) -> Tensor:
         """A copy that outlives the buffer."""
@@ -116,10 +117,6 @@ class NativeKernels:
         out = self.buffer(slot, *x.shape)
         out[...] = x
         return out
-
-    def split(self, x: np.ndarray, parts: int) -> np.ndarray:
-        """[T, parts * d] -> [parts, T, d]"""
-        return x.reshape(len(x), parts, -1).transpose(1, 0, 2)
 
     def rows(self, x: np.ndarray, needed: Tensor, slot: str) -> np.ndarray:
         """[2, P, d] -> [2, needed, d]"""
@@ -140,11 +137,10 @@ class NativeKernels:
     def linear_each(
         self, xs: Any, weights: list[Any], *, slot: str, added: np.ndarray | None = None, norm: bool = False
     ) -> np.ndarray:
-        """The same for each x with a weight of its own; `added` is one for each, or one for all."""
+        """The same for each x with a weight of its own."""
         out = self.buffer(slot, len(weights), *xs[0].shape[:-1], weights[0].outputs)
         for i, weight in enumerate(weights):
-            own = added if added is None or added.ndim == xs[0].ndim else added[i]
-            self._linear(xs[i], weight, out[i], own, norm)
+            self._linear(xs[i], weight, out[i], None if added is None else added[i], norm)
         return out
 
     def _linear(self, x: np.ndarray, weight: Any, out: np.ndarray, added: np.ndarray | None, norm: bool) -> None:
