@@ -274,7 +274,18 @@ class BCNetEngine:
 
         `needed`, int64 numbers of anchors: only these, in their order.
         """
-        kernels, layer, positions = self.kernels, self.clip_layer, self.clip_positions
+        kernels, layer = self.kernels, self.clip_layer
+        with stage("clips: streams"):
+            streams = [kernels.convolution(both[i], self.clip_base[0], slot=f"stream{i}") for i in range(2)]
+        both = self._clip_streams(streams) if self.folded is None else self._folded_clip_streams(streams)
+        with stage("clips: difference"):
+            both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
+            action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
+            return action, kernels.linear(both[1], self.clip_heads[1], slot="clips1")
+
+    def _clip_streams(self, streams: list[Sequence]) -> Sequence:
+        """Both streams' anchors after self-attention and feed-forward, [2, ..., P, d], in the slot wide0."""
+        kernels, layer = self.kernels, self.clip_layer
 
         def linear(x: Sequence, weight: Any, **options: Any) -> Sequence:
             if self.rewrites.shared_streams:
@@ -282,30 +293,35 @@ class BCNetEngine:
             return kernels.linear_each(x, kernels.each([weight, weight]), **options)
 
         with stage("clips: sampling"):
-            streams = [kernels.convolution(both[i], self.clip_base[0], slot=f"stream{i}") for i in range(2)]
-            x = kernels.sample(streams, self.plan, positions, slot="wide0")
-        with stage("clips: queries, keys, values"):
-            projection = self.projection
-            joint = (
-                linear(x, layer.attention.joint, slot="joint")
-                if projection is None
-                else self._project(streams, projection)
-            )
+            x = kernels.sample(streams, self.plan, self.clip_positions, slot="wide0")
         with stage("clips: self-attention"):
+            if self.projection is None:
+                joint = linear(x, layer.attention.joint, slot="joint")
+            else:
+                joint = self._project(streams, self.projection)
             (attended,) = self._self_attention(joint, kernels)
         with stage("clips: feed-forward"):
-            if self.folded is None:
-                x = linear(attended, layer.attention.output, added=x, norm=True, slot="wide1")
-                both = kernels.feed_forward_each(x, layer.before, slot="wide0")
-            else:
-                both = kernels.buffer("wide1", *x.shape)
-                for i, weights in enumerate(self.folded):
-                    first = self._project([streams[i]], weights.sampled, i)[0]
-                    kernels.folded_feed_forward(attended[i], layer.attention.output, x[i], first, weights, out=both[i])
-        with stage("clips: difference"):
-            both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
-            action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
-            return action, kernels.linear(both[1], self.clip_heads[1], slot="clips1")
+            x = linear(attended, layer.attention.output, added=x, norm=True, slot="wide1")
+            return kernels.feed_forward_each(x, layer.before, slot="wide0")
+
+    def _folded_clip_streams(self, streams: list[Sequence]) -> Sequence:
+        """The same in the slot wide1, one stream after the other: what is between takes half the memory."""
+        kernels, attention = self.kernels, self.clip_layer.attention
+        made = None
+        for i, weights in enumerate(self.folded):
+            with stage("clips: sampling"):
+                x = kernels.sample([streams[i]], self.plan, self.clip_positions[i : i + 1], slot="wide0")
+            with stage("clips: self-attention"):
+                if self.projection is None:
+                    joint = kernels.linear(x, attention.joint, slot="joint")
+                else:
+                    joint = self._project([streams[i]], self.projection, i)
+                (attended,) = self._self_attention(joint, kernels)
+            with stage("clips: feed-forward"):
+                made = kernels.buffer("wide1", 2, *x.shape[1:]) if made is None else made
+                first = self._project([streams[i]], weights.sampled, i)[0]
+                kernels.folded_feed_forward(attended[0], attention.output, x[0], first, weights, out=made[i])
+        return made
 
     def _sequence(
         self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any
