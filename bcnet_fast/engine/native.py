@@ -6,7 +6,9 @@ allocates nothing from its second window on.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Iterable
 from typing import Any
 
@@ -98,9 +100,7 @@ class NativeKernels:
         size = math.prod(shape[:-1]) * columns
         held = self.buffers.get(slot)
         if held is None or len(held) < size:
-            memory = np.empty(size + LINE, self.dtype)
-            shift = -memory.ctypes.data // self.dtype.itemsize % LINE
-            held = self.buffers[slot] = memory[shift : shift + size]
+            held = self.buffers[slot] = _pages(size, self.dtype)
         return held[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
 
     def features(self, window: Tensor) -> np.ndarray:
@@ -211,6 +211,16 @@ class NativeKernels:
         for x, more, to in zip(streams, added, out, strict=True):
             _native.module.project_anchors(x, weight, *groups, more, to, torch.get_num_threads())
         return out
+
+
+def _pages(size: int, dtype: np.dtype) -> np.ndarray:
+    """Memory from the system, which goes back to it as a whole when a buffer grows: it leaves no hole behind."""
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, max(size, 1) * dtype.itemsize, **private)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # only a wish
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, dtype)
 
 
 def _packed(weight: np.ndarray, **options: Any) -> Any:
