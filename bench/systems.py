@@ -7,6 +7,7 @@ among all anchors, `soft_nms.python_loop` picks proposals). Exports replace the 
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import importlib.util
 import logging
@@ -44,7 +45,7 @@ SEED = 101  # of the golden network outputs
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.02, "int8": 0.15}
 
 
-class System:
+class System(abc.ABC):
     """From features to proposals. Subclasses say how each stage is done."""
 
     precision = "fp32"
@@ -56,25 +57,25 @@ class System:
         """Of the boundary probabilities, above which a snippet that is no peak is a boundary too."""
         self.config = with_threshold(self.config, threshold)
 
+    @abc.abstractmethod
     def scores(self, features: Tensor) -> BCNetOutput:
         """features [B, C, T], in host memory -> all scores of all anchors"""
-        raise NotImplementedError
 
     def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
         """The scores that proposals are made of; what no boundary pair needs may be left out."""
         return self.scores(features)
 
+    @abc.abstractmethod
     def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
         """What Soft-NMS gets: boundary pairs with their anchors, refinement and confidence."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
         """Candidates, and the Soft-NMS of each window."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
         """The Soft-NMS over all windows of a video."""
-        raise NotImplementedError
 
     def windows(self, features: Tensor, lengths: Tensor) -> WindowProposals:
         """The whole way, for a batch of windows."""

@@ -21,7 +21,7 @@ from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.proposals import needed_anchors, window_proposals
+from bcnet_fast.proposals import match_candidates, needed_anchors, window_proposals
 from bcnet_fast.protocols import PROTOCOLS
 from bcnet_fast.reference.bcnet import BCNet
 
@@ -252,10 +252,11 @@ def triton():
     return module
 
 
-def test_the_whole_network_by_triton_kernels(triton):
+def test_network_and_proposals_by_triton_kernels(triton):
     config = CONFIGS["small"]
     torch.manual_seed(2)
     state, features = random_state(SMALL), torch.randn(2, SMALL.feature_dim, SMALL.window)
+    lengths = torch.tensor([SMALL.window, SMALL.window - 5])
     exact = BCNet(SMALL)
     exact.load_state_dict(state)
     with torch.no_grad():
@@ -263,7 +264,11 @@ def test_the_whole_network_by_triton_kernels(triton):
     with bcnet_fast.ops.use_backend("triton"):
         engine = Engine(config.model, state, torch.device("cpu"), "fp32", native=False)
         found = engine._scores(features)
+        matched = match_candidates(found, lengths, config, PROTOCOLS["default"])
     assert difference(found, expected) < TOLERANCES["fp32"]
+    wanted = match_candidates(found, lengths, config, PROTOCOLS["default"])
+    assert wanted.counts.min() > 0
+    assert all(torch.equal(a, b) for a, b in zip(matched, wanted, strict=True))
 
 
 class CountedOperations(TorchDispatchMode):

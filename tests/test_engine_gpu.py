@@ -48,7 +48,9 @@ def test_a_graph_replays_for_every_size_of_the_batch_and_results_stay(case):
     kept = {name: scores.clone() for name, scores in vars(first).items()}
     for batch in (1, 2, 3):
         again = model(features[:batch].cuda())
-        assert all(torch.equal(getattr(again, name), scores[:batch]) or batch < 3 for name, scores in kept.items())
+        for name, scores in kept.items():  # other sizes may be multiplied by other kernels
+            torch.testing.assert_close(getattr(again, name), scores[:batch], rtol=0, atol=TOLERANCES["fp32"])
+    assert all(torch.equal(getattr(again, name), scores) for name, scores in kept.items())
     assert all(torch.equal(getattr(first, name), scores) for name, scores in kept.items())
     assert len(model.run._graph.captured) == 3
 

@@ -21,7 +21,7 @@ from ..profiling import stage
 from ..sampling import interpolated_plan
 from .rewrites import Rewrites
 
-Sequence = Any
+Sequence = Any  # [..., T, d], an array or tensor of the kernels
 ATTENTION = ("W_Q", "W_K", "W_V")
 
 
@@ -99,7 +99,7 @@ class BCNetEngine:
         self._prepare_frames(state)
         self._prepare_clips(state)
 
-    # ---- Preparation: every weight is packed once; products of constants are made in float64.
+    # ---- Preparation: every weight is packed once, and constants are multiplied once
 
     def _convolutions(self, state: Mapping[str, Tensor], prefix: str, channels: int, kernels: Any) -> list[Any]:
         """The convolutions of a base module, for sequences of so many channels."""
@@ -187,18 +187,18 @@ class BCNetEngine:
             encodings[1] = encodings[0]  # so that what is made of them is kept once
         self.clip_positions = self._constants(encodings)
         projects = rewrites.project_sampling and kernels.projects
-        cheaper = {
-            n: cheaper_strategy(plan, config.clip_channels, n, "cpu") for n in (3 * self.inner, config.feedforward)
-        }
+
+        def pays(outputs: int) -> bool:
+            return projects and cheaper_strategy(plan, config.clip_channels, outputs, kernels.device.type) == "project"
 
         self.projection = None
-        if projects and cheaper[3 * self.inner] == "project":
+        if pays(3 * self.inner):
             self.projection = self._projection(encodings, self._joint(state, unit))
             attention = AttentionWeights(None, None, None, kernels.weight(state[f"{unit}.fc.weight"]))
         else:
             attention = self._attention(state, unit, kernels)
         self.folded = None
-        if projects and rewrites.folded_norm and kernels.folds and cheaper[config.feedforward] == "project":
+        if rewrites.folded_norm and kernels.folds and pays(config.feedforward):
             output = state[f"{unit}.fc.weight"]
             self.folded = [self._fold(state, f"{layer}.pos_ffn_{s}", output, encodings) for s in "ab"]
         self.clip_layer = self._interaction(state, layer, attention, folded=self.folded is not None)

@@ -26,6 +26,10 @@ LINE = 16  # elements, a cache line of float32
 class NativeKernels:
     """In float32 or float64, or in float32 with the products of most layers in 8 bits: "int8"."""
 
+    device = torch.device("cpu")
+    # The result of one product for all boundary layers would not fit the cache.
+    batches = False
+
     def __init__(self, precision: str) -> None:
         """precision: "fp32", "fp64" or "int8"."""
         self.int8 = precision == "int8"
@@ -33,8 +37,6 @@ class NativeKernels:
         self.buffers: dict[str, np.ndarray] = {}
         # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
         self.projects = self.folds = not self.int8
-        # The result of one product for all boundary layers would not fit the cache.
-        self.batches = False
 
     # ---- Weights
 
@@ -57,7 +59,7 @@ class NativeKernels:
         return parts
 
     def weight(self, weight: Tensor, exact: bool = False) -> Any:
-        """A weight [outputs, inputs]; `exact` ones stay float32."""
+        """A weight [outputs, inputs]; `exact` ones are not rounded to 8 bits."""
         return self.weights(weight, [(0, len(weight))], exact)[0]
 
     def each(self, weights: list[Any]) -> list[Any]:
@@ -65,7 +67,7 @@ class NativeKernels:
         return weights
 
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
-        """weight [C', C / groups, 3] and bias [C']. Always float32: convolutions are 1 % of the work."""
+        """weight [C', C / groups, 3] and bias [C'], not rounded to 8 bits: convolutions are 1 % of the work."""
         by_tap = self.constant(weight.transpose(1, 2).flatten(1))
         return _packed(by_tap, groups=groups), self.constant(bias)
 
