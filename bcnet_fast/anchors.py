@@ -36,8 +36,9 @@ def sampling_weights(anchors: np.ndarray, window: int, bins: int, points_per_bin
 
     An anchor has N * points_per_bin points, evenly spaced from its start to its end, both included. A point between
     two snippets is interpolated linearly, a point outside [0, T-1] is dropped, and a bin is the mean of its points
-    (paper, section 3.3, after BMN). Computed in float64 in the order of the public code, so that the rounded weights
-    are those of its checkpoints bit for bit.
+    (paper, section 3.3, after BMN). Just before snippet 0 the fraction is negative, and snippet 0 counts in full.
+    Computed in float64 in the order of the public code, so that the rounded weights are those of its checkpoints bit
+    for bit.
     """
     count = bins * points_per_bin
     start, end = anchors[:, :1].astype(np.float64), anchors[:, 1:].astype(np.float64)
@@ -48,7 +49,7 @@ def sampling_weights(anchors: np.ndarray, window: int, bins: int, points_per_bin
     bin_index //= points_per_bin
 
     shape = (window, bins, len(anchors))
-    snippet = np.stack([lower, lower + 1])
+    snippet = np.stack([lower, np.ceil(points).astype(np.int64)])
     weight = np.stack([1.0 - fraction, fraction])
     inside = (snippet >= 0) & (snippet < window)
     cell = (snippet * bins + bin_index) * len(anchors) + anchor_index

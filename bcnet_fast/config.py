@@ -1,4 +1,4 @@
-"""Every number that defines a system, in three frozen dataclasses and named presets.
+"""Every number that defines a system, in frozen dataclasses and named presets.
 
 A checkpoint carries its configuration in its metadata, so that nothing has to be repeated on the command line.
 """
@@ -14,15 +14,29 @@ from .errors import InputError
 
 _LARGEST = 2**31 - 1  # of a size or count
 _POSITIVE = ("stride", "sigma", "max_snippets")
+_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3)}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the network. The defaults are those of the public BCNet release for THUMOS14 (paper, section 4.2)."""
+    """Sizes of a network: what all three systems have."""
+
+    name: str
+    feature_dim: int  # C, channels of a snippet's feature
+    window: int  # T, snippets the network sees at once
+    max_duration: int  # D, snippets of the longest anchor or boundary pair
+    background_constraint: bool  # a background score for every anchor lowers its confidence (paper, section 3.2)
+
+
+@dataclass(frozen=True)
+class BCNetConfig(ModelConfig):
+    """The defaults are those of the public BCNet release for THUMOS14 (paper, section 4.2)."""
 
     name: str = "bcnet"
-    feature_dim: int = 2048  # C, channels of a snippet's feature
-    window: int = 256  # T, snippets the network sees at once
+    feature_dim: int = 2048
+    window: int = 256
+    max_duration: int = 64  # anchors are shorter, boundary pairs at most this far apart
+    background_constraint: bool = True
     base_channels: int = 512  # of the first two convolutions of a backbone
     width: int = 400  # of the frame-level attention layers
     heads: int = 8
@@ -32,8 +46,44 @@ class ModelConfig:
     clip_channels: int = 64  # of an anchor's sampled vectors
     bins: int = 32  # N, sampled vectors of an anchor
     points_per_bin: int = 3
-    max_duration: int = 64  # snippets; anchors are shorter, boundary pairs at most this far apart
     dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class BMNConfig(ModelConfig):
+    """BMN (Lin et al., ICCV 2019). The defaults are those of the public PyTorch release for ActivityNet-1.3."""
+
+    name: str = "bmn"
+    feature_dim: int = 400
+    window: int = 100
+    max_duration: int = 100
+    background_constraint: bool = False
+    base_channels: int = 256  # of the sequence
+    sampled_channels: int = 512  # of a cell of the map after the projection of its sampled vectors
+    map_channels: int = 128  # of a cell in the convolutions over the map
+    bins: int = 32  # N, sampled vectors of a cell
+    points_per_bin: int = 3
+    map_layout: str = "start_end"  # or "duration_start", see `maps.ProposalMap`
+
+
+@dataclass(frozen=True)
+class GTADConfig(ModelConfig):
+    """G-TAD (Xu et al., CVPR 2020). The defaults are those of the public release for THUMOS14."""
+
+    name: str = "gtad"
+    feature_dim: int = 2048
+    window: int = 256
+    max_duration: int = 64
+    background_constraint: bool = False
+    base_channels: int = 256  # of the sequence
+    block_channels: int = 128  # inside a graph block
+    block_groups: int = 32
+    neighbours: int = 3  # of a node in the graph, itself included
+    sampled_channels: int = 512  # of a cell of the map after the projection of its sampled vectors
+    map_channels: int = 128  # of a cell in the convolutions over the map
+    map_kernel: int = 3  # of these convolutions, 1 or 3
+    inner_bins: int = 16  # sampled vectors of a cell from the sequence
+    context_bins: int = 16  # and from the mean of its neighbours
 
 
 @dataclass(frozen=True)
@@ -49,11 +99,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ProposalConfig:
-    """From boundary probabilities and anchor scores to a ranked list (paper, section 3.6)."""
+    """From scores to a ranked list (paper, section 3.6)."""
 
-    boundary_threshold: float = 0.7
-    min_classification: float = 0.9  # alpha1 of Eq. 12
-    min_regression: float = 0.8  # alpha2 of Eq. 12
     sigma: float = 0.46  # of the Gaussian Soft-NMS
     iou_threshold: tuple[float, float] = (0.0, 0.0)  # decay only above low + (high - low) * width / window
     window_top: int = 120  # proposals kept of a window
@@ -62,13 +109,42 @@ class ProposalConfig:
 
 
 @dataclass(frozen=True)
+class AnchorProposalConfig(ProposalConfig):
+    """Of BCNet: pairs of boundaries, each with the anchor that matches it best."""
+
+    boundary_threshold: float = 0.7
+    min_classification: float = 0.9  # alpha1 of Eq. 12
+    min_regression: float = 0.8  # alpha2 of Eq. 12
+
+
+@dataclass(frozen=True)
+class MapProposalConfig(ProposalConfig):
+    """Of BMN and G-TAD: the cells of their maps."""
+
+    boundary_peaks: bool = False  # only cells between a likely start and a likely end (BSN's rule)
+    boundary_scores: bool = True  # the confidence has the probabilities of start and end as factors
+
+
+SYSTEMS: dict[str, tuple[type[ModelConfig], type[ProposalConfig]]] = {
+    "bcnet": (BCNetConfig, AnchorProposalConfig),
+    "bmn": (BMNConfig, MapProposalConfig),
+    "gtad": (GTADConfig, MapProposalConfig),
+}
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole system: `Config.from_dict(config.to_dict()) == config`."""
 
     preset: str
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=BCNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    proposals: ProposalConfig = field(default_factory=ProposalConfig)
+    proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
+
+    def __post_init__(self) -> None:
+        for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
+            if type(section) is not wanted:
+                raise TypeError(f"{self.model.name}: expected {wanted.__name__}, got {type(section).__name__}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -77,11 +153,17 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
         _require_object(values, source)
-        sections = {"model": ModelConfig, "data": DataConfig, "proposals": ProposalConfig}
+        sections = ("model", "data", "proposals")
         unknown = set(values) - {"preset", *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source}: expected the keys preset, {', '.join(sections)}; found {sorted(values)}")
-        built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in sections.items()}
+        model = values.get("model", {})
+        _require_object(model, f"{source}: model")
+        name = model.get("name", "bcnet")
+        if name not in SYSTEMS:
+            raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {name!r:.80}")
+        classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1]), strict=True)
+        built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes}
         return Config(preset=str(values["preset"]), **built)
 
 
@@ -122,19 +204,51 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         raise ValueError("a finite number")
     if name in _POSITIVE and value <= 0:
         raise ValueError("a number above 0")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ValueError(f"one of {', '.join(map(str, _CHOICES[name]))}")
     if name == "dropout" and not 0 <= value < 1:
         raise ValueError("a share from 0 to below 1")
     return value
 
 
-PRESETS: dict[str, Config] = {
-    "thumos14": Config(preset="thumos14"),
-    # The paper gives T = 100, 16 frames a snippet and C = 400 (section 4.2); the public release has no ActivityNet
-    # code, so the Soft-NMS settings are those of BMN, which the paper follows, and the anchors reach the whole video.
-    "activitynet13": Config(
-        preset="activitynet13",
-        model=ModelConfig(feature_dim=400, window=100, max_duration=100),
-        data=DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True),
-        proposals=ProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
-    ),
+_THUMOS14, _ACTIVITYNET13 = DataConfig(), DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True)
+_BMN_NMS = {"sigma": 0.4, "iou_threshold": (0.5, 0.9), "window_top": 100, "top": 100, "max_snippets": None}
+_GTAD_NMS = {"sigma": 0.8, "window_top": 100, "top": 100, "max_snippets": None}
+
+# By system, then by data set.
+PRESETS: dict[str, dict[str, Config]] = {
+    "bcnet": {
+        "thumos14": Config("thumos14", BCNetConfig(), _THUMOS14, AnchorProposalConfig()),
+        # The paper gives T = 100, 16 frames a snippet and C = 400 (section 4.2); the public release has no ActivityNet
+        # code, so the Soft-NMS settings are those of BMN, which the paper follows, and anchors reach the whole video.
+        "activitynet13": Config(
+            "activitynet13",
+            BCNetConfig(feature_dim=400, window=100, max_duration=100),
+            _ACTIVITYNET13,
+            AnchorProposalConfig(**_BMN_NMS),
+        ),
+    },
+    "bmn": {
+        # The public release has no THUMOS14 code: the map is that of OpenTAD and mmaction2, with G-TAD's window.
+        "thumos14": Config(
+            "thumos14",
+            BMNConfig(feature_dim=2048, window=256, max_duration=64, map_layout="duration_start"),
+            _THUMOS14,
+            MapProposalConfig(window_top=200),
+        ),
+        "activitynet13": Config("activitynet13", BMNConfig(), _ACTIVITYNET13, MapProposalConfig(**_BMN_NMS)),
+    },
+    "gtad": {
+        "thumos14": Config(
+            "thumos14", GTADConfig(), _THUMOS14, MapProposalConfig(window_top=200, top=200, boundary_scores=False)
+        ),
+        # The branch `anet` of the public release.
+        "activitynet13": Config(
+            "activitynet13",
+            GTADConfig(feature_dim=400, window=100, max_duration=100, inner_bins=32, context_bins=4, map_kernel=1),
+            _ACTIVITYNET13,
+            MapProposalConfig(**_GTAD_NMS, boundary_peaks=True, boundary_scores=False),
+        ),
+    },
 }
+DATA_SETS = tuple(PRESETS["bcnet"])

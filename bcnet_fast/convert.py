@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._cli import Parser, run
 from .checkpoint import check_state, save_checkpoint
-from .config import PRESETS, Config
+from .config import DATA_SETS, PRESETS, Config
 from .errors import InputError
 from .files import require_file, require_writable
 from .reference.bcnet import BCNet
@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bpm", required=True, metavar="FILE", help="released checkpoint of boundary prediction")
     parser.add_argument("--abi", required=True, metavar="FILE", help="released checkpoint of the interaction module")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="thumos14", help="sizes that the weights have")
+    parser.add_argument("--preset", choices=DATA_SETS, default="thumos14", help="sizes that the weights have")
     return parser
 
 
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     if Path(args.output).suffix != ".safetensors":
         raise InputError(f"--output {args.output}: expected a name that ends in .safetensors")
     output = require_writable(args.output)
-    config = PRESETS[args.preset]
+    config = PRESETS["bcnet"][args.preset]
     state = convert_bcnet(args.bpm, args.abi, config)
     save_checkpoint(output, state, config)
     print(f"{output}: {len(state)} tensors, {sum(t.numel() for t in state.values()) / 1e6:.1f} M values, {args.preset}")

@@ -97,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    protocol, strip_prefix = METRICS[args.preset], PRESETS[args.preset].data.strip_prefix
+    protocol, strip_prefix = METRICS[args.preset], PRESETS["bcnet"][args.preset].data.strip_prefix
     for path in (args.json, args.plot):
         if path:
             require_writable(path)

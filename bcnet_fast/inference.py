@@ -15,7 +15,6 @@ from .data.windows import cut, rescale, window_starts
 from .errors import InputError
 from .loading import Model
 from .ops import use_backend
-from .outputs import BCNetOutput
 from .profiling import stage
 from .proposals import video_proposals, window_proposals
 from .protocols import Protocol
@@ -113,8 +112,8 @@ def _run(
     queue.clear()  # the windows are in memory once more
     with stage("network"):
         output = model.candidates(features, lengths, protocol)
-    finite = torch.stack([scores.isfinite().all(dim=1) for scores in vars(output).values()]).all(dim=0)
-    output = BCNetOutput(*(torch.where(finite[:, None], scores, 0.0) for scores in vars(output).values()))
+    finite = torch.stack([scores.flatten(1).isfinite().all(dim=1) for scores in output.columns().values()]).all(dim=0)
+    output = output.map(lambda scores: torch.where(finite.view(-1, *[1] * (scores.dim() - 1)), scores, 0.0))
     with use_backend(model.backend), stage("window proposals"):
         found = window_proposals(output, lengths.to(model.device), model.config, protocol)
     probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()

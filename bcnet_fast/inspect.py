@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ._cli import Parser, progress, run
 from .checkpoint import read_config
-from .config import PRESETS
+from .config import DATA_SETS, PRESETS
 from .data import timing
 from .data.features import FeatureArchive, FeatureSequence, StoredArray, iterate, open_features
 from .data.timing import TimeResolver
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m bcnet_fast.inspect", description=DESCRIPTION)
     parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
-    system.add_argument("--preset", choices=sorted(PRESETS), help="the system that is to use the features")
+    system.add_argument("--preset", choices=DATA_SETS, help="the system that is to use the features")
     system.add_argument("--checkpoint", metavar="FILE", help="weights that are to use them: bring their own preset")
     parser.add_argument("--feature-dim", type=int, metavar="C", help="channels of a row (default: the preset's)")
     parser.add_argument("--videos", type=int, metavar="N", help="read only the first N videos (default: all)")
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers < 0:
         raise InputError(f"--workers: expected 0 or more, found {args.workers}")
 
-    config = read_config(args.checkpoint) if args.checkpoint else PRESETS[args.preset or DEFAULT_PRESET]
+    config = read_config(args.checkpoint) if args.checkpoint else PRESETS["bcnet"][args.preset or DEFAULT_PRESET]
     feature_dim = args.feature_dim
     if args.checkpoint and feature_dim not in (None, config.model.feature_dim):
         raise InputError(
@@ -230,7 +230,7 @@ def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
     else:
         print(f"\nno axis has the same length in most of the {_count(len(stored))}: they do not belong together")
     for width in widths:
-        presets = [f"--preset {name}" for name, config in PRESETS.items() if config.model.feature_dim == width]
+        presets = [f"--preset {name}" for name, config in PRESETS["bcnet"].items() if config.model.feature_dim == width]
         for flag in presets or [f"--feature-dim {width}"]:
             print(f"  python -m bcnet_fast.inspect {shlex.quote(str(path))} {flag}")
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from . import _native
 from .checkpoint import StoredWeights, read_config
-from .config import PRESETS, Config
+from .config import DATA_SETS, PRESETS, BCNetConfig, Config
 from .engine.engine import Engine, Needed
 from .engine.rewrites import ALL_REWRITES, Rewrites
 from .errors import BackendError, InputError
 from .ops import use_backend
 from .ops._dispatch import BACKENDS
-from .outputs import BCNetOutput
+from .outputs import Output
 from .proposals import needed_anchors
 from .protocols import Protocol
-from .reference.bcnet import BCNet
+from .reference import NETWORKS
 from .reference.layers import shapes_only
 
 PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "int8")
@@ -32,17 +32,16 @@ class Reference:
 
     def __init__(self, config: Config, state: Mapping[str, Tensor], device: torch.device, precision: str) -> None:
         self.device, self.dtype = device, torch.float64 if precision == "fp64" else torch.float32
-        network = BCNet(config.model)
+        network = NETWORKS[config.model.name](config.model)
         network.load_state_dict(dict(state))
         self.network = network.to(device, self.dtype).eval()
 
     @torch.inference_mode()
-    def __call__(self, features: Tensor, needed: Needed | None = None) -> BCNetOutput:
+    def __call__(self, features: Tensor, needed: Needed | None = None) -> Output:
         features = features.to(self.device, self.dtype)
         # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
-        outputs = [self.network(part) for part in parts]
-        return BCNetOutput(*(torch.cat(column) for column in zip(*(vars(o).values() for o in outputs), strict=True)))
+        return Output.cat([self.network(part) for part in parts])
 
 
 class Model:
@@ -60,7 +59,7 @@ class Model:
     def __repr__(self) -> str:
         return f"Model({self.config.model.name}, preset {self.config.preset}, {self.device}, {self.precision})"
 
-    def __call__(self, features: Tensor) -> BCNetOutput:
+    def __call__(self, features: Tensor) -> Output:
         """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64).
 
         ValueError when the shape is another. Calls from several threads wait for each other.
@@ -69,13 +68,15 @@ class Model:
         with use_backend(self.backend):
             return self.run(features)
 
-    def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> BCNetOutput:
+    def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> Output:
         """The same scores as far as proposals depend on them: anchors that no pair of boundaries matches may have 0.
 
         lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which
         saves the more time the clearer the boundaries are.
         """
         self._check(features)
+        if not isinstance(self.config.model, BCNetConfig):
+            return self(features)
         numbers = lengths.tolist()
 
         def needed(window: int, start: Tensor, end: Tensor) -> Tensor:
@@ -112,6 +113,7 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     backend: str = "auto",
+    model: str = "bcnet",
     rewrites: Rewrites = ALL_REWRITES,
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
@@ -138,10 +140,12 @@ def load(
     resolved = resolve_device(device)
     native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config):
-        checkpoint_or_preset = PRESETS.get(str(checkpoint_or_preset), checkpoint_or_preset)
+        if model not in PRESETS:
+            raise InputError(f"model {model!r}: expected one of {', '.join(PRESETS)}")
+        checkpoint_or_preset = PRESETS[model].get(str(checkpoint_or_preset), checkpoint_or_preset)
     if isinstance(checkpoint_or_preset, Config):
         config = checkpoint_or_preset
-        state: Mapping[str, Tensor] = BCNet(config.model).state_dict()
+        state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
     else:
         config, state = _stored(checkpoint_or_preset)
     _warn_of_slow(resolved, precision)
@@ -171,13 +175,11 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
 
 def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
     if not Path(path).exists():
-        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(PRESETS)}"
+        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(DATA_SETS)}"
         raise InputError(f"{path}: expected {expected}; found nothing there")
     config = read_config(path)
-    if config.model.name != "bcnet":
-        raise InputError(f"{path}: expected weights of bcnet, found weights of {config.model.name}")
     with shapes_only():
-        network = BCNet(config.model)
+        network = NETWORKS[config.model.name](config.model)
     return config, StoredWeights(path, network)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .anchors import make_anchors, matching_table
+from .background import background_scores
 from .config import Config
 from .ops import MatchedProposals, match_proposals, soft_nms
 from .ops.reference import possible_boundaries
@@ -34,7 +35,7 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, proto
         output.end,
         output.classification,
         output.regression,
-        output.background,
+        background_scores(output.background, output.classification),
         *_anchors_and_table(model.window, model.max_duration, output.start.device),
         lengths=None if protocol.score_padding else lengths,
         boundary_threshold=settings.boundary_threshold,

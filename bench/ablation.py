@@ -18,8 +18,8 @@ from bcnet_fast.protocols import PROTOCOLS
 
 def measure(checkpoint: Path, window: torch.Tensor, threshold: float, device: str) -> list[dict[str, Any]]:
     """One row for each switch: float32, one window, the anchors that boundaries match at `threshold`."""
-    switches = {"all": Rewrites()} | {f"without {name}": Rewrites(**{name: False}) for name in REWRITES}
-    switches["none"] = Rewrites(**dict.fromkeys(REWRITES, False))
+    switches = {"all": Rewrites()} | {f"without {name}": Rewrites(**{name: False}) for name in REWRITES["bcnet"]}
+    switches["none"] = Rewrites(**dict.fromkeys(REWRITES["bcnet"], False))
     lengths = torch.tensor([window.shape[-1]])
     calls = {}
     for name, rewrites in switches.items():

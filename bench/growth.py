@@ -30,7 +30,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
 
 def points() -> Iterator[tuple[str, int, Config]]:
     """(what grows, its size, the configuration)"""
-    base = PRESETS["thumos14"]
+    base = PRESETS["bcnet"]["thumos14"]
 
     def resized(**sizes: int) -> tuple[Config, int]:
         model = dataclasses.replace(base.model, **sizes)

@@ -15,11 +15,11 @@ from collections.abc import Callable
 import torch
 
 from bcnet_fast.anchors import make_anchors
-from bcnet_fast.config import ModelConfig
+from bcnet_fast.config import BCNetConfig
 from bcnet_fast.sampling import interpolated_plan
 
 
-def bcnet_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
+def bcnet_work(model: BCNetConfig, matched: float = 1.0) -> dict[str, float]:
     """Multiply-adds of one window by stage, where `matched` is the share of anchors that a boundary pair matches."""
     t, d, inner, hidden = model.window, model.width, model.heads * model.head_dim, model.feedforward
     anchors = make_anchors(model.window, model.max_duration)
@@ -64,7 +64,7 @@ def bcnet_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
     }
 
 
-def attention_work(model: ModelConfig, matched: float = 1.0) -> float:
+def attention_work(model: BCNetConfig, matched: float = 1.0) -> float:
     """What of that are products of queries with keys and of maps with values, which stay float32 in int8."""
     t, inner, p = model.window, model.heads * model.head_dim, len(make_anchors(model.window, model.max_duration))
     frames = 2 * (3 * model.boundary_layers - 1) + 2 + 3

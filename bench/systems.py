@@ -281,7 +281,7 @@ def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
 def write_checkpoint(folder: Path) -> Path:
     """The seeded weights of the golden network outputs, by way of files as the public release has them."""
     bpm, abi = seeded.release_files(folder, GOLDEN, SEED)
-    config = PRESETS["thumos14"]
+    config = PRESETS["bcnet"]["thumos14"]
     path = folder / "bcnet.safetensors"
     save_checkpoint(path, convert_bcnet(bpm, abi, config), config)
     bpm.unlink()

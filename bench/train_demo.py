@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 from bcnet_fast._cli import Parser, progress, run
 from bcnet_fast.anchors import make_anchors
 from bcnet_fast.checkpoint import save_checkpoint
-from bcnet_fast.config import Config, DataConfig, ModelConfig, ProposalConfig
+from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config, DataConfig
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticVideo, make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
@@ -35,7 +35,7 @@ from bcnet_fast.reference.bcnet import BCNet
 
 CONFIG = Config(
     preset="demo",
-    model=ModelConfig(
+    model=BCNetConfig(
         feature_dim=32,
         window=96,
         base_channels=64,
@@ -49,7 +49,7 @@ CONFIG = Config(
         max_duration=32,
     ),
     data=DataConfig(window_stride=48, stride=8.0),
-    proposals=ProposalConfig(top=200, max_snippets=None),
+    proposals=AnchorProposalConfig(top=200, max_snippets=None),
 )
 BATCH = 8
 WINDOWS_PER_VIDEO = 3  # random ones, in each epoch

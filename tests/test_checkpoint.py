@@ -14,11 +14,11 @@ from test_reference import SMALL
 import bcnet_fast
 from bcnet_fast import checkpoint, convert
 from bcnet_fast.checkpoint import StoredWeights, read_config, save_checkpoint
-from bcnet_fast.config import PRESETS, Config, ProposalConfig
+from bcnet_fast.config import PRESETS, AnchorProposalConfig, Config
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.reference.bcnet import BCNet
 
-CONFIG = Config("small", model=SMALL, proposals=ProposalConfig(max_snippets=None, iou_threshold=(0.5, 0.9)))
+CONFIG = Config("small", model=SMALL, proposals=AnchorProposalConfig(max_snippets=None, iou_threshold=(0.5, 0.9)))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_checkpoint_has_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
 
 
-@pytest.mark.parametrize("config", PRESETS.values(), ids=PRESETS)
+@pytest.mark.parametrize("config", PRESETS["bcnet"].values(), ids=PRESETS["bcnet"])
 def test_every_preset_survives_json(config):
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 

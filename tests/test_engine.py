@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
 from bcnet_fast import _native
-from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
@@ -28,7 +28,7 @@ from bcnet_fast.reference.bcnet import BCNet
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
 NATIVE = pytest.param("native", marks=needs_native)
 # More anchors than snippets, so that sampled features are projected first, and weights of whole panels.
-MANY = ModelConfig(
+MANY = BCNetConfig(
     feature_dim=20,
     window=53,
     base_channels=16,
@@ -53,7 +53,7 @@ def difference(one: BCNetOutput, other: BCNetOutput) -> float:
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
-def random_state(config: ModelConfig) -> dict[str, torch.Tensor]:
+def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
     """Weights of which no two parts are alike, positional encodings included."""
     return {name: 0.3 * torch.randn(t.shape) for name, t in BCNet(config).state_dict().items()}
 
@@ -72,7 +72,7 @@ def case(request, tmp_path):
 TOLERANCES = {"fp64": 1e-11, "fp32": 2e-3, "int8": 0.5}
 
 
-@pytest.mark.parametrize("off", [None, *REWRITES])
+@pytest.mark.parametrize("off", [None, *REWRITES["bcnet"]])
 @pytest.mark.parametrize("backend", [NATIVE, "auto"])
 def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkeypatch):
     path, features, expected = case
@@ -110,7 +110,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
         return [*made, len(model.run.network.frame_positions)]
 
     everything = products(Rewrites())
-    for name in REWRITES:
+    for name in REWRITES["bcnet"]:
         if name != "batched_original":  # which C++ never does
             assert products(Rewrites(**{name: False})) != everything, name
 
@@ -149,7 +149,7 @@ def test_candidates_are_all_that_proposals_depend_on(case, backend):
     path, features, _ = case
     model = bcnet_fast.load(path, device="cpu", backend=backend)
     # Few boundaries, and padding at the end of a window: many anchors are not needed.
-    settings = ProposalConfig(boundary_threshold=0.99, max_snippets=None)
+    settings = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
     model.config = config = dataclasses.replace(model.config, proposals=settings)
     window = config.model.window
     lengths = torch.tensor([window, window - 7, window // 3])
@@ -263,7 +263,7 @@ def test_network_and_proposals_by_triton_kernels(triton):
         expected = exact.double().eval()(features.double())
     with bcnet_fast.ops.use_backend("triton"):
         engine = Engine(config.model, state, torch.device("cpu"), "fp32", native=False)
-        found = engine._scores(features)
+        found = engine.network(features)
         matched = match_candidates(found, lengths, config, PROTOCOLS["default"])
     assert difference(found, expected) < TOLERANCES["fp32"]
     wanted = match_candidates(found, lengths, config, PROTOCOLS["default"])
@@ -293,7 +293,7 @@ def test_launches_do_not_grow_with_the_batch():
     counts = []
     for batch in (1, 8):
         with torch.inference_mode(), CountedOperations() as counted:
-            engine._scores(torch.randn(batch, SMALL.feature_dim, SMALL.window))
+            engine.network(torch.randn(batch, SMALL.feature_dim, SMALL.window))
         counts.append(sum(counted.counts.values()))
     assert counts[0] == counts[1]
     assert counts[0] == 146  # without Triton's

@@ -7,7 +7,7 @@ import torch
 from test_engine import CONFIGS, difference, random_state
 
 import bcnet_fast
-from bcnet_fast.config import Config, ModelConfig
+from bcnet_fast.config import BCNetConfig, Config
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.proposals import window_proposals
 from bcnet_fast.protocols import PROTOCOLS
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-CASES = CONFIGS | {"thumos14": Config("thumos14", model=ModelConfig())}
+CASES = CONFIGS | {"thumos14": Config("thumos14", model=BCNetConfig())}
 # float32 as on a CPU; half precision in a network that enlarges rounding errors some hundred times.
 TOLERANCES = {"fp64": 1e-9, "fp32": 2e-3, "bf16": 0.5, "fp16": 0.1}
 
@@ -61,7 +61,7 @@ def test_the_graph_gives_what_the_network_gives_without_it(case):
     state = bcnet_fast.checkpoint.StoredWeights(path, BCNet(config.model))
     engine = Engine(config.model, state, torch.device("cuda"), "fp32", native=False)
     with torch.inference_mode():
-        assert difference(engine(features), engine._scores(features)) == 0
+        assert difference(engine(features), engine.network(features)) == 0
 
 
 def test_proposals_on_the_device_are_those_of_the_host(case):

@@ -213,7 +213,7 @@ def test_activitynet_preset_drops_the_prefix_and_rescales(tmp_path, capsys):
 
 
 def test_checkpoint_brings_its_own_numbers(tmp_path, capsys):
-    config = PRESETS["thumos14"]
+    config = PRESETS["bcnet"]["thumos14"]
     config = replace(config, preset="mine", model=replace(config.model, feature_dim=28, window=64))
     save_checkpoint(tmp_path / "net.safetensors", {"w": torch.zeros(1)}, config)
     folder = _folder(tmp_path / "x", {"a": 64, "b": 65}, channels=28)

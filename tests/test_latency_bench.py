@@ -26,7 +26,7 @@ def test_work_of_the_released_network():
     from network_floor import bcnet_work
 
     from bcnet_fast.anchors import make_anchors
-    from bcnet_fast.config import ModelConfig
+    from bcnet_fast.config import BCNetConfig
     from bcnet_fast.sampling import interpolated_plan
 
     taps = interpolated_plan(make_anchors(256, 64), 256).taps
@@ -34,7 +34,7 @@ def test_work_of_the_released_network():
     backbone = 3 * 256 * (2048 // 4 * 512 + 512 // 4 * 512 + 512 // 4 * 400)
     attention = 256 * 400 * 512 * 4 + 2 * 256 * 256 * 512
     feedforward = 2 * 256 * 400 * 2048
-    half, whole = bcnet_work(ModelConfig(), 0.5), bcnet_work(ModelConfig(), 1.0)
+    half, whole = bcnet_work(BCNetConfig(), 0.5), bcnet_work(BCNetConfig(), 1.0)
     assert whole["backbones"] == 2 * backbone
     assert whole["boundary prediction"] == 35 * attention + 12 * feedforward + 256 * 400 * 3
     difference = 256 * 400 * 512 * 6 + 3 * 256 * 256 * 512
@@ -64,14 +64,14 @@ def test_python_post_processing_is_the_packages(rng):
     from systems import PROTOCOL, Plain
 
     from bcnet_fast.anchors import make_anchors
-    from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+    from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
     from bcnet_fast.outputs import BCNetOutput
     from bcnet_fast.proposals import video_proposals, window_proposals
 
     config = Config(
         "own",
-        model=ModelConfig(window=48, max_duration=20),
-        proposals=ProposalConfig(window_top=40, top=60, max_snippets=16.0),
+        model=BCNetConfig(window=48, max_duration=20),
+        proposals=AnchorProposalConfig(window_top=40, top=60, max_snippets=16.0),
     )
     anchors = len(make_anchors(48, 20))
     frames = [torch.from_numpy(rng.random((2, 48)).astype(np.float32)) for _ in range(5)]
@@ -94,11 +94,13 @@ def test_matched_anchors_and_the_threshold_for_a_share(rng):
     from systems import matched_anchors, threshold_for
 
     from bcnet_fast.anchors import make_anchors, matching_table
-    from bcnet_fast.config import Config, ModelConfig, ProposalConfig
+    from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
     from bcnet_fast.outputs import BCNetOutput
 
     def config(threshold: float) -> Config:
-        return Config("own", ModelConfig(window=24, max_duration=12), proposals=ProposalConfig(threshold))
+        return Config(
+            "own", BCNetConfig(window=24, max_duration=12), proposals=AnchorProposalConfig(boundary_threshold=threshold)
+        )
 
     anchors = len(make_anchors(24, 12))
     frames = [torch.from_numpy(rng.random((1, 24))) for _ in range(5)]

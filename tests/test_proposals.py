@@ -11,13 +11,13 @@ from plain_match import match_one_window, search
 
 from bcnet_fast import proposals
 from bcnet_fast.anchors import make_anchors, matching_table
-from bcnet_fast.config import PRESETS, Config, ModelConfig, ProposalConfig
+from bcnet_fast.config import PRESETS, AnchorProposalConfig, BCNetConfig, Config
 from bcnet_fast.ops import MatchedProposals
 from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
 from bcnet_fast.protocols import PROTOCOLS, Protocol
 
-THUMOS14 = PRESETS["thumos14"]
+THUMOS14 = PRESETS["bcnet"]["thumos14"]
 RELEASE, DEFAULT = PROTOCOLS["release"], PROTOCOLS["default"]
 FRAMES = 5  # of a snippet
 
@@ -104,7 +104,7 @@ def test_release_video_of_two_windows(windows, expected):
     np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
 
 
-def random_output(rng: np.random.Generator, config: ModelConfig) -> BCNetOutput:
+def random_output(rng: np.random.Generator, config: BCNetConfig) -> BCNetOutput:
     anchors = len(make_anchors(config.window, config.max_duration))
     return network_output(
         *(np.round(rng.random(config.window), 1).astype(np.float32) for _ in range(5)),  # rounded: equal neighbours
@@ -120,8 +120,8 @@ def random_output(rng: np.random.Generator, config: ModelConfig) -> BCNetOutput:
 def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max_snippets, rng):
     config = Config(
         "own",
-        model=ModelConfig(window=window, max_duration=longest),
-        proposals=ProposalConfig(max_snippets=max_snippets),
+        model=BCNetConfig(window=window, max_duration=longest),
+        proposals=AnchorProposalConfig(max_snippets=max_snippets),
     )
     outputs = [random_output(rng, config.model) for _ in range(3)]
     found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
@@ -171,7 +171,7 @@ def test_a_single_proposal_is_kept_by_default_and_lost_by_the_release(windows):
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_windows_as_a_gpu_takes_them_give_the_same_proposals(name, monkeypatch):
     """With the unused rows still among the others, since a GPU would have to be waited for to leave them out."""
-    config = Config("small", model=ModelConfig(window=40, max_duration=20))
+    config = Config("small", model=BCNetConfig(window=40, max_duration=20))
     shapes = {"start": 40, "end": 40, "actionness": 40, "frame_action": 40, "frame_background": 40}
     anchors = len(make_anchors(40, 20))
     shapes |= dict.fromkeys(("regression", "classification", "background"), anchors)

@@ -14,11 +14,11 @@ import torch
 import bcnet_fast
 from bcnet_fast import infer
 from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights
-from bcnet_fast.config import ModelConfig
+from bcnet_fast.config import BCNetConfig
 from bcnet_fast.reference.bcnet import BCNet
 from bcnet_fast.reference.layers import DifferenceAttention, sinusoid
 
-SMALL = ModelConfig(
+SMALL = BCNetConfig(
     feature_dim=10,
     window=24,
     base_channels=16,

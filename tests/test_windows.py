@@ -14,7 +14,7 @@ from bcnet_fast.data.timing import SnippetTime, TimeFlags, TimeResolver
 from bcnet_fast.data.windows import cut, rescale, window_starts
 from bcnet_fast.errors import InputError
 
-THUMOS, ACTIVITYNET = PRESETS["thumos14"], PRESETS["activitynet13"]
+THUMOS, ACTIVITYNET = PRESETS["bcnet"]["thumos14"], PRESETS["bcnet"]["activitynet13"]
 
 
 def test_window_starts_equal_the_public_release(golden):

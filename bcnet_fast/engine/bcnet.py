@@ -7,7 +7,7 @@ A result lies in the buffer that `slot` names, and is gone once that is written 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..anchors import make_anchors
-from ..config import ModelConfig
+from ..config import BCNetConfig
 from ..ops.anchor_sampling import cheaper_strategy
+from ..outputs import BCNetOutput
 from ..profiling import stage
 from ..sampling import interpolated_plan
 from .rewrites import Rewrites
@@ -82,10 +83,10 @@ class InteractionWeights:
 
 
 class BCNetEngine:
-    """`boundary` and `frames`, then `clips` for all anchors or for those that are needed."""
+    """Features to scores: `boundary` and `frames`, then `clips` for all anchors or for those that are needed."""
 
     def __init__(
-        self, config: ModelConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
+        self, config: BCNetConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
         """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
 
@@ -202,10 +203,11 @@ class BCNetEngine:
             output = state[f"{unit}.fc.weight"]
             self.folded = [self._fold(state, f"{layer}.pos_ffn_{s}", output, encodings) for s in "ab"]
         self.clip_layer = self._interaction(state, layer, attention, folded=self.folded is not None)
-        heads = ("fc_reg_a", "fc_cls_a"), ("fc_cls_b",)
-        self.clip_heads = [
-            kernels.weight(torch.cat([state[f"abi.{name}.0.weight"] for name in names]), exact=True) for names in heads
-        ]
+        heads = [state[f"abi.{name}.0.weight"] for name in ("fc_reg_a", "fc_cls_a")]
+        self.action_head = kernels.weight(torch.cat(heads), exact=True)
+        self.background_head = None
+        if config.background_constraint:
+            self.background_head = kernels.weight(state["abi.fc_cls_b.0.weight"], exact=True)
 
     def _constants(self, tensors: list[Tensor]) -> list[Any]:
         made = {id(tensor): self.kernels.constant(tensor) for tensor in tensors}
@@ -228,6 +230,42 @@ class BCNetEngine:
         )
 
     # ---- Inference
+
+    def __call__(self, features: Tensor, needed: Callable[[Tensor, Tensor], Tensor] | None = None) -> BCNetOutput:
+        """features as the kernels take them, one window or a batch -> scores.
+
+        `needed` goes from start and end probabilities of one window, [T] each, to the anchors to compute, bool [P]; the
+        others get the score 0.
+        """
+        result, window = self.kernels.result, self.config.window
+        boundary = result(self.boundary(features)).view(-1, window, 3)
+        both, frames = self.frames(features)
+        frames = result(frames).view(2, -1, window)
+        actionness, start, end = boundary.sigmoid().unbind(-1)
+        which = None
+        if needed is not None and self.rewrites.matched_anchors:
+            with stage("anchors that are needed"):
+                which = needed(start[0], end[0]).nonzero()[:, 0]
+        if which is not None and not len(which):
+            action, background = boundary.new_zeros(1, 0, 2), boundary.new_zeros(1, 0, 1)
+        else:
+            made = self.clips(both, which)
+            action, background = (x if x is None else result(x).view(len(boundary), -1, x.shape[-1]) for x in made)
+        # As logits, so that each has its place in the row: a sigmoid's last bit can depend on that.
+        regression = self._placed(action[..., 0], which, 0.0)
+        classification = self._placed(action[..., 1], which, -torch.inf).sigmoid()
+        if self.background_head is None:
+            background = None
+        else:
+            background = self._placed(background[..., 0], which, -torch.inf).sigmoid()
+        scores = start, end, actionness, *frames.sigmoid().unbind(0)
+        return BCNetOutput(*scores, regression, classification, background)
+
+    def _placed(self, scores: Tensor, which: Tensor | None, others: float) -> Tensor:
+        """[B, needed] -> [B, P], where anchors that are not computed have the score `others`."""
+        if which is None:
+            return scores.contiguous()
+        return scores.new_full((len(scores), self.anchor_count), others).index_copy(1, which, scores)
 
     def boundary(self, features: Tensor) -> Sequence:
         """Logits [..., T, 3] of actionness, start and end."""
@@ -269,8 +307,9 @@ class BCNetEngine:
             both = self._difference(layer, both, None)
             return both, kernels.linear_each(both, self.frame_heads, slot="frames")
 
-    def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence]:
-        """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background).
+    def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence | None]:
+        """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background,
+        None without background constraint).
 
         `needed`, int64 numbers of anchors: only these, in their order.
         """
@@ -280,8 +319,10 @@ class BCNetEngine:
         both = self._clip_streams(streams) if self.folded is None else self._folded_clip_streams(streams)
         with stage("clips: difference"):
             both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
-            action = kernels.linear(both[0], self.clip_heads[0], slot="clips0")
-            return action, kernels.linear(both[1], self.clip_heads[1], slot="clips1")
+            action = kernels.linear(both[0], self.action_head, slot="clips0")
+            if self.background_head is None:
+                return action, None
+            return action, kernels.linear(both[1], self.background_head, slot="clips1")
 
     def _clip_streams(self, streams: list[Sequence]) -> Sequence:
         """Both streams' anchors after self-attention and feed-forward, [2, ..., P, d], in the slot wide0."""

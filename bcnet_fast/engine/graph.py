@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..outputs import BCNetOutput
+from ..outputs import Output
 
 WARM_UP = 3  # runs before a capture: kernels are compiled and tuned, and libraries allocate their workspaces
 
@@ -18,11 +18,11 @@ class Graphed:
     The outputs of a call are copies, and so stay as they are in the next one.
     """
 
-    def __init__(self, function: Callable[[Tensor], BCNetOutput], device: torch.device) -> None:
+    def __init__(self, function: Callable[[Tensor], Output], device: torch.device) -> None:
         self.function, self.device = function, device
-        self.captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, BCNetOutput]] = {}
+        self.captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Output]] = {}
 
-    def __call__(self, features: Tensor) -> BCNetOutput:
+    def __call__(self, features: Tensor) -> Output:
         if not len(features):
             return self.function(features)
         with torch.cuda.device(self.device):
@@ -31,9 +31,9 @@ class Graphed:
             graph, given, scores = self.captured[features.shape]
             given.copy_(features)
             graph.replay()
-            return BCNetOutput(*(column.clone() for column in vars(scores).values()))
+            return scores.map(Tensor.clone)
 
-    def _capture(self, features: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, BCNetOutput]:
+    def _capture(self, features: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Output]:
         given = features.to(self.device, torch.promote_types(features.dtype, torch.float32), copy=True)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

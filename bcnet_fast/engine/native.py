@@ -111,7 +111,7 @@ class NativeKernels:
         return window.detach().to("cpu", dtype).contiguous().numpy().T
 
     def result(self, x: np.ndarray) -> Tensor:
-        """A copy that outlives the buffer."""
+        """A copy that outlives the buffer, float32 or float64."""
         return torch.from_numpy(x.copy())
 
     def rounded(self, x: np.ndarray, slot: str) -> np.ndarray:

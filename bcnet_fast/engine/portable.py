@@ -6,7 +6,8 @@ Sequences are tensors [..., B, T, d]. `slot` means nothing here: PyTorch has its
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from .. import ops
 from ..sampling import SamplingPlan
+
+if TYPE_CHECKING:
+    from .maps import MapCells
 
 
 class PortableKernels:
@@ -60,7 +64,7 @@ class PortableKernels:
         return features.to(self.device, self.dtype).mT
 
     def result(self, x: Tensor) -> Tensor:
-        return x
+        return x.to(torch.promote_types(self.dtype, torch.float32))
 
     def rounded(self, x: Tensor, slot: str) -> Tensor:
         return x.to(self.dtype)
@@ -75,10 +79,25 @@ class PortableKernels:
     def add(self, x: Tensor, other: Tensor, slot: str) -> Tensor:
         return x + other
 
+    def tensor(self, x: Tensor) -> Tensor:
+        return x
+
+    def sequence(self, x: Tensor) -> Tensor:
+        return x
+
     def linear(
-        self, x: Tensor, weight: Tensor, *, slot: str, added: Tensor | None = None, norm: bool = False
+        self,
+        x: Tensor,
+        weight: Tensor,
+        *,
+        slot: str,
+        bias: Tensor | None = None,
+        relu: bool = False,
+        added: Tensor | None = None,
+        norm: bool = False,
     ) -> Tensor:
-        return _finish(F.linear(x, weight), added, norm)
+        out = F.linear(x, weight, bias)
+        return _finish(out.relu_() if relu else out, added, norm)
 
     def linear_each(
         self, xs: Tensor, weights: Tensor, *, slot: str, added: Tensor | None = None, norm: bool = False
@@ -118,6 +137,45 @@ class PortableKernels:
     ) -> Tensor:
         made = [ops.anchor_projection(x.mT, plan, weight) + more for x, more in zip(streams, added, strict=True)]
         return torch.stack(made)
+
+    # ---- Maps
+
+    def map_weight(self, weight: Tensor) -> Tensor:
+        return self.constant(weight)
+
+    def map(self, cells: MapCells, channels: int) -> PortableMap:
+        """All cells are computed: libraries have convolutions for whole maps."""
+        rows, columns = cells.source.shape
+        source = torch.from_numpy(cells.source.ravel()).to(self.device)
+        return PortableMap(source, (rows, columns), torch.arange(rows * columns, device=self.device))
+
+    def project_cells(
+        self, streams: list[Tensor], plan: SamplingPlan, weight: Tensor, bias: Tensor, *, slot: str
+    ) -> Tensor:
+        return ops.anchor_projection(_sources(streams), plan, weight, bias, relu=True, strategy="project")
+
+    def sample_cells(self, streams: list[Tensor], plan: SamplingPlan, *, slot: str) -> Tensor:
+        return ops.anchor_sampling(_sources(streams), plan).flatten(2)
+
+    def map_layers(
+        self, x: Tensor, of: PortableMap, first: tuple[Tensor, Tensor], convolutions: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        cells = F.linear(x, *first).relu_()[..., of.source, :].mT.unflatten(-1, of.shape)
+        for weight, bias in convolutions:
+            cells = F.conv2d(cells, weight, bias, padding=1).relu_()
+        return cells.flatten(-2).mT
+
+
+@dataclass(frozen=True)
+class PortableMap:
+    source: Tensor  # [cells], the sampled features of each
+    shape: tuple[int, int]
+    spread: Tensor  # [cells], the results of each
+
+
+def _sources(streams: list[Tensor]) -> Tensor:
+    """As the operators take them: [B, C, T], or [B, G, C, T] of several."""
+    return streams[0].mT if len(streams) == 1 else torch.stack(streams, dim=1).mT
 
 
 def _finish(out: Tensor, added: Tensor | None, norm: bool) -> Tensor:

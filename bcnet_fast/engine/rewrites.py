@@ -6,7 +6,7 @@ All of them give the same function as `bcnet_fast.reference`, summed in another 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Rewrites:
     One more, the table of the anchors that match pairs of boundaries, is part of `ops.match_proposals`.
     """
 
-    # Sampling is linear: the clip level's queries, keys and values are projected for every snippet and bin, and sampled
-    # then, where the cost model of `ops.anchor_projection` says that this is less work.
+    # Sampling is linear: what is made of sampled features (BCNet's queries, keys and values, the first layer of a map)
+    # is made for every snippet and bin, and sampled then, where the cost model of `ops.anchor_projection` says that this
+    # is less work.
     project_sampling: bool = True
     # Boundaries first: of the clip level, what follows keys and values is computed only for the anchors that some pair
     # of boundaries matches. No other score is ever read. Counts where only those are asked for.
@@ -33,7 +34,23 @@ class Rewrites:
     folded_norm: bool = True
     # Positional encodings are constants, and so are their products with weights.
     constant_positions: bool = True
+    # The map of BMN and G-TAD: cells that are no proposals are computed only where valid ones read them.
+    valid_cells: bool = True
+    # G-TAD: the first layer on the edges of a graph is linear in both nodes, so it is made for nodes, not for edges.
+    split_edges: bool = True
 
 
-REWRITES = tuple(field.name for field in fields(Rewrites))
+# By system, those that concern it.
+REWRITES = {
+    "bcnet": (
+        "project_sampling",
+        "matched_anchors",
+        "shared_streams",
+        "batched_original",
+        "folded_norm",
+        "constant_positions",
+    ),
+    "bmn": ("project_sampling", "valid_cells"),
+    "gtad": ("project_sampling", "valid_cells", "split_edges"),
+}
 ALL_REWRITES = Rewrites()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anchors import make_anchors, sampling_weights
-from ..config import ModelConfig
+from ..background import background_layer
+from ..config import BCNetConfig
 from ..outputs import BCNetOutput
 from .layers import Attention, FeedForward, InteractionEncoder, PositionalEncoding, backbone, convolution
 
@@ -19,7 +20,7 @@ from .layers import Attention, FeedForward, InteractionEncoder, PositionalEncodi
 class BoundaryLayer(nn.Module):
     """One layer of boundary prediction: a single attention unit, used three times (paper, section 3.4)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.enc_self_attn = Attention(config.width, config.heads, config.head_dim)
         self.pos_ffn = FeedForward(config.width, config.feedforward)
@@ -33,7 +34,7 @@ class BoundaryLayer(nn.Module):
 class BoundaryEncoder(nn.Module):
     """Positional encoding, then layers that all look back at the original sequence."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.pos_emb = PositionalEncoding(config.width, config.window, config.dropout)
         self.layers = nn.ModuleList([BoundaryLayer(config) for _ in range(config.boundary_layers)])
@@ -48,7 +49,7 @@ class BoundaryEncoder(nn.Module):
 class BoundaryPrediction(nn.Module):
     """BP module: features [B, C, T] -> probabilities [B, T, 3] in the order actionness, start, end."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.bpm_base = backbone(config.feature_dim, config.base_channels, config.width)
         self.query = nn.Embedding(config.window, config.width)
@@ -67,7 +68,7 @@ def sigmoid_head(width: int) -> nn.Sequential:
 class FrameInteraction(nn.Module):
     """Frame level of ABI: features [B, C, T] -> action and background sequences [B, T, d] and probabilities [B, T]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.base_module = backbone(config.feature_dim, config.base_channels, config.width)
         self.query = nn.Embedding(config.window, config.width)
@@ -87,7 +88,7 @@ class ActionBackgroundInteraction(nn.Module):
 
     sampling: Tensor | None  # [T, N * P], made when it is first needed
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.config = config
         anchors = make_anchors(config.window, config.max_duration)
@@ -99,7 +100,8 @@ class ActionBackgroundInteraction(nn.Module):
             clip_width, len(anchors), config.heads, config.head_dim, config.feedforward, config.dropout
         )
         self.fc_reg_a = nn.Sequential(nn.Linear(clip_width, 1, bias=False))
-        self.fc_cls_a, self.fc_cls_b = sigmoid_head(clip_width), sigmoid_head(clip_width)
+        self.fc_cls_a = sigmoid_head(clip_width)
+        self.fc_cls_b = background_layer(nn.Linear, clip_width, bias=False) if config.background_constraint else None
 
     def sample_anchors(self, sequence: Tensor) -> Tensor:
         """[B, T, d] -> each anchor's N sampled vectors, flattened bin-major: [B, P, N * clip_channels]"""
@@ -111,18 +113,19 @@ class ActionBackgroundInteraction(nn.Module):
         clips = self.base_module(sequence.transpose(1, 2)) @ self.sampling  # [B, C', N * P]
         return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor | None, ...]:
         """features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P]"""
         a, b, frame_action, frame_background = self.frame_model(features)
         a, b = self.encoder(self.sample_anchors(a), self.sample_anchors(b))
-        heads = (self.fc_reg_a(a), self.fc_cls_a(a), self.fc_cls_b(b))
-        return frame_action, frame_background, *(score.squeeze(-1) for score in heads)
+        regression, classification = self.fc_reg_a(a).squeeze(-1), self.fc_cls_a(a).squeeze(-1)
+        background = None if self.fc_cls_b is None else self.fc_cls_b(b).squeeze(-1)
+        return frame_action, frame_background, regression, classification, background
 
 
 class BCNet(nn.Module):
     """Background Constraint Network: features [B, C, T] -> `BCNetOutput`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.config = config
         self.bpm = BoundaryPrediction(config)
