@@ -1,4 +1,4 @@
-"""BMN (Lin et al., "BMN: Boundary-Matching Network for Temporal Action Proposal Generation", ICCV 2019) in plain PyTorch.
+"""BMN (Lin et al., "BMN: Boundary-Matching Network for Temporal Action Proposal Generation", ICCV 2019), plain PyTorch.
 
 The specification as code: any device, float32 and float64, trainable. Parameter names are those of the public PyTorch
 release and of mmaction2. As there, every cell of the map is sampled by one dense matrix; it is kept here on purpose, so

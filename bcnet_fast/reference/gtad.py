@@ -21,7 +21,7 @@ CELLS_AT_A_TIME = 1024  # of the sampling matrix, which takes several times as m
 
 
 def nearest(x: Tensor, count: int) -> Tensor:
-    """The graph: for each node of x [B, C, T] its `count` nearest by Euclidean distance, itself included, [B, T, count]."""
+    """The graph: for each node of x [B, C, T] its `count` nearest (Euclidean), itself included, [B, T, count]."""
     squares = (x * x).sum(dim=1)
     distance = squares[:, :, None] - 2 * x.mT @ x + squares[:, None]
     return distance.topk(count, dim=-1, largest=False).indices
@@ -105,7 +105,7 @@ class GTAD(MapHeads):
         self.sampling = []
 
     def sample(self, sequence: Tensor, graph: Tensor) -> Tensor:
-        """The alignment of sub-graphs: [B, C, T] and its graph -> [B, C * (inner + context bins), D, T], bins fastest."""
+        """The alignment of sub-graphs: [B, C, T] and its graph -> [B, C * bins of both, D, T], bins fastest."""
         config = self.config
         counts = config.inner_bins, config.context_bins
         if not self.sampling:
