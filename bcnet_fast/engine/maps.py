@@ -30,13 +30,15 @@ CONVOLUTIONS = 2  # with a kernel of 3 by 3, one after the other
 class MapCells:
     """Which cells of a map [rows, columns] are computed, layer by layer.
 
-    sampled: int64 numbers row * columns + column of the cells that are sampled, in order; where there are invalid cells
-        the last one is such, and stands for all of them.
+    valid: bool [rows, columns], the proposals.
+    sampled: int64 numbers row * columns + column of the cells that are sampled: the valid ones in order, and the first
+        of the others, which stands for all of them.
     source: int64 [rows, columns], for each cell the index of what is sampled for it.
     layers: bool [rows, columns] for what the first convolution reads, for its results, and for those of the second.
     copied: int64 [rows, columns], for each cell the number of the one that has its score, itself where it is computed.
     """
 
+    valid: np.ndarray
     sampled: np.ndarray
     source: np.ndarray
     layers: tuple[np.ndarray, ...]
@@ -60,7 +62,7 @@ class MapCells:
         layers = [np.isin(numbers, copied)]
         for _ in range(CONVOLUTIONS):
             layers.insert(0, dilated(layers[0], 1))
-        return MapCells(sampled, source, tuple(layers), copied)
+        return MapCells(valid, sampled, source, tuple(layers), copied)
 
 
 def dilated(cells: np.ndarray, distance: int) -> np.ndarray:

@@ -7,6 +7,7 @@ allocates nothing from its second window on.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import mmap
 from collections.abc import Iterable
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from .. import _native
 from ..sampling import SamplingPlan
+from .maps import CONVOLUTIONS, MapCells
 
 EPS = 1e-5  # of every LayerNorm
 LINE = 16  # elements, a cache line of float32
+LONGEST_RUN = 64  # rows, about as many as are worked on at a time
 
 
 class NativeKernels:
@@ -88,7 +91,7 @@ class NativeKernels:
     def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
         plan = plan.to(dtype=torch.float64 if self.dtype == np.float64 else torch.float32)
         arrays = {name: value.numpy() for name, value in vars(plan).items() if isinstance(value, Tensor)}
-        return arrays | {"sources": np.zeros(plan.first.shape[1], np.int32)}
+        return arrays | {"sources": np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)}
 
     # ---- Sequences
 
@@ -130,10 +133,28 @@ class NativeKernels:
     def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
         return np.add(x, other, out=self.buffer(slot, *x.shape))
 
-    def linear(self, x: np.ndarray, weight: Any, *, slot: str, added: np.ndarray | None = None, norm: bool = False):
-        """x weight^T [+ added] [, LayerNorm]"""
+    def tensor(self, x: np.ndarray) -> Tensor:
+        """A sequence as PyTorch sees it, without a copy."""
+        return torch.from_numpy(x)
+
+    def sequence(self, x: Tensor) -> np.ndarray:
+        """The way back."""
+        return x.contiguous().numpy()
+
+    def linear(
+        self,
+        x: np.ndarray,
+        weight: Any,
+        *,
+        slot: str,
+        bias: np.ndarray | None = None,
+        relu: bool = False,
+        added: np.ndarray | None = None,
+        norm: bool = False,
+    ) -> np.ndarray:
+        """relu(x weight^T + bias) + added, LayerNorm: each where it is asked for"""
         out = self.buffer(slot, *x.shape[:-1], weight.outputs)
-        self._linear(x, weight, out, added, norm)
+        self._linear(x, weight, out, added, norm, bias=bias, relu=relu)
         return out
 
     def linear_each(
@@ -145,10 +166,11 @@ class NativeKernels:
             self._linear(xs[i], weight, out[i], None if added is None else added[i], norm)
         return out
 
-    def _linear(self, x: np.ndarray, weight: Any, out: np.ndarray, added: np.ndarray | None, norm: bool) -> None:
-        added = None if added is None else _flat(added)
-        options = {"added": added, "eps": EPS if norm else None, "threads": torch.get_num_threads()}
-        _native.module.linear(_flat(x), weight, _flat(out), **options)
+    def _linear(
+        self, x: np.ndarray, weight: Any, out: np.ndarray, added: np.ndarray | None, norm: bool, **options: Any
+    ) -> None:
+        options |= {"added": None if added is None else _flat(added), "eps": EPS if norm else None}
+        _native.module.linear(_flat(x), weight, _flat(out), threads=torch.get_num_threads(), **options)
 
     def feed_forward(self, x: np.ndarray, first: Any, second: Any, *, slot: str) -> np.ndarray:
         """LayerNorm(relu(x first^T) second^T + x); x lies in another slot."""
@@ -209,10 +231,97 @@ class NativeKernels:
     ) -> np.ndarray:
         """Every anchor's sampled features times a weight, + added: [streams, P, O]"""
         out = self.buffer(slot, len(streams), len(plan["first"]), weight.outputs)
-        groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
         for x, more, to in zip(streams, added, out, strict=True):
-            _native.module.project_anchors(x, weight, *groups, more, to, torch.get_num_threads())
+            self._project(x, plan, weight, to, added=more)
         return out
+
+    def _project(self, x: np.ndarray, plan: dict, weight: Any, out: np.ndarray, **options: Any) -> None:
+        groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
+        options["threads"] = torch.get_num_threads()
+        _native.module.project_anchors(x, plan["sources"], weight, *groups, out, **options)
+
+    # ---- Maps
+
+    def map_weight(self, weight: Tensor) -> Any:
+        """A convolution over the map [C', C, 3, 3]: a group for each of its rows, in which channels lie column by
+        column."""
+        by_row = weight.permute(2, 0, 3, 1)  # [3, C', 3, C]
+        return _packed(self.constant(by_row.flatten(0, 1).flatten(1)), groups=len(by_row))
+
+    def map(self, cells: MapCells, channels: int) -> NativeMap:
+        return NativeMap(cells, channels, self.dtype)
+
+    def project_cells(
+        self, streams: list[np.ndarray], plan: dict, weight: Any, bias: np.ndarray, *, slot: str
+    ) -> np.ndarray:
+        """relu(every cell's sampled features times a weight + bias), [P, O]; the plan's bins are of several streams."""
+        out = self.buffer(slot, len(plan["first"]), weight.outputs)
+        x = streams[0] if len(streams) == 1 else np.concatenate(streams)
+        self._project(x, plan, weight, out, bias=bias, relu=True)
+        return out
+
+    def sample_cells(self, streams: list[np.ndarray], plan: dict, *, slot: str) -> np.ndarray:
+        """Every cell's sampled features, bin by bin: [P, N * C]"""
+        anchors, bins = plan["first"].shape
+        out = self.buffer(slot, anchors, bins * streams[0].shape[-1], padded=False)
+        arrays = plan["first"], plan["offsets"], plan["weights"], plan["sources"]
+        to = out.reshape(1, anchors, bins, -1)
+        _native.module.sample(np.stack(streams)[None], *arrays, to, torch.get_num_threads())
+        return out
+
+    def map_layers(
+        self,
+        x: np.ndarray,
+        of: NativeMap,
+        first: tuple[Any, np.ndarray],
+        convolutions: list[tuple[Any, np.ndarray]],
+    ) -> np.ndarray:
+        """relu(x first^T + bias) put into the map, then its convolutions: what is computed of the last, [cells, C]"""
+        out = self.buffer("cells", of.computed, of.maps[0].shape[1], padded=False)
+        layers = [(x, [0], *first, of.maps[0]), (of.maps[0], of.shifts, *convolutions[0], of.maps[1])]
+        layers.append((of.maps[1], of.shifts, *convolutions[1], out))
+        for i, ((given, shifts, weight, bias, to), runs) in enumerate(zip(layers, of.runs, strict=True)):
+            options = {"bias": bias, "relu": True, "threads": torch.get_num_threads()}
+            _native.module.linear_runs(given, runs, shifts, weight, to, **options)
+            if i == 0 and len(of.alike):
+                of.maps[0][of.alike] = of.maps[0][of.alike[0]]
+        return out
+
+
+class NativeMap:
+    """Where the cells of a map lie in memory: with a border of zeros, so that all have neighbours.
+
+    runs: for each layer, which rows are made of which, as `linear_runs` takes them. alike: the cells that are no
+    proposals and are read all the same; the first of them is made, the others are copies. computed: how many cells the
+    last layer has, in their order; spread: the one of these that each cell of the map has its score from.
+    """
+
+    def __init__(self, cells: MapCells, channels: int, dtype: np.dtype) -> None:
+        rows, columns = cells.valid.shape
+        width = columns + 2
+        self.maps = [np.zeros(((rows + 2) * width, channels), dtype) for _ in range(CONVOLUTIONS)]
+        self.shifts = [-width - 1, -1, width - 1]  # from a cell to the three that a row of the kernel takes
+        place = (np.arange(rows)[:, None] + 1) * width + np.arange(columns) + 1
+        read, first, second = cells.layers
+        self.alike = place[read & ~cells.valid]
+        sampled = np.concatenate([place[cells.valid], self.alike[:1]])
+        self.computed = int(second.sum())
+        number = np.zeros(second.shape, np.int64)
+        number[second] = np.arange(self.computed)
+        self.spread = torch.from_numpy(number.ravel()[cells.copied.ravel()])
+        targets = [(np.arange(len(sampled)), sampled), (place[first], place[first]), (place[second], number[second])]
+        self.runs = [_runs(source, target) for source, target in targets]
+
+
+def _runs(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rows and what they become as runs [from, to, count], int32 [runs, 3], of at most LONGEST_RUN rows."""
+    order = np.argsort(target)
+    source, target = source[order], target[order]
+    apart = (np.diff(source) != 1) | (np.diff(target) != 1)
+    begin = np.concatenate([[0], np.flatnonzero(apart) + 1, [len(source)]])
+    pieces = [np.linspace(a, b, -(-(b - a) // LONGEST_RUN), endpoint=False) for a, b in itertools.pairwise(begin)]
+    begin = np.append(np.concatenate(pieces), len(source)).astype(np.int64)
+    return np.stack([source[begin[:-1]], target[begin[:-1]], np.diff(begin)], axis=1).astype(np.int32)
 
 
 def _pages(size: int, dtype: np.dtype) -> np.ndarray:

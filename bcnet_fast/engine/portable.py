@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,7 @@ from torch import Tensor
 
 from .. import ops
 from ..sampling import SamplingPlan
-
-if TYPE_CHECKING:
-    from .maps import MapCells
+from .maps import MapCells
 
 
 class PortableKernels:

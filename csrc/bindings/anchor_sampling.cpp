@@ -12,7 +12,6 @@
 namespace bcnet_fast {
 namespace {
 
-using Index = Array<std::int32_t>;
 
 // The plan, after checks that keep all that is read and written inside the arrays.
 template <typename T>
@@ -138,22 +137,28 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
 }
 
 template <typename T>
-void project_anchors_of(const Rows<T>& x, const PackedWeight& weight, const Index& order, const Index& step,
-                        const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights, const MaybeRows<T>& added,
-                        Rows<T>& out, int threads, const std::string& instruction_set) {
+void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
+                        const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
+                        Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added, int threads,
+                        const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
-  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[T, inputs of the weight]");
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[sequences * T, inputs of the weight]");
   if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
   check_kind<T>(op, weight, false);
-  const std::int64_t snippets = x.shape(0), outputs = weight.outputs();
+  std::int64_t sequences = 1;
+  for (py::ssize_t n = 0; n < sources.size(); ++n) sequences = std::max<std::int64_t>(sequences, sources.data()[n] + 1);
+  check_sources(op, sources, weight.groups(), sequences);
+  if (x.shape(0) % sequences) refuse(op, "x", shape_of(x), "as many rows of each sequence");
+  if (relu && added) refuse(op, "added", "given", "none with ReLU");
+  const std::int64_t snippets = x.shape(0) / sequences, outputs = weight.outputs();
   const GroupPlan<T> plan =
       plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(0), weight.groups() * snippets);
-  const Matrix<T> from = matrix_of(op, "x", x, snippets, weight.inputs());
-  const Matrix<T> more = added ? matrix_of(op, "added", *added, plan.anchors, outputs) : Matrix<T>{};
+  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), weight.inputs());
+  const Finish<T> finish = finish_of(op, plan.anchors, outputs, bias, relu, added, std::nullopt);
   const Output<T> to = output_of(op, "out", out, plan.anchors, outputs);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  project_anchors(from, snippets, weight, plan, more, chosen, threads, to);
+  project_anchors(from, snippets, sources.data(), weight, plan, finish, chosen, threads, to);
 }
 
 template <typename T>
@@ -171,10 +176,12 @@ void define(py::module_& module) {
   module.def("gather_backward", &gather_backward<T>, array("grad"), array("order"), array("step"), array("offsets"),
              array("tap_rows"), array("tap_weights"), array("out"), py::arg("threads"), instruction_set_argument(),
              "Writes the gradient of what is gathered to out [B, N, T, O].");
-  module.def("project_anchors", &project_anchors_of<T>, array("x"), py::arg("weight"), array("order"), array("step"),
-             array("offsets"), array("tap_rows"), array("tap_weights"), array("added").none(true), array("out"),
-             py::arg("threads"), instruction_set_argument(),
-             "Writes the sum over bins n of what they sample of x, times group n of the weight, + added, to out [P, O].");
+  const auto maybe = [](const char* name) { return py::arg_v(py::arg(name).noconvert().none(true), py::none()); };
+  module.def("project_anchors", &project_anchors_of<T>, array("x"), array("sources"), py::arg("weight"), array("order"),
+             array("step"), array("offsets"), array("tap_rows"), array("tap_weights"), array("out"), maybe("bias"),
+             py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
+             "Writes the sum over bins n of what they sample of their sequence, times group n of the weight, + bias, + added "
+             "or ReLU, to out [P, O].");
 }
 
 }  // namespace

@@ -17,21 +17,6 @@ namespace {
 std::int64_t columns_of(const PackedWeight& weight) { return weight.groups() * weight.outputs(); }
 
 template <typename T>
-Finish<T> finish_of(const char* op, std::int64_t rows, std::int64_t columns, const std::optional<Array<T>>& bias, bool relu,
-                    const MaybeRows<T>& added, std::optional<double> eps) {
-  Finish<T> finish;
-  if (bias) {
-    if (bias->size() != columns) refuse(op, "bias", shape_of(*bias), "[" + std::to_string(columns) + "]");
-    finish.bias = bias->data();
-  }
-  finish.relu = relu;
-  if (added) finish.added = matrix_of(op, "added", *added, rows, columns);
-  finish.norm = eps.has_value();
-  finish.eps = static_cast<T>(eps.value_or(0.0));
-  return finish;
-}
-
-template <typename T>
 PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8, int threads) {
   constexpr const char* op = "PackedWeight";
   if (weight.ndim() != 2 || weight.size() == 0 || groups < 1 || weight.shape(0) % groups) {
@@ -138,6 +123,37 @@ void convolution_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, 
 }
 
 template <typename T>
+void linear_runs_of(const Rows<T>& x, const Index& runs, const std::vector<std::int64_t>& shifts, const PackedWeight& weight,
+                    Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, int threads,
+                    const std::string& instruction_set) {
+  constexpr const char* op = "linear_runs";
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, columns]");
+  if (runs.ndim() != 2 || runs.shape(1) != 3) refuse(op, "runs", shape_of(runs), "[runs, 3]");
+  check_kind<T>(op, weight, false);
+  if (static_cast<std::int64_t>(shifts.size()) != weight.groups()) refuse(op, "shifts", "of another number", "one for each group");
+  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), x.shape(1));
+  const std::int64_t elements = (x.shape(0) - 1) * from.stride + x.shape(1);
+  const Output<T> to = output_of(op, "out", out, out.ndim() == 2 ? out.shape(0) : 0, weight.outputs());
+  const Run* const first = reinterpret_cast<const Run*>(runs.data());
+  const std::int64_t count = runs.shape(0);
+  std::int64_t next = 0;  // so that no two runs write to one row
+  for (std::int64_t r = 0; r < count; ++r) {
+    const Run run = first[r];
+    bool inside = run.count > 0 && run.to >= next && run.to + std::int64_t{run.count} <= out.shape(0);
+    for (const std::int64_t shift : shifts) {
+      const std::int64_t begin = run.from + shift;
+      inside &= begin >= 0 && (begin + run.count - 1) * from.stride + weight.inputs() <= elements;
+    }
+    if (!inside) refuse(op, "runs", "outside", "rows of x and out that exist, in the order of those of out, and each once");
+    next = run.to + std::int64_t{run.count};
+  }
+  const Finish<T> finish = finish_of<T>(op, out.shape(0), weight.outputs(), bias, relu, std::nullopt, std::nullopt);
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  linear_runs(from, first, count, shifts.data(), weight, finish, chosen, threads, to);
+}
+
+template <typename T>
 void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Rows<T>>& values, std::vector<Rows<T>>& outputs,
                   std::int64_t heads, double scale, int threads, const std::string& instruction_set) {
   constexpr const char* op = "attention";
@@ -183,6 +199,9 @@ void define(py::module_& module) {
   module.def("convolution", &convolution_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"),
              py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
              "Three taps over the rows of x, with zeros around: out = ReLU(... + bias) + added.");
+  module.def("linear_runs", &linear_runs_of<T>, array("x"), array("runs"), py::arg("shifts"), py::arg("weight"), array("out"),
+             maybe("bias"), py::arg("relu") = false, py::arg("threads"), instruction_set_argument(),
+             "For each of the runs [from, to, count], out rows = ReLU(sum over groups of shifted rows weight^T + bias).");
   module.def("attention", &attention_of<T>, array("query"), array("key"), array("values"), array("outputs"),
              py::arg("heads"), py::arg("scale"), py::arg("threads"), instruction_set_argument(),
              "outputs[i] = softmax(query key^T scale) values[i], head by head.");

@@ -16,6 +16,8 @@ using Rows = py::array_t<T, 0>;
 template <typename T>
 using MaybeRows = std::optional<Rows<T>>;
 
+using Index = py::array_t<std::int32_t, py::array::c_style>;
+
 template <typename T>
 constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));
 
@@ -48,6 +50,21 @@ void check_kind(const char* op, const PackedWeight& weight, bool with_int8) {
   const auto wanted = sizeof(T) == 8 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32;
   const bool fits = weight.kind() == wanted || (with_int8 && sizeof(T) == 4 && weight.int8());
   if (!fits) refuse(op, "a weight", "of another kind", sizeof(T) == 8 ? "float64, as x is" : "float32, as x is");
+}
+
+template <typename T>
+Finish<T> finish_of(const char* op, std::int64_t rows, std::int64_t columns, const std::optional<Array<T>>& bias, bool relu,
+                    const MaybeRows<T>& added, std::optional<double> eps) {
+  Finish<T> finish;
+  if (bias) {
+    if (bias->size() != columns) refuse(op, "bias", shape_of(*bias), "[" + std::to_string(columns) + "]");
+    finish.bias = bias->data();
+  }
+  finish.relu = relu;
+  if (added) finish.added = matrix_of(op, "added", *added, rows, columns);
+  finish.norm = eps.has_value();
+  finish.eps = static_cast<T>(eps.value_or(0.0));
+  return finish;
 }
 
 }  // namespace bcnet_fast

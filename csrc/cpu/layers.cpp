@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "byte_tiles.h"
 #include "gather_columns.h"
@@ -313,12 +314,56 @@ BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int
 }
 
 template <typename T>
+struct RunWork {
+  Matrix<T> x;
+  const std::int64_t* shifts;
+  const PackedWeight& weight;
+  Finish<T> finish;
+  Output<T> out;
+};
+
+// A product of which each group takes other rows.
+template <typename T, int bytes>
+struct ShiftedProduct {
+  const RunWork<T>& work;
+  const T* a;
+  std::int64_t panel;
+
+  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
+    const std::int64_t depth = work.weight.inputs(), groups = work.weight.groups();
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const T* const b = work.weight.template panels<T>(g) + panel * kPanel * depth + column;
+      const T* const from = a + (first + work.shifts[g]) * work.x.stride;
+      const bool relu = work.finish.relu && !work.finish.bias && g + 1 == groups;
+      multiply_tile<bytes>(count, from, work.x.stride, b, kPanel, depth, kPart, relu, to, stride, g > 0);
+    }
+  }
+};
+
+// The runs that are worked on together, so that each panel of the weight is read once for all of them.
+template <int bytes, typename T>
+BCNET_INLINE void linear_of_runs(const RunWork<T>& work, const Run* runs, std::int64_t count) {
+  const std::int64_t columns = work.weight.outputs();
+  for (std::int64_t column = 0; column < columns; column += kPanel) {
+    const std::int64_t used = std::min<std::int64_t>(kPanel, columns - column);
+    for (const Run* run = runs; run < runs + count; ++run) {
+      const ShiftedProduct<T, bytes> product{work, work.x.data + run->from * work.x.stride, column / kPanel};
+      multiply_tiles_with<bytes>(product, run->count, used, work.out.data + run->to * work.out.stride + column, work.out.stride);
+    }
+  }
+  for (const Run* run = runs; run < runs + count; ++run) {
+    finish_rows<bytes>(work.finish, columns, run->to, run->to + run->count, work.out);
+  }
+}
+
+template <typename T>
 struct AnchorWork {
   Matrix<T> x;
   std::int64_t snippets;
+  const std::int32_t* sources;
   const PackedWeight& weight;
   const GroupPlan<T>& plan;
-  Matrix<T> added;
+  Finish<T> finish;
   Output<T> out;
 };
 
@@ -329,25 +374,28 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
   const std::int64_t bins = work.weight.groups(), columns = work.weight.outputs(), depth = work.weight.inputs();
   // What is read beyond the rows in use does not matter, but denormal numbers there would cost time.
   std::fill(packed + bins * work.snippets * kPanel, packed + packed_rows(work.plan) * kPanel, T(0));
-  const T no_bias[C::width] = {};
   for (std::int64_t panel; queue.next(panel);) {
     const std::int64_t begin = panel * kPanel;
     for (std::int64_t n = 0; n < bins; ++n) {
-      const Product<T, bytes> product{work.x.data, work.x.stride, work.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
+      const T* const x = work.x.data + work.sources[n] * work.snippets * work.x.stride;
+      const Product<T, bytes> product{x, work.x.stride, work.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
       multiply_tiles_with<bytes>(product, work.snippets, kPanel, packed + n * work.snippets * kPanel, kPanel);
     }
     const std::int64_t end = std::min(columns, begin + kPanel);
     for (std::int64_t column = begin; column < end; column += C::width) {
       const int used = static_cast<int>(std::min<std::int64_t>(C::width, end - column));
-      const T* const added = work.added.data ? work.added.data + column : nullptr;
-      const GatheredColumns<T> gathered{packed + (column - begin), no_bias, added, work.added.stride, false, used,
-                                            work.out.data + column, work.out.stride};
+      const Matrix<T>& more = work.finish.added;
+      T bias[C::width] = {};
+      if (work.finish.bias) std::copy_n(work.finish.bias + column, used, bias);
+      const GatheredColumns<T> gathered{packed + (column - begin), bias, more.data ? more.data + column : nullptr, more.stride,
+                                        work.finish.relu, used, work.out.data + column, work.out.stride};
       gather_columns<bytes, kPanel>(gathered, work.plan, 0, work.plan.groups);
     }
   }
 }
 
 BCNET_VERSIONS(project_panels)
+BCNET_VERSIONS(linear_of_runs)
 BCNET_VERSIONS(linear_rows)
 BCNET_VERSIONS(folded_rows)
 BCNET_VERSIONS(convolution_rows)
@@ -432,9 +480,29 @@ void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_strid
 }
 
 template <typename T>
-void project_anchors(Matrix<T> x, std::int64_t snippets, const PackedWeight& weight, const GroupPlan<T>& plan, Matrix<T> added,
-                     InstructionSet instruction_set, int threads, Output<T> out) {
-  const AnchorWork<T> work{x, snippets, weight, plan, added, out};
+void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::int64_t* shifts, const PackedWeight& weight,
+                 const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
+  const RunWork<T> work{x, shifts, weight, finish, out};
+  std::vector<std::int64_t> blocks{0};  // of runs that follow each other, kBlockRows long or little more
+  std::int64_t rows = 0;
+  for (std::int64_t r = 0; r < count; ++r) {
+    rows += runs[r].count;
+    if (rows < kBlockRows && r + 1 < count) continue;
+    blocks.push_back(r + 1);
+    rows = 0;
+  }
+  const auto items = static_cast<std::int64_t>(blocks.size()) - 1;
+  WorkQueue queue(items);
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, items)), [&](int) {
+    for (std::int64_t i; queue.next(i);) linear_of_runs_for(instruction_set, work, runs + blocks[i], blocks[i + 1] - blocks[i]);
+  });
+}
+
+template <typename T>
+void project_anchors(Matrix<T> x, std::int64_t snippets, const std::int32_t* sources, const PackedWeight& weight,
+                     const GroupPlan<T>& plan, const Finish<T>& finish, InstructionSet instruction_set, int threads,
+                     Output<T> out) {
+  const AnchorWork<T> work{x, snippets, sources, weight, plan, finish, out};
   const std::int64_t panels = weight.padded_outputs() / kPanel;
   WorkQueue queue(panels);
   run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, panels)), [&](int) {
@@ -451,8 +519,10 @@ void project_anchors(Matrix<T> x, std::int64_t snippets, const PackedWeight& wei
                                     InstructionSet, int, Output<T>);                                                         \
   template void convolution(const T*, std::int64_t, std::int64_t, std::int64_t, const PackedWeight&, const Finish<T>&,       \
                             InstructionSet, int, Output<T>);                                                                 \
-  template void project_anchors(Matrix<T>, std::int64_t, const PackedWeight&, const GroupPlan<T>&, Matrix<T>, InstructionSet, \
-                                int, Output<T>);
+  template void linear_runs(Matrix<T>, const Run*, std::int64_t, const std::int64_t*, const PackedWeight&,                    \
+                            const Finish<T>&, InstructionSet, int, Output<T>);                                                \
+  template void project_anchors(Matrix<T>, std::int64_t, const std::int32_t*, const PackedWeight&, const GroupPlan<T>&,       \
+                                const Finish<T>&, InstructionSet, int, Output<T>);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)
 

@@ -69,11 +69,25 @@ template <typename T>
 void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out);
 
-// Anchor projection: added + sum over bin n of (what anchor p samples of x for bin n) weight[n]^T. x has one row per snippet,
-// the weight one group per bin, not of int8; the plan's rows are bin * snippets + snippet. A block of columns is projected
-// for all bins into the cache and gathered from there.
+// Rows of x that follow each other and the rows of out that are made of them, from `from` and `to` on.
+struct Run {
+  std::int32_t from, to, count;
+};
+
+// A layer on some rows: finish(sum over group g of x[row + shifts[g]] weight[g]^T), where what a group takes may reach
+// into the rows after it. So a map of cells [rows, columns] with zeros around is convolved by three shifts, each for three
+// cells side by side. Not of int8; finish may have a bias and ReLU. Runs write to different rows.
 template <typename T>
-void project_anchors(Matrix<T> x, std::int64_t snippets, const PackedWeight& weight, const GroupPlan<T>& plan, Matrix<T> added,
-                     InstructionSet instruction_set, int threads, Output<T> out);
+void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::int64_t* shifts, const PackedWeight& weight,
+                 const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out);
+
+// Anchor projection: finish(sum over bin n of (what anchor p samples of sequence sources[n] for bin n) weight[n]^T). x has
+// `snippets` rows of each sequence, the weight one group per bin, not of int8; the plan's rows are bin * snippets + snippet.
+// finish may have a bias, and `added` or ReLU. A block of columns is projected for all bins into the cache and gathered from
+// there.
+template <typename T>
+void project_anchors(Matrix<T> x, std::int64_t snippets, const std::int32_t* sources, const PackedWeight& weight,
+                     const GroupPlan<T>& plan, const Finish<T>& finish, InstructionSet instruction_set, int threads,
+                     Output<T> out);
 
 }  // namespace bcnet_fast

@@ -79,12 +79,14 @@ struct Accumulators<T, bytes, 0> {
 };
 
 // out[r, c] = sum over k of a[r, k] b[k, c], then ReLU if asked for, for `rows` <= kTileRows rows and `width` columns.
+// With `add`, the sum is added to what is in out.
 template <int bytes, typename T, int most_rows = kTileRows<bytes>>
 BCNET_INLINE void multiply_tile(int rows, const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride,
-                             std::int64_t depth, std::int64_t part, bool relu, T* out, std::int64_t out_stride) {
+                             std::int64_t depth, std::int64_t part, bool relu, T* out, std::int64_t out_stride,
+                             bool add = false) {
   if constexpr (most_rows > 1) {
     if (rows < most_rows) {
-      return multiply_tile<bytes, T, most_rows - 1>(rows, a, a_stride, b, b_stride, depth, part, relu, out, out_stride);
+      return multiply_tile<bytes, T, most_rows - 1>(rows, a, a_stride, b, b_stride, depth, part, relu, out, out_stride, add);
     }
   }
   using V = Vector<T, bytes>;
@@ -95,7 +97,7 @@ BCNET_INLINE void multiply_tile(int rows, const T* a, std::int64_t a_stride, con
       tile.step(a + k, a_stride, load<V>(b), load<V>(b + Tiles<T, bytes>::lanes));
       b += b_stride;
     }
-    if (begin) tile.add(out, out_stride);
+    if (begin || add) tile.add(out, out_stride);
     tile.store(out, out_stride, relu && end == depth);
   }
 }

@@ -110,11 +110,13 @@ void check_projection(std::mt19937& random, std::int32_t anchors, std::int32_t b
   const Plans<T> plans = random_plans<T>(random, anchors, bins, 1, length);
   const auto x = random_values<T>(random, length * inputs), added = random_values<T>(random, anchors * outputs);
   const PackedWeight weight = random_weight<T>(random, bins, outputs, inputs);
+  const std::vector<std::int32_t> sources(static_cast<std::size_t>(bins));
   compare([&](InstructionSet set, int threads) {
     Results<T> results(2, unwritten<T>(anchors * outputs));
     for (const bool adds : {false, true}) {
-      project_anchors(Matrix<T>{x.data(), inputs}, length, weight, plans.groups,
-                      Matrix<T>{adds ? added.data() : nullptr, outputs}, set, threads,
+      bcnet_fast::Finish<T> finish;
+      finish.added = {adds ? added.data() : nullptr, outputs};
+      project_anchors(Matrix<T>{x.data(), inputs}, length, sources.data(), weight, plans.groups, finish, set, threads,
                       Output<T>{results[adds].data(), outputs});
     }
     return results;
