@@ -148,6 +148,9 @@ def load(
         state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
     else:
         config, state = _stored(checkpoint_or_preset)
+    if precision == "int8" and config.model.name != "bcnet":
+        others = ", ".join(name for name in PRECISIONS if name != "int8")
+        raise InputError(f"precision 'int8': expected one of {others} for {config.model.name}; int8 is for bcnet")
     _warn_of_slow(resolved, precision)
     if backend == "reference":
         run: Engine | Reference = Reference(config, state, resolved, precision)

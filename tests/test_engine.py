@@ -20,7 +20,7 @@ from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
-from bcnet_fast.outputs import BCNetOutput
+from bcnet_fast.outputs import BCNetOutput, Output
 from bcnet_fast.proposals import match_candidates, needed_anchors, window_proposals
 from bcnet_fast.protocols import PROTOCOLS
 from bcnet_fast.reference.bcnet import BCNet
@@ -44,12 +44,8 @@ MANY = BCNetConfig(
 CONFIGS = {"small": Config("small", model=SMALL), "many": Config("many", model=MANY)}
 
 
-def columns(output: BCNetOutput) -> dict[str, torch.Tensor]:
-    return vars(output)
-
-
-def difference(one: BCNetOutput, other: BCNetOutput) -> float:
-    pairs = zip(columns(one).values(), columns(other).values(), strict=True)
+def difference(one: Output, other: Output) -> float:
+    pairs = zip(one.columns().values(), other.columns().values(), strict=True)
     return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
 
 
@@ -121,7 +117,7 @@ def test_lower_precisions_stay_near_the_reference(case, precision):
     path, features, expected = case
     model = bcnet_fast.load(path, device="cpu", precision=precision)
     found = model(features)
-    assert all(scores.dtype == torch.float32 for scores in columns(found).values())
+    assert all(scores.dtype == torch.float32 for scores in found.columns().values())
     assert difference(found, expected) < TOLERANCES[precision]
 
 
@@ -190,7 +186,7 @@ def test_same_bits_alone_and_in_a_batch_for_any_number_of_threads(case, precisio
         for count in (1, 3):
             torch.set_num_threads(count)
             alone = [model(features[i : i + 1]) for i in range(3)]
-            for name, scores in columns(together).items():
+            for name, scores in together.columns().items():
                 assert torch.equal(torch.cat([getattr(part, name) for part in alone]), scores)
     finally:
         torch.set_num_threads(threads)
@@ -204,13 +200,13 @@ def test_buffers_are_made_once_and_results_stay_as_they_are(case):
     model(features)
     buffers = dict(model.run.network.kernels.buffers)
     first = model(features[:1])
-    kept = {name: scores.clone() for name, scores in columns(first).items()}
+    kept = {name: scores.clone() for name, scores in first.columns().items()}
     for _ in range(3):
         model(features.flip(0))
         model.candidates(features, lengths, PROTOCOLS["default"])
     now = model.run.network.kernels.buffers
     assert now.keys() == buffers.keys() and all(now[slot] is buffers[slot] for slot in now)
-    assert all(torch.equal(kept[name], scores) for name, scores in columns(first).items())
+    assert all(torch.equal(kept[name], scores) for name, scores in first.columns().items())
 
 
 @needs_native
@@ -236,7 +232,7 @@ def test_features_of_any_dtype_and_stride_and_an_empty_batch(case):
     for dtype in (torch.float16, torch.bfloat16):
         half = features.to(dtype).requires_grad_()
         assert difference(model(half), model(half.detach().double())) == 0
-    assert all(len(scores) == 0 for scores in columns(model(features[:0])).values())
+    assert all(len(scores) == 0 for scores in model(features[:0]).columns().values())
     with pytest.raises(ValueError, match=r"features: expected \[B, \d+, \d+\], found \[3, 1, 2\]"):
         model(torch.zeros(3, 1, 2))
 

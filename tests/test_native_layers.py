@@ -470,21 +470,58 @@ def test_project_anchors(rng, instructions, dtype, name):
     plan = PLANS[name]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
     groups = [getattr(plan, name).numpy() for name in GROUPS]
     dense = plan.dense().double().numpy()
+    sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
     for inputs, outputs in ((1, 1), (13, 31), (32, 32), (5, 67)):
-        x, weight = draw(rng, dtype, plan.length, inputs), draw(rng, dtype, dense.shape[1] * outputs, inputs)
+        x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)
+        weight = draw(rng, dtype, dense.shape[1] * outputs, inputs)
         packed = module.PackedWeight(weight, dense.shape[1])
         by_bin = weight.reshape(-1, outputs, inputs).astype(np.float64)
-        exact = np.einsum("pnt,nto->po", dense, np.einsum("tc,noc->nto", x.astype(np.float64), by_bin))
-        for added in (None, draw(rng, dtype, plan.anchors, outputs)):
+        sequences = x.reshape(len(plan.bins), plan.length, inputs)[sources].astype(np.float64)
+        exact = np.einsum("pnt,nto->po", dense, np.einsum("ntc,noc->nto", sequences, by_bin))
+        bias = draw(rng, dtype, outputs)
+        for options in ({}, {"added": draw(rng, dtype, plan.anchors, outputs)}, {"bias": bias, "relu": True}):
             results = []
             for threads in (1, 2, 3):
                 frame = np.full((plan.anchors + 2, outputs), np.nan, dtype)
-                out = frame[1:-1]
-                module.project_anchors(x, packed, *groups, added, out, threads, instructions)
-                results.append(out.copy())
+                given = {"threads": threads, "instruction_set": instructions, **options}
+                module.project_anchors(x, sources, packed, *groups, frame[1:-1], **given)
+                results.append(frame[1:-1].copy())
                 assert np.isnan(frame[[0, -1]]).all()
             assert all(np.array_equal(result, results[0]) for result in results)
-            assert error(results[0], finished(exact, added=added)) < BOUND[dtype]
+            assert error(results[0], finished(exact, **options)) < BOUND[dtype]
+
+
+# ---- Layers on runs of rows
+
+
+@pytest.mark.parametrize(("columns", "outputs"), [(1, 1), (13, 33), (32, 67), (128, 128)])
+@every_dtype
+@every_set
+def test_linear_runs(rng, instructions, dtype, columns, outputs):
+    """Three groups that take a row and the two after it, of rows that are shifted."""
+    shifts, inputs = [-4, 0, 7], 3 * columns
+    x, weight = draw(rng, dtype, 300, columns), draw(rng, dtype, len(shifts) * outputs, inputs)
+    bias, packed = draw(rng, dtype, outputs), module.PackedWeight(weight, len(shifts))
+    runs = np.array([[200, 0, 1], [4, 1, 14], [31, 20, 100], [9, 120, 13], [290, 139, 1]], np.int32)
+    taken = np.concatenate([np.arange(begin, begin + count) for begin, _, count in runs])
+    places = np.concatenate([np.arange(begin, begin + count) for _, begin, count in runs])
+    side_by_side = np.lib.stride_tricks.sliding_window_view(x.ravel(), inputs)[::columns].astype(np.float64)
+    by_group = weight.reshape(len(shifts), outputs, inputs)
+    exact = sum(side_by_side[taken + shift] @ w.T for shift, w in zip(shifts, by_group, strict=True))
+    for options in ({}, {"relu": True}, {"bias": bias, "relu": True}):
+        results = []
+        for threads in (1, 2, 3):
+            frame = np.full((142, outputs + 5), np.nan, dtype)
+            out = frame[1:-1, 3:-2]
+            given = {"threads": threads, "instruction_set": instructions, **options}
+            module.linear_runs(x, runs, shifts, packed, out, **given)
+            results.append(out[places].copy())
+            out[places] = np.nan
+            assert np.isnan(frame).all()
+        assert all(np.array_equal(result, results[0]) for result in results)
+        assert error(results[0], finished(exact, **options)) < BOUND[dtype]
+    module.linear_runs(x, runs[:0], shifts, packed, out, threads=2, instruction_set=instructions)
+    assert np.isnan(frame).all()
 
 
 # ---- What is refused
@@ -557,10 +594,17 @@ def test_arrays_that_do_not_fit_are_refused():
         },
         "project_anchors": {
             "x": array(length, 3),
+            "sources": array(5, dtype=np.int32),
             "weight": packed(7 * 5, 3, 5),
             **of_plan,
-            "added": None,
             "out": array(anchors, 7),
+        },
+        "linear_runs": {
+            "x": array(9, 5),
+            "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
+            "shifts": [-1, 1],
+            "weight": packed(12, 5, 2),
+            "out": array(7, 6),
         },
     }
     cases = [
@@ -615,6 +659,28 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_anchors", {"out": array(anchors, 8)}, "out is"),
         ("project_anchors", {"out": array(anchors + 1, 7)}, "the plan is"),
         ("project_anchors", {"added": array(anchors, 8)}, "added is"),
+        ("project_anchors", {"added": array(anchors, 7), "relu": True}, "added is given, expected none with ReLU"),
+        ("project_anchors", {"bias": array(8)}, "bias is"),
+        ("project_anchors", {"sources": array(4, dtype=np.int32)}, "sources is"),
+        ("project_anchors", {"sources": np.full(5, -1, np.int32)}, "sources is"),
+        ("project_anchors", {"sources": np.arange(5, dtype=np.int32) // 4}, "x is .*as many rows of each sequence"),
+        ("linear_runs", {"x": array(5)}, "x is"),
+        ("linear_runs", {"x": array(8, 5)}, "runs is outside"),
+        ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x is strided"),
+        ("linear_runs", {"runs": array(2, 2, dtype=np.int32)}, "runs is"),
+        ("linear_runs", {"runs": np.array([[0, 0, 1]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[8, 0, 1]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 6, 2]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 0, 0]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 3, 2], [1, 4, 1]], np.int32)}, "runs is outside, .*each once"),
+        ("linear_runs", {"runs": np.array([[1, -1, 2]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[2**31 - 1, 0, 1]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"shifts": [0]}, "shifts is of another number"),
+        ("linear_runs", {"weight": packed(12, 5, 2, int8=True)}, "a weight is of another kind"),
+        ("linear_runs", {"weight": packed(12, 25, 2)}, "runs is outside"),
+        ("linear_runs", {"out": array(6, 6)}, "runs is outside"),
+        ("linear_runs", {"out": array(7, 7)}, "out is"),
+        ("linear_runs", {"bias": array(7)}, "bias is"),
     ]
     for op, changes, message in cases:
         with pytest.raises(ValueError, match=f"^{op}: {message}"):

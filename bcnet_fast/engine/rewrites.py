@@ -17,8 +17,7 @@ class Rewrites:
     """
 
     # Sampling is linear: what is made of sampled features (BCNet's queries, keys and values, the first layer of a map)
-    # is made for every snippet and bin, and sampled then, where the cost model of `ops.anchor_projection` says that it is
-    # less work.
+    # is made for every snippet and bin, and sampled then, where that is less by the cost model of `anchor_projection`.
     project_sampling: bool = True
     # Boundaries first: of the clip level, what follows keys and values is computed only for the anchors that some pair
     # of boundaries matches. No other score is ever read. Counts where only those are asked for.

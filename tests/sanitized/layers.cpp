@@ -124,6 +124,22 @@ void check_projection(std::mt19937& random, std::int32_t anchors, std::int32_t b
 }
 
 template <typename T>
+void check_runs(std::mt19937& random, std::int64_t columns, std::int64_t outputs) {
+  const std::vector<bcnet_fast::Run> runs{{1, 0, 1}, {1, 1, 70}, {90, 80, 3}, {7, 90, 64}};
+  const auto x = random_values<T>(random, 100 * columns), bias = random_values<T>(random, outputs);
+  const PackedWeight weight = random_weight<T>(random, 2, outputs, 3 * columns);
+  const std::int64_t shifts[]{-1, 4};
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results{std::vector<T>(static_cast<std::size_t>(154 * outputs))};
+    bcnet_fast::Finish<T> finish;
+    finish.bias = bias.data();
+    linear_runs(Matrix<T>{x.data(), columns}, runs.data(), static_cast<std::int64_t>(runs.size()), shifts, weight, finish,
+                set, threads, Output<T>{results[0].data(), outputs});
+    return results;
+  });
+}
+
+template <typename T>
 void check_all(std::mt19937& random) {
   // Rows for no thread, one and four; of one block and of several.
   for (const int rows : {0, 1, 3, 29, 300}) {
@@ -147,6 +163,8 @@ void check_all(std::mt19937& random) {
   check_projection<T>(random, 1, 1, 1, 1, 1);
   check_projection<T>(random, 37, 3, 25, 7, 31);
   check_projection<T>(random, 20, 2, 9, 5, 100);
+  check_runs<T>(random, 1, 1);
+  check_runs<T>(random, 7, 100);
 }
 
 int main() {
