@@ -1,4 +1,4 @@
-"""BCNet's training targets of one window (paper, Eq. 1 and 2; frame labels after BSN and BMN)."""
+"""Training targets of one window, for all three systems (paper, Eq. 1 and 2; frame labels after BSN and BMN)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .background import background_labels
+from .maps import ProposalMap
 from .protocols import PROTOCOLS, Protocol
 
 
@@ -23,6 +25,18 @@ class Targets(NamedTuple):
     end: np.ndarray
     anchor_action: np.ndarray
     anchor_background: np.ndarray
+
+
+class MapTargets(NamedTuple):
+    """What BMN and G-TAD are trained towards, like `Targets`: start, end [T]; action, background [rows, columns].
+
+    Cells that are no proposals have 0, and count in no loss.
+    """
+
+    start: np.ndarray
+    end: np.ndarray
+    action: np.ndarray
+    background: np.ndarray
 
 
 def window_targets(
@@ -59,7 +73,8 @@ def window_targets(
 
     frame_action = _largest(_overlap(snippet, snippet + stride, segments)) / stride
     regions = (segments[:, [edge]] + 1.5 * stride * np.array([-1.0, 1.0]) for edge in (0, 1))
-    start, end = (_largest(_overlap(boundary - stride / 2, boundary + stride / 2, r)) / stride for r in regions)
+    around = boundary - stride / 2, boundary + stride * (1.5 if protocol.wide_boundaries else 0.5)
+    start, end = (_largest(_overlap(*around, r)) / (around[1] - around[0]) for r in regions)
 
     anchor_start, anchor_end = (origin + stride * anchors.astype(np.float64)).T
     length = anchor_end - anchor_start
@@ -67,14 +82,30 @@ def window_targets(
         segments = segments.clip(origin, origin + stride * window)
     overlap = _overlap(anchor_start, anchor_end, segments)
     anchor_action = _largest(overlap / (length + (segments[:, 1:] - segments[:, :1]) - overlap))
-    covered = (_largest(overlap) if protocol.largest_overlap else overlap.sum(axis=0)) / length
-    anchor_background = np.maximum(1 - covered, 0.0)
+    anchor_background = background_labels(overlap, length, largest=protocol.largest_overlap)
 
     # Rounded first: which labels lie above a loss's threshold must not depend on a difference in the last bit.
     frame_action, start, end, anchor_action, anchor_background = (
         target.astype(np.float32) for target in (frame_action, start, end, anchor_action, anchor_background)
     )
     return Targets(frame_action, 1 - frame_action, start, end, anchor_action, anchor_background)
+
+
+def map_targets(
+    segments: ArrayLike,
+    cells: ProposalMap,
+    window: int,
+    *,
+    first: float = 0.0,
+    stride: float = 1.0,
+    protocol: Protocol = PROTOCOLS["default"],
+) -> MapTargets:
+    """Targets of a map: `window_targets` with its cells as anchors."""
+    anchors = np.stack([cells.start[cells.valid], cells.end[cells.valid]], axis=1)
+    targets = window_targets(segments, anchors, window, first=first, stride=stride, protocol=protocol)
+    action, background = np.zeros((2, *cells.shape), np.float32)
+    action[cells.valid], background[cells.valid] = targets.anchor_action, targets.anchor_background
+    return MapTargets(targets.start, targets.end, action, background)
 
 
 def _overlap(start: np.ndarray, end: np.ndarray, segments: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""BCNet's objective (paper, Eq. 7-11, balanced as in BMN), finite also for a batch without positives."""
+"""The objectives of all three systems (paper, Eq. 7-11, balanced as in BMN), finite also without positives.
+
+BMN's and G-TAD's weigh the parts over their map as the public releases do.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .labels import Targets
-from .outputs import BCNetOutput
+from .labels import MapTargets, Targets
+from .outputs import BCNetOutput, MapOutput
 from .protocols import PROTOCOLS, Protocol
 
 FRAME_THRESHOLD = 0.5  # a label above it makes a snippet positive
 ANCHOR_THRESHOLD = 0.8  # the same for an anchor
+CELL_THRESHOLD = 0.9  # and for the action label of a map's cell
+REGRESSION_WEIGHT = 10.0  # of the objective over a map
+PADDED_COUNT = 10  # of protocol.padded_counts
 HIGH_TIOU, LOW_TIOU = 0.7, 0.3  # anchors above, between and below are balanced in the regression loss
 
 
-def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float) -> Tensor:
+def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, padding: int = 0) -> Tensor:
     """Weighted binary logistic loss L_bl: the mean over positives and the mean over negatives, each counted half.
 
     prediction: probabilities in [0, 1]; label: float32 of the same shape, positive above `threshold`. Written with
     BMN's coefficients the weights are 0.5 N / P for positives and 0.5 N / (N - P) for negatives. A kind that does
-    not occur adds 0.
+    not occur adds 0. Both means are over `padding` more than there are.
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, label.dtype))
     positive = label > threshold
     floor = 1e-6  # BMN's guard against log(0)
     losses = -torch.where(positive, prediction, 1 - prediction).add(floor).log()
-    return sum((losses * kind).sum() / kind.sum().clamp(min=1) for kind in (positive, ~positive)) / 2
+    kinds = (positive, ~positive)
+    return sum((losses * kind).sum() / (kind.sum() + padding).clamp(min=1) for kind in kinds) / 2
 
 
 def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = PROTOCOLS["default"]) -> Tensor:
@@ -53,11 +60,18 @@ def regression_loss(
 
     prediction, label: [B, P]; draws: [2, B, P] uniform in [0, 1), by default from PyTorch's generator.
     """
-    if draws is None:
-        draws = torch.rand(2, *label.shape, device=label.device)
-    weights = regression_weights(label, draws, protocol)
+    weights = regression_weights(label, _draws(label, draws), protocol)
     loss = F.smooth_l1_loss(prediction * weights, label * weights, reduction="sum")
     return loss / weights.sum().clamp(min=1)
+
+
+def _draws(label: Tensor, draws: Tensor | None) -> Tensor:
+    return torch.rand(2, *label.shape, device=label.device) if draws is None else draws
+
+
+def background_loss(prediction: Tensor, label: Tensor) -> Tensor:
+    """The loss of the background constraint, for anchors and for cells of a map alike (L_bl of Eq. 11)."""
+    return binary_logistic_loss(prediction, label, ANCHOR_THRESHOLD)
 
 
 def bcnet_loss(
@@ -78,10 +92,50 @@ def bcnet_loss(
         "frame_background": logistic(output.frame_background, targets.frame_background, FRAME_THRESHOLD),
         "regression": regression_loss(output.regression, targets.anchor_action, draws, protocol),
         "classification": logistic(output.classification, targets.anchor_action, ANCHOR_THRESHOLD),
-        "background": logistic(output.background, targets.anchor_background, ANCHOR_THRESHOLD),
     }
+    if output.background is not None:
+        losses["background"] = background_loss(output.background, targets.anchor_background)
     parts = list(losses.values())
     losses["boundary"] = torch.stack(parts[:3]).sum()
     losses["interaction"] = torch.stack(parts[3:]).sum()
     losses["total"] = losses["boundary"] + losses["interaction"]
+    return losses
+
+
+def map_loss(
+    output: MapOutput,
+    targets: MapTargets,
+    valid: Tensor,
+    *,
+    draws: Tensor | None = None,
+    protocol: Protocol = PROTOCOLS["default"],
+) -> dict[str, Tensor]:
+    """All parts of BMN's and G-TAD's objective for a batch, as scalars.
+
+    `boundary` is the sum of start and end. `regression` is half the mean square over the cells that
+    `regression_weights` takes, `classification` is the balanced logistic loss with positives above 0.9, `background` that of the background
+    constraint, where the network has it. `total` is boundary + 10 regression + classification + background.
+
+    valid: bool [rows, columns], the cells that are proposals. draws: [2, B, rows, columns], as in `regression_loss`.
+    """
+    logistic, inside = binary_logistic_loss, valid.expand_as(targets.action)
+    action = targets.action * valid
+    prediction, classification = output.confidence.unbind(1)
+    weights = regression_weights(action, _draws(action, draws), protocol)
+    square = ((prediction - action) * weights).square().sum()
+    padding = PADDED_COUNT if protocol.padded_counts else 0
+    losses = {
+        "start": logistic(output.start, targets.start, FRAME_THRESHOLD),
+        "end": logistic(output.end, targets.end, FRAME_THRESHOLD),
+        "regression": square / weights.sum().clamp(min=1) / 2,
+        "classification": logistic(classification[inside], action[inside], CELL_THRESHOLD, padding),
+    }
+    losses["boundary"] = losses["start"] + losses["end"]
+    of_regression, of_classification = (REGRESSION_WEIGHT, 1.0)[:: -1 if protocol.swapped_weights else 1]
+    losses["total"] = (
+        losses["boundary"] + of_regression * losses["regression"] + of_classification * losses["classification"]
+    )
+    if output.background is not None:
+        losses["background"] = background_loss(output.background[inside], targets.background[inside])
+        losses["total"] = losses["total"] + losses["background"]
     return losses

@@ -22,10 +22,16 @@ class Protocol:
     early_labels: bool = False
     # Labels: instances are cut at the window's ends, so the visible part of one counts as a whole.
     cut_instances: bool = False
+    # Labels: those of starts and ends look at the snippet-wide interval around a boundary and at the one after it too.
+    wide_boundaries: bool = False
     # Labels: background is 1 - the largest tIoA of any instance, where Eq. 2 takes the sum over instances.
     largest_overlap: bool = False
     # Losses: with fewer medium or low tIoU anchors than high ones, every anchor of the batch weighs one more.
     oversample: bool = False
+    # Losses: the classification counts ten more positives and negatives than there are.
+    padded_counts: bool = False
+    # Losses: of the two parts over the map, the classification is weighted by 10 and not the regression.
+    swapped_weights: bool = False
     # Candidates: snippet 0 is read as 1 and T-1 as T-2, so proposals that start at 1 appear twice.
     clamp_boundaries: bool = False
     # Soft-NMS: the last candidate is never given out; a single proposal gives nothing.
