@@ -113,8 +113,9 @@ def map_loss(
     """All parts of BMN's and G-TAD's objective for a batch, as scalars.
 
     `boundary` is the sum of start and end. `regression` is half the mean square over the cells that
-    `regression_weights` takes, `classification` is the balanced logistic loss with positives above 0.9, `background` that of the background
-    constraint, where the network has it. `total` is boundary + 10 regression + classification + background.
+    `regression_weights` takes, `classification` is the balanced logistic loss with positives above 0.9, `background`
+    that of the background constraint, where the network has it. `total` is boundary + 10 regression + classification +
+    background.
 
     valid: bool [rows, columns], the cells that are proposals. draws: [2, B, rows, columns], as in `regression_loss`.
     """

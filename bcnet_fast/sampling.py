@@ -7,6 +7,8 @@ sequence; both interpolate linearly and average the points of a bin.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from torch import Tensor
 
 # Anchors that the native code works on at the same time (csrc/include/anchor_sampling.h has the same number).
 GROUP = 8
+# Anchors whose points are in memory at the same time while a plan is made.
+BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,15 +99,18 @@ def interpolated_plan(
     if np.isinf(intervals).any():
         raise ValueError("sampling plan: intervals must be finite or NaN")
     count = bins * points_per_bin
-    start, end = intervals[:, :1], intervals[:, 1:]
-    points = start + (end - start) / max(count - 1.0, 1.0) * np.arange(count)
-    points = points.reshape(len(points), bins, points_per_bin)
-    lower = np.trunc(points)
-    fraction = points - lower
-    snippet = np.stack([lower, np.ceil(points)])
-    inside = (snippet >= 0) & (snippet < length)  # false for NaN
-    weight = np.where(inside, [1.0 - fraction, fraction], 0.0)
-    taps = _taps(np.where(inside, snippet, 0.0), weight)
+
+    def taps_of(block: np.ndarray) -> _Taps:
+        start, end = block[:, :1], block[:, 1:]
+        points = start + (end - start) / max(count - 1.0, 1.0) * np.arange(count)
+        points = points.reshape(len(points), bins, points_per_bin)
+        lower = np.trunc(points)
+        fraction = points - lower
+        snippet = np.stack([lower, np.ceil(points)])
+        inside = (snippet >= 0) & (snippet < length)  # false for NaN
+        return _taps(np.where(inside, snippet, 0.0), np.where(inside, [1.0 - fraction, fraction], 0.0))
+
+    taps = _by_blocks(intervals, taps_of)
     taps = taps._replace(weights=(1.0 / points_per_bin * taps.weights).astype(np.float32))
     return _plan([taps], intervals, length, (bins,), dtype)
 
@@ -134,9 +141,9 @@ def aligned_plan(
     regions = _check("regions", regions, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
     if not np.isfinite(regions).all():
         raise ValueError("sampling plan: regions must be finite")
-    start, extent = regions[:, :1, None], np.maximum(regions[:, 1:] - regions[:, :1], 1.0)[:, :, None]
-    parts = {}
-    for number in set(bins):
+
+    def taps_of(block: np.ndarray, number: int) -> _Taps:
+        start, extent = block[:, :1, None], np.maximum(block[:, 1:] - block[:, :1], 1.0)[:, :, None]
         size = extent / number
         points_in_bin = np.full_like(size, points_per_bin) if points_per_bin else np.ceil(size)
         k = np.arange(points_in_bin.max())
@@ -146,7 +153,9 @@ def aligned_plan(
         lower = np.floor(points)
         fraction = points - lower
         snippet = np.stack([lower, np.minimum(lower + 1, length - 1)])
-        parts[number] = _taps(snippet, np.where(used, [1 - fraction, fraction], 0.0) / points_in_bin)
+        return _taps(snippet, np.where(used, [1 - fraction, fraction], 0.0) / points_in_bin)
+
+    parts = {number: _by_blocks(regions, functools.partial(taps_of, number=number)) for number in set(bins)}
     return _plan([parts[number] for number in bins], regions, length, tuple(bins), dtype)
 
 
@@ -198,6 +207,12 @@ class _Taps(NamedTuple):
     weights: np.ndarray  # [sum of count], by anchor, then bin, then snippet
 
 
+def _by_blocks(intervals: np.ndarray, taps_of: Callable[[np.ndarray], _Taps]) -> _Taps:
+    """The taps of all intervals, made block by block."""
+    blocks = [taps_of(intervals[begin : begin + BLOCK]) for begin in range(0, len(intervals), BLOCK)]
+    return _Taps(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
 def _taps(snippet: np.ndarray, weight: np.ndarray) -> _Taps:
     """Sum up points: each of [2, P, N, points] adds its weight to its snippet."""
     read = weight != 0
@@ -224,7 +239,8 @@ def _plan(
 
     cell = np.repeat(np.arange(count.size, dtype=np.int32), count.ravel())
     tap_anchor, tap_bin = np.divmod(cell, np.int32(first.shape[1]))
-    row = tap_bin * length + (first - starts).ravel()[cell] + np.arange(len(cell))
+    shift = (first - starts).astype(np.int32).ravel()
+    row = tap_bin * np.int32(length) + shift[cell] + np.arange(len(cell), dtype=np.int32)
     by_snippet = np.argsort(row, kind="stable")
 
     order = _order(intervals)

@@ -15,8 +15,37 @@ from collections.abc import Callable
 import torch
 
 from bcnet_fast.anchors import make_anchors
-from bcnet_fast.config import BCNetConfig
+from bcnet_fast.config import BCNetConfig, BMNConfig, GTADConfig, ModelConfig
+from bcnet_fast.maps import proposal_map, sampling_plan
 from bcnet_fast.sampling import interpolated_plan
+
+
+def network_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
+    """Multiply-adds of one window by stage; `matched` is the share of BCNet's anchors that a boundary pair matches."""
+    return bcnet_work(model, matched) if isinstance(model, BCNetConfig) else map_work(model)
+
+
+def map_work(model: BMNConfig | GTADConfig) -> dict[str, float]:
+    """Of BMN and G-TAD, with valid cells alone: the others that convolutions read across the diagonal are overhead."""
+    t, width, sampled, cell = model.window, model.base_channels, model.sampled_channels, model.map_channels
+    first = 3 * t * model.feature_dim * width / math.gcd(4, model.feature_dim, width)
+    if isinstance(model, BMNConfig):
+        sequence = first + 3 * 3 * t * width * width / math.gcd(4, width) + 2 * t * width + 3 * t * width * width
+        kernel = 3
+    else:
+        hidden, groups, edges = model.block_channels, model.block_groups, model.neighbours
+        # The first layer on edges is made for the nodes, of which there are fewer.
+        along = 2 * width * hidden + 3 * hidden * hidden / groups
+        across = 2 * width * hidden + edges * (hidden * hidden / groups + hidden * width)
+        sequence = first + 4 * t * (along + across) + 3 * t * t * width + 2 * t * width
+        kernel = model.map_kernel
+    cells = proposal_map(model).valid.ravel().nonzero()[0]
+    plan = sampling_plan(model, cells)
+    bins, count = plan.first.shape[1], len(cells)
+    projection = min(bins * t * width * sampled + plan.taps * sampled, count * bins * width * sampled)
+    scores = 3 if model.background_constraint else 2
+    layers = count * (sampled * cell + 2 * kernel * kernel * cell * cell + scores * cell)
+    return {"sequence": sequence, "sampling and its projection": projection, "layers over the map": layers}
 
 
 def bcnet_work(model: BCNetConfig, matched: float = 1.0) -> dict[str, float]:

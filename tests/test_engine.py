@@ -292,7 +292,7 @@ def test_launches_do_not_grow_with_the_batch():
             engine.network(torch.randn(batch, SMALL.feature_dim, SMALL.window))
         counts.append(sum(counted.counts.values()))
     assert counts[0] == counts[1]
-    assert counts[0] == 150  # without Triton's
+    assert counts[0] == 146  # without Triton's
 
 
 # ---- What cannot be had

@@ -214,7 +214,7 @@ class BCNetEngine:
         return [made[id(tensor)] for tensor in tensors]
 
     def _projection(self, encodings: list[Tensor], weight: Tensor) -> Projection:
-        packed = self.kernels.anchor_weight(weight, self.config.bins)
+        packed = self.kernels.anchor_weight(weight.unflatten(1, (self.config.bins, -1)))
         if not self.rewrites.constant_positions:
             return Projection(packed, None, self.kernels.weight(weight))
         products = {id(encoding): self.kernels.product(encoding, weight) for encoding in encodings}

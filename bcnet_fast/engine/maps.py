@@ -90,14 +90,13 @@ class MapScores:
         self.kernels = kernels
         valid = proposal_map(config).valid
         self.cells = cells = MapCells.of(valid if rewrites.valid_cells else np.ones_like(valid))
-        plan = sampling_plan(config, cells.sampled, torch.float64)
+        plan = sampling_plan(config, cells.sampled, kernels.accumulated)
         bins = plan.first.shape[1]
-        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, bins))
-        weight = weight.transpose(1, 2).flatten(1)  # [O, N * C], bin by bin
+        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, bins)).mT  # [O, N, C]
         sizes = config.base_channels, config.sampled_channels
         self.projects = rewrites.project_sampling and cheaper_strategy(plan, *sizes, kernels.device.type) == "project"
         self.plan, self.sampled_bias = kernels.plan(plan), kernels.constant(state[f"{names.sampled}.bias"])
-        self.sampled_weight = kernels.anchor_weight(weight, bins) if self.projects else kernels.weight(weight)
+        self.sampled_weight = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
 
         first, *convolutions = names.cells
         self.first = self._layer(state, first)

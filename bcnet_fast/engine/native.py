@@ -23,6 +23,9 @@ from .maps import CONVOLUTIONS, MapCells
 
 EPS = 1e-5  # of every LayerNorm
 LINE = 16  # elements, a cache line of float32
+# What sampling and projection read of a plan; gradients need more.
+BIN_LISTS = ("first", "offsets", "weights")
+GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
 LONGEST_RUN = 64  # rows, about as many as are worked on at a time
 
 
@@ -37,6 +40,7 @@ class NativeKernels:
         """precision: "fp32", "fp64" or "int8"."""
         self.int8 = precision == "int8"
         self.dtype = np.dtype(np.float64 if precision == "fp64" else np.float32)
+        self.accumulated = torch.float64 if precision == "fp64" else torch.float32  # the same, as PyTorch has it
         self.buffers: dict[str, np.ndarray] = {}
         # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
         self.projects = self.folds = not self.int8
@@ -74,10 +78,9 @@ class NativeKernels:
         by_tap = self.constant(weight.transpose(1, 2).flatten(1))
         return _packed(by_tap, groups=groups), self.constant(bias)
 
-    def anchor_weight(self, weight: Tensor, bins: int) -> Any:
-        """A weight [outputs, bins * C] for `project`."""
-        by_bin = weight.unflatten(1, (bins, -1)).transpose(0, 1).flatten(0, 1)
-        return _packed(self.constant(by_bin), groups=bins)
+    def anchor_weight(self, weight: Tensor) -> Any:
+        """A weight [outputs, bins, C] for `project`."""
+        return _packed(self.constant(weight.transpose(0, 1).flatten(0, 1)), groups=weight.shape[1])
 
     def constant(self, tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
@@ -89,8 +92,8 @@ class NativeKernels:
         return out
 
     def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
-        plan = plan.to(dtype=torch.float64 if self.dtype == np.float64 else torch.float32)
-        arrays = {name: value.numpy() for name, value in vars(plan).items() if isinstance(value, Tensor)}
+        plan = plan.to(dtype=self.accumulated)
+        arrays = {name: getattr(plan, name).numpy() for name in (*BIN_LISTS, *GROUP_LISTS)}
         return arrays | {"sources": np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)}
 
     # ---- Sequences
@@ -110,8 +113,7 @@ class NativeKernels:
 
     def features(self, window: Tensor) -> np.ndarray:
         """[C, T] of any float dtype, device and strides -> [T, C], without a copy where it can be looked at as that."""
-        dtype = torch.float64 if self.dtype == np.float64 else torch.float32
-        return window.detach().to("cpu", dtype).contiguous().numpy().T
+        return window.detach().to("cpu", self.accumulated).contiguous().numpy().T
 
     def result(self, x: np.ndarray) -> Tensor:
         """A copy that outlives the buffer, float32 or float64."""
@@ -221,7 +223,7 @@ class NativeKernels:
         out = self.buffer(slot, len(streams), anchors, bins * streams[0].shape[-1], padded=False)
         for x, more, to in zip(streams, added, out, strict=True):
             rows = np.ascontiguousarray(x)[None, None]
-            arrays = plan["first"], plan["offsets"], plan["weights"], plan["sources"]
+            arrays = *(plan[name] for name in BIN_LISTS), plan["sources"]
             _native.module.sample(rows, *arrays, to.reshape(1, anchors, bins, -1), torch.get_num_threads())
             np.add(to, more, out=to)
         return out
@@ -236,7 +238,7 @@ class NativeKernels:
         return out
 
     def _project(self, x: np.ndarray, plan: dict, weight: Any, out: np.ndarray, **options: Any) -> None:
-        groups = [plan[name] for name in ("order", "step", "group_offsets", "group_rows", "group_weights")]
+        groups = [plan[name] for name in GROUP_LISTS]
         options["threads"] = torch.get_num_threads()
         _native.module.project_anchors(x, plan["sources"], weight, *groups, out, **options)
 
@@ -264,7 +266,7 @@ class NativeKernels:
         """Every cell's sampled features, bin by bin: [P, N * C]"""
         anchors, bins = plan["first"].shape
         out = self.buffer(slot, anchors, bins * streams[0].shape[-1], padded=False)
-        arrays = plan["first"], plan["offsets"], plan["weights"], plan["sources"]
+        arrays = *(plan[name] for name in BIN_LISTS), plan["sources"]
         to = out.reshape(1, anchors, bins, -1)
         _native.module.sample(np.stack(streams)[None], *arrays, to, torch.get_num_threads())
         return out

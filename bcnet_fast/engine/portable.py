@@ -26,6 +26,7 @@ class PortableKernels:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.accumulated = torch.promote_types(dtype, torch.float32)  # of sums and results
 
     # ---- Weights; `exact` is a matter of 8 bits alone
 
@@ -45,15 +46,15 @@ class PortableKernels:
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
         return self.constant(weight), self.constant(bias), groups
 
-    def anchor_weight(self, weight: Tensor, bins: int) -> Tensor:
-        return self.constant(weight.unflatten(1, (bins, -1)).permute(1, 2, 0))  # [N, C, O]
+    def anchor_weight(self, weight: Tensor) -> Tensor:
+        return self.constant(weight.permute(1, 2, 0))  # [N, C, O]
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x weight^T as a constant."""
         return self.constant(x.double() @ weight.double().T)
 
     def plan(self, plan: SamplingPlan) -> SamplingPlan:
-        return plan.to(self.device, torch.float64 if self.dtype == torch.float64 else torch.float32)
+        return plan.to(self.device, self.accumulated)
 
     # ---- Sequences
 
@@ -62,7 +63,7 @@ class PortableKernels:
         return features.to(self.device, self.dtype).mT
 
     def result(self, x: Tensor) -> Tensor:
-        return x.to(torch.promote_types(self.dtype, torch.float32))
+        return x.to(self.accumulated)
 
     def rounded(self, x: Tensor, slot: str) -> Tensor:
         return x.to(self.dtype)
