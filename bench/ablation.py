@@ -13,29 +13,37 @@ from common import alternate, print_table
 import bcnet_fast
 from bcnet_fast.checkpoint import read_config
 from bcnet_fast.engine import REWRITES, Rewrites
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.outputs import Output
+from bcnet_fast.protocols import DEFAULT
 
 
-def measure(checkpoint: Path, window: torch.Tensor, threshold: float, device: str) -> list[dict[str, Any]]:
-    """One row for each switch: float32, one window, the anchors that boundaries match at `threshold`."""
-    switches = {"all": Rewrites()} | {f"without {name}": Rewrites(**{name: False}) for name in REWRITES["bcnet"]}
-    switches["none"] = Rewrites(**dict.fromkeys(REWRITES["bcnet"], False))
+def measure(checkpoint: Path, window: torch.Tensor, threshold: float | None, device: str) -> list[dict[str, Any]]:
+    """One row for each switch: float32, one window; of BCNet the anchors that boundaries match at `threshold`."""
+    config = read_config(checkpoint)
+    names = REWRITES[config.model.name]
+    switches = {"all": Rewrites()} | {f"without {name}": Rewrites(**{name: False}) for name in names}
+    switches["none"] = Rewrites(**dict.fromkeys(names, False))
     lengths = torch.tensor([window.shape[-1]])
     calls = {}
     for name, rewrites in switches.items():
         model = bcnet_fast.load(checkpoint, device=device, rewrites=rewrites)
-        settings = dataclasses.replace(read_config(checkpoint).proposals, boundary_threshold=threshold)
-        model.config = dataclasses.replace(model.config, proposals=settings)
+        if threshold is not None:
+            settings = dataclasses.replace(config.proposals, boundary_threshold=threshold)
+            model.config = dataclasses.replace(config, proposals=settings)
         calls[name] = functools.partial(_scores, model, window, lengths)
     timings = alternate(calls, seconds=3.0, least_runs=7)
-    return [{"rewrites": n, **t._asdict(), "times_all": t.median / timings["all"].median} for n, t in timings.items()]
+    facts = {"system": config.model.name, "preset": config.preset}
+    ratio = {name: timing.median / timings["all"].median for name, timing in timings.items()}
+    return [facts | {"rewrites": n, **t._asdict(), "times_all": ratio[n]} for n, t in timings.items()]
 
 
-def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torch.Tensor) -> Output:
     # In host memory, so that a GPU is done when the time is taken.
-    return model.candidates(window, lengths, PROTOCOLS["default"]).background.cpu()
+    return model.candidates(window, lengths, DEFAULT).map(torch.Tensor.cpu)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print("\nthe network without one of the rewrites (docs/engine.md), float32, one window")
+    print(
+        f"\n{rows[0]['system']} {rows[0]['preset']} without one of the rewrites (docs/engine.md), float32, one window"
+    )
     print_table(["rewrites", "network ms", "x all"], [[r["rewrites"], r["median"], r["times_all"]] for r in rows])

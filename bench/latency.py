@@ -2,9 +2,9 @@
 
     python bench/latency.py [--quick] [--only NAME ...] [--json FILE] [--csv FILE] [--plot FILE.png] [--device cpu|cuda]
 
-Seeded weights of the released layout, THUMOS14: windows of 256 snippets, 1218 anchors; no trained weights are needed,
-because the time depends on them only through the anchors that boundary pairs match. The boundary threshold is chosen so
-that two thirds of them are matched; a second table has the released threshold. Columns:
+A table for each system and data set: BCNet (THUMOS14), BMN and G-TAD (THUMOS14 and ActivityNet-1.3). No trained weights
+are needed: the time depends on them only through the anchors of BCNet that boundary pairs match. Its boundary threshold
+is chosen so that two thirds of them are matched; a second table has the released threshold. Columns:
 
     network     features of one window to scores; this package leaves out anchors that no pair matches
     alone       the same in a process of its own, to see that sharing one with the others slows none down
@@ -13,7 +13,8 @@ that two thirds of them are matched; a second table has the released threshold. 
     window      all three in one go, and `x ref`, how many times faster than the reference
     video       768 snippets, 5 windows, from features to the final list after the Soft-NMS over all windows
     1/s         windows a second in batches of 1 and 8
-    MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU)
+    MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU); `own` is
+                what came after the imports
     load, first seconds, in that process: reading the checkpoint (no imports), and the first window after it
     % floor     the least time for the network's work (bench/network_floor.py), matched anchors only, at the rate of the
                 variant's precision (attention at that of float32), as part of the network's time
@@ -21,7 +22,8 @@ that two thirds of them are matched; a second table has the released threshold. 
 
 "reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
 code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so what follows is the same
-Python; the ratios of the networks alone are printed below the table. All run on the same threads, in one process, in
+Python, which for BMN and G-TAD is timed with the reference alone; the ratios of the networks are printed below the
+table. A rescaled video is one window, so it has no time of its own. All run on the same threads, in one process, in
 turn and equally often; the time is the median. Nothing is timed before all scores agree with the reference's (float32:
 1e-4; bf16 and int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code on equal scores
 (1e-9).
@@ -32,12 +34,13 @@ that the anchor rule gives at T = 512, with the exponent of a power law through 
 
 Ablation: the network without one of the engine's rewrites, and without all of them.
 
---quick leaves out `alone`, batches of 8, the released threshold, growth, ablation, and all but reference, fp32 and
-int8.
+--quick leaves out `alone`, batches of 8, the released threshold, growth, ablation, all but reference, fp32 and int8, and
+of BMN and G-TAD all but the network of one data set.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import importlib.metadata
@@ -76,59 +79,72 @@ from systems import (  # noqa: E402
 )
 
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.checkpoint import read_config  # noqa: E402
+from bcnet_fast.config import Config  # noqa: E402
 from bcnet_fast.data.windows import cut  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
 from bcnet_fast.files import require_writable, write_json  # noqa: E402
-from bcnet_fast.outputs import BCNetOutput  # noqa: E402
+from bcnet_fast.outputs import Output  # noqa: E402
 from bcnet_fast.plot import require_picture_name  # noqa: E402
 
-BATCH, VIDEO_WINDOWS, SNIPPETS, STRIDE = 8, 5, 256, 128
+BATCH, VIDEO_WINDOWS = 8, 5
 QUICK = ("reference", "bcnet_fast fp32", "bcnet_fast int8")
+SYSTEMS = {"bcnet": ("thumos14",), "bmn": ("activitynet13", "thumos14"), "gtad": ("thumos14", "activitynet13")}
+TITLES = {"bcnet": "BCNet", "bmn": "BMN", "gtad": "G-TAD", "thumos14": "THUMOS14", "activitynet13": "ActivityNet-1.3"}
 
 
-def make_features() -> tuple[torch.Tensor, np.ndarray]:
+def make_features(config: Config) -> tuple[torch.Tensor, np.ndarray]:
     """Eight windows [8, C, T] in a row, and the video [S, C] that is the first five of them."""
-    sequence = seeded.network_input(SEED, window=SNIPPETS + (BATCH - 1) * STRIDE)[0].T
-    windows = cut(sequence, range(0, BATCH * STRIDE, STRIDE), SNIPPETS)
-    return torch.from_numpy(windows), sequence[: SNIPPETS + (VIDEO_WINDOWS - 1) * STRIDE]
+    model, stride = config.model, config.data.window_stride
+    snippets = model.window + (BATCH - 1) * stride
+    if model.name == "bcnet":
+        sequence = seeded.network_input(SEED, model.feature_dim, snippets)[0].T
+    else:
+        sequence = np.random.default_rng(SEED).standard_normal((snippets, model.feature_dim), np.float32)
+    windows = cut(sequence, range(0, BATCH * stride, stride), model.window)
+    return torch.from_numpy(windows), sequence[: model.window + (VIDEO_WINDOWS - 1) * stride]
 
 
 def lengths_of(windows: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(windows),), SNIPPETS)
+    return torch.full((len(windows),), windows.shape[-1])
 
 
 def in_own_process(
-    name: str, checkpoint: Path, threshold: float, device: str, threads: int, quick: bool
+    name: str, checkpoint: Path, threshold: float | None, device: str, threads: int, quick: bool
 ) -> dict[str, Any]:
     """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken."""
     torch.set_num_threads(threads)
-    window = make_features()[0][:1]
+    config = read_config(checkpoint)
+    window = make_features(config)[0][:1]
     if name in EXPORTS:
         importlib.import_module(name)
+    before = memory_mib("VmRSS")
     times = [time.perf_counter()]
-    system = variants(device)[name](checkpoint, device)
+    system = variants(device, config.model.name)[name](checkpoint, device)
     times.append(time.perf_counter())
     system.set_threshold(threshold)
-    system.windows(window, lengths_of(window))
-    times.append(time.perf_counter())
     network = finished(functools.partial(system.network, window, lengths_of(window)), device)
+    network()
+    times.append(time.perf_counter())
     alone = None if quick else alternate({name: network})[name].median
     cuda = device == "cuda"
     peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mib("VmHWM")
-    return {"load_s": times[1] - times[0], "first_s": times[2] - times[1], "alone_ms": alone, "peak_mib": peak}
+    own = None if cuda or before is None else peak - before
+    seconds = {"load_s": times[1] - times[0], "first_s": times[2] - times[1]}
+    return {**seconds, "alone_ms": alone, "peak_mib": peak, "own_mib": own}
 
 
-def run_apart(name: str, checkpoint: Path, threshold: float, device: str, quick: bool) -> dict[str, Any]:
+def run_apart(name: str, checkpoint: Path, threshold: float | None, device: str, quick: bool) -> dict[str, Any]:
     arguments = name, checkpoint, threshold, device, torch.get_num_threads(), quick
     # A forked process would start with the memory of this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(in_own_process, *arguments).result()
 
 
-def deviation(found: BCNetOutput, expected: BCNetOutput, where: torch.Tensor | None = None) -> float:
+def deviation(found: Output, expected: Output, where: torch.Tensor | None = None) -> float:
     """Root mean square difference of the worst kind of score; of the anchors `where` only, if given."""
     errors = []
-    for name, wanted in vars(expected).items():
+    for name, wanted in expected.columns().items():
         difference = getattr(found, name).cpu().double() - wanted.cpu().double()
         chosen = where is not None and difference.shape == where.shape
         errors.append(float((difference[where] if chosen else difference).square().mean().sqrt()))
@@ -139,31 +155,50 @@ def check(name: str, system: System, baseline: System, windows: torch.Tensor) ->
     """The deviation of the scores; BackendError where the scores or the proposals are not those of the baseline."""
     lengths, tolerance = lengths_of(windows), TOLERANCES[system.precision]
     expected, scores, used = baseline.scores(windows), system.scores(windows), system.network(windows, lengths)
-    error = deviation(scores, expected)
-    needed = matched_anchors(scores, lengths, system.config)
-    for what, found in (("all anchors", error), ("matched anchors", deviation(used, scores, needed))):
+    errors = {"all anchors": deviation(scores, expected)}
+    if is_bcnet(system):
+        errors["matched anchors"] = deviation(used, scores, matched_anchors(scores, lengths, system.config))
+    for what, found in errors.items():
         if not found <= tolerance:
             raise BackendError(f"{name}: scores of {what} are off by {found:.2e}, expected at most {tolerance:g}")
+    if not timed_to_the_end(name, system):
+        return errors["all anchors"]
     ours, theirs = (s.postprocess(scores, lengths) for s in (system, baseline))
     for column, wanted in vars(theirs).items():
         found = getattr(ours, column)
         if found.shape != wanted.shape or not torch.allclose(found.double(), wanted.double(), rtol=0, atol=1e-9):
             raise BackendError(f"{name}: {column} of the proposals differs from the Python code's on equal scores")
-    return error
+    return errors["all anchors"]
 
 
-def stages(system: System, windows: torch.Tensor, video: np.ndarray, quick: bool) -> dict[str, Callable[[], Any]]:
+def is_bcnet(system: System) -> bool:
+    return system.config.model.name == "bcnet"
+
+
+def timed_to_the_end(name: str, system: System) -> bool:
+    """Whether what follows the network is timed, which in Python takes seconds for a map."""
+    return is_bcnet(system) or name == "reference" or name.startswith("bcnet_fast")
+
+
+def stages(
+    name: str, system: System, windows: torch.Tensor, video: np.ndarray, quick: bool
+) -> dict[str, Callable[[], Any]]:
     """What is timed, by name."""
     one, length = windows[:1], lengths_of(windows[:1])
+    calls = {"network": functools.partial(system.network, one, length)}
+    if not timed_to_the_end(name, system) or (quick and not is_bcnet(system)):
+        return calls
     output = system.network(one, length)
-    calls = {
-        "network": functools.partial(system.network, one, length),
+    calls |= {
         "candidates": functools.partial(system.candidates, output, length),
         "postprocess": functools.partial(system.postprocess, output, length),
         "window": functools.partial(system.windows, one, length),
-        "video": functools.partial(system.video, video),
     }
-    return calls if quick else calls | {"batch": functools.partial(system.windows, windows, lengths_of(windows))}
+    if not system.config.data.rescale:
+        calls["video"] = functools.partial(system.video, video)
+    if not quick:
+        calls["batch"] = functools.partial(system.windows, windows, lengths_of(windows))
+    return calls
 
 
 def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -180,7 +215,7 @@ def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
 
 def floor_ms(system: System, matched: float, device: str) -> float | None:
     """None on a GPU whose rates bench/roofline.py does not have."""
-    work = 2 * sum(network_floor.bcnet_work(system.config.model, matched).values())
+    work = 2 * sum(network_floor.network_work(system.config.model, matched).values())
     if device == "cpu":
         exact = 2 * network_floor.attention_work(system.config.model, matched) if system.precision == "int8" else 0.0
         rates = (network_floor.cpu_tflops(p) for p in ("fp32", system.precision))
@@ -190,46 +225,50 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
 
 
 def measure(
-    systems: dict[str, System], own: dict[str, dict[str, Any]], threshold: float, device: str, quick: bool
+    systems: dict[str, System], own: dict[str, dict[str, Any]], threshold: float | None, device: str, quick: bool
 ) -> list[dict[str, Any]]:
-    """One row of the table for each system; `own` is what was found out in a process of its own."""
-    windows, video = make_features()
+    """One row of the table for each variant; `own` is what was found out in a process of its own."""
+    baseline = systems["reference"]
+    windows, video = make_features(baseline.config)
     for system in systems.values():
         system.set_threshold(threshold)
-    baseline = systems["reference"]
     errors = {name: check(name, system, baseline, windows[:1]) for name, system in systems.items()}
-    output = baseline.scores(windows[:1])
-    matched = float(matched_anchors(output, lengths_of(windows[:1]), baseline.config).float().mean())
+    matched = 1.0
+    if threshold is not None:
+        output = baseline.scores(windows[:1])
+        matched = float(matched_anchors(output, lengths_of(windows[:1]), baseline.config).float().mean())
 
-    calls = {name: stages(system, windows, video, quick) for name, system in systems.items()}
+    calls = {name: stages(name, system, windows, video, quick) for name, system in systems.items()}
     timings: dict[str, dict[str, Timing]] = {}
     names = list(calls["reference"])
     for stage in progress(names, len(names), "stages"):
-        slow = stage in ("video", "batch")
+        slow = stage in ("video", "batch") or (stage != "network" and not is_bcnet(baseline))
         timings[stage] = alternate(
-            {name: finished(of_system[stage], device) for name, of_system in calls.items()},
+            {name: finished(of_system[stage], device) for name, of_system in calls.items() if stage in of_system},
             # As many rounds for all: a fast variant that went on alone would see another moment of the machine.
             seconds=0,
-            least_runs=2 if quick and slow else 3 if quick else 5 if slow else 9,
+            least_runs=2 if quick and slow else 3 if quick or (slow and not is_bcnet(baseline)) else 5 if slow else 9,
             # The other stages run what the first has warmed up.
             warm_up=stage == names[0],
         )
     rows = []
     for name, system in systems.items():
-        times = {stage: by_name[name] for stage, by_name in timings.items()}
-        faster = {stage: by_name["reference"].median / by_name[name].median for stage, by_name in timings.items()}
+        times = {stage: by_name[name] for stage, by_name in timings.items() if name in by_name}
+        faster = {stage: timings[stage]["reference"].median / timing.median for stage, timing in times.items()}
+        to_the_end, batch = "window" in times, times.get("batch")
         floor = floor_ms(system, matched, device)
         rows.append(
             {
-                "system": "BCNet",
+                "system": TITLES[system.config.model.name],
+                "data": TITLES[system.config.preset],
                 "variant": name,
                 "precision": system.precision,
-                "boundary_threshold": system.config.proposals.boundary_threshold,
+                "boundary_threshold": threshold,
                 "matched_percent": 100 * matched,
                 "times_ms": {stage: timing._asdict() for stage, timing in times.items()},
-                "soft_nms_ms": times["postprocess"].median - times["candidates"].median,
-                "windows_per_s": 1e3 / times["window"].median,
-                "windows_per_s_batch": None if quick else 1e3 * BATCH / times["batch"].median,
+                "soft_nms_ms": times["postprocess"].median - times["candidates"].median if to_the_end else None,
+                "windows_per_s": 1e3 / times["window"].median if to_the_end else None,
+                "windows_per_s_batch": None if batch is None else 1e3 * BATCH / batch.median,
                 "times_reference": faster,
                 "floor_ms": floor,
                 "floor_percent": None if floor is None else 100 * floor / times["network"].median,
@@ -241,10 +280,12 @@ def measure(
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"\nboundary threshold {rows[0]['boundary_threshold']:.3g}: {rows[0]['matched_percent']:.1f} % of the anchors "
-        "are matched in the window"
-    )
+    print(f"\n{rows[0]['system']}, {rows[0]['data']}")
+    if rows[0]["boundary_threshold"] is not None:
+        print(
+            f"boundary threshold {rows[0]['boundary_threshold']:.3g}: {rows[0]['matched_percent']:.1f} % of the "
+            "anchors are matched in the window"
+        )
     header = [
         "variant",
         "network ms",
@@ -256,13 +297,16 @@ def show(rows: list[dict[str, Any]]) -> None:
         "video ms",
         "x ref",
     ]
-    header += ["1/s at 1", "1/s at 8", "MiB", "load s", "first s", "% floor", "error"]
+    header += ["1/s at 1", "1/s at 8", "MiB", "own", "load s", "first s", "% floor", "error"]
     table = []
     for row in rows:
-        ms, faster = ({s: row[k][s] for s in row[k]} for k in ("times_ms", "times_reference"))
-        figures = [ms["network"]["median"], row["alone_ms"], ms["candidates"]["median"], row["soft_nms_ms"]]
-        figures += [ms["window"]["median"], faster["window"], ms["video"]["median"], faster["video"]]
-        figures += [row[n] for n in ("windows_per_s", "windows_per_s_batch", "peak_mib", "load_s", "first_s")]
+        ms = {stage: timing["median"] for stage, timing in row["times_ms"].items()}
+        faster = row["times_reference"]
+        figures = [ms["network"], row["alone_ms"], ms.get("candidates"), row["soft_nms_ms"]]
+        figures += [ms.get("window"), faster.get("window"), ms.get("video"), faster.get("video")]
+        figures += [
+            row[n] for n in ("windows_per_s", "windows_per_s_batch", "peak_mib", "own_mib", "load_s", "first_s")
+        ]
         figures += [row["floor_percent"], row["error"]]
         table.append([row["variant"], *("" if f is None else f"{f:.0f}" if f >= 100 else f"{f:.3g}" for f in figures)])
     print_table(header, table)
@@ -274,10 +318,12 @@ def show_networks(rows: list[dict[str, Any]]) -> None:
     best = min((row for row in rows if row not in ours), key=lambda row: row["times_ms"]["network"]["median"])
     for row in ours:
         faster = best["times_ms"]["network"]["median"] / row["times_ms"]["network"]["median"]
-        print(
-            f"network alone, {row['variant']}: {row['times_reference']['network']:.2f} x reference, "
-            f"{faster:.2f} x the best other ({best['variant']})"
-        )
+        line = f"network alone, {row['variant']}: {row['times_reference']['network']:.2f} x reference, "
+        line += f"{faster:.2f} x the best other ({best['variant']})"
+        if row["own_mib"] is not None:
+            parts = (row[kind] / rows[0][kind] for kind in ("peak_mib", "own_mib"))
+            line += "; memory {:.0%} of the reference's, {:.0%} after the imports".format(*parts)
+        print(line)
 
 
 def csv_rows(rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -285,12 +331,47 @@ def csv_rows(rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> list[dict
     return [
         facts
         | {"op": row["system"], "backend": row["variant"], "mode": stage, "dtype": row["precision"]}
-        | {"shape": f"{row['matched_percent']:.1f} % matched", "peak_mib": row["peak_mib"]}
+        | {"shape": f"{row['data']}, {row['matched_percent']:.1f} % matched", "peak_mib": row["peak_mib"]}
         | {f"{name}_ms": value for name, value in timing.items()}
         | {"speedup": row["times_reference"][stage]}
         for row in rows
         for stage, timing in row["times_ms"].items()
     ]
+
+
+def measure_case(
+    folder: Path, system: str, preset: str, names: list[str], ablated: bool, args: argparse.Namespace
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of one system and data set, of all variants `names` and of the reference, and those of its ablation."""
+    device, quick = args.device, args.quick
+    available = variants(device, system)
+    names = ["reference", *(name for name in names if name != "reference" and name in available)]
+    checkpoint = write_checkpoint(folder, system, preset)
+    config = read_config(checkpoint)
+    window = make_features(config)[0][:1]
+    systems = {"reference": available["reference"](checkpoint, device)}
+    chosen = None
+    if system == "bcnet":
+        chosen = threshold_for(2 / 3, systems["reference"].scores(window), lengths_of(window), config)
+    if EXPORTS.keys() & names:
+        export_onnx(checkpoint)
+    apart = progress(names, len(names), "processes")
+    own = {name: run_apart(name, checkpoint, chosen, device, quick) for name in apart}
+    systems |= {name: available[name](checkpoint, device) for name in names[1:]}
+    rows = measure(systems, own, chosen, device, quick)
+    show(rows)
+    show_networks(rows)
+    if system == "bcnet" and not quick:
+        ours = {n: s for n, s in systems.items() if n == "reference" or n.startswith("bcnet_fast")}
+        more = measure(ours, own, config.proposals.boundary_threshold, device, quick)
+        show(more)
+        rows += more
+    ablation_rows = ablation.measure(checkpoint, window, chosen, device) if ablated else []
+    if ablation_rows:
+        ablation.show(ablation_rows)
+    for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.stem}.onnx*")):
+        file.unlink()
+    return rows, ablation_rows
 
 
 def software() -> dict[str, str]:
@@ -312,6 +393,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="NAME",
         help="variants to time beside the reference, growth, ablation; default: all",
     )
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="default: all")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to run on")
     parser.add_argument("--threads", type=int, metavar="N", help="for all; default: as many as PyTorch takes")
     parser.add_argument("--quick", action="store_true", help="less than a minute")
@@ -327,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
         require_writable(path)
     if args.plot:
         require_picture_name(args.plot)
-    known = list(variants(args.device))
+    known = list(variants(args.device, "bcnet"))
     possible = (*known, "growth", "ablation")
     asked = args.only or [n for n in possible if not args.quick or n in QUICK]
     if unknown := [name for name in asked if name not in possible]:
@@ -343,34 +425,17 @@ def main(argv: list[str] | None = None) -> int:
         # Else "first" would say how long compiling took only on the first run of this benchmark.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         if names or "ablation" in asked:
-            names = ["reference", *(name for name in names if name != "reference")]
-            checkpoint = write_checkpoint(Path(folder))
-            if EXPORTS.keys() & names:
-                export_onnx(checkpoint)
-            window = make_features()[0][:1]
-            systems = {"reference": variants(args.device)["reference"](checkpoint, args.device)}
-            output, released = systems["reference"].scores(window), systems["reference"].config
-            chosen = threshold_for(2 / 3, output, lengths_of(window), released)
-            apart = progress(names, len(names), "processes")
-            own = {name: run_apart(name, checkpoint, chosen, args.device, args.quick) for name in apart}
-            systems |= {name: variants(args.device)[name](checkpoint, args.device) for name in names[1:]}
-            rows = measure(systems, own, chosen, args.device, args.quick)
-            show(rows)
-            show_networks(rows)
-            if not args.quick:
-                ours = {n: s for n, s in systems.items() if n == "reference" or n.startswith("bcnet_fast")}
-                more = measure(ours, own, released.proposals.boundary_threshold, args.device, args.quick)
-                show(more)
-                rows += more
+            for system in args.systems:
+                for preset in SYSTEMS[system][: 1 if args.quick else None]:
+                    found, ablated = measure_case(Path(folder), system, preset, names, "ablation" in asked, args)
+                    rows += found
+                    ablation_rows += ablated
             if args.device == "cpu":
                 rates = ", ".join(
                     f"{p} {1e3 * network_floor.cpu_tflops(p):.0f}" for p in dict.fromkeys(r["precision"] for r in rows)
                 )
-                print(f"rates of large products that the floors are made with, Gop/s: {rates}")
-            if "ablation" in asked:
-                ablation_rows = ablation.measure(checkpoint, window, chosen, args.device)
-                ablation.show(ablation_rows)
-        if "growth" in asked:
+                print(f"\nrates of large products that the floors are made with, Gop/s: {rates}")
+        if "growth" in asked and "bcnet" in args.systems:
             growth_rows = growth.measure(args.device)
             growth.show(growth_rows)
     if args.json:

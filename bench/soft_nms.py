@@ -83,8 +83,13 @@ def python_loop(
     sigma: float = SIGMA,
     min_score: float = MIN_SCORE,
     most: int | None = None,
+    iou_threshold: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[list[int], list[float]]:
-    """The same in plain Python, as the research code of BSN, BMN and BCNet writes it; `most` picks, or all."""
+    """The same in plain Python, as the research code of BSN, BMN and BCNet writes it; `most` picks, or all.
+
+    Others decay where their tIoU is above low + (high - low) * length of what is picked.
+    """
+    low, slope = iou_threshold[0], iou_threshold[1] - iou_threshold[0]
     start, end, score = [s for s, _ in segments], [e for _, e in segments], list(scores)
     index = list(range(len(scores)))
     indices, picked = [], []
@@ -99,7 +104,8 @@ def python_loop(
         for j in range(len(score)):
             inter = max(0.0, min(e, end[j]) - max(s, start[j]))
             tiou = inter / (e - s + end[j] - start[j] - inter + 2 * epsilon)
-            score[j] *= math.exp(-(tiou * tiou) / sigma)
+            if tiou > low + slope * (e - s):
+                score[j] *= math.exp(-(tiou * tiou) / sigma)
             if score[j] >= min_score:
                 kept.append(j)
         if len(kept) < len(score):

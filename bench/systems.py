@@ -1,4 +1,4 @@
-"""BCNet as it can be run: the plain reference, exports of it to other engines, and this package.
+"""The systems as they can be run: the plain reference, exports of it to other engines, and this package.
 
 All go the same way from features to proposals. What differs is the network, and what follows it: this package's
 operators, or the loops in Python that public code has (`plain_match.search` finds the anchor of every boundary pair
@@ -32,12 +32,20 @@ from bcnet_fast.config import PRESETS, Config
 from bcnet_fast.convert import convert_bcnet
 from bcnet_fast.data.windows import cut, window_starts
 from bcnet_fast.loading import Model
+from bcnet_fast.maps import proposal_map
 from bcnet_fast.ops import use_backend
-from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.proposals import WindowProposals, match_candidates, needed_anchors, video_proposals, window_proposals
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.outputs import BCNetOutput, MapOutput, Output
+from bcnet_fast.proposals import (
+    WindowProposals,
+    cell_candidates,
+    match_candidates,
+    needed_anchors,
+    video_proposals,
+    window_proposals,
+)
+from bcnet_fast.protocols import DEFAULT as PROTOCOL
+from bcnet_fast.reference import NETWORKS
 
-PROTOCOL = PROTOCOLS["default"]
 GOLDEN = Path(seeded.__file__).parent / "golden"
 SEED = 101  # of the golden network outputs
 # Of the difference from the reference's scores, root mean square over a window. float32 sums in another order; seeded
@@ -53,24 +61,25 @@ class System(abc.ABC):
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def set_threshold(self, threshold: float) -> None:
-        """Of the boundary probabilities, above which a snippet that is no peak is a boundary too."""
-        self.config = with_threshold(self.config, threshold)
+    def set_threshold(self, threshold: float | None) -> None:
+        """Of BCNet's boundary probabilities, above which a snippet that is no peak is a boundary too."""
+        if threshold is not None:
+            self.config = with_threshold(self.config, threshold)
 
     @abc.abstractmethod
-    def scores(self, features: Tensor) -> BCNetOutput:
+    def scores(self, features: Tensor) -> Output:
         """features [B, C, T], in host memory -> all scores of all anchors"""
 
-    def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
+    def network(self, features: Tensor, lengths: Tensor) -> Output:
         """The scores that proposals are made of; what no boundary pair needs may be left out."""
         return self.scores(features)
 
     @abc.abstractmethod
-    def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
+    def candidates(self, output: Output, lengths: Tensor) -> Any:
         """What Soft-NMS gets: boundary pairs with their anchors, refinement and confidence."""
 
     @abc.abstractmethod
-    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
+    def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
         """Candidates, and the Soft-NMS of each window."""
 
     @abc.abstractmethod
@@ -94,26 +103,57 @@ class System(abc.ABC):
 class Plain(System):
     """Any network, with the post-processing in Python."""
 
-    def __init__(self, network: Callable[[Tensor], BCNetOutput], config: Config, device: str = "cpu") -> None:
+    def __init__(self, network: Callable[[Tensor], Output], config: Config, device: str = "cpu") -> None:
         super().__init__(config)
         self.call, self.device = network, device
+
+    @torch.inference_mode()
+    def scores(self, features: Tensor) -> Output:
+        # One window fills a CPU: none of the engines is faster with several at once.
+        parts = features.split(1 if self.device == "cpu" else len(features))
+        return Output.cat([self.call(part.to(self.device)) for part in parts])
+
+    @abc.abstractmethod
+    def candidates(self, output: Any, lengths: Tensor) -> list[list[tuple[float, float, float]]]:
+        """Of each window: start and end in snippets, and score."""
+
+    def _suppress(self, segments: list, scores: list[float], most: int) -> tuple[list[int], list[float]]:
+        settings, window = self.config.proposals, self.config.model.window
+        relative = [[edge / window for edge in segment] for segment in segments]
+        # Scores of 0 and below are no proposals.
+        return python_loop(relative, scores, 0.0, settings.sigma, math.ulp(0.0), most, settings.iou_threshold)
+
+    def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
+        kept = []
+        for window, rows in enumerate(self.candidates(output, lengths)):
+            segments, scores = [row[:2] for row in rows], [row[2] for row in rows]
+            for index, decayed in zip(*self._suppress(segments, scores, self.config.proposals.window_top), strict=True):
+                kept.append((window, *segments[index], scores[index], decayed))
+        table = torch.tensor(kept, dtype=torch.float64).reshape(-1, 5)
+        return WindowProposals(table[:, 0].long(), table[:, 1:3], table[:, 3], table[:, 4])
+
+    def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        if self.config.data.rescale:
+            return segments, decayed
+        indices, final = self._suppress(segments.tolist(), scores.tolist(), self.config.proposals.top)
+        return segments[indices], torch.tensor(final, dtype=torch.float64)
+
+
+class PlainAnchors(Plain):
+    """BCNet."""
+
+    def __init__(self, network: Callable[[Tensor], Output], config: Config, device: str = "cpu") -> None:
+        super().__init__(network, config, device)
         self.anchors = make_anchors(config.model.window, config.model.max_duration).tolist()
         self.matching = search(self.anchors)
 
-    @torch.inference_mode()
-    def scores(self, features: Tensor) -> BCNetOutput:
-        # One window fills a CPU: none of the engines is faster with several at once.
-        parts = features.split(1 if self.device == "cpu" else len(features))
-        outputs = [self.call(part.to(self.device)) for part in parts]
-        columns = [[getattr(output, field.name) for output in outputs] for field in dataclasses.fields(BCNetOutput)]
-        return BCNetOutput(*(torch.cat(column) for column in columns))
-
-    def candidates(self, output: BCNetOutput, lengths: Tensor) -> list[list[tuple[int, int, float, float, float]]]:
+    def candidates(self, output: BCNetOutput, lengths: Tensor) -> list[list[tuple[float, float, float]]]:
         model, settings = self.config.model, self.config.proposals
         names = ("start", "end", "classification", "regression", "background")
         columns = [getattr(output, name).double().tolist() for name in names]
-        return [
-            match_one_window(
+        found = []
+        for *scores, length in zip(*columns, lengths.tolist(), strict=True):
+            rows = match_one_window(
                 *scores,
                 self.anchors,
                 self.matching,
@@ -124,25 +164,50 @@ class Plain(System):
                 min_regression=settings.min_regression,
                 max_snippets=settings.max_snippets,
             )
-            for *scores, length in zip(*columns, lengths.tolist(), strict=True)
-        ]
+            found.append([row[2:] for row in rows])
+        return found
 
-    def _suppress(self, segments: list, scores: list[float], most: int) -> tuple[list[int], list[float]]:
-        # Scores of 0 and below are no proposals.
-        return python_loop(segments, scores, 0.0, self.config.proposals.sigma, math.ulp(0.0), most)
 
-    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
-        kept = []
-        for window, rows in enumerate(self.candidates(output, lengths)):
-            segments, scores = [row[2:4] for row in rows], [row[4] for row in rows]
-            for index, decayed in zip(*self._suppress(segments, scores, self.config.proposals.window_top), strict=True):
-                kept.append((window, *segments[index], scores[index], decayed))
-        table = torch.tensor(kept, dtype=torch.float64).reshape(-1, 5)
-        return WindowProposals(table[:, 0].long(), table[:, 1:3], table[:, 3], table[:, 4])
+class PlainMap(Plain):
+    """BMN and G-TAD: a loop over the cells of the map."""
 
-    def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
-        indices, final = self._suppress(segments.tolist(), scores.tolist(), self.config.proposals.top)
-        return segments[indices], torch.tensor(final, dtype=torch.float64)
+    def candidates(self, output: MapOutput, lengths: Tensor) -> list[list[tuple[float, float, float]]]:
+        settings, cells = self.config.proposals, proposal_map(self.config.model)
+        start, end, confidence = (x.double().tolist() for x in (output.start, output.end, output.confidence))
+        first, last, valid = cells.start.tolist(), cells.end.tolist(), cells.valid.tolist()
+        found = []
+        for window, length in enumerate(lengths.tolist()):
+            starts, ends = range(length), range(length + 1)
+            if settings.boundary_peaks:
+                starts = {0, *_peaks(start[window][:length])}
+                ends = {length, length - 1, *_peaks(end[window][:length])}
+            regression, classification = confidence[window]
+            rows = []
+            for r, row in enumerate(valid):
+                for c, is_valid in enumerate(row):
+                    s, e = first[r][c], last[r][c]
+                    if not is_valid or e > length or s not in starts or e not in ends:
+                        continue
+                    if settings.max_snippets is not None and e - s >= settings.max_snippets:
+                        continue
+                    score = classification[r][c] * regression[r][c]
+                    if settings.boundary_scores:
+                        score *= start[window][s] * end[window][min(e, length - 1)]
+                    rows.append((s, e, score))
+            # As Soft-NMS takes equal scores: those of the map's order.
+            found.append(rows)
+        return found
+
+
+def _peaks(probability: list[float]) -> list[int]:
+    """Inner snippets that are above both neighbours, or above half of the highest."""
+    half = max(probability) / 2
+    inner = range(1, len(probability) - 1)
+    return [t for t in inner if probability[t] > half or probability[t - 1] < probability[t] > probability[t + 1]]
+
+
+def plain(network: Callable[[Tensor], Output], config: Config, device: str = "cpu") -> Plain:
+    return (PlainAnchors if config.model.name == "bcnet" else PlainMap)(network, config, device)
 
 
 class Engine(System):
@@ -152,21 +217,22 @@ class Engine(System):
         super().__init__(model.config)
         self.model, self.precision = model, model.precision
 
-    def set_threshold(self, threshold: float) -> None:
+    def set_threshold(self, threshold: float | None) -> None:
         super().set_threshold(threshold)
         self.model.config = self.config
 
-    def scores(self, features: Tensor) -> BCNetOutput:
+    def scores(self, features: Tensor) -> Output:
         return self.model(features)
 
-    def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
+    def network(self, features: Tensor, lengths: Tensor) -> Output:
         return self.model.candidates(features, lengths, PROTOCOL)
 
-    def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
+    def candidates(self, output: Output, lengths: Tensor) -> Any:
+        of_system = match_candidates if isinstance(output, BCNetOutput) else cell_candidates
         with use_backend(self.model.backend):
-            return match_candidates(output, lengths.to(self.model.device), self.config, PROTOCOL)
+            return of_system(output, lengths.to(self.model.device), self.config, PROTOCOL)
 
-    def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
+    def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
         with use_backend(self.model.backend):
             return window_proposals(output, lengths.to(self.model.device), self.config, PROTOCOL)
 
@@ -199,7 +265,7 @@ def export_onnx(checkpoint: Path) -> None:
             self.network = model.run.network
 
         def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-            return tuple(vars(self.network(features)).values())
+            return tuple(self.network(features).columns().values())
 
     # The exporter warns of its own code, and of torchvision, which nothing here needs.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -211,31 +277,39 @@ def export_onnx(checkpoint: Path) -> None:
 
 def reference(checkpoint: Path, device: str) -> System:
     model = bcnet_fast.load(checkpoint, device=device, backend="reference")
-    return Plain(model.run.network, model.config, device)
+    return plain(model.run.network, model.config, device)
 
 
 def compiled(checkpoint: Path, device: str) -> System:
     model = loaded_reference(checkpoint, device)
-    return Plain(torch.compile(model.run.network), model.config, device)
+    return plain(torch.compile(model.run.network), model.config, device)
+
+
+def exported(checkpoint: Path) -> tuple[Config, type[Output]]:
+    """The configuration of an exported network, and what its columns are."""
+    config = read_config(checkpoint)
+    return config, BCNetOutput if config.model.name == "bcnet" else MapOutput
 
 
 def onnxruntime(checkpoint: Path, device: str) -> System:
     import onnxruntime
 
+    config, output = exported(checkpoint)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(checkpoint.with_suffix(".onnx"), options, providers=["CPUExecutionProvider"])
 
-    def network(features: Tensor) -> BCNetOutput:
+    def network(features: Tensor) -> Output:
         columns = session.run(None, {"features": features.numpy()})
-        return BCNetOutput(*map(torch.from_numpy, columns))
+        return output(*map(torch.from_numpy, columns))
 
-    return Plain(network, read_config(checkpoint))
+    return plain(network, config)
 
 
 def openvino(checkpoint: Path, device: str) -> System:
     import openvino
 
+    config, output = exported(checkpoint)
     options = {
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -243,12 +317,12 @@ def openvino(checkpoint: Path, device: str) -> System:
     }
     request = openvino.Core().compile_model(checkpoint.with_suffix(".onnx"), "CPU", options).create_infer_request()
 
-    def network(features: Tensor) -> BCNetOutput:
+    def network(features: Tensor) -> Output:
         columns = request.infer({0: features.numpy()})
         # Its outputs lie in memory that the next call writes to.
-        return BCNetOutput(*(torch.from_numpy(columns[i].copy()) for i in range(len(columns))))
+        return output(*(torch.from_numpy(columns[i].copy()) for i in range(len(columns))))
 
-    return Plain(network, read_config(checkpoint))
+    return plain(network, config)
 
 
 EXPORTS = {"onnxruntime": onnxruntime, "openvino": openvino}
@@ -264,8 +338,8 @@ def engine(precision: str) -> Callable[[Path, str], System]:
     return load
 
 
-def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
-    """Everything that can be run on the device, the baseline first."""
+def variants(device: str, system: str) -> dict[str, Callable[[Path, str], System]]:
+    """Everything that can be run on the device, the baseline first; int8 is for BCNet."""
     found = {"reference": reference, "torch.compile": compiled}
     if device == "cpu":
         for name, load in EXPORTS.items():
@@ -273,19 +347,25 @@ def variants(device: str) -> dict[str, Callable[[Path, str], System]]:
                 found[name] = load
     # In fp16 a window takes PyTorch minutes on most processors.
     precisions = (
-        ("fp32", "bf16", *(["int8"] if _native.module else [])) if device == "cpu" else ("fp32", "bf16", "fp16")
+        ("fp32", "bf16", *(["int8"] if _native.module and system == "bcnet" else []))
+        if device == "cpu"
+        else ("fp32", "bf16", "fp16")
     )
     return found | {f"bcnet_fast {name}": engine(name) for name in precisions}
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """The seeded weights of the golden network outputs, by way of files as the public release has them."""
-    bpm, abi = seeded.release_files(folder, GOLDEN, SEED)
-    config = PRESETS["bcnet"]["thumos14"]
-    path = folder / "bcnet.safetensors"
-    save_checkpoint(path, convert_bcnet(bpm, abi, config), config)
-    bpm.unlink()
-    abi.unlink()
+def write_checkpoint(folder: Path, system: str, preset: str) -> Path:
+    """Of BCNet the seeded weights of the golden outputs, by way of files as the release has them; else random ones."""
+    config = PRESETS[system][preset]
+    path = folder / f"{system}_{preset}.safetensors"
+    if system == "bcnet":
+        bpm, abi = seeded.release_files(folder, GOLDEN, SEED)
+        save_checkpoint(path, convert_bcnet(bpm, abi, config), config)
+        bpm.unlink()
+        abi.unlink()
+    else:
+        torch.manual_seed(SEED)
+        save_checkpoint(path, NETWORKS[system](config.model).state_dict(), config)
     return path
 
 
