@@ -13,7 +13,7 @@ from common import alternate, print_table
 import bcnet_fast
 from bcnet_fast.checkpoint import read_config
 from bcnet_fast.engine import REWRITES, Rewrites
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT
 
 
 def measure(checkpoint: Path, window: torch.Tensor, threshold: float, device: str) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def measure(checkpoint: Path, window: torch.Tensor, threshold: float, device: st
 
 def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     # In host memory, so that a GPU is done when the time is taken.
-    return model.candidates(window, lengths, PROTOCOLS["default"]).background.cpu()
+    return model.candidates(window, lengths, DEFAULT).background.cpu()
 
 
 def show(rows: list[dict[str, Any]]) -> None:

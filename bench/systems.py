@@ -35,9 +35,8 @@ from bcnet_fast.loading import Model
 from bcnet_fast.ops import use_backend
 from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.proposals import WindowProposals, match_candidates, needed_anchors, video_proposals, window_proposals
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT
 
-PROTOCOL = PROTOCOLS["default"]
 GOLDEN = Path(seeded.__file__).parent / "golden"
 SEED = 101  # of the golden network outputs
 # Of the difference from the reference's scores, root mean square over a window. float32 sums in another order; seeded
@@ -160,19 +159,19 @@ class Engine(System):
         return self.model(features)
 
     def network(self, features: Tensor, lengths: Tensor) -> BCNetOutput:
-        return self.model.candidates(features, lengths, PROTOCOL)
+        return self.model.candidates(features, lengths, DEFAULT)
 
     def candidates(self, output: BCNetOutput, lengths: Tensor) -> Any:
         with use_backend(self.model.backend):
-            return match_candidates(output, lengths.to(self.model.device), self.config, PROTOCOL)
+            return match_candidates(output, lengths.to(self.model.device), self.config, DEFAULT)
 
     def postprocess(self, output: BCNetOutput, lengths: Tensor) -> WindowProposals:
         with use_backend(self.model.backend):
-            return window_proposals(output, lengths.to(self.model.device), self.config, PROTOCOL)
+            return window_proposals(output, lengths.to(self.model.device), self.config, DEFAULT)
 
     def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
         with use_backend(self.model.backend):
-            return video_proposals(segments, scores, decayed, self.config, PROTOCOL)
+            return video_proposals(segments, scores, decayed, self.config, DEFAULT)
 
 
 def example_for(model: Model) -> Tensor:
@@ -296,7 +295,7 @@ def with_threshold(config: Config, threshold: float) -> Config:
 def matched_anchors(output: BCNetOutput, lengths: Tensor, config: Config) -> Tensor:
     """Which anchors some boundary pair matches, bool [B, P]."""
     windows = zip(output.start, output.end, lengths.tolist(), strict=True)
-    return torch.stack([needed_anchors(*window, config, PROTOCOL) for window in windows]).cpu()
+    return torch.stack([needed_anchors(*window, config, DEFAULT) for window in windows]).cpu()
 
 
 def threshold_for(share: float, output: BCNetOutput, lengths: Tensor, config: Config) -> float:

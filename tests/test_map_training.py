@@ -14,7 +14,7 @@ from bcnet_fast.labels import MapTargets, map_targets
 from bcnet_fast.losses import map_loss
 from bcnet_fast.maps import proposal_map
 from bcnet_fast.outputs import MapOutput
-from bcnet_fast.protocols import PROTOCOLS, Protocol
+from bcnet_fast.protocols import DEFAULT, Protocol
 
 SEED = 101
 CONFIGS = {
@@ -158,7 +158,7 @@ def test_gradients_are_finite_and_only_of_proposals():
         start, end, confidence, background = (
             torch.rand(shape, requires_grad=True) for shape in ((1, 9), (1, 9), (1, 2, 9, 9), (1, 9, 9))
         )
-        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, protocol=PROTOCOLS["default"])
+        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, protocol=DEFAULT)
         gradients = torch.autograd.grad(loss["total"], (start, end, confidence, background))
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert (gradients[2][..., ~valid] == 0).all() and (gradients[3][..., ~valid] == 0).all()
