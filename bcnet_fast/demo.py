@@ -22,7 +22,7 @@ from .data.timing import TimeResolver
 from .evaluation import AverageRecall, Results, average_recall, read_results
 from .inference import predict
 from .loading import load
-from .protocols import PROTOCOLS
+from .protocols import DEFAULT
 
 VIDEOS = 8
 SEED = 7
@@ -72,7 +72,7 @@ def _run_demo(folder: Path) -> int:
     archive = open_features(features, feature_dim=config.model.feature_dim)
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
     random = {}
-    for found in predict(untrained, archive, archive.ids, times, PROTOCOLS["default"]):
+    for found in predict(untrained, archive, archive.ids, times, DEFAULT):
         random[found.video] = np.column_stack([found.segments, found.scores])
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")

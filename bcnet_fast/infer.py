@@ -29,7 +29,7 @@ from . import __version__
 from ._cli import Parser, progress, run
 from .checkpoint import read_config
 from .class_scores import ClassScores, fuse, read_class_scores
-from .config import PRESETS, Config
+from .config import DATA_SETS, PRESETS, Config
 from .data import timing
 from .data.annotations import VideoAnnotation, read_annotations
 from .data.features import FeatureArchive, open_features
@@ -40,7 +40,7 @@ from .inference import Failure, VideoProposals, predict
 from .loading import PRECISIONS, Model, load
 from .ops._dispatch import BACKENDS, choose, use_backend
 from .profiling import record, stage
-from .protocols import PROTOCOLS
+from .protocols import NAMES, protocol_for
 from .results import ResultWriter, entries, write_subtitles
 
 
@@ -51,8 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     network = parser.add_argument_group("network")
     network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); this or --preset is needed")
-    network.add_argument("--model", choices=["bcnet"], default="bcnet", help="the system")
-    network.add_argument("--preset", choices=sorted(PRESETS), help="sizes, windows and thresholds, with random weights")
+    network.add_argument("--model", choices=list(PRESETS), help="the system (default: the checkpoint's, or bcnet)")
+    network.add_argument("--preset", choices=DATA_SETS, help="sizes, windows and thresholds, with random weights")
     network.add_argument(
         "--feature-dim", type=int, metavar="C", help="channels, for random weights (else the preset's)"
     )
@@ -61,7 +61,9 @@ def build_parser() -> argparse.ArgumentParser:
     network.add_argument(
         "--backend", choices=BACKENDS, default="auto", help="kernels of the network and of the operators after it"
     )
-    network.add_argument("--protocol", choices=list(PROTOCOLS), default="default", help="see docs/protocols.md")
+    network.add_argument(
+        "--protocol", choices=NAMES, default="default", help="the system's own release: docs/protocols.md"
+    )
 
     timing.add_arguments(parser)
 
@@ -202,7 +204,8 @@ def resolve_config(args: argparse.Namespace) -> Config:
     """The configuration of the run: the checkpoint's own, or that of the preset for random weights."""
     if args.checkpoint:
         config = read_config(args.checkpoint)
-        for flag, found in (("preset", config.preset), ("feature_dim", config.model.feature_dim)):
+        stored = {"model": config.model.name, "preset": config.preset, "feature_dim": config.model.feature_dim}
+        for flag, found in stored.items():
             expected = getattr(args, flag)
             if expected is not None and expected != found:
                 raise InputError(f"{args.checkpoint}: expected --{flag.replace('_', '-')} {expected}, found {found}")
@@ -213,7 +216,7 @@ def resolve_config(args: argparse.Namespace) -> Config:
         "warning: no --checkpoint: the weights are random (seed 0), and so is the order of the proposals",
         file=sys.stderr,
     )
-    config = PRESETS[args.preset]
+    config = PRESETS[args.model or "bcnet"][args.preset]
     width = config.model.feature_dim if args.feature_dim is None else args.feature_dim
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=width))
 
@@ -265,7 +268,7 @@ def _run(
         archive,
         videos,
         times,
-        PROTOCOLS[args.protocol],
+        protocol_for(args.protocol, model.config),
         batch_size=args.batch_size,
         workers=args.workers,
     )

@@ -93,7 +93,8 @@ def _prepare(
 ) -> tuple[Iterable[np.ndarray], _Pending]:
     """The windows of a video, [C, T] each, made one by one, and what has to be remembered of it."""
     data, window, features = model.config.data, model.config.model.window, loaded.features
-    time, largest = times.resolve(video, len(features)), float(np.abs(features).max())
+    time = times.resolve(video, len(features), whole_snippets=protocol.whole_snippets)
+    largest = float(np.abs(features).max())
     if data.rescale:
         return [rescale(features, window)], _Pending(video, window, time, [0], largest)
     starts = window_starts(len(features), window, data.window_stride, keep_tail=not protocol.skip_short_tail)
@@ -149,7 +150,7 @@ def _finish(pending: _Pending, model: Model, protocol: Protocol) -> VideoProposa
     duration = pending.time.duration or end_of_snippets
     if protocol.round_output:
         seconds, confidence = np.round(seconds, 1), np.round(confidence, 6)
-    else:
+    if not protocol.keep_outside:
         seconds = np.clip(seconds, 0.0, duration)
         inside = seconds[:, 0] < seconds[:, 1]
         seconds, confidence = seconds[inside], confidence[inside]

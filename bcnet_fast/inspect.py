@@ -28,6 +28,7 @@ like a mistake. Ends with the flags for python -m bcnet_fast.infer.
 Without --preset, --checkpoint and --feature-dim only shapes are read, and the widths that fit are named.
 Exit code: 0 all videos can be used, 1 some cannot (listed), 2 none can."""
 DEFAULT_PRESET = "thumos14"
+SYSTEM = PRESETS["bcnet"]  # those of the other systems read features alike
 LISTED = 10  # videos shown one by one
 TOLERANCE = 0.02  # relative difference of durations, or of frames a row, that is worth a remark ...
 TOLERANCE_S = 1.0  # ... when it is more than this many seconds, and more than one row, as well
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers < 0:
         raise InputError(f"--workers: expected 0 or more, found {args.workers}")
 
-    config = read_config(args.checkpoint) if args.checkpoint else PRESETS["bcnet"][args.preset or DEFAULT_PRESET]
+    config = read_config(args.checkpoint) if args.checkpoint else SYSTEM[args.preset or DEFAULT_PRESET]
     feature_dim = args.feature_dim
     if args.checkpoint and feature_dim not in (None, config.model.feature_dim):
         raise InputError(
@@ -230,7 +231,7 @@ def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
     else:
         print(f"\nno axis has the same length in most of the {_count(len(stored))}: they do not belong together")
     for width in widths:
-        presets = [f"--preset {name}" for name, config in PRESETS["bcnet"].items() if config.model.feature_dim == width]
+        presets = [f"--preset {name}" for name, config in SYSTEM.items() if config.model.feature_dim == width]
         for flag in presets or [f"--feature-dim {width}"]:
             print(f"  python -m bcnet_fast.inspect {shlex.quote(str(path))} {flag}")
 

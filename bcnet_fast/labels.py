@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from .background import background_labels
 from .maps import ProposalMap
-from .protocols import PROTOCOLS, Protocol
+from .protocols import DEFAULT, Protocol
 
 
 class Targets(NamedTuple):
@@ -46,7 +46,7 @@ def window_targets(
     *,
     first: float = 0.0,
     stride: float = 1.0,
-    protocol: Protocol = PROTOCOLS["default"],
+    protocol: Protocol = DEFAULT,
 ) -> Targets:
     """Targets of the window whose snippet t covers the video frames [first + t * stride, first + (t + 1) * stride).
 
@@ -98,7 +98,7 @@ def map_targets(
     *,
     first: float = 0.0,
     stride: float = 1.0,
-    protocol: Protocol = PROTOCOLS["default"],
+    protocol: Protocol = DEFAULT,
 ) -> MapTargets:
     """Targets of a map: `window_targets` with its cells as anchors."""
     anchors = np.stack([cells.start[cells.valid], cells.end[cells.valid]], axis=1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .labels import MapTargets, Targets
 from .outputs import BCNetOutput, MapOutput
-from .protocols import PROTOCOLS, Protocol
+from .protocols import DEFAULT, Protocol
 
 FRAME_THRESHOLD = 0.5  # a label above it makes a snippet positive
 ANCHOR_THRESHOLD = 0.8  # the same for an anchor
@@ -36,7 +36,7 @@ def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, pa
     return sum((losses * kind).sum() / (kind.sum() + padding).clamp(min=1) for kind in kinds) / 2
 
 
-def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = PROTOCOLS["default"]) -> Tensor:
+def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = DEFAULT) -> Tensor:
     """BMN's sampling balance: all labels above 0.7, and as many of (0.3, 0.7] and of (0, 0.3] on average, weigh 1.
 
     label: float32 tIoU of any shape; draws: uniform in [0, 1), [2, *label.shape], for the medium and the low labels.
@@ -54,7 +54,7 @@ def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = PROTOC
 
 
 def regression_loss(
-    prediction: Tensor, label: Tensor, draws: Tensor | None = None, protocol: Protocol = PROTOCOLS["default"]
+    prediction: Tensor, label: Tensor, draws: Tensor | None = None, protocol: Protocol = DEFAULT
 ) -> Tensor:
     """Smooth L1 (beta 1) over the anchors that `regression_weights` takes; 0 when it takes none.
 
@@ -75,7 +75,7 @@ def background_loss(prediction: Tensor, label: Tensor) -> Tensor:
 
 
 def bcnet_loss(
-    output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, protocol: Protocol = PROTOCOLS["default"]
+    output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, protocol: Protocol = DEFAULT
 ) -> dict[str, Tensor]:
     """All parts of L = L1 + L2 for a batch, as scalars.
 
@@ -108,7 +108,7 @@ def map_loss(
     valid: Tensor,
     *,
     draws: Tensor | None = None,
-    protocol: Protocol = PROTOCOLS["default"],
+    protocol: Protocol = DEFAULT,
 ) -> dict[str, Tensor]:
     """All parts of BMN's and G-TAD's objective for a batch, as scalars.
 

@@ -1,6 +1,7 @@
 """From the network's scores to ranked proposals: candidates, matching, refinement, confidence, Soft-NMS.
 
-Paper, section 3.6. Times are snippets, counted from the window's or the video's first; `infer` turns them into seconds.
+Paper, section 3.6; the candidates of BMN and G-TAD are the cells of their maps. Times are snippets, counted from the
+window's or the video's first; `infer` turns them into seconds.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .anchors import make_anchors, matching_table
-from .background import background_scores
+from .background import background_scores, constrain
 from .config import Config
+from .maps import MapConfig, proposal_map
 from .ops import MatchedProposals, match_proposals, soft_nms
 from .ops.reference import possible_boundaries
-from .outputs import BCNetOutput
+from .outputs import BCNetOutput, MapOutput, Output
 from .protocols import Protocol
 
 
@@ -57,9 +60,74 @@ def needed_anchors(start: Tensor, end: Tensor, length: int, config: Config, prot
     threshold = config.proposals.boundary_threshold
     starts, ends = (possible_boundaries(p[None], threshold, limit)[0] for p in (start, end))
     durations = table.shape[1]
-    pairs = starts[:, None] & torch.nn.functional.pad(ends, (0, durations))[1:].unfold(0, durations, 1)
+    pairs = starts[:, None] & pad(ends, (0, durations))[1:].unfold(0, durations, 1)
     needed = torch.zeros(len(make_anchors(model.window, model.max_duration)), dtype=torch.bool, device=start.device)
     return needed.index_fill(0, table[pairs].long(), True)
+
+
+@dataclass
+class CellCandidates:
+    """The n cells of a map that are intervals of the window, in the map's order, for each of W windows.
+
+    segments [n, 2] int64, snippets; scores [W, n] float64, 0 for cells that are not to be proposed; taken [W, n]: which
+    cells are candidates.
+    """
+
+    segments: Tensor
+    scores: Tensor
+    taken: Tensor
+
+
+@functools.lru_cache(maxsize=16)
+def _cells(model: MapConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The valid cells of a map by their numbers row * columns + column [n], and their intervals [n, 2], on a device."""
+    cells = proposal_map(model)
+    bounds = torch.from_numpy(cells.start[cells.valid]), torch.from_numpy(cells.end[cells.valid])
+    return torch.from_numpy(cells.valid.ravel().nonzero()[0]).to(device), torch.stack(bounds, dim=1).to(device)
+
+
+def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, protocol: Protocol) -> CellCandidates:
+    """The cells of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding.
+
+    A cell ends at the boundary before the snippet `end`. At the end of what is looked at there is no such snippet, and
+    the last one stands in for it.
+    """
+    settings, window = config.proposals, config.model.window
+    numbers, segments = _cells(config.model, output.start.device)
+    start, end = segments.T
+    if protocol.score_padding:
+        lengths = torch.full_like(lengths, window)
+    taken = end <= lengths[:, None]
+    if protocol.skip_window_end:
+        taken &= end < window
+    end_snippet = torch.minimum(end, lengths[:, None] - 1)
+    if settings.boundary_peaks:
+        starts, ends = likely_boundaries(output.start, output.end, lengths)
+        taken &= starts[:, start] & ends.gather(1, end_snippet)
+
+    regression, classification = output.confidence.flatten(2)[:, :, numbers].double().unbind(1)
+    scores = classification * regression
+    if settings.boundary_scores:
+        boundaries = output.start.double()[:, start] * output.end.double().gather(1, end_snippet)
+        scores = boundaries * classification * regression
+    background = None if output.background is None else output.background.flatten(1)[:, numbers].double()
+    shown = taken if settings.max_snippets is None else taken & (end - start < settings.max_snippets)
+    return CellCandidates(segments, torch.where(shown, constrain(scores, background), 0.0), taken)
+
+
+def likely_boundaries(start: Tensor, end: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """BSN's rule: which of the first `lengths` snippets can be a start, and which an end; bool [W, T] each.
+
+    A snippet must be a strict local maximum or above half of the window's highest probability. The first one is always
+    a start and never an end, the last one always an end and never a start.
+    """
+    index = torch.arange(start.shape[1], device=start.device)
+    first, last = index == 0, index == lengths[:, None] - 1
+    both = torch.stack([start, end]).masked_fill(index >= lengths[:, None], -torch.inf)
+    before, after = pad(both, (1, 0), value=-torch.inf)[..., :-1], pad(both, (0, 1), value=-torch.inf)[..., 1:]
+    likely = ((both > before) & (both > after)) | (both > 0.5 * both.amax(dim=2, keepdim=True))
+    likely &= ~(first | last)
+    return likely[0] | first, likely[1] | last
 
 
 def suppress(
@@ -102,14 +170,30 @@ class WindowProposals:
     decayed: Tensor
 
 
-def window_proposals(output: BCNetOutput, lengths: Tensor, config: Config, protocol: Protocol) -> WindowProposals:
+def window_proposals(output: Output, lengths: Tensor, config: Config, protocol: Protocol) -> WindowProposals:
     """The best `window_top` proposals of each of W windows; `lengths` [W] are the snippets that are not padding."""
-    found = match_candidates(output, lengths, config, protocol)
-    segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
-    decayed, kept = suppress(segments, scores, offsets, found.counts, config.proposals.window_top, config, protocol)
+    if isinstance(output, MapOutput):
+        cells = cell_candidates(output, lengths, config, protocol)
+        segments, scores, offsets = _by_score(cells)
+        counts = cells.taken.sum(dim=1)
+    else:
+        found = match_candidates(output, lengths, config, protocol)
+        segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
+        counts = found.counts
+    decayed, kept = suppress(segments, scores, offsets, counts, config.proposals.window_top, config, protocol)
     window = torch.bucketize(kept, offsets, right=True) - 1
     columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device
     return WindowProposals(columns[:, 0].long(), columns[:, 1:3], columns[:, 3], columns[:, 4])
+
+
+def _by_score(cells: CellCandidates) -> tuple[Tensor, Tensor, Tensor]:
+    """The cells of all windows, best first in each, and where each window begins: segments, scores, offsets [W + 1].
+
+    Cells of score 0 come last, where Soft-NMS drops them without a change to the order of equal scores.
+    """
+    scores, order = cells.scores.sort(dim=1, descending=True, stable=True)
+    offsets = torch.arange(len(scores) + 1, device=scores.device) * scores.shape[1]
+    return cells.segments.double()[order].flatten(0, 1), scores.flatten(), offsets
 
 
 def _on_host(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,7 +204,7 @@ def _on_host(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
         torch.cat([rows[:count] for rows, count in zip(column, counts, strict=True)])
         for column in (found.segments, found.scores)
     )
-    return segments, scores, torch.nn.functional.pad(found.counts.cumsum(0), (1, 0))
+    return segments, scores, pad(found.counts.cumsum(0), (1, 0))
 
 
 def _on_device(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,8 +219,11 @@ def video_proposals(
 ) -> tuple[Tensor, Tensor]:
     """Merge the proposals of all windows of one video: segments [n, 2] in snippets of the video, scores [n].
 
-    Returns (segments [k, 2], scores [k]), best first, at most `top` of them.
+    Returns (segments [k, 2], scores [k]), best first, at most `top` of them. A rescaled video has one window, whose
+    Soft-NMS is the only one.
     """
+    if config.data.rescale:
+        return segments[: config.proposals.top], decayed[: config.proposals.top]
     confidence = decayed if protocol.decay_twice else scores
     offsets = torch.tensor([0, len(confidence)])
     final, kept = suppress(segments, confidence, offsets, offsets.diff(), config.proposals.top, config, protocol)

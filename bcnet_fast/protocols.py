@@ -1,12 +1,14 @@
-"""The public release's habits that change results, each a named switch: the one table of them.
+"""The public releases' habits that change results, each a named switch: the one table of them.
 
-`default` does the sensible thing. `release` repeats the public BCNet code exactly, which a comparison with published
-numbers needs. docs/protocols.md says what each switch changes and by how much.
+`DEFAULT` does the sensible thing, the same for all systems. `RELEASES` repeats the public code of each system exactly,
+which a comparison with published numbers needs. docs/protocols.md says what each switch changes and by how much.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from .config import Config
 
 
 @dataclass(frozen=True)
@@ -34,30 +36,62 @@ class Protocol:
     swapped_weights: bool = False
     # Candidates: snippet 0 is read as 1 and T-1 as T-2, so proposals that start at 1 appear twice.
     clamp_boundaries: bool = False
+    # Candidates: no cell of a map reaches the end of the window, where the networks have no boundary probability.
+    skip_window_end: bool = False
     # Soft-NMS: the last candidate is never given out; a single proposal gives nothing.
     drop_last: bool = False
     # Soft-NMS: the second pass, over a video's windows, starts from scores that the first has already decayed.
     decay_twice: bool = False
-    # Output: times are rounded to 0.1 s and scores to 6 decimals, and may lie outside the video.
+    # Output: a rescaled video lasts as long as its whole snippets, of 16 frames in the presets.
+    whole_snippets: bool = False
+    # Output: times are rounded to 0.1 s and scores to 6 decimals.
     round_output: bool = False
+    # Output: proposals may lie beyond the ends of the video.
+    keep_outside: bool = False
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("default"),
-        Protocol(
-            "release",
-            skip_short_tail=True,
-            score_padding=True,
-            early_labels=True,
-            cut_instances=True,
-            largest_overlap=True,
-            oversample=True,
-            clamp_boundaries=True,
-            drop_last=True,
-            decay_twice=True,
-            round_output=True,
-        ),
-    )
+NAMES = ("default", "release")
+DEFAULT = Protocol("default")
+RELEASES = {
+    "bcnet": Protocol(
+        "release",
+        skip_short_tail=True,
+        score_padding=True,
+        early_labels=True,
+        cut_instances=True,
+        largest_overlap=True,
+        oversample=True,
+        clamp_boundaries=True,
+        drop_last=True,
+        decay_twice=True,
+        round_output=True,
+        keep_outside=True,
+    ),
+    "bmn": Protocol("release", oversample=True, skip_window_end=True, drop_last=True, whole_snippets=True),
+    "gtad": Protocol(
+        "release",
+        skip_short_tail=True,
+        score_padding=True,
+        early_labels=True,
+        cut_instances=True,
+        oversample=True,
+        padded_counts=True,
+        swapped_weights=True,
+        skip_window_end=True,
+        drop_last=True,
+        decay_twice=True,
+        keep_outside=True,
+    ),
+    # The branch for ActivityNet-1.3.
+    "gtad, rescaled": Protocol(
+        "release", wide_boundaries=True, oversample=True, skip_window_end=True, drop_last=True, keep_outside=True
+    ),
 }
+
+
+def protocol_for(name: str, config: Config) -> Protocol:
+    """What `--protocol NAME` means for a system and the kind of its data; `name` is one of NAMES."""
+    system = config.model.name
+    if config.data.rescale:
+        system = f"{system}, rescaled" if f"{system}, rescaled" in RELEASES else system
+    return {"default": DEFAULT, "release": RELEASES[system]}[name]

@@ -43,7 +43,6 @@ def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torc
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{rows[0]['system']} {rows[0]['preset']} without one of the rewrites (docs/engine.md), float32, one window"
-    )
+    system, preset = rows[0]["system"], rows[0]["preset"]
+    print(f"\n{system}, {preset}: without one of the rewrites (docs/engine.md), float32, one window")
     print_table(["rewrites", "network ms", "x all"], [[r["rewrites"], r["median"], r["times_all"]] for r in rows])

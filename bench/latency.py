@@ -34,8 +34,8 @@ that the anchor rule gives at T = 512, with the exponent of a power law through 
 
 Ablation: the network without one of the engine's rewrites, and without all of them.
 
---quick leaves out `alone`, batches of 8, the released threshold, growth, ablation, all but reference, fp32 and int8, and
-of BMN and G-TAD all but the network of one data set.
+--quick leaves out `alone`, batches of 8, the released threshold, growth, ablation, all but reference, fp32 and int8,
+and of BMN and G-TAD all but the network of one data set.
 """
 
 from __future__ import annotations

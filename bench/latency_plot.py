@@ -1,4 +1,4 @@
-"""The charts of bench/latency.py: bars for a window and a video, and growth on logarithmic axes."""
+"""The charts of bench/latency.py: bars for a window, a video and the networks, and growth on logarithmic axes."""
 
 from __future__ import annotations
 
@@ -23,29 +23,52 @@ LINES = {"reference": ("#8c8c8c", "o"), "bcnet_fast fp32": ("#2f6f9f", "s")}
 def draw(
     rows: Sequence[dict[str, Any]], growth_rows: Sequence[dict[str, Any]], facts: dict[str, Any], path: str
 ) -> None:
-    """Write the charts of those parts that were measured; bars are those of the first boundary threshold."""
+    """Write the charts of those parts that were measured; BCNet's bars are those of the first boundary threshold."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [row for row in rows if row["boundary_threshold"] == rows[0]["boundary_threshold"]]
-    heights = ([0.9 + 0.34 * len(shown)] if shown else []) + ([3.4] if growth_rows else [])
+    cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        case = cases.setdefault((row["system"], row["data"]), [])
+        if not case or row["boundary_threshold"] == case[0]["boundary_threshold"]:
+            case.append(row)
+    # Panels, two in a row of the figure: a function, and what it takes after the axes.
+    panels: list[tuple[Any, ...]] = []
+    for case in cases.values():
+        if case[0]["boundary_threshold"] is None:
+            panels.append((_network_bars, case))
+        else:
+            panels += [(_window_bars, case), (_video_bars, case)]
+    if len(panels) % 2:
+        panels.append((_nothing,))
+    if growth_rows:
+        panels.append((_growth, growth_rows, "T", "snippets T (anchors by the rule)"))
+        panels.append((_growth, growth_rows, "P", f"anchors P (T = {growth.ANCHORS_AT})"))
+    heights = [3.4 if draws is _growth else 0.9 + 0.34 * len(of[0]) for draws, *of in panels[::2]]
     figure, grid = pyplot.subplots(
         len(heights), 2, figsize=(11, sum(heights) + 0.6), layout="constrained", height_ratios=heights, squeeze=False
     )
-    if shown:
-        _window_bars(grid[0, 0], shown)
-        _video_bars(grid[0, 1], shown)
-    if growth_rows:
-        _growth(grid[-1, 0], growth_rows, "T", "snippets T (anchors by the rule)")
-        _growth(grid[-1, 1], growth_rows, "P", f"anchors P (T = {growth.ANCHORS_AT})")
-    for axes in grid.flat:
+    for axes, (draws, *of) in zip(grid.flat, panels, strict=True):
+        draws(axes, *of)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
     figure.suptitle(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}", fontsize=9)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130)
+
+
+def _nothing(axes: Axes) -> None:
+    axes.set_axis_off()
+
+
+def _network_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    for place, row in enumerate(rows):
+        median = row["times_ms"]["network"]["median"]
+        axes.barh(place, median, color=STAGES[0][2])
+        _annotate(axes, place, median, row, "network")
+    _finish(axes, rows, f"{rows[0]['system']}, {rows[0]['data']}, network of one window: ms")
 
 
 def _window_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -58,7 +81,9 @@ def _window_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         _annotate(axes, place, left, row, "window")
     # Below the axes, where no bar is.
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper left", bbox_to_anchor=(0.0, -0.12), borderaxespad=0)
-    _finish(axes, rows, f"one window, {rows[0]['matched_percent']:.0f} % of the anchors matched: ms")
+    _finish(
+        axes, rows, f"{rows[0]['system']}, one window, {rows[0]['matched_percent']:.0f} % of the anchors matched: ms"
+    )
 
 
 def _video_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
@@ -66,7 +91,7 @@ def _video_bars(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         median = row["times_ms"]["video"]["median"]
         axes.barh(place, median, color="#35507a")
         _annotate(axes, place, median, row, "video")
-    _finish(axes, rows, "a video of 5 windows: ms")
+    _finish(axes, rows, f"{rows[0]['system']}, a video of 5 windows: ms")
 
 
 def _annotate(axes: Axes, place: int, end: float, row: dict[str, Any], stage: str) -> None:

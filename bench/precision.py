@@ -41,7 +41,7 @@ from bcnet_fast.inference import predict  # noqa: E402
 from bcnet_fast.loading import PRECISIONS, Model, load  # noqa: E402
 from bcnet_fast.outputs import BCNetOutput  # noqa: E402
 from bcnet_fast.proposals import window_proposals  # noqa: E402
-from bcnet_fast.protocols import PROTOCOLS  # noqa: E402
+from bcnet_fast.protocols import DEFAULT  # noqa: E402
 
 EXACT = "fp64"
 TIOU = np.linspace(0.5, 0.95, 10)
@@ -80,7 +80,7 @@ def seeded_rows(folder: Path, precisions: list[str]) -> list[list[Any]]:
     for precision in precisions:
         model = loaded(checkpoint, precision)
         outputs[precision] = model(features)
-        found = window_proposals(outputs[precision], lengths, model.config, PROTOCOLS["default"])
+        found = window_proposals(outputs[precision], lengths, model.config, DEFAULT)
         best[precision] = {"window": np.column_stack([found.segments, found.decayed])}
     return [
         [
@@ -108,7 +108,7 @@ def bundled_rows(folder: Path, precisions: list[str], videos: int) -> list[list[
         outputs[precision] = model(torch.from_numpy(batch))
         archive = open_features(path, feature_dim=config.model.feature_dim)
         times = TimeResolver(config, table=truth)
-        predicted = predict(model, archive, archive.ids, times, PROTOCOLS["default"])
+        predicted = predict(model, archive, archive.ids, times, DEFAULT)
         best[precision] = rows = {f.video: np.column_stack([f.segments, f.scores]) for f in predicted}
         recall[precision] = 100 * average_recall(truth, rows, tiou_thresholds=TIOU, max_proposals=100).at(100)
         entries = {

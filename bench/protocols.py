@@ -20,12 +20,19 @@ from bcnet_fast.data.timing import TimeResolver
 from bcnet_fast.evaluation import average_recall, mean_average_precision
 from bcnet_fast.inference import predict
 from bcnet_fast.loading import load
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT, RELEASES
 from bcnet_fast.results import entries
 
-DEFAULT, RELEASE = PROTOCOLS["default"], PROTOCOLS["release"]
 # Switches of labels and losses act in training only.
-SWITCHES = ("skip_short_tail", "score_padding", "clamp_boundaries", "drop_last", "decay_twice", "round_output")
+SWITCHES = (
+    "skip_short_tail",
+    "score_padding",
+    "clamp_boundaries",
+    "drop_last",
+    "decay_twice",
+    "round_output",
+    "keep_outside",
+)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
 
@@ -39,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     truth = {video.annotation.id: video.annotation for video in videos}
     labels = {name: Counter(i.label for i in a.instances).most_common(1)[0][0] for name, a in truth.items()}
 
-    rows = [DEFAULT, *(dataclasses.replace(DEFAULT, name=name, **{name: True}) for name in SWITCHES), RELEASE]
+    rows = [DEFAULT, *(dataclasses.replace(DEFAULT, name=name, **{name: True}) for name in SWITCHES), RELEASES["bcnet"]]
     print("| protocol | AR@1 | AR@10 | AR@50 | AR@100 | AUC | mAP |\n| --- | --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         features, _ = write_dataset(folder, videos)

@@ -345,12 +345,11 @@ def variants(device: str, system: str) -> dict[str, Callable[[Path, str], System
         for name, load in EXPORTS.items():
             if all(importlib.util.find_spec(module) for module in (name, "onnx", "onnxscript")):
                 found[name] = load
-    # In fp16 a window takes PyTorch minutes on most processors.
-    precisions = (
-        ("fp32", "bf16", *(["int8"] if _native.module and system == "bcnet" else []))
-        if device == "cpu"
-        else ("fp32", "bf16", "fp16")
-    )
+    precisions = ["fp32", "bf16"]
+    if device == "cuda":
+        precisions.append("fp16")  # in which a window takes PyTorch minutes on most processors
+    elif _native.module and system == "bcnet":
+        precisions.append("int8")
     return found | {f"bcnet_fast {name}": engine(name) for name in precisions}
 
 

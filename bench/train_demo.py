@@ -30,7 +30,7 @@ from bcnet_fast.inference import predict
 from bcnet_fast.labels import Targets, window_targets
 from bcnet_fast.loading import Model, load
 from bcnet_fast.losses import bcnet_loss
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.reference.bcnet import BCNet
 
 CONFIG = Config(
@@ -117,7 +117,7 @@ def evaluate(model: Model, videos: Sequence[SyntheticVideo], folder: Path) -> Av
     times = TimeResolver(CONFIG, table=truth)
     results = {
         found.video: np.column_stack([found.segments, found.scores])
-        for found in predict(model, archive, archive.ids, times, PROTOCOLS["default"])
+        for found in predict(model, archive, archive.ids, times, DEFAULT)
     }
     return average_recall(truth, results, tiou_thresholds=THRESHOLDS, max_proposals=100)
 

@@ -22,7 +22,7 @@ from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.outputs import BCNetOutput, Output
 from bcnet_fast.proposals import match_candidates, needed_anchors, window_proposals
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT, RELEASES
 from bcnet_fast.reference.bcnet import BCNet
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
@@ -102,7 +102,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
             return original(slot, *shape, **options)
 
         kernels.buffer = buffer
-        model.candidates(features, torch.tensor([MANY.window]), PROTOCOLS["default"])
+        model.candidates(features, torch.tensor([MANY.window]), DEFAULT)
         return [*made, len(model.run.network.frame_positions)]
 
     everything = products(Rewrites())
@@ -133,7 +133,7 @@ def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
         assert np.abs(getattr(everything, name)[0].double().numpy() - values).max() < tolerance, name
 
     exact = BCNetOutput(**{name: torch.from_numpy(values)[None] for name, values in expected.items()})
-    lengths, protocol = torch.tensor([256]), PROTOCOLS["default"]
+    lengths, protocol = torch.tensor([256]), DEFAULT
     found = window_proposals(model.candidates(features, lengths, protocol), lengths, model.config, protocol)
     wanted = window_proposals(exact, lengths, model.config, protocol)
     assert torch.equal(found.segments, wanted.segments)  # the same proposals in the same order
@@ -149,7 +149,7 @@ def test_candidates_are_all_that_proposals_depend_on(case, backend):
     model.config = config = dataclasses.replace(model.config, proposals=settings)
     window = config.model.window
     lengths = torch.tensor([window, window - 7, window // 3])
-    for protocol in PROTOCOLS.values():
+    for protocol in (DEFAULT, RELEASES["bcnet"]):
         full, found = model(features), model.candidates(features, lengths, protocol)
         for name in ("start", "end", "actionness", "frame_action", "frame_background"):
             assert torch.equal(getattr(found, name), getattr(full, name))
@@ -170,7 +170,7 @@ def test_candidates_are_all_that_proposals_depend_on(case, backend):
 def test_a_window_without_any_pair_of_boundaries(case):
     path, features, _ = case
     model = bcnet_fast.load(path, device="cpu")
-    found = model.candidates(features, torch.tensor([1, 1, 1]), PROTOCOLS["default"])
+    found = model.candidates(features, torch.tensor([1, 1, 1]), DEFAULT)
     assert not found.regression.any() and not found.classification.any() and not found.background.any()
     assert found.start.all()
 
@@ -203,7 +203,7 @@ def test_buffers_are_made_once_and_results_stay_as_they_are(case):
     kept = {name: scores.clone() for name, scores in first.columns().items()}
     for _ in range(3):
         model(features.flip(0))
-        model.candidates(features, lengths, PROTOCOLS["default"])
+        model.candidates(features, lengths, DEFAULT)
     now = model.run.network.kernels.buffers
     assert now.keys() == buffers.keys() and all(now[slot] is buffers[slot] for slot in now)
     assert all(torch.equal(kept[name], scores) for name, scores in first.columns().items())
@@ -260,9 +260,9 @@ def test_network_and_proposals_by_triton_kernels(triton):
     with bcnet_fast.ops.use_backend("triton"):
         engine = Engine(config.model, state, torch.device("cpu"), "fp32", native=False)
         found = engine.network(features)
-        matched = match_candidates(found, lengths, config, PROTOCOLS["default"])
+        matched = match_candidates(found, lengths, config, DEFAULT)
     assert difference(found, expected) < TOLERANCES["fp32"]
-    wanted = match_candidates(found, lengths, config, PROTOCOLS["default"])
+    wanted = match_candidates(found, lengths, config, DEFAULT)
     assert wanted.counts.min() > 0
     assert all(torch.equal(a, b) for a, b in zip(matched, wanted, strict=True))
 

@@ -10,7 +10,7 @@ import bcnet_fast
 from bcnet_fast.config import BCNetConfig, Config
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.proposals import window_proposals
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.reference.bcnet import BCNet
 
 pytestmark = [
@@ -67,8 +67,8 @@ def test_the_graph_gives_what_the_network_gives_without_it(case):
 def test_proposals_on_the_device_are_those_of_the_host(case):
     path, features, _ = case
     model, lengths = bcnet_fast.load(path, device="cuda"), torch.tensor([features.shape[-1]] * 3)
-    output = model.candidates(features, lengths, PROTOCOLS["default"])
+    output = model.candidates(features, lengths, DEFAULT)
     host = type(output)(**{name: scores.cpu() for name, scores in vars(output).items()})
-    found = window_proposals(output, lengths.cuda(), model.config, PROTOCOLS["default"])
-    expected = window_proposals(host, lengths, model.config, PROTOCOLS["default"])
+    found = window_proposals(output, lengths.cuda(), model.config, DEFAULT)
+    expected = window_proposals(host, lengths, model.config, DEFAULT)
     assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True))

@@ -18,13 +18,19 @@ from test_reference import SMALL
 
 from bcnet_fast import infer
 from bcnet_fast.checkpoint import save_checkpoint
-from bcnet_fast.config import Config, DataConfig
+from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.reference import NETWORKS
 from bcnet_fast.reference.bcnet import BCNet
 from bcnet_fast.results import ResultWriter, entries, write_subtitles
 
 LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
 CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))
+MAP_SIZES = {"feature_dim": 10, "window": 24, "max_duration": 16, "base_channels": 8, "map_channels": 4}
+MAP_MODELS = {
+    "bmn": BMNConfig(**MAP_SIZES, sampled_channels=8, bins=4, map_layout="duration_start"),
+    "gtad": GTADConfig(**MAP_SIZES, sampled_channels=8, block_channels=8, block_groups=4, inner_bins=3, context_bins=2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,18 @@ def checkpoint(tmp_path_factory) -> Path:
     torch.manual_seed(0)  # gives regression scores above 0, hence proposals, for every video
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
     save_checkpoint(path, BCNet(SMALL).state_dict(), CONFIG)
+    return path
+
+
+def map_config(system: str, **data) -> Config:
+    data = DataConfig(window_stride=12, **data)
+    return Config("small", model=MAP_MODELS[system], data=data, proposals=MapProposalConfig(window_top=20, top=50))
+
+
+def map_checkpoint(folder: Path, config: Config) -> Path:
+    torch.manual_seed(0)
+    path = folder / f"{config.model.name}.safetensors"
+    save_checkpoint(path, NETWORKS[config.model.name](config.model).state_dict(), config)
     return path
 
 
@@ -113,6 +131,79 @@ def test_release_protocol_rounds_and_the_default_does_not(checkpoint, features):
             assert [p["score"], *p["segment"]] == [round(p["score"], 6), *(round(t, 1) for t in p["segment"])]
     exact = results_of(run(checkpoint, features)[1])
     assert any(p["score"] != round(p["score"], 6) for proposals in exact.values() for p in proposals)
+
+
+@pytest.mark.parametrize("system", MAP_MODELS)
+def test_maps_give_complete_submissions_with_any_backend_and_batch(tmp_path, features, system, capsys):
+    weights = map_checkpoint(tmp_path, map_config(system))
+    code, output = run(weights, features, "--model", system, "--plot", tmp_path / "pictures", "--precision", "fp64")
+    assert code == 0 and {path.stem for path in (tmp_path / "pictures").iterdir()} == set(LENGTHS)
+    content, expected = json.loads(output.read_text()), results_of(output)
+    assert f"{system}, preset small, checkpoint {system}.safetensors" in content["external_data"]["details"]
+    for video, proposals in expected.items():
+        # Windows of 24 every 12 snippets, 20 proposals of each, 50 of a video; a window of 7 snippets has 28 cells.
+        assert len(proposals) == {"a": 50, "b": 20, "c": 20, "d": 40}[video]
+        scores = [p["score"] for p in proposals]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= p["segment"][0] < p["segment"][1] <= LENGTHS[video] * 5 / 25 for p in proposals)
+    for more in (("--backend", "reference"), ("--batch-size", 1)):
+        found = results_of(run(weights, features, "--precision", "fp64", *more)[1])
+        for video, proposals in expected.items():
+            assert [p["segment"] for p in found[video]] == [p["segment"] for p in proposals]
+            np.testing.assert_allclose(*([p["score"] for p in r[video]] for r in (found, expected)), rtol=1e-9)
+
+
+def test_the_release_is_that_of_the_model(tmp_path, features):
+    """G-TAD's rounds nothing, looks at padding, and never reaches the end of a window."""
+    weights = map_checkpoint(tmp_path, map_config("gtad"))
+    released, default = (results_of(run(weights, features, "--protocol", name)[1]) for name in ("release", "default"))
+    assert any(p["score"] != round(p["score"], 6) for p in released["a"])
+    assert max(p["segment"][1] for p in released["c"]) > LENGTHS["c"] * 5 / 25
+    assert all(p["segment"][1] < 24 * 5 / 25 for p in released["b"])
+    assert any(p["segment"][1] == 24 * 5 / 25 for p in default["b"])
+
+
+def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_path, features):
+    weights = map_checkpoint(tmp_path, map_config("bmn", rescale=True, stride=16.0))
+    table, output = tmp_path / "times.csv", tmp_path / "out.json"
+    arguments = ["--checkpoint", weights, "--features", features / "c.npy", "--output", output, "--times", table]
+
+    def segments(*more: object) -> np.ndarray:
+        assert infer.main([str(part) for part in [*arguments, *more]]) == 0
+        return np.array([p["segment"] for p in results_of(output)["c"]])
+
+    table.write_text("video,duration,frames\nc,10,100\n")
+    released, default = segments("--protocol", "release"), segments()
+    assert default.max() == 10.0
+    # 6 of 16 frames; the last of 24 boundaries is the end of the video, which no proposal of the release reaches.
+    assert released.max() == pytest.approx(9.6 * 23 / 24)
+    table.write_text("video,duration\nc,10\n")
+    with pytest.raises(InputError, match=r"video 'c': expected its number of frames, .* a column frames") as error:
+        segments("--protocol", "release")
+    assert "\n" not in str(error.value)
+    assert np.array_equal(segments(), default)
+
+
+def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsys):
+    output = features.parent / "out.json"
+    arguments = ["--features", features / "c.npy", "--output", output, "--duration", 9, "--feature-dim", 10]
+    arguments += ["--preset", "activitynet13", "--model", "gtad"]
+    assert infer.main([str(part) for part in arguments]) == 0
+    assert "gtad, preset activitynet13, random weights" in json.loads(output.read_text())["external_data"]["details"]
+    assert "warning: no --checkpoint" in capsys.readouterr().err
+    with pytest.raises(InputError, match="precision 'int8': expected"):
+        infer.main([str(part) for part in [*arguments, "--precision", "int8"]])
+
+
+def test_a_run_of_another_system_or_protocol_is_not_resumed(features):
+    def settings(*more: str) -> dict:
+        flags = ["--features", str(features), "--output", "x.json", "--preset", "thumos14", *more]
+        args = infer.build_parser().parse_args(flags)
+        return infer.run_settings(args, infer.resolve_config(args))
+
+    runs = [settings(), settings("--model", "bmn"), settings("--model", "gtad"), settings("--protocol", "release")]
+    assert all(one != other for place, one in enumerate(runs) for other in runs[:place])
+    assert settings("--model", "bcnet") == runs[0]
 
 
 def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsys):
@@ -274,6 +365,7 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
         (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
         (["--preset", "thumos14"], "expected --preset thumos14, found small"),
         (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
+        (["--model", "gtad"], "expected --model gtad, found bcnet"),
         (["--fps", "-1"], "--fps: expected a positive number, found -1.0"),
         (["--times", "gone.csv"], "gone.csv: expected"),
         (["--labels", "gone.json"], "gone.json: expected"),

@@ -226,6 +226,15 @@ def test_checkpoint_brings_its_own_numbers(tmp_path, capsys):
         main([str(folder), "--checkpoint", weights, "--feature-dim", "30"])
 
 
+def test_the_systems_of_a_data_set_read_features_alike():
+    """So the flags that are found hold for any --model of infer."""
+    for name, config in PRESETS["bcnet"].items():
+        for presets in PRESETS.values():
+            other = presets[name]
+            assert other.data == config.data
+            assert (other.model.feature_dim, other.model.window) == (config.model.feature_dim, config.model.window)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

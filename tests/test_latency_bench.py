@@ -61,7 +61,7 @@ def test_exponent_of_a_power_law():
 
 def test_python_post_processing_is_the_packages(rng):
     """All three stages of a video of two windows, one of them cut short."""
-    from systems import PROTOCOL, Plain
+    from systems import PROTOCOL, plain
 
     from bcnet_fast.anchors import make_anchors
     from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
@@ -78,16 +78,59 @@ def test_python_post_processing_is_the_packages(rng):
     # The regression is negative at times: no proposal.
     clips = [torch.from_numpy(rng.uniform(low, 1, (2, anchors)).astype(np.float32)) for low in (-0.2, 0, 0)]
     output, lengths = BCNetOutput(*frames, *clips), torch.tensor([48, 31])
-    plain = Plain(lambda features: output, config)
-    expected, found = window_proposals(output, lengths, config, PROTOCOL), plain.postprocess(output, lengths)
+    slow = plain(lambda features: output, config)
+    expected, found = window_proposals(output, lengths, config, PROTOCOL), slow.postprocess(output, lengths)
     assert found.window.bincount().tolist() == [40, 40]
     for name, column in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), column, rtol=0, atol=1e-12)
 
     columns = found.segments + 10 * found.window[:, None], found.scores, found.decayed
-    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), plain.merge(*columns), strict=True):
+    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), slow.merge(*columns), strict=True):
         assert len(theirs) == 60
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("peaks", [False, True])
+@pytest.mark.parametrize("layout", ["start_end", "duration_start"])
+def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
+    from systems import PROTOCOL, plain
+
+    from bcnet_fast.config import BMNConfig, Config, MapProposalConfig
+    from bcnet_fast.maps import proposal_map
+    from bcnet_fast.outputs import MapOutput
+    from bcnet_fast.proposals import video_proposals, window_proposals
+
+    settings = MapProposalConfig(
+        window_top=30, top=40, max_snippets=9.0, iou_threshold=(0.3, 0.9), boundary_peaks=peaks, boundary_scores=peaks
+    )
+    config = Config("own", BMNConfig(window=16, max_duration=12, map_layout=layout), proposals=settings)
+    shape = proposal_map(config.model).shape
+    scores = [torch.from_numpy(rng.random((2, *of_one)).astype(np.float32)) for of_one in ((16,), (16,), (2, *shape))]
+    output, lengths = MapOutput(*scores), torch.tensor([16, 11])
+    slow = plain(lambda features: output, config)
+    expected, found = window_proposals(output, lengths, config, PROTOCOL), slow.postprocess(output, lengths)
+    assert len(found.window) > 40
+    for name, column in vars(expected).items():
+        torch.testing.assert_close(getattr(found, name), column, rtol=0, atol=1e-12)
+    columns = found.segments + 10 * found.window[:, None], found.scores, found.decayed
+    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), slow.merge(*columns), strict=True):
+        assert len(theirs) == 40
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_work_over_a_map():
+    """By hand for BMN's release: 5050 cells, and the taps of their plan."""
+    import network_floor
+
+    from bcnet_fast.config import BMNConfig
+    from bcnet_fast.maps import proposal_map, sampling_plan
+
+    model = BMNConfig()
+    taps = sampling_plan(model, proposal_map(model).valid.ravel().nonzero()[0]).taps
+    work = network_floor.network_work(model)
+    assert work["sequence"] == 100 * (3 * 100 * 256 + 3 * 3 * 64 * 256 + 2 * 256 + 3 * 256 * 256)
+    assert work["sampling and its projection"] == 32 * 100 * 256 * 512 + taps * 512
+    assert work["layers over the map"] == 5050 * (512 * 128 + 2 * 9 * 128 * 128 + 2 * 128)
 
 
 def test_matched_anchors_and_the_threshold_for_a_share(rng):

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from bcnet_fast.labels import Targets
 from bcnet_fast.losses import bcnet_loss, binary_logistic_loss, regression_loss, regression_weights
 from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.protocols import PROTOCOLS
+from bcnet_fast.protocols import DEFAULT, NAMES, RELEASES
 
 SEED = 101
 GOLDEN_NAMES = {
@@ -52,7 +52,7 @@ def golden_draws() -> torch.Tensor:
 def test_release_losses_equal_the_public_codes(golden, dtype, tolerance):
     arrays = np.load(golden / "bcnet" / "train.npz")
     targets = default_collate(release_targets(arrays))
-    losses = bcnet_loss(golden_predictions(dtype), targets, draws=golden_draws(), protocol=PROTOCOLS["release"])
+    losses = bcnet_loss(golden_predictions(dtype), targets, draws=golden_draws(), protocol=RELEASES["bcnet"])
     expected = dict(zip(arrays["loss_names"].tolist(), arrays["loss_float64"].tolist(), strict=True))
     for golden_name, name in GOLDEN_NAMES.items():
         assert losses[name].dtype == dtype
@@ -63,7 +63,7 @@ def test_release_losses_equal_the_public_codes(golden, dtype, tolerance):
 def test_sampled_anchors_equal_the_public_codes(golden):
     arrays = np.load(golden / "bcnet" / "train.npz")
     label = torch.from_numpy(arrays["label_clip_iou"])
-    for protocol in PROTOCOLS.values():
+    for protocol in (DEFAULT, RELEASES["bcnet"]):
         weights = regression_weights(label, golden_draws(), protocol)
         np.testing.assert_array_equal(weights.numpy(), arrays["reg_weights"])
 
@@ -74,7 +74,7 @@ def test_fewer_medium_than_high_anchors_are_all_taken_and_nothing_else(rng):
     weights = regression_weights(label, draws)
     assert weights.tolist() == [[1.0] * 11 + [0.0] * 4]
     # The public codes compare a masked draw with a negative threshold, once for the medium and once for the low ones.
-    assert regression_weights(label, draws, PROTOCOLS["release"]).tolist() == [[3.0] * 6 + [2.0] * 9]
+    assert regression_weights(label, draws, RELEASES["bcnet"]).tolist() == [[3.0] * 6 + [2.0] * 9]
 
 
 def test_sampling_balances_medium_and_low_anchors():
@@ -98,7 +98,7 @@ def test_logistic_loss_equals_the_balancing_coefficients_of_bmn(rng):
 
 @pytest.mark.parametrize("label", [0.0, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("prediction", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+@pytest.mark.parametrize("protocol", [DEFAULT, RELEASES["bcnet"]], ids=NAMES)
 def test_losses_and_gradients_are_finite_with_labels_of_one_kind(label, prediction, protocol):
     shapes = {f.name: (2, 8) for f in dataclasses.fields(BCNetOutput)}
     shapes |= dict.fromkeys(("regression", "classification", "background"), (2, 30))

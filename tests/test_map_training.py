@@ -14,7 +14,7 @@ from bcnet_fast.labels import MapTargets, map_targets
 from bcnet_fast.losses import map_loss
 from bcnet_fast.maps import proposal_map
 from bcnet_fast.outputs import MapOutput
-from bcnet_fast.protocols import PROTOCOLS, Protocol
+from bcnet_fast.protocols import DEFAULT, protocol_for
 
 SEED = 101
 CONFIGS = {
@@ -22,13 +22,7 @@ CONFIGS = {
     "gtad_anet": PRESETS["gtad"]["activitynet13"],
     "gtad_thumos": PRESETS["gtad"]["thumos14"],
 }
-RELEASES = {
-    "bmn": Protocol("release", oversample=True),
-    "gtad_anet": Protocol("release", oversample=True, wide_boundaries=True),
-    "gtad_thumos": Protocol(
-        "release", oversample=True, early_labels=True, cut_instances=True, padded_counts=True, swapped_weights=True
-    ),
-}
+RELEASES = {name: protocol_for("release", config) for name, config in CONFIGS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +152,7 @@ def test_gradients_are_finite_and_only_of_proposals():
         start, end, confidence, background = (
             torch.rand(shape, requires_grad=True) for shape in ((1, 9), (1, 9), (1, 2, 9, 9), (1, 9, 9))
         )
-        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, protocol=PROTOCOLS["default"])
+        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, protocol=DEFAULT)
         gradients = torch.autograd.grad(loss["total"], (start, end, confidence, background))
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert (gradients[2][..., ~valid] == 0).all() and (gradients[3][..., ~valid] == 0).all()

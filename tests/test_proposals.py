@@ -15,10 +15,10 @@ from bcnet_fast.config import PRESETS, AnchorProposalConfig, BCNetConfig, Config
 from bcnet_fast.ops import MatchedProposals
 from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
-from bcnet_fast.protocols import PROTOCOLS, Protocol
+from bcnet_fast.protocols import DEFAULT, NAMES, RELEASES, Protocol, protocol_for
 
 THUMOS14 = PRESETS["bcnet"]["thumos14"]
-RELEASE, DEFAULT = PROTOCOLS["release"], PROTOCOLS["default"]
+RELEASE = RELEASES["bcnet"]
 FRAMES = 5  # of a snippet
 
 
@@ -168,7 +168,7 @@ def test_a_single_proposal_is_kept_by_default_and_lost_by_the_release(windows):
     assert len(video_proposals(segments, scores, scores, THUMOS14, RELEASE)[1]) == 0
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", NAMES)
 def test_windows_as_a_gpu_takes_them_give_the_same_proposals(name, monkeypatch):
     """With the unused rows still among the others, since a GPU would have to be waited for to leave them out."""
     config = Config("small", model=BCNetConfig(window=40, max_duration=20))
@@ -177,9 +177,9 @@ def test_windows_as_a_gpu_takes_them_give_the_same_proposals(name, monkeypatch):
     shapes |= dict.fromkeys(("regression", "classification", "background"), anchors)
     output = BCNetOutput(**{field: torch.rand(3, size) for field, size in shapes.items()})
     lengths = torch.tensor([40, 1, 13])  # in the second window there is no pair
-    expected = window_proposals(output, lengths, config, PROTOCOLS[name])
+    expected = window_proposals(output, lengths, config, protocol_for(name, config))
     monkeypatch.setattr(proposals, "_on_host", proposals._on_device)
-    found = window_proposals(output, lengths, config, PROTOCOLS[name])
+    found = window_proposals(output, lengths, config, protocol_for(name, config))
     assert len(expected.scores) > 10
     for column, wanted in vars(expected).items():
         assert torch.equal(getattr(found, column), wanted), column

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -152,11 +152,16 @@ class TimeResolver:
         offset = _first(flags.offset, row.feature_offset, self.config.data.offset)
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
 
-    def resolve(self, video: str, snippets: int) -> SnippetTime:
-        """Time of a video of that many snippets. InputError names the video, what is missing and the flags for it."""
+    def resolve(self, video: str, snippets: int, *, whole_snippets: bool = False) -> SnippetTime:
+        """Time of a video of that many snippets. InputError names the video, what is missing and the flags for it.
+
+        With `whole_snippets` a rescaled video ends with its last whole snippet of the preset's stride, as in the public
+        BMN release.
+        """
         facts = self.facts(video)
         if self.config.data.rescale:
-            return self._rescaled(video, snippets, facts)
+            time = self._rescaled(video, snippets, facts)
+            return replace(time, duration=self._covered(video, facts) * time.duration) if whole_snippets else time
         if facts.fps is None:
             raise InputError(
                 f"video {video!r}: expected its frames per second, found none; "
@@ -179,6 +184,16 @@ class TimeResolver:
                 )
             duration = snippets * self._stride(video, facts) / facts.fps
         return SnippetTime(facts.stride, facts.offset, facts.fps, duration, rescaled=window)
+
+    def _covered(self, video: str, facts: TimeFacts) -> float:
+        """The part of a video that whole snippets of the preset's stride make up."""
+        if facts.frames is None:
+            raise InputError(
+                f"video {video!r}: expected its number of frames, which --protocol release needs, found none; "
+                "give --times FILE with a column frames"
+            )
+        stride = self.config.data.stride
+        return facts.frames // stride * stride / facts.frames
 
     def _stride(self, video: str, facts: TimeFacts) -> float:
         if facts.stride is None:
