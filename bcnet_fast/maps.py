@@ -22,7 +22,7 @@ MapConfig = BMNConfig | GTADConfig
 
 @dataclass(frozen=True, eq=False)
 class ProposalMap:
-    """Which interval each cell stands for, in snippets: start and end, half open, int64 [rows, columns]; valid is bool."""
+    """The interval of each cell, in snippets: start and end, half open, int64 [rows, columns]; valid is bool."""
 
     start: np.ndarray
     end: np.ndarray
