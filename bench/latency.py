@@ -22,11 +22,11 @@ is chosen so that two thirds of them are matched; a second table has the release
 
 "reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
 code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so what follows is the same
-Python, which for BMN and G-TAD is timed with the reference alone, and not in batches; the ratios of the networks are printed below the
-table. A rescaled video is one window, so it has no time of its own. All run on the same threads, in one process, in
-turn and equally often; the time is the median. Nothing is timed before all scores agree with the reference's (float32:
-1e-4; bf16 and int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code on equal scores
-(1e-9).
+Python, which for BMN and G-TAD is timed with the reference alone, and not in batches; the ratios of the networks are
+printed below the table. A rescaled video is one window, so it has no time of its own. All run on the same threads, in
+one process, in turn and equally often; the time is the median. Nothing is timed before all scores agree with the
+reference's (float32: 1e-4; bf16 and int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code
+on equal scores (1e-9).
 Exports are for the CPU: --device cuda has the reference, torch.compile and this package.
 
 Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -204,8 +203,8 @@ def test_layers_compile_to_one_graph_with_gradients():
 
 def test_repeats_have_the_same_bits():
     for layer, x in layers():
-        for first, second in itertools.pairwise([with_gradients(layer, x)] * 2):
-            assert torch.equal(first, second)
+        once, again = (with_gradients(layer, x) for _ in range(2))
+        assert all(torch.equal(one, other) for one, other in zip(once, again, strict=True))
 
 
 def test_the_package_offers_the_layers():

@@ -9,7 +9,10 @@ import pytest
 import seeded
 import torch
 
+from bcnet_fast import _native
 from bcnet_fast.config import PRESETS, GTADConfig, ModelConfig
+from bcnet_fast.engine import gtad as engine_of_gtad
+from bcnet_fast.engine.engine import Engine
 from bcnet_fast.reference import NETWORKS
 from bcnet_fast.reference.gtad import nearest
 
@@ -105,3 +108,20 @@ def test_gtad_is_the_release_inside(golden, shared, name):
         assert np.array_equal(graph.numpy(), known[f"knn_{part}"])
     assert_close(kept["subgraph"][0, ::101, ::9, ::11], known["subgraph_sub"])
     assert_close(seen["localization.1"][::64, ::9, ::11], known["loc0_sub"])
+
+
+@pytest.mark.parametrize("name", GTAD)
+def test_the_engine_in_float32_has_the_release_s_graphs(golden, shared, name, monkeypatch):
+    config, graphs = GTAD[name], []
+
+    def noted(x: torch.Tensor, count: int) -> torch.Tensor:
+        graphs.append(made_by_engine(x, count))
+        return graphs[-1]
+
+    made_by_engine = engine_of_gtad.nearest
+    monkeypatch.setattr(engine_of_gtad, "nearest", noted)
+    state = network(golden, name, config).float().state_dict()
+    Engine(config, state, torch.device("cpu"), "fp32", native=_native.module is not None)(features(name, config))
+    known = np.load(shared / "golden" / "bmn_gtad" / f"{name}_forward_s{SEED}.npz")
+    for graph, part in zip(graphs, ("stem", "base", "gcnext"), strict=True):
+        assert np.array_equal(graph.sort(dim=-1).values.reshape(-1, 3).numpy(), known[f"knn_{part}"])
