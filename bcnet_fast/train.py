@@ -199,7 +199,7 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
         row = {"epoch": epoch + 1, "learning_rate": trainer.learning_rate(epoch), **losses}
         # What is validated is the very file that a user gets.
         model = load(output.save_last(trainer.weights()), device=device)
-        recall, failures = validate(model, archive, validation, times, protocol, args.workers)
+        recall, failures = validate(model, archive, validation.truth, times, protocol, args.workers)
         row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
         better = output.finish_epoch(row, trainer.weights(), trainer.state())
         shown = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))

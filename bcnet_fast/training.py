@@ -15,7 +15,7 @@ import contextlib
 import datetime
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from torch.utils.data import DataLoader
 from . import models
 from ._cli import progress
 from .config import BCNetConfig, Config, ModelConfig
+from .data.annotations import VideoAnnotation
 from .data.features import FeatureArchive
 from .data.timing import TimeResolver
-from .data.training import Subset, TrainingWindows
+from .data.training import TrainingWindows
 from .errors import InputError
 from .evaluation import METRICS, AverageRecall, average_recall
 from .inference import Failure, predict
@@ -286,22 +287,24 @@ def _seed_torch(*entropy: int) -> None:
 
 
 def validate(
-    model: Model, archive: FeatureArchive, subset: Subset, times: TimeResolver, protocol: Protocol, workers: int
+    model: Model,
+    archive: FeatureArchive,
+    truth: Mapping[str, VideoAnnotation],
+    times: TimeResolver,
+    protocol: Protocol,
+    workers: int = 0,
 ) -> tuple[AverageRecall, list[Failure]]:
     """Average recall of the model's proposals, by the ActivityNet protocol, and the videos on which it failed."""
     proposals: dict[str, Any] = {}
     failures = []
-    found = predict(model, archive, list(subset.truth), times, protocol, workers=workers)
+    found = predict(model, archive, list(truth), times, protocol, workers=workers)
     # In a log file, a line for every epoch is enough.
-    for result in progress(found, len(subset.videos), "videos validated", hidden=not sys.stderr.isatty()):
+    for result in progress(found, len(truth), "videos validated", hidden=not sys.stderr.isatty()):
         if isinstance(result, Failure):
             failures.append(result)
         else:
             proposals[result.video] = np.column_stack([result.segments, result.scores])
     recall = average_recall(
-        subset.truth,
-        proposals,
-        tiou_thresholds=VALIDATION.recall_thresholds,
-        max_proposals=VALIDATION.max_proposals,
+        truth, proposals, tiou_thresholds=VALIDATION.recall_thresholds, max_proposals=VALIDATION.max_proposals
     )
     return recall, failures
