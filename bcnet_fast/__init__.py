@@ -1,6 +1,7 @@
 """Temporal action proposal generation: BCNet, fast on GPUs and on plain CPUs.
 
-`load` gives a network ready for inference, `ops` the operators on their own, `evaluation` the metrics.
+`load` gives a network ready for inference, `ops` the operators on their own, `layers` those of BMN and G-TAD made of
+them, `evaluation` the metrics.
 """
 
 from __future__ import annotations
@@ -9,13 +10,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluation", "load", "ops"]
+__all__ = ["evaluation", "layers", "load", "ops"]
 
 
 # Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.
 def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module(".loading", __name__).load
-    if name in ("evaluation", "ops"):
+    if name in ("evaluation", "layers", "ops"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,16 +52,16 @@ def proposal_map(config: MapConfig) -> ProposalMap:
     return ProposalMap(start, end, valid)
 
 
-def sampled_intervals(config: MapConfig) -> np.ndarray:
+def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
     """What the network samples for each cell, float64 [rows * columns, 2] in snippets; NaN where BMN samples nothing.
 
-    Both systems add half of an interval's length on both sides, by a rule that goes with the layout:
+    Both systems add `ratio` of an interval's length on both sides, by a rule that goes with the layout:
     `sampling.bmn_intervals` with "start_end", `sampling.gtad_regions` with "duration_start".
     """
     if layout_of(config) == "start_end":
-        intervals = bmn_intervals(config.window)
+        intervals = bmn_intervals(config.window, ratio)
     else:
-        intervals = gtad_regions(config.window, config.max_duration)
+        intervals = gtad_regions(config.window, config.max_duration, ratio)
     if isinstance(config, BMNConfig):
         intervals[~proposal_map(config).valid.ravel()] = np.nan
     return intervals

@@ -171,14 +171,15 @@ def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
     return intervals
 
 
-def gtad_regions(length: int, max_duration: int) -> np.ndarray:
+def gtad_regions(length: int, max_duration: int, ratio: float = 0.5) -> np.ndarray:
     """What G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
 
-    The snippets s to s + d, both included; half of d + 1 is added on both sides of [s, s + d]. Cells that reach beyond
-    the sequence get the region [0, 0], so they are not empty, but all alike.
+    The snippets s to s + d, both included; `ratio * (d + 1)` is added on both sides of [s, s + d]. Cells that reach
+    beyond the sequence get the region [0, 0], so they are not empty, but all alike.
     """
     duration, start = np.indices((max_duration, length)).reshape(2, -1).astype(np.float64)
-    regions = np.stack([start - (duration + 1) / 2, start + duration + (duration + 1) / 2], axis=1)
+    extension = (duration + 1) * ratio
+    regions = np.stack([start - extension, start + duration + extension], axis=1)
     regions[start + duration >= length] = 0
     return regions
 

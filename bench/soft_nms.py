@@ -103,7 +103,7 @@ def python_loop(
         kept = []
         for j in range(len(score)):
             inter = max(0.0, min(e, end[j]) - max(s, start[j]))
-            tiou = inter / (e - s + end[j] - start[j] - inter + 2 * epsilon)
+            tiou = inter / ((e - s) + (end[j] - start[j]) - inter + 2 * epsilon)
             if tiou > low + slope * (e - s):
                 score[j] *= math.exp(-(tiou * tiou) / sigma)
             if score[j] >= min_score:

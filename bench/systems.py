@@ -190,11 +190,8 @@ class PlainMap(Plain):
                         continue
                     if settings.max_snippets is not None and e - s >= settings.max_snippets:
                         continue
-                    score = classification[r][c] * regression[r][c]
-                    if settings.boundary_scores:
-                        score *= start[window][s] * end[window][min(e, length - 1)]
-                    rows.append((s, e, score))
-            # As Soft-NMS takes equal scores: those of the map's order.
+                    score = start[window][s] * end[window][min(e, length - 1)] if settings.boundary_scores else 1.0
+                    rows.append((s, e, score * classification[r][c] * regression[r][c]))
             found.append(rows)
         return found
 

@@ -1,12 +1,13 @@
 """Weights and input of the golden network outputs, drawn from names, shapes and a seed.
 
-The rule is the one that the figures in tests/golden/bcnet were computed with: gains are such that different snippets
-give different scores, which random weights of equal variance do not.
+The rules are those that the figures in tests/golden/bcnet and tests/golden/bmn_gtad were computed with. BCNet's gains
+are such that different snippets give different scores, which random weights of equal variance do not.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 
@@ -75,3 +76,66 @@ def release_files(folder: Path, golden: Path, seed: int) -> tuple[Path, Path]:
         paths.append(folder / f"{part}.pth.tar")
         torch.save({"epoch": 9, "state_dict": state}, paths[-1])
     return paths[0], paths[1]
+
+
+# The input of each golden output in tests/golden/bmn_gtad, chosen so that no neighbour in a graph is a near tie.
+MAP_INPUTS = {
+    "bmn": "input",
+    "gtad_anet": "input",
+    "gtad_t100": "input",
+    "gtad_thumos": "input.21",
+    "gtad_thumos_winB": "input.57",
+}
+# Of G-TAD: golden outputs are those with these weights at an eighth, since else their sigmoids are close to 0 and 1.
+G8 = ("regu_s.1.weight", "regu_e.1.weight", "localization.8.weight")
+
+
+def map_parameter(name: str, shape: list[int], seed: int) -> np.ndarray:
+    """One tensor of a released BMN or G-TAD, float32; `name` without the prefix of DataParallel."""
+    values = generator(seed, name).standard_normal(shape)
+    scale = np.sqrt(2.0) / np.sqrt(float(np.prod(shape[1:]))) if len(shape) > 1 else 0.05
+    return (values * scale).astype(np.float32)
+
+
+def map_state(keys: Path, seed: int, g8: bool = False) -> dict[str, torch.Tensor]:
+    """All parameters that a file of keys lists, by name; with `g8`, those of `G8` at an eighth."""
+    shapes = json.loads(keys.read_text())["parameters"]
+    state = {name: torch.from_numpy(map_parameter(name, shape, seed)) for name, shape in shapes.items()}
+    return {name: tensor / 8 if g8 and name in G8 else tensor for name, tensor in state.items()}
+
+
+def map_input(name: str, channels: int, window: int, seed: int) -> np.ndarray:
+    """An input with a motif that comes back every 37 snippets, float32 [1, C, T]; exact in float32."""
+    z = np.rint(4096 * generator(seed, name).standard_normal((1, channels, window))) / 4096
+    t = np.arange(window)
+    u = z / 2 + z[..., t % 37]
+    return (sum(u[..., (t + shift).clip(0, window - 1)] for shift in (-1, 0, 1, 2)) / 2).astype(np.float32)
+
+
+def bmn_mask(window: int, layout: str, bins: int = 32, points: int = 3) -> torch.Tensor:
+    """The constant `sample_mask` of a released BMN ("start_end") or of mmaction2's ("duration_start"), [T, bins T T].
+
+    Point by point, by the definition: the first extends the snippets s to e by half of their number and one more on
+    both sides, and ends after e; the second by half of their number, and ends at e.
+    """
+    mask = np.zeros((window, bins, window, window))
+    for start in range(window):
+        for last in range(start, window):
+            length = last - start + 1
+            if layout == "start_end":
+                cell, begin, end = (start, last), start - (length + 1) / 2, last + 1 + (length + 1) / 2
+            else:
+                cell, begin, end = (last - start, start), start - length / 2, last + length / 2
+            step = (end - begin) / (bins * points - 1.0)
+            for k in range(bins * points):
+                fraction, lower = math.modf(begin + step * k)
+                for snippet, weight in ((int(lower), 1 - fraction), (math.ceil(begin + step * k), fraction)):
+                    if 0 <= snippet < window:
+                        mask[(snippet, k // points, *cell)] += weight
+    return torch.from_numpy((1.0 / points * mask).astype(np.float32)).reshape(window, -1)
+
+
+def map_release(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """Write a checkpoint as the public releases of BMN and G-TAD do."""
+    torch.save({"epoch": 9, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    return path

@@ -26,6 +26,13 @@ def boundary_head(channels: int) -> nn.Sequential:
     )
 
 
+def sampling_matrix(config: BMNConfig) -> Tensor:
+    """The weights with which every cell is sampled, float32 [T, N, rows * columns]: the constant of the releases."""
+    # Cells of which nothing is sampled get points that are all outside the sequence.
+    intervals = np.nan_to_num(sampled_intervals(config), nan=-2.0 * config.window)
+    return torch.from_numpy(sampling_weights(intervals, config.window, config.bins, config.points_per_bin))
+
+
 class BMN(MapHeads):
     """Boundary-Matching Network: features [B, C, T] -> `MapOutput`."""
 
@@ -50,10 +57,7 @@ class BMN(MapHeads):
         """The boundary-matching layer: [B, C, T] -> each cell's N sampled vectors, [B, C, N, rows, columns]"""
         config = self.config
         if self.sampling is None:
-            # Cells of which nothing is sampled get points that are all outside the sequence.
-            intervals = np.nan_to_num(sampled_intervals(config), nan=-2.0 * config.window)
-            weights = sampling_weights(intervals, config.window, config.bins, config.points_per_bin)
-            self.sampling = torch.from_numpy(weights).flatten(1).to(sequence)
+            self.sampling = sampling_matrix(config).flatten(1).to(sequence)
         return (sequence @ self.sampling).unflatten(-1, (config.bins, *proposal_map(config).shape))
 
     def forward(self, features: Tensor) -> MapOutput:

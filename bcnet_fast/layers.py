@@ -1,0 +1,238 @@
+"""Layers to put into someone else's BMN or G-TAD: their constructors, weights and results, at a fraction of the cost.
+
+`BoundaryMatching` stands for BMN's boundary-matching layer and the 3-D convolution after it, `GraphAlign` for G-TAD's
+layer of that name, and `GraphAlignConv` for the latter and the first convolution of its localization module. The work
+is done by `ops.anchor_sampling` and `ops.anchor_projection`: the layers are differentiable, run on the devices and in
+the dtypes that those take, follow torch.autocast, and compile to one graph. docs/layers.md shows where they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .config import BMNConfig
+from .maps import proposal_map, sampled_intervals
+from .ops import anchor_projection, anchor_sampling
+from .ops.reference import accumulation_dtype
+from .reference.gtad import nearest, neighbours_of
+from .sampling import SamplingPlan, aligned_plan, gtad_regions, interpolated_plan
+
+LAYOUTS = ("start_end", "duration_start")
+STYLES = (0, 1, 2)
+
+
+class _Planned(nn.Module):
+    """A module with a sampling plan, which moves with it, and is no part of its state.
+
+    The plan's tensors are buffers, because that is what PyTorch copies to the replicas of a module.
+    """
+
+    def hold(self, exact: SamplingPlan) -> None:
+        """Take a plan, in float64: a module that becomes float64 later samples as exactly as one that was made so."""
+        self._exact = exact
+        self._place(torch.empty(0))
+
+    def _place(self, like: Tensor) -> None:
+        plan = self._exact.to(like.device, accumulation_dtype(like.dtype))
+        for name, value in vars(plan).items():
+            if isinstance(value, Tensor):
+                self.register_buffer(f"plan_{name}", value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Planned:
+        super()._apply(fn, recurse)
+        # Casting a module rounds its buffers to its dtype; the plan has to be in that of sums.
+        self._place(self.plan_weights)
+        return self
+
+    def plan(self) -> SamplingPlan:
+        fields = {name: getattr(self, f"plan_{name}", value) for name, value in vars(self._exact).items()}
+        return SamplingPlan(**fields)
+
+
+class BoundaryMatching(_Planned, nn.Conv3d):
+    """BMN's boundary-matching layer, the 3-D convolution after it, and ReLU.
+
+    Args:
+        temporal_dim: T, snippets of the sequence.
+        boundary_ratio: what is sampled of a proposal is longer than it by this share of its length on both sides.
+        num_samples: N, sampled vectors of a proposal.
+        num_samples_per_bin: points that one of them is the mean of.
+        hidden_dim_1d: C, channels of the sequence.
+        hidden_dim_3d: O, channels of the map.
+        layout: "start_end", the map [T, T] of the public BMN, or "duration_start", the map [D, T] of mmaction2.
+        max_duration: D, snippets of the longest proposal; None for T.
+
+    forward: features [B, C, T] -> [B, O, rows, columns], the values of `relu(conv3d(sampled))[:, :, 0]`, where
+    `sampled` is what the boundary-matching layer gives, [B, C, N, rows, columns]. Cells that are no proposals give
+    relu(bias). The result is laid out with channels last in memory, as `torch.channels_last` has it.
+
+    It is that convolution in all that concerns weights: `weight` [O, C, N, 1, 1] and `bias` [O] load from its state,
+    and what goes by the type nn.Conv3d, like an initialisation, finds it. The weight is contiguous as [N, C, O].
+
+    Raises ValueError when a size is below 1 or the layout is unknown; forward raises as `ops.anchor_projection` does.
+    """
+
+    def __init__(
+        self,
+        temporal_dim: int,
+        boundary_ratio: float = 0.5,
+        num_samples: int = 32,
+        num_samples_per_bin: int = 3,
+        hidden_dim_1d: int = 256,
+        hidden_dim_3d: int = 512,
+        *,
+        layout: str = "start_end",
+        max_duration: int | None = None,
+    ) -> None:
+        longest = temporal_dim if max_duration is None else max_duration
+        _check_sizes(
+            temporal_dim=temporal_dim, max_duration=longest, num_samples=num_samples, hidden_dim_1d=hidden_dim_1d,
+            hidden_dim_3d=hidden_dim_3d, num_samples_per_bin=num_samples_per_bin,
+        )  # fmt: skip
+        _check_choice("layout", layout, LAYOUTS)
+        super().__init__(hidden_dim_1d, hidden_dim_3d, kernel_size=(num_samples, 1, 1))
+        # In memory as the operator reads it, so that no call has to copy it.
+        by_bin = self.weight.detach().flatten(2).permute(2, 1, 0).contiguous()
+        self.weight = nn.Parameter(by_bin.permute(2, 1, 0)[..., None, None])
+
+        config = BMNConfig(window=temporal_dim, max_duration=longest, map_layout=layout)
+        self.map_shape = proposal_map(config).shape
+        # Cells that are no proposals have a place in the plan, but nothing to sample: they cost no more than writing
+        # relu(bias), which is less than putting the others where they belong.
+        intervals = sampled_intervals(config, boundary_ratio)
+        self.hold(interpolated_plan(intervals, temporal_dim, num_samples, num_samples_per_bin, torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        weight = self.weight.flatten(2).permute(2, 1, 0)
+        return _on_map(anchor_projection(features, self.plan(), weight, self.bias, relu=True), self.map_shape)
+
+
+class _Graph:
+    """What G-TAD's layer is told, and the sequences that it samples."""
+
+    def __init__(self, k: int, t: int, d: int, samp: int, style: int, bins: tuple[int, int]) -> None:
+        _check_choice("style", style, STYLES)
+        self.k, self.samp, self.style = k, samp, style
+        inner, context = bins
+        self.bins = (inner, context) if style else (inner,)
+        _check_sizes(k=k, t=t, d=d, **{f"bins[{i}]": count for i, count in enumerate(self.bins)})
+        self.map_shape = d, t
+
+    def plan(self) -> SamplingPlan:
+        longest, length = self.map_shape
+        return aligned_plan(gtad_regions(length, longest), length, self.bins, self.samp, torch.float64)
+
+    def sequences(self, x: Tensor, index: Tensor | None) -> Tensor:
+        """x [B, C, T] -> what the plan takes: itself, or [B, 2, C, T] with the mean of its neighbours."""
+        if self.style == 0:
+            return x
+        if self.style == 2 and index is None:
+            raise ValueError("style 2 takes neighbours from index, [B, T, K]; got None")
+        graph = nearest(x, self.k) if self.style == 1 else index
+        return torch.stack([x, neighbours_of(x, graph).mean(dim=-1)], dim=1)
+
+
+class GraphAlign(_Planned):
+    """G-TAD's layer of the same name: each cell's bins, sampled from the sequence and from the means of its neighbours.
+
+    Args:
+        k: neighbours of a snippet in the graph, itself included.
+        t: T, snippets of the sequence.
+        d: D, snippets of the longest proposal.
+        bs: of no effect, since any batch is taken.
+        samp: points in a bin; 0 takes as many as the bin is long, rounded up.
+        style: 0 samples the sequence alone, 1 also the means of `k` nearest neighbours, 2 of those in `index`.
+        bins: sampled vectors of a cell from each: (16, 16) in G-TAD's branch master, (32, 4) in its branch anet.
+
+    forward: x [B, C, T] and, for style 2, index [B, T, K] int64 -> [B, C * bins, D, T], bins fastest. Cells that reach
+    beyond the sequence are all alike, and not zero. Few need this result: `GraphAlignConv` never makes it.
+
+    Raises ValueError when a size is below 1, the style unknown or the index missing; forward raises as
+    `ops.anchor_sampling` does.
+    """
+
+    def __init__(
+        self,
+        k: int = 3,
+        t: int = 100,
+        d: int = 100,
+        bs: int = 64,
+        samp: int = 0,
+        style: int = 0,
+        *,
+        bins: tuple[int, int] = (16, 16),
+    ) -> None:
+        super().__init__()
+        self.graph = _Graph(k, t, d, samp, style, bins)
+        self.hold(self.graph.plan())
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        sampled = anchor_sampling(self.graph.sequences(x, index), self.plan())  # [B, D * T, bins, C]
+        # In two copies, of which PyTorch makes the first in tiles and the second in long rows: one alone takes longer.
+        by_bin = [one.flatten(1).t().contiguous().unflatten(0, one.shape[1:]) for one in sampled]
+        by_channel = torch.stack([one.transpose(0, 1) for one in by_bin])  # [B, C, bins, D * T]
+        return by_channel.flatten(1, 2).unflatten(2, self.graph.map_shape)
+
+
+class GraphAlignConv(_Planned, nn.Conv2d):
+    """`GraphAlign`, the first convolution of G-TAD's localization module, which is 1x1, and ReLU.
+
+    Args:
+        k, t, d, bs, samp, style, bins: as in `GraphAlign`.
+        h_dim_1d: C, channels of the sequence.
+        h_dim_3d: O, channels of the map.
+
+    forward: x [B, C, T] and, for style 2, index [B, T, K] int64 -> [B, O, D, T], the values of
+    `relu(conv2d(graph_align(x, index)))`, laid out with channels last in memory, as `torch.channels_last` has it.
+
+    It is that convolution in all that concerns weights: `weight` [O, C * bins, 1, 1] and `bias` [O] load from its
+    state, and what goes by the type nn.Conv2d, like an initialisation, finds it.
+
+    Raises ValueError when a size is below 1, the style unknown or the index missing; forward raises as
+    `ops.anchor_projection` does.
+    """
+
+    def __init__(
+        self,
+        k: int = 3,
+        t: int = 100,
+        d: int = 100,
+        bs: int = 64,
+        samp: int = 0,
+        style: int = 0,
+        *,
+        bins: tuple[int, int] = (16, 16),
+        h_dim_1d: int = 256,
+        h_dim_3d: int = 512,
+    ) -> None:
+        graph = _Graph(k, t, d, samp, style, bins)
+        _check_sizes(h_dim_1d=h_dim_1d, h_dim_3d=h_dim_3d)
+        super().__init__(h_dim_1d * sum(graph.bins), h_dim_3d, kernel_size=1)
+        # The operator wants [bins, C, O]: from this order in memory, a call copies rows instead of single numbers.
+        self.weight = nn.Parameter(self.weight.detach().flatten(1).t().contiguous().t()[..., None, None])
+        self.graph = graph
+        self.hold(graph.plan())
+
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        weight = self.weight.flatten(1).t().unflatten(0, (-1, sum(self.graph.bins))).transpose(0, 1)
+        sequences = self.graph.sequences(x, index)
+        return _on_map(anchor_projection(sequences, self.plan(), weight, self.bias, relu=True), self.graph.map_shape)
+
+
+def _on_map(cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    """[B, rows * columns, O] -> [B, O, rows, columns], the same memory."""
+    return cells.unflatten(1, shape).permute(0, 3, 1, 2)
+
+
+def _check_sizes(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_choice(name: str, value: object, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
