@@ -1,4 +1,7 @@
-"""Checkpoints: one safetensors file with the weights, and the configuration in its metadata. No pickles."""
+"""Checkpoints: one safetensors file with the weights, and the configuration in its metadata. No pickles.
+
+What a training needs to go on is in a file of the same kind, with the number of the epoch and the like as JSON.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,33 @@ from .files import atomic_path, parse_json, require_file
 
 FORMAT = "bcnet_fast"  # name of the metadata entry with the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
+TRAINING_FORMAT = "bcnet_fast_training"  # the same in the state of a training
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
     """Write weights and configuration, atomically. InputError names the file when that fails, say on a full disk."""
+    _save(path, state, FORMAT, config.to_dict())
+
+
+def save_training_state(path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write what a training needs to go on, like `save_checkpoint`; `facts` is anything that JSON can hold."""
+    _save(path, tensors, TRAINING_FORMAT, facts)
+
+
+def read_training_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_training_state` wrote. InputError names a file that is missing, damaged or something else."""
+    with _opened(path) as file:
+        facts = (file.metadata() or {}).get(TRAINING_FORMAT)
+        if facts is None:
+            raise InputError(f"{path}: expected the state of a training, found other safetensors")
+        # Clones, because the file is replaced while they are in use.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, parse_json(facts, path)
+
+
+def _save(path: str | os.PathLike, state: Mapping[str, Tensor], kind: str, facts: dict[str, Any]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     # One entry only: safetensors writes several in random order, and equal weights should make equal files.
-    metadata = {FORMAT: json.dumps(config.to_dict())}
+    metadata = {kind: json.dumps(facts)}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)

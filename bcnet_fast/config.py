@@ -13,8 +13,11 @@ from typing import Any
 from .errors import InputError
 
 _LARGEST = 2**31 - 1  # of a size or count
-_POSITIVE = ("stride", "sigma", "max_snippets")
-_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3)}
+_FROM_0 = ("seed",)  # other whole numbers begin at 1
+_POSITIVE = ("stride", "sigma", "max_snippets", "learning_rate", "decay_factor")
+_NOT_NEGATIVE = ("weight_decay", "gradient_clip")
+_SHARES = ("dropout", "ema")
+_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,22 @@ class MapProposalConfig(ProposalConfig):
     boundary_scores: bool = True  # the confidence has the probabilities of start and end as factors
 
 
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained, with Adam. The defaults are those of BCNet (paper, section 4.2)."""
+
+    epochs: int = 10  # of the release
+    batch_size: int = 16  # windows in a step, of all processes together
+    learning_rate: float = 1e-4  # of the first epochs
+    decay_every: int = 10  # epochs after which the learning rate becomes `decay_factor` of itself
+    decay_factor: float = 0.1
+    weight_decay: float = 1e-4
+    gradient_clip: float = 0.0  # largest norm of all gradients together; 0 is no limit
+    ema: float = 0.0  # decay of the running mean of the weights, which then is the result; 0 is no mean
+    precision: str = "fp32"  # or "bf16": products in bfloat16 (autocast), weights and losses in float32
+    seed: int = 0  # of the first weights, the order of the windows and all that is drawn
+
+
 SYSTEMS: dict[str, tuple[type[ModelConfig], type[ProposalConfig]]] = {
     "bcnet": (BCNetConfig, AnchorProposalConfig),
     "bmn": (BMNConfig, MapProposalConfig),
@@ -140,6 +159,7 @@ class Config:
     model: ModelConfig = field(default_factory=BCNetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
         for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
@@ -153,7 +173,7 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
         _require_object(values, source)
-        sections = ("model", "data", "proposals")
+        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name != "preset")
         unknown = set(values) - {"preset", *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source}: expected the keys preset, {', '.join(sections)}; found {sorted(values)}")
@@ -162,9 +182,25 @@ class Config:
         name = model.get("name", "bcnet")
         if name not in SYSTEMS:
             raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {name!r:.80}")
-        classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1]), strict=True)
+        classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1], TrainConfig), strict=True)
         built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes}
         return Config(preset=str(values["preset"]), **built)
+
+    def override(self, values: dict[str, Any], source: str) -> Config:
+        """The same with some settings replaced: {section: {setting: value}}. InputError as in `from_dict`."""
+        _require_object(values, source)
+        merged = self.to_dict()
+        sections = [name for name in merged if name != "preset"]
+        unknown = [name for name in values if name not in sections]
+        if unknown:
+            raise InputError(f"{source}: expected settings of {', '.join(sections)}; found {', '.join(unknown)}")
+        for section, settings in values.items():
+            _require_object(settings, f"{source}: {section}")
+            merged[section] |= settings
+        if merged["model"]["name"] != self.model.name:
+            found = merged["model"]["name"]
+            raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {found!r:.80}")
+        return Config.from_dict(merged, source)
 
 
 def _require_object(values: Any, source: str) -> None:
@@ -198,22 +234,28 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise ValueError(type(default).__name__)
-    if type(value) is int and not 1 <= value <= _LARGEST:
-        raise ValueError(f"int from 1 to {_LARGEST}")
+    low = 0 if name in _FROM_0 else 1
+    if type(value) is int and not low <= value <= _LARGEST:
+        raise ValueError(f"int from {low} to {_LARGEST}")
     if type(value) is float and not math.isfinite(value):
         raise ValueError("a finite number")
     if name in _POSITIVE and value <= 0:
         raise ValueError("a number above 0")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"one of {', '.join(map(str, _CHOICES[name]))}")
-    if name == "dropout" and not 0 <= value < 1:
+    if name in _NOT_NEGATIVE and value < 0:
+        raise ValueError("a number of at least 0")
+    if name in _SHARES and not 0 <= value < 1:
         raise ValueError("a share from 0 to below 1")
     return value
 
 
 _THUMOS14, _ACTIVITYNET13 = DataConfig(), DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True)
+_SYNTHETIC = DataConfig(window_stride=48, stride=8.0)
 _BMN_NMS = {"sigma": 0.4, "iou_threshold": (0.5, 0.9), "window_top": 100, "top": 100, "max_snippets": None}
 _GTAD_NMS = {"sigma": 0.8, "window_top": 100, "top": 100, "max_snippets": None}
+_SYNTHETIC_SIZES = {"feature_dim": 32, "window": 96, "max_duration": 32}
+_SYNTHETIC_TRAINING = TrainConfig(epochs=12, batch_size=16, learning_rate=2e-3, decay_every=9, weight_decay=0.0)
 
 # By system, then by data set.
 PRESETS: dict[str, dict[str, Config]] = {
@@ -227,20 +269,64 @@ PRESETS: dict[str, dict[str, Config]] = {
             _ACTIVITYNET13,
             AnchorProposalConfig(**_BMN_NMS),
         ),
+        "synthetic": Config(
+            "synthetic",
+            BCNetConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                width=64,
+                heads=2,
+                head_dim=32,
+                feedforward=128,
+                boundary_layers=3,
+                clip_channels=8,
+                bins=16,
+            ),
+            _SYNTHETIC,
+            AnchorProposalConfig(top=200, max_snippets=None),
+            _SYNTHETIC_TRAINING,
+        ),
     },
     "bmn": {
-        # The public release has no THUMOS14 code: the map is that of OpenTAD and mmaction2, with G-TAD's window.
+        # The public release has no THUMOS14 code: the map and the training are those of OpenTAD, the map also that of
+        # mmaction2, with G-TAD's window.
         "thumos14": Config(
             "thumos14",
             BMNConfig(feature_dim=2048, window=256, max_duration=64, map_layout="duration_start"),
             _THUMOS14,
             MapProposalConfig(window_top=200),
+            TrainConfig(epochs=8, decay_every=5),
         ),
-        "activitynet13": Config("activitynet13", BMNConfig(), _ACTIVITYNET13, MapProposalConfig(**_BMN_NMS)),
+        # The release counts an epoch before it begins: its 7th of 9, the first after every 7, is decayed already.
+        "activitynet13": Config(
+            "activitynet13",
+            BMNConfig(),
+            _ACTIVITYNET13,
+            MapProposalConfig(**_BMN_NMS),
+            TrainConfig(epochs=9, learning_rate=1e-3, decay_every=6),
+        ),
+        "synthetic": Config(
+            "synthetic",
+            BMNConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                sampled_channels=64,
+                map_channels=32,
+                bins=16,
+                map_layout="duration_start",
+            ),
+            _SYNTHETIC,
+            MapProposalConfig(top=200, max_snippets=None),
+            _SYNTHETIC_TRAINING,
+        ),
     },
     "gtad": {
         "thumos14": Config(
-            "thumos14", GTADConfig(), _THUMOS14, MapProposalConfig(window_top=200, top=200, boundary_scores=False)
+            "thumos14",
+            GTADConfig(),
+            _THUMOS14,
+            MapProposalConfig(window_top=200, top=200, boundary_scores=False),
+            TrainConfig(batch_size=8, learning_rate=4e-5, decay_every=5, gradient_clip=1.0),
         ),
         # The branch `anet` of the public release.
         "activitynet13": Config(
@@ -248,7 +334,25 @@ PRESETS: dict[str, dict[str, Config]] = {
             GTADConfig(feature_dim=400, window=100, max_duration=100, inner_bins=32, context_bins=4, map_kernel=1),
             _ACTIVITYNET13,
             MapProposalConfig(**_GTAD_NMS, boundary_peaks=True, boundary_scores=False),
+            TrainConfig(learning_rate=4e-3, decay_every=5),
+        ),
+        "synthetic": Config(
+            "synthetic",
+            GTADConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                block_channels=32,
+                block_groups=8,
+                sampled_channels=64,
+                map_channels=32,
+                inner_bins=8,
+                context_bins=8,
+            ),
+            _SYNTHETIC,
+            MapProposalConfig(top=200, max_snippets=None, boundary_scores=False),
+            _SYNTHETIC_TRAINING,
         ),
     },
 }
-DATA_SETS = tuple(PRESETS["bcnet"])
+PRESET_NAMES = tuple(PRESETS["bcnet"])
+DATA_SETS = ("thumos14", "activitynet13")  # the public ones, of which there are released weights and metrics

@@ -15,6 +15,11 @@ from typing import Any, TextIO
 
 from .errors import InputError
 
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path, or raise InputError when it is not a readable file."""
@@ -70,6 +75,14 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
 def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
     """`parse_json` of `read_text`."""
     return parse_json(read_text(path, expected), path, expected)
+
+
+def read_toml(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a TOML file; InputError names it and where it stops being TOML."""
+    try:
+        return tomllib.loads(read_text(path, "a TOML file"))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: expected a TOML file, found invalid TOML: {error}") from error
 
 
 class _RepeatedKeyError(Exception):

@@ -13,47 +13,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import default_collate
 
 from bcnet_fast._cli import Parser, progress, run
 from bcnet_fast.anchors import make_anchors
 from bcnet_fast.checkpoint import save_checkpoint
-from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config, DataConfig
+from bcnet_fast.config import PRESETS, Config
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticVideo, make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
 from bcnet_fast.data.windows import cut
-from bcnet_fast.evaluation import AverageRecall, average_recall
+from bcnet_fast.evaluation import AverageRecall
 from bcnet_fast.files import require_writable
-from bcnet_fast.inference import predict
 from bcnet_fast.labels import Targets, window_targets
 from bcnet_fast.loading import Model, load
 from bcnet_fast.losses import bcnet_loss
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.reference.bcnet import BCNet
+from bcnet_fast.training import initialise, validate
 
-CONFIG = Config(
-    preset="demo",
-    model=BCNetConfig(
-        feature_dim=32,
-        window=96,
-        base_channels=64,
-        width=64,
-        heads=2,
-        head_dim=32,
-        feedforward=128,
-        boundary_layers=3,
-        clip_channels=8,
-        bins=16,
-        max_duration=32,
-    ),
-    data=DataConfig(window_stride=48, stride=8.0),
-    proposals=AnchorProposalConfig(top=200, max_snippets=None),
-)
+SIZES = PRESETS["bcnet"]["synthetic"]
+CONFIG = Config("demo", SIZES.model, SIZES.data, SIZES.proposals)
 BATCH = 8
 WINDOWS_PER_VIDEO = 3  # random ones, in each epoch
-THRESHOLDS = np.linspace(0.5, 0.95, 10)  # tIoU
 LEARNING_RATE = 2e-3  # falls to 0 along a cosine
 
 
@@ -73,17 +55,6 @@ def training_batches(
             windows.append(cut(video.features, [start], model.window)[0])
             targets.append(window_targets(frames, anchors, model.window, first=start * stride, stride=stride))
         yield torch.from_numpy(np.stack(windows)), default_collate(targets)
-
-
-def initialise(network: BCNet) -> None:
-    """Start where the features are seen: by PyTorch's defaults they come out of the backbone an order of magnitude
-    smaller than the position embedding, and the first LayerNorm leaves little of them."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv1d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.zeros_(module.weight)
 
 
 def train(videos: Sequence[SyntheticVideo], epochs: int, seed: int) -> BCNet:
@@ -114,12 +85,7 @@ def evaluate(model: Model, videos: Sequence[SyntheticVideo], folder: Path) -> Av
     features, _ = write_dataset(folder, videos)
     archive = open_features(features, feature_dim=CONFIG.model.feature_dim)
     truth = {video.annotation.id: video.annotation for video in videos}
-    times = TimeResolver(CONFIG, table=truth)
-    results = {
-        found.video: np.column_stack([found.segments, found.scores])
-        for found in predict(model, archive, archive.ids, times, DEFAULT)
-    }
-    return average_recall(truth, results, tiou_thresholds=THRESHOLDS, max_proposals=100)
+    return validate(model, archive, truth, TimeResolver(CONFIG, table=truth), DEFAULT)[0]
 
 
 def main(argv: list[str] | None = None) -> int:

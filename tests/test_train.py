@@ -1,0 +1,459 @@
+"""`python -m bcnet_fast.train` as a user runs it: it learns, resumes to the bit, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ddp import GRADIENTS, gradients
+
+import bcnet_fast
+from bcnet_fast import infer, train
+from bcnet_fast.anchors import make_anchors
+from bcnet_fast.checkpoint import read_config, read_training_state
+from bcnet_fast.config import PRESETS, Config
+from bcnet_fast.data.annotations import Instance, VideoAnnotation
+from bcnet_fast.data.features import FeatureSequence, open_features
+from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
+from bcnet_fast.data.timing import TimeResolver
+from bcnet_fast.data.training import TrainingWindows, check_subset
+from bcnet_fast.errors import InputError
+from bcnet_fast.evaluation import read_results
+from bcnet_fast.labels import map_targets, window_targets
+from bcnet_fast.maps import proposal_map
+from bcnet_fast.protocols import DEFAULT
+from bcnet_fast.training import Trainer
+
+# Few channels with a strong signal, and instances of up to 16 snippets.
+EASY = SyntheticConfig(
+    feature_dim=8, classes=2, scenes=2, duration_s=(25.0, 40.0), event_limits_s=(1.0, 5.0), lookalikes=0.0, signal=9.0
+)
+SMALL = ["model.feature_dim=8", "model.window=32", "model.max_duration=16", "data.window_stride=16"]
+SIZES = {
+    "bcnet": [
+        "model.base_channels=16",
+        "model.width=16",
+        "model.head_dim=8",
+        "model.feedforward=32",
+        "model.boundary_layers=1",
+        "model.clip_channels=4",
+        "model.bins=4",
+    ],
+    "bmn": ["model.base_channels=16", "model.sampled_channels=16", "model.map_channels=16", "model.bins=4"],
+    "gtad": [
+        "model.base_channels=16",
+        "model.block_channels=8",
+        "model.block_groups=2",
+        "model.sampled_channels=16",
+        "model.map_channels=16",
+        "model.inner_bins=4",
+        "model.context_bins=2",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    subsets = (("training", 10), ("validation", 3))
+    write_dataset(folder, [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)])
+    return folder
+
+
+def arguments(data: Path, output: Path, *more: object, model: str = "bcnet", settings: tuple[str, ...] = ()) -> list:
+    settings = [*SMALL, *SIZES[model], "train.epochs=2", "train.batch_size=8", *settings]
+    flags = ["--preset", "synthetic", "--model", model, "--features", data / "features", "--output", output]
+    flags += ["--annotations", data / "annotations.json", "--device", "cpu", *more, "--set", *settings]
+    return [str(flag) for flag in flags]
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    with open(folder / "log.csv") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("constraint", [True, False], ids=["constraint", "plain"])
+@pytest.mark.parametrize("model", SIZES)
+def test_every_system_learns(data, tmp_path, model, constraint):
+    """The loss falls, and the proposals are far better than those of the first weights."""
+    constraint = f"model.background_constraint={json.dumps(constraint)}"
+    settings = (constraint, "train.epochs=8", "train.learning_rate=0.004")
+    assert train.main(arguments(data, tmp_path, model=model, settings=settings)) == 0
+    rows = log_of(tmp_path)
+    assert rows[-1]["total"] < 0.8 * rows[0]["total"]
+    still = ("train.epochs=1", "train.learning_rate=1e-12")
+    train.main(arguments(data, tmp_path / "still", model=model, settings=(constraint, *still)))
+    assert max(row["AUC"] for row in rows) > log_of(tmp_path / "still")[0]["AUC"] + 10
+
+
+def test_the_log_and_the_checkpoints(data, tmp_path, capsys):
+    """A row for every epoch; both checkpoints are what `load` and `infer` take; best is the one of the highest AUC."""
+    settings = ("train.epochs=3", "train.decay_every=2", "train.ema=0.5", "train.gradient_clip=0.5")
+    train.main(arguments(data, tmp_path, settings=settings))
+    out = capsys.readouterr().out
+    assert "10 videos, " in out and "epoch 3/3: loss " in out
+    rows = log_of(tmp_path)
+    parts = ["actionness", "start", "end", "frame_action", "frame_background", "regression", "classification"]
+    parts += ["background", "boundary", "interaction", "total"]
+    assert list(rows[0]) == ["epoch", "learning_rate", *parts, "AR@10", "AR@50", "AR@100", "AUC"]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([2e-3, 2e-3, 2e-4])
+    for row in rows:
+        assert row["total"] == pytest.approx(row["boundary"] + row["interaction"])
+    config = read_config(tmp_path / "last.safetensors")
+    assert (
+        config.train.ema == 0.5 and config.model.window == 32 and config == read_config(tmp_path / "best.safetensors")
+    )
+    assert not list(tmp_path.glob(".*"))
+
+    output = tmp_path / "proposals.json"
+    flags = ["--checkpoint", tmp_path / "best.safetensors", "--features", data / "features", "--output", output]
+    assert infer.main([str(flag) for flag in [*flags, "--times", data / "annotations.json", "--device", "cpu"]]) == 0
+    assert len(read_results(output).video_names) == 13
+    bcnet_fast.load(tmp_path / "last.safetensors", device="cpu")(torch.zeros(1, 8, 32))
+
+
+def test_the_mean_of_the_weights(data):
+    """With decay d, the mean is d times the mean before plus 1 - d times the weights, after every step."""
+    trainer, windows = make_trainer(data, "train.ema=0.75")
+    before = {name: mean.clone() for name, mean in trainer.mean.items()}
+    assert all(torch.equal(before[name], p) for name, p in trainer.parameters.items())
+    trainer.config = trainer.config.override({"train": {"batch_size": 1000}}, "test")  # a single step
+    trainer.epoch(windows, 0, 0)
+    for name, parameter in trainer.parameters.items():
+        torch.testing.assert_close(trainer.weights()[name], 0.75 * before[name] + 0.25 * parameter.detach())
+
+
+def make_trainer(data: Path, *settings: str, model: str = "bcnet") -> tuple[Trainer, TrainingWindows]:
+    args = train.build_parser().parse_args(arguments(data, Path("unused"), model=model, settings=settings))
+    config = train.resolve_config(args)
+    archive = open_features(args.features, feature_dim=8)
+    subsets = train.read_subsets(args, config, archive, train.select_annotations(args, config), DEFAULT, quiet=True)
+    windows = TrainingWindows(archive, subsets[0].videos, config, DEFAULT)
+    return Trainer(config, DEFAULT, torch.device("cpu")), windows
+
+
+def test_gradients_are_clipped(data):
+    trainer, windows = make_trainer(data, "train.gradient_clip=1e-3")
+    trainer.epoch(windows, 0, 0)
+    norms = torch.stack([p.grad.norm() for p in trainer.network.parameters()])
+    assert float(norms.norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_bfloat16_learns_the_same(data):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trainer, windows = make_trainer(data, f"train.precision={precision}")
+        assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+        losses[precision] = trainer.epoch(windows, 0, 0)["total"]
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+
+
+@contextlib.contextmanager
+def interrupted_in(epoch: int, monkeypatch):
+    """A Ctrl-C in the middle of an epoch (from 0)."""
+    original, steps = Trainer.step, []
+
+    def step(trainer):
+        original(trainer)
+        steps.append(1)
+        if trainer.optimizer.param_groups[0]["lr"] != trainer.learning_rate(0) and len(steps) % 3 == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model, monkeypatch, capsys):
+    settings = ("train.epochs=3", "train.decay_every=1", "train.ema=0.9")
+    train.main(arguments(data, tmp_path / "whole", model=model, settings=settings))
+    with interrupted_in(1, monkeypatch):
+        train.main(arguments(data, tmp_path / "parts", model=model, settings=settings))
+    assert len(log_of(tmp_path / "parts")) == 1
+    flags = ("--resume", "--workers", 1)
+    assert train.main(arguments(data, tmp_path / "parts", *flags, model=model, settings=settings)) == 0
+    assert "resumed: 1 of 3 epochs" in capsys.readouterr().out
+    for name in ("log.csv", "last.safetensors", "best.safetensors", "state.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_killed_training_goes_on_to_the_same_losses(data, tmp_path):
+    settings = ("train.epochs=40",)
+    command = [sys.executable, "-m", "bcnet_fast.train", *arguments(data, tmp_path, model="gtad", settings=settings)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (tmp_path / "state.safetensors").exists():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(read_training_state(tmp_path / "state.safetensors")[1]["rows"])
+    assert 0 < done < 40
+    settings = (f"train.epochs={done + 1}",)
+    train.main(arguments(data, tmp_path, "--resume", model="gtad", settings=settings))
+    train.main(arguments(data, tmp_path / "whole", model="gtad", settings=settings))
+    assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+
+
+def test_what_is_in_the_folder_is_neither_lost_nor_mixed(data, tmp_path):
+    train.main(arguments(data, tmp_path, "--resume", settings=("train.epochs=1",)))  # nothing there: a new one
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a training; go on with --resume, or take another --output"):
+        train.main(arguments(data, tmp_path))
+    with pytest.raises(InputError, match=r"state.safetensors: .* found other train.batch_size \(8, now 4\)"):
+        train.main(arguments(data, tmp_path, "--resume", settings=("train.batch_size=4",)))
+    with pytest.raises(InputError, match="found other windows"):
+        train.main(arguments(data, tmp_path, "--resume", "--train-subset", "validation"))
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def test_another_seed_is_another_training(data, tmp_path):
+    for seed in (0, 1):
+        train.main(arguments(data, tmp_path / str(seed), settings=("train.epochs=1", f"train.seed={seed}")))
+    assert log_of(tmp_path / "0")[0]["total"] != log_of(tmp_path / "1")[0]["total"]
+
+
+def test_features_in_one_file_and_read_by_workers_train_the_same(data, tmp_path, monkeypatch):
+    """Features that memory does not hold are read for every window, by each worker through its own open file."""
+    settings = ("train.epochs=1",)
+    train.main(arguments(data, tmp_path / "folder", settings=settings))
+    with h5py.File(tmp_path / "features.h5", "w") as file:
+        for path in (data / "features").iterdir():
+            file[path.stem] = np.load(path)
+    monkeypatch.setattr(train, "_KEPT_BYTES", 0)
+    flags = arguments(data, tmp_path / "file", "--workers", 2, settings=settings)
+    flags[flags.index(str(data / "features"))] = str(tmp_path / "features.h5")
+    train.main(flags)
+    assert log_of(tmp_path / "file") == log_of(tmp_path / "folder")
+
+
+def test_two_processes_have_the_gradients_of_the_joint_batch(data, tmp_path):
+    """By torchrun on gloo: gradients in float64, and a training of one epoch through the command."""
+    flags = arguments(data, tmp_path / "two", settings=("train.epochs=1", "model.dropout=0.0"))
+    (tmp_path / "flags.json").write_text(json.dumps(flags))
+    script = Path(__file__).parent / "ddp.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, tmp_path], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for name in GRADIENTS:
+        joint, found = gradients(name), torch.load(tmp_path / f"{name}.pt")
+        assert joint.keys() == found.keys()
+        for key, expected in joint.items():
+            torch.testing.assert_close(found[key], expected, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
+    assert done.stdout.count("epoch 1/1") == 1
+    flags[flags.index(str(tmp_path / "two"))] = str(tmp_path / "one")
+    train.main(flags)
+    one, two = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert two[0] == pytest.approx(one[0], rel=1e-4, abs=0.5)
+    assert two[0]["total"] == pytest.approx(one[0]["total"], rel=1e-4)
+
+
+def test_settings_come_from_preset_then_fit_then_file_then_flags(tmp_path, data):
+    file = tmp_path / "own.toml"
+    file.write_text("[model]\nwindow = 64\nmax_duration = 24\n[train]\nepochs = 5\nseed = 7\nema = 0\n")
+    flags = ["--preset", "synthetic", "--config", str(file), "--set", "train.epochs=6", "data.stride=2"]
+    flags += ["--set", "proposals.max_snippets=null", "proposals.iou_threshold=[0.1,0.2]"]
+    config = train.resolve_config(train.build_parser().parse_args(flags), {"model": {"feature_dim": 9, "window": 77}})
+    preset = PRESETS["bcnet"]["synthetic"]
+    assert (config.model.feature_dim, config.model.window, config.model.max_duration) == (9, 64, 24)
+    assert (config.train.epochs, config.train.seed, config.train.ema) == (6, 7, 0.0)
+    assert config.train.learning_rate == preset.train.learning_rate and config.data.stride == 2.0
+    assert config.proposals.iou_threshold == (0.1, 0.2)
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_every_preset_survives_json_and_older_checkpoints_are_read(model):
+    for config in PRESETS[model].values():
+        values = json.loads(json.dumps(config.to_dict()))
+        assert Config.from_dict(values) == config
+        del values["train"]
+        assert Config.from_dict(values).model == config.model
+
+
+def test_sizes_follow_from_the_data(data, tmp_path, capsys):
+    flags = arguments(data, tmp_path, "--fit", model="bmn")
+    flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.epochs=1", "train.batch_size=64"]
+    assert train.main(flags) == 0
+    config = read_config(tmp_path / "best.safetensors")
+    # 5 s at 25 frames a second and 8 frames a snippet are 15.6 snippets: the limit of the longest instances.
+    assert (config.model.feature_dim, config.model.max_duration, config.model.window) == (8, 16, 64)
+    assert config.data.window_stride == 32
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--set", "model.widht=3"], "--set: model: unknown widht; expected some of name, feature_dim"),
+        (["--set", "model.width=wide"], "--set: model.width: expected int, found 'wide'"),
+        (["--set", "train.ema=1.0"], "--set: train.ema: expected a share from 0 to below 1, found 1.0"),
+        (["--set", "train.precision=fp8"], "--set: train.precision: expected one of fp32, bf16, found 'fp8'"),
+        (["--set", "train.seed=-1"], "--set: train.seed: expected int from 0 to 2147483647, found -1"),
+        (["--set", "train.learning_rate=0"], "--set: train.learning_rate: expected a number above 0, found 0"),
+        (["--set", "trian.epochs=3"], "--set: expected settings of model, data, proposals, train; found trian"),
+        (["--set", "epochs=3"], "--set: expected SECTION.NAME=VALUE, found 'epochs=3'"),
+        (["--set", "model.name=bmn"], "--set: model.name: expected 'bcnet', found 'bmn'"),
+        (["--set", "model.max_duration=64"], "model.max_duration: expected at most model.window 32, found 64"),
+        (["--set", "data.window_stride=64"], "data.window_stride: expected at most model.window 32, found 64"),
+        (["--set", "model.max_duration=2"], "model: expected sizes that go together, found no anchor fits"),
+        (
+            ["--set", "model.feature_dim=9"],
+            r"expected 9 channels, found shape \[\d+, 8\]; give --set model.feature_dim",
+        ),
+        (["--config", "gone.toml"], "gone.toml: expected a TOML file, found nothing there"),
+        (["--config", "broken.toml"], "broken.toml: expected a TOML file, found invalid TOML: .*line 1"),
+        (["--config", "typo.toml"], "typo.toml: model: unknown widht"),
+        (["--config", "flat.toml"], "flat.toml: model: expected an object with settings, found 3"),
+        (["--features", "gone"], "gone: expected a folder or file of features, found nothing there"),
+        (["--annotations", "gone.json"], "gone.json: expected ground truth"),
+        (["--annotations", "other.json"], "expected training videos, such as 'elsewhere', found 13 others"),
+        (["--annotations", "idle.json"], "training: expected annotated instances, found none in 10 videos"),
+        (["--annotations", "brief.json"], "model.window: expected windows that show more than 90% of an instance"),
+        (["--annotations", "plain.json"], "plain.json: expected videos of the subset 'training', found no subsets"),
+        (["--train-subset", "test"], "expected videos of the subset 'test', found training, validation"),
+        (["--workers", "-1"], "--workers: expected at least 0, found -1"),
+        (["--stride", "-1"], "--stride: expected a positive number, found -1.0"),
+        (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
+        (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
+        (["--output", "typo.toml"], r"state\.safetensors: expected a place to write"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_writes_nothing(data, tmp_path, flags, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.toml").write_text("[model\n")
+    Path("typo.toml").write_text("[model]\nwidht = 3\n")
+    Path("flat.toml").write_text("model = 3\n")
+    content = json.loads((data / "annotations.json").read_text())
+    database = content["database"]
+    elsewhere = {"subset": "training", "annotations": [{"segment": [1, 2], "label": "x"}]}
+    Path("other.json").write_text(
+        json.dumps({"database": {"elsewhere": elsewhere, "too": elsewhere | {"subset": "validation"}}})
+    )
+    for name, change in (
+        ("idle", {"annotations": [{"segment": [3, 3], "label": "x"}]}),
+        ("brief", {"annotations": [{"segment": [1, 24], "label": "x"}]}),
+        ("plain", {"subset": None}),
+    ):
+        Path(f"{name}.json").write_text(json.dumps({"database": {k: v | change for k, v in database.items()}}))
+    before = {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=message) as error:
+        train.main([*arguments(data, tmp_path / "out"), *flags])
+    assert "\n" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
+    with pytest.raises(InputError, match=r"train\.learning_rate: expected one with which the loss stays finite"):
+        train.main(arguments(data, tmp_path, settings=("train.learning_rate=1e30",)))
+    assert not (tmp_path / "last.safetensors").exists()
+
+
+def test_what_cannot_be_used_is_listed_and_the_rest_is_trained_on(data, tmp_path, capsys):
+    shutil.copytree(data, tmp_path / "data")
+    features, annotations = tmp_path / "data" / "features", tmp_path / "data" / "annotations.json"
+    (features / "training_0000.npy").unlink()
+    np.save(features / "training_0001.npy", np.full((90, 8), np.nan, np.float32))
+    content = json.loads(annotations.read_text())
+    content["database"]["training_0002"]["annotations"] = []
+    content["database"]["training_0003"]["annotations"] += [
+        {"segment": [4.0, 4.0], "label": "x"},
+        {"segment": [500.0, 501.0], "label": "x"},
+    ]
+    annotations.write_text(json.dumps(content))
+    assert train.main(arguments(tmp_path / "data", tmp_path / "out", settings=("train.epochs=1",))) == 0
+    found = capsys.readouterr()
+    assert "training: 8 videos" in found.out
+    for line in (
+        "note: training: 1 videos without features (training_0000)",
+        "note: training: 1 videos without instances (training_0002)",
+        "training_0001.npy: expected finite values, found 720 NaN",
+        "note: training: 1 instances without extent dropped",
+        "note: training: 1 instances lie where there are no features",
+    ):
+        assert found.err.count(line) == 1, line
+
+
+def annotated(*segments: tuple[float, float], **facts: float) -> VideoAnnotation:
+    return VideoAnnotation("v", instances=tuple(Instance(*segment, "x") for segment in segments), **facts)
+
+
+def windows_of(annotation: VideoAnnotation, rows: int, config: Config) -> TrainingWindows:
+    features = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+    loaded = [("v", FeatureSequence(features, "[T, C]", "v.npy", rows, "float32"))]
+    times = TimeResolver(config, table={"v": annotation})
+    subset = check_subset("training", {"v": annotation}, loaded, times, DEFAULT, kept_bytes=1 << 20)
+    return TrainingWindows(None, subset.videos, config, DEFAULT)
+
+
+def test_windows_are_those_that_show_an_instance():
+    """100 snippets of 5 frames at 25 fps are 20 s; windows of 40 snippets begin at 0, 4, 8 and 12 s."""
+    config = PRESETS["bcnet"]["thumos14"].override(
+        {"model": {"feature_dim": 2, "window": 40, "max_duration": 8}, "data": {"window_stride": 20}}, "test"
+    )
+    # The second lies on the end of the first window with 0.9 of its length exactly, which is not enough.
+    windows = windows_of(annotated((5.0, 6.0), (7.1, 8.1), fps=25), 100, config)
+    assert windows.considered == 4 and windows.windows == [(0, 0), (0, 20)]
+    windows = windows_of(annotated((7.05, 8.05), fps=25), 100, config)
+    assert windows.windows == [(0, 0), (0, 20)]
+    features, targets = windows[1]
+    assert features.shape == (2, 40) and features[0, 0] == 40
+    # In seconds 3.05 after the window's begin, 0.2 s a snippet.
+    expected = window_targets([[15.25, 20.25]], np.array([[0, 2]]), 40)
+    np.testing.assert_allclose(targets.start, expected.start, atol=1e-6)
+    np.testing.assert_allclose(targets.frame_action, expected.frame_action, atol=1e-6)
+
+
+def test_zeros_after_a_short_video_show_nothing():
+    config = PRESETS["bcnet"]["thumos14"].override({"model": {"feature_dim": 2}}, "test")
+    windows = windows_of(annotated((1.0, 2.0), (3.9, 4.4), fps=25), 20, config)
+    assert windows.windows == [(0, 0)]
+    with pytest.raises(InputError, match="windows that show more than 90% of an instance"):
+        windows_of(annotated((3.9, 4.4), fps=25), 20, config)
+
+
+def test_a_rescaled_video_is_one_window():
+    config = PRESETS["bmn"]["activitynet13"].override(
+        {"model": {"feature_dim": 2, "window": 10, "max_duration": 10}}, "test"
+    )
+    windows = windows_of(annotated((3.0, 6.0), duration=30.0), 25, config)
+    features, targets = windows[0]
+    assert windows.windows == [(0, 0)] and features.shape == (2, 10)
+    assert targets.action[1, 1] == 1  # the second snippet of ten is the second tenth of the video, 3 to 6 s
+    assert float(targets.action.sum()) < 10
+
+
+@pytest.mark.parametrize("model", PRESETS)
+def test_labels_of_a_window_are_those_of_all_instances_and_take_2_ms(model, rng):
+    """Instances far from a window are left out, which changes no label; a THUMOS14 video has 15 of them."""
+    config = PRESETS[model]["thumos14"].override({"model": {"feature_dim": 2}}, "test")
+    starts = np.sort(rng.uniform(0, 200, 15))
+    annotation = annotated(*zip(starts, starts + rng.uniform(1, 12, 15), strict=True), fps=30)
+    windows = windows_of(annotation, 1200, config)
+    times = []
+    for number, start in windows.windows:
+        video = windows.videos[number]
+        began = time.perf_counter()
+        targets = windows.targets(video, start)
+        times.append(time.perf_counter() - began)
+        if model == "bcnet":
+            whole = window_targets(video.segments, make_anchors(256, 64), 256, first=5.0 * start, stride=5.0)
+        else:
+            whole = map_targets(video.segments, proposal_map(config.model), 256, first=5.0 * start, stride=5.0)
+        assert all((a == b).all() for a, b in zip(targets, whole, strict=True))
+    print(f"{1000 * min(times):.2f} ms")
+    assert min(times) < 0.006  # on a machine that is busy with other things
