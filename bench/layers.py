@@ -5,7 +5,8 @@
 One training-like call at the released sizes, batch 1: "forward" without gradients, "both" with those of the features,
 the weight and the bias. Before is the dense sampling matrix of the public BMN, or of G-TAD's alignment (which exists in
 CUDA only), and PyTorch's convolution after it. Both run in this process in turn, after their results agree (1e-3 of the
-norm, gradients included). MiB is the most memory that a process of its own takes for "both", beyond what it had after the imports.
+norm, gradients included). MiB is the most memory that a process of its own takes for "both", beyond what it had after
+the imports.
 """
 
 from __future__ import annotations

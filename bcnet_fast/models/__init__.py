@@ -1,6 +1,6 @@
 """The networks for training: those of `bcnet_fast.reference` with another forward.
 
-Parameters, their names and their initial values are inherited, so that a state dict goes both ways. Values and gradients
+Parameters, their names and their first values are inherited, so that a state dict goes both ways. Values and gradients
 are those of the reference, but for the order of sums; dropout draws the same numbers in the same order.
 """
 

@@ -14,6 +14,4 @@ class BMN(reference.BMN):
 
     def forward(self, features: Tensor) -> MapOutput:
         base = self.x_1d_b(features)
-        return map_output(
-            self, self.x_1d_s(base), self.x_1d_e(base), [self.x_1d_p(base)], self.x_3d_p[0], self.x_2d_p
-        )
+        return map_output(self, self.x_1d_s(base), self.x_1d_e(base), [self.x_1d_p(base)], self.x_3d_p[0], self.x_2d_p)

@@ -40,7 +40,7 @@ class BMN(MapHeads):
 
     def __init__(self, config: BMNConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.shape = config, proposal_map(config).shape
         width, sampled = config.base_channels, config.sampled_channels
         base = convolution(config.feature_dim, width), nn.ReLU(), convolution(width, width), nn.ReLU()
         self.x_1d_b = nn.Sequential(*base)
@@ -58,7 +58,7 @@ class BMN(MapHeads):
         config = self.config
         if self.sampling is None:
             self.sampling = sampling_matrix(config).flatten(1).to(sequence)
-        return (sequence @ self.sampling).unflatten(-1, (config.bins, *proposal_map(config).shape))
+        return (sequence @ self.sampling).unflatten(-1, (config.bins, *self.shape))
 
     def forward(self, features: Tensor) -> MapOutput:
         base = self.x_1d_b(features)

@@ -87,7 +87,7 @@ class GTAD(MapHeads):
 
     def __init__(self, config: GTADConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.shape = config, proposal_map(config).shape
         width, sampled, cell = config.base_channels, config.sampled_channels, config.map_channels
 
         def block() -> GraphBlock:
@@ -113,9 +113,8 @@ class GTAD(MapHeads):
             made = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
             self.sampling = [made[n].to(sequence.device) for n in counts]
         streams = sequence, neighbours_of(sequence, graph).mean(dim=-1)
-        shape = proposal_map(config).shape
         parts = [
-            (x @ matrix).unflatten(-1, (count, *shape))
+            (x @ matrix).unflatten(-1, (count, *self.shape))
             for x, matrix, count in zip(streams, self.sampling, counts, strict=True)
         ]
         return torch.cat(parts, dim=2).flatten(1, 2)
