@@ -1,0 +1,126 @@
+"""The networks for training against the references: values, gradients, state dicts, and a few steps of training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import error
+from test_engine import MANY
+from test_engine_maps import MODELS
+from test_reference import SMALL
+from torch.utils.data import default_collate
+
+from bcnet_fast import models, reference
+from bcnet_fast.anchors import make_anchors
+from bcnet_fast.config import ModelConfig
+from bcnet_fast.labels import map_targets, window_targets
+from bcnet_fast.losses import bcnet_loss, map_loss
+from bcnet_fast.maps import proposal_map
+from bcnet_fast.outputs import Output
+
+CONFIGS = {
+    "bcnet": SMALL,
+    "bcnet, many anchors": MANY,
+    "bcnet, no background": dataclasses.replace(SMALL, background_constraint=False),
+    **MODELS,
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def case(request):
+    """Reference and model with the same weights, and features of three windows."""
+    config = CONFIGS[request.param]
+    expected, found = reference.NETWORKS[config.name](config), models.build(config)
+    for parameter in expected.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    found.load_state_dict(expected.state_dict())  # strict: the names and shapes are the same
+    expected.load_state_dict(found.state_dict())
+    return expected, found, torch.randn(3, config.feature_dim, config.window)
+
+
+def with_gradients(network: torch.nn.Module, features: torch.Tensor) -> tuple[Output, list[torch.Tensor]]:
+    """Scores, and the gradients that a sum of all of them with some weights has in the features and parameters."""
+    features = features.clone().requires_grad_()
+    output = network(features)
+    total = sum((s * torch.linspace(-1, 1, s.numel()).view(s.shape).to(s)).sum() for s in output.columns().values())
+    leaves = [features, *network.parameters()]
+    return output.map(torch.Tensor.detach), list(torch.autograd.grad(total, leaves, materialize_grads=True))
+
+
+def test_values_and_gradients_are_the_reference_s(case):
+    expected, found, features = (x.double() for x in case)
+    (wanted, of_wanted), (output, of_output) = (with_gradients(n.eval(), features) for n in (expected, found))
+    assert output.columns().keys() == wanted.columns().keys()
+    for name, scores in wanted.columns().items():
+        assert error(output.columns()[name], scores) < 1e-11, name
+    names = ["features", *(name for name, _ in expected.named_parameters())]
+    for name, one, other in zip(names, of_output, of_wanted, strict=True):
+        assert error(one, other) < 1e-10, name
+
+
+def test_float32_stays_near_float64(case):
+    expected, found, features = case
+    output = found.eval()(features).map(torch.Tensor.detach)
+    wanted = expected.double().eval()(features.double())
+    for name, scores in wanted.columns().items():
+        assert output.columns()[name].dtype == torch.float32
+        assert error(output.columns()[name], scores.detach()) < 1e-4, name
+
+
+def test_dropout_draws_the_reference_s_numbers():
+    expected, found = reference.NETWORKS["bcnet"](SMALL).double(), models.build(SMALL).double()
+    found.load_state_dict(expected.state_dict())
+    features = torch.randn(2, SMALL.feature_dim, SMALL.window).double()
+    made = []
+    for network in (expected, found):
+        torch.manual_seed(5)
+        made.append(with_gradients(network.train(), features))
+    assert error(made[1][0].regression, made[0][0].regression) < 1e-11
+    assert error(made[1][1][0], made[0][1][0]) < 1e-10
+    assert not torch.allclose(made[0][0].regression, expected.eval()(features).regression)
+
+
+def test_autocast_to_bfloat16_stays_near(case):
+    _, found, features = case
+    found.eval()
+    exact = found(features).map(torch.Tensor.detach)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = found(features)
+    total = sum(scores.float().sum() for scores in output.columns().values())
+    total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in found.parameters())
+    # Weights of this size make logits of some tens.
+    assert float((output.start.detach().float() - exact.start).abs().mean()) < 0.2
+
+
+def objective(config: ModelConfig, segments: list[list[list[float]]]):
+    """The loss of an output for windows with these instances."""
+    if config.name == "bcnet":
+        anchors = make_anchors(config.window, config.max_duration)
+        targets = default_collate([window_targets(of_one, anchors, config.window) for of_one in segments])
+        return lambda output: bcnet_loss(output, targets)["total"]
+    cells = proposal_map(config)
+    targets = default_collate([map_targets(of_one, cells, config.window) for of_one in segments])
+    valid = torch.from_numpy(cells.valid)
+    return lambda output: map_loss(output, targets, valid)["total"]
+
+
+@pytest.mark.parametrize("name", ["bcnet", "bmn, background", "gtad, background", "gtad, points"])
+def test_a_few_steps_lower_the_loss_and_no_positives_are_no_fault(name):
+    config = CONFIGS[name]
+    network = models.build(config).train()
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    features = torch.randn(2, config.feature_dim, config.window)
+    for segments in ([[[2, 8]], [[5, 9], [11, 14]]], [[], []]):
+        loss, history = objective(config, segments), []
+        for _ in range(25):
+            torch.manual_seed(0)
+            value = loss(network(features))
+            optimizer.zero_grad()
+            value.backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+            optimizer.step()
+            history.append(float(value.detach()))
+        assert history[-1] < history[0]
