@@ -3,15 +3,9 @@
     python bench/training.py [--quick] [--only NAME ...] [--threads N] [--json FILE] [--device cpu|cuda]
 
 A step is forward, loss, backward and PyTorch's fused Adam, the same for both, in float32, for four windows of random
-<<<<<<< HEAD
 features with random instances; features and labels are at hand. Sizes are the released ones. Both networks start with
 the same weights, in one process, and take turns; nothing is timed before their losses and gradients agree (relative to
 their norm: 1e-4 and 1e-2). Columns:
-=======
-features with random instances; features and labels are at hand. Released sizes, random weights. Both networks start
-with the same weights, in one process, and take turns; nothing is timed before their losses and gradients agree
-(relative to their norm: 1e-4 and 1e-2). Columns:
->>>>>>> train
 
     ms      median, and the 20 % and 80 % point in the file of --json
     x ref   how many times faster than the reference
