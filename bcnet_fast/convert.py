@@ -205,7 +205,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--bmn", metavar="FILE", help="checkpoint of BMN, of its public release or of mmaction2")
     parser.add_argument("--gtad", metavar="FILE", help="checkpoint of G-TAD's public release")
     parser.add_argument("--output", required=True, metavar="FILE", help="the .safetensors file to write")
-    parser.add_argument("--preset", choices=DATA_SETS, default="thumos14", help="what the network was trained for")
+    parser.add_argument(
+        "--preset", choices=DATA_SETS, help="what the network was trained for; thumos14 for BCNet if not given"
+    )
     return parser
 
 
@@ -216,6 +218,10 @@ def main(argv: list[str] | None = None) -> int:
     if given not in (["bpm", "abi"], ["bmn"], ["gtad"]):
         found = ", ".join(f"--{flag}" for flag in given) or "none of them"
         parser.error(f"expected --bpm with --abi, or --bmn, or --gtad; found {found}")
+    if args.preset is None:
+        if given != ["bpm", "abi"]:
+            parser.error(f"--preset: expected one of {', '.join(DATA_SETS)} with --{given[0]}, found none")
+        args.preset = "thumos14"
     if Path(args.output).suffix != ".safetensors":
         raise InputError(f"--output {args.output}: expected a name that ends in .safetensors")
     output = require_writable(args.output)

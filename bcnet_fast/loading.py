@@ -113,17 +113,18 @@ def load(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     backend: str = "auto",
-    model: str = "bcnet",
+    model: str | None = None,
     rewrites: Rewrites = ALL_REWRITES,
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
-        precision: "fp32" and "fp64" are exact up to rounding. "int8", on a CPU, rounds the weights and inputs of most
-            products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
+        precision: "fp32" and "fp64" are exact up to rounding. "int8", of BCNet on a CPU, rounds the weights and inputs
+            of most products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
+        model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
         rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
 
     Random weights follow torch.manual_seed. Warns where the precision is not faster than fp32 on this device.
@@ -140,14 +141,17 @@ def load(
     resolved = resolve_device(device)
     native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config):
-        if model not in PRESETS:
+        if model is not None and model not in PRESETS:
             raise InputError(f"model {model!r}: expected one of {', '.join(PRESETS)}")
-        checkpoint_or_preset = PRESETS[model].get(str(checkpoint_or_preset), checkpoint_or_preset)
+        presets = PRESETS[model or "bcnet"]
+        checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
     if isinstance(checkpoint_or_preset, Config):
         config = checkpoint_or_preset
         state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
     else:
         config, state = _stored(checkpoint_or_preset)
+    if model is not None and model != config.model.name:
+        raise InputError(f"model {model!r}: expected {config.model.name}, which these weights are of")
     if precision == "int8" and config.model.name != "bcnet":
         others = ", ".join(name for name in PRECISIONS if name != "int8")
         raise InputError(f"precision 'int8': expected one of {others} for {config.model.name}; int8 is for bcnet")

@@ -238,9 +238,9 @@ def test_one_network_is_converted_at_a_time(tmp_path, sources, message):
 def test_the_output_is_safetensors_and_a_failure_leaves_none(tmp_path):
     source = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
     with pytest.raises(InputError, match=r"--output .*x\.pth: expected a name that ends in \.safetensors"):
-        convert.main(["--bmn", str(source), "--output", str(tmp_path / "x.pth")])
+        convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.pth")])
     with pytest.raises(InputError, match="found those of BMN"):
-        convert.main(["--gtad", str(source), "--output", str(tmp_path / "x.safetensors")])
+        convert.main(["--gtad", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -248,4 +248,9 @@ def test_the_wrong_preset_is_named(tmp_path):
     mask = torch.zeros(100, 4 * 100 * 100)
     source = seeded.map_release(tmp_path / "best.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
     with pytest.raises(InputError, match=r"T = 256 of preset thumos14, found \[100, 40000\]; see --preset"):
-        convert.main(["--bmn", str(source), "--output", str(tmp_path / "x.safetensors")])
+        convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
+
+
+def test_maps_need_a_preset(tmp_path):
+    with pytest.raises(InputError, match="--preset: expected one of thumos14, activitynet13 with --bmn, found none"):
+        convert.main(["--bmn", str(tmp_path / "best.pth.tar"), "--output", str(tmp_path / "made.safetensors")])

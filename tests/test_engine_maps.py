@@ -177,6 +177,8 @@ def test_what_cannot_be_had_is_named():
         bcnet_fast.load(config_of("bmn"), device="cpu", precision="int8")
     with pytest.raises(InputError, match="model 'bsn': expected one of bcnet, bmn, gtad"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")
-    model = bcnet_fast.load(config_of("gtad"), device="cpu")
+    with pytest.raises(InputError, match="model 'bmn': expected gtad, which these weights are of"):
+        bcnet_fast.load(config_of("gtad"), model="bmn", device="cpu")
+    model = bcnet_fast.load(config_of("gtad"), model="gtad", device="cpu")
     with pytest.raises(ValueError, match=r"features: expected \[B, 8, 23\], found \[1, 8, 22\]"):
         model(torch.zeros(1, 8, 22))
