@@ -149,7 +149,7 @@ def measure(case: str, device: str, quick: bool) -> dict[str, Any]:
             peak[variant] = pool.submit(peak_mib, case, variant, device, torch.get_num_threads()).result()
     trainers = {variant: Trainer(case, variant, device) for variant in VARIANTS}
     errors = compare(case, trainers)
-    times = alternate(trainers, seconds=0, least_runs=2 if quick else 7)
+    times = alternate(trainers, seconds=0, least_runs=2 if quick else 5)
     ours, theirs = "bcnet_fast", "reference"
     faster = times[theirs].median / times[ours].median
     share = None if peak[theirs] is None else peak[ours] / peak[theirs]

@@ -1,4 +1,7 @@
-"""The networks for training against the references: values, gradients, state dicts, and a few steps of training."""
+"""The networks for training against the references: values, gradients, state dicts, and a few steps of training.
+
+Dropout draws the same numbers in the same order, so one random state gives the same results.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,18 @@ from torch.utils.data import default_collate
 
 from bcnet_fast import models, reference
 from bcnet_fast.anchors import make_anchors
-from bcnet_fast.config import ModelConfig
+from bcnet_fast.config import DATA_SETS, PRESETS, ModelConfig
 from bcnet_fast.labels import map_targets, window_targets
 from bcnet_fast.losses import bcnet_loss, map_loss
 from bcnet_fast.maps import proposal_map
 from bcnet_fast.outputs import Output
+from bcnet_fast.reference.layers import shapes_only
 
 CONFIGS = {
     "bcnet": SMALL,
     "bcnet, many anchors": MANY,
+    "bcnet, two snippets": dataclasses.replace(SMALL, window=2, max_duration=3),
+    "bcnet, odd sizes": dataclasses.replace(SMALL, feature_dim=7, width=9, window=5, max_duration=3),
     "bcnet, no background": dataclasses.replace(SMALL, background_constraint=False),
     **MODELS,
 }
@@ -67,6 +73,36 @@ def test_float32_stays_near_float64(case):
     for name, scores in wanted.columns().items():
         assert output.columns()[name].dtype == torch.float32
         assert error(output.columns()[name], scores.detach()) < 1e-4, name
+
+
+def test_repeats_give_the_same_bits(case, poisoned):
+    """What is not written is NaN, and PyTorch refuses sums without a fixed order."""
+    _, found, features = case
+    made = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        made.append(with_gradients(found.train(), features))
+    (one, of_one), (other, of_other) = made
+    assert all(torch.equal(scores, other.columns()[name]) for name, scores in one.columns().items())
+    assert all(torch.equal(a, b) and a.isfinite().all() for a, b in zip(of_one, of_other, strict=True))
+
+
+@pytest.mark.parametrize("data", DATA_SETS)
+@pytest.mark.parametrize("system", PRESETS)
+def test_state_dicts_of_the_released_sizes_go_both_ways(system, data):
+    with shapes_only():
+        networks = [build(PRESETS[system][data].model) for build in (reference.NETWORKS[system], models.build)]
+    for one, other in (networks, networks[::-1]):
+        one.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("name", ["bcnet", "bmn", "gtad"])
+def test_first_weights_are_the_reference_s(name):
+    states = []
+    for build in (reference.NETWORKS[name], models.build):
+        torch.manual_seed(7)
+        states.append(build(CONFIGS[name]).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 def test_dropout_draws_the_reference_s_numbers():

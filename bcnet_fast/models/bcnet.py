@@ -7,6 +7,7 @@ projection, and takes another draw for each anchor that shares a snippet.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,12 @@ from torch.utils.checkpoint import checkpoint
 from .. import ops
 from ..anchors import make_anchors
 from ..config import BCNetConfig
-from ..ops._products import linear
+from ..ops._products import linear, two_layers
 from ..ops.reference import accumulation_dtype
 from ..outputs import BCNetOutput
 from ..reference import bcnet as reference
 from ..reference.bcnet import BoundaryLayer
-from ..reference.layers import Attention, DifferenceAttention, FeedForward, InteractionEncoder
+from ..reference.layers import Attention, DifferenceAttention, FeedForward, InteractionEncoder, PositionalEncoding
 from ..sampling import SamplingPlan, interpolated_plan
 
 
@@ -31,12 +32,16 @@ def anchor_plan(config: BCNetConfig, device: torch.device, dtype: torch.dtype) -
     return interpolated_plan(anchors, config.window, config.bins, config.points_per_bin, dtype).to(device)
 
 
-def attention(unit: Attention, x: Tensor, y: Tensor) -> Tensor:
+def attend(unit: Attention, x: Tensor, y: Tensor) -> Tensor:
+    """The unit up to its last layer, [B, T, heads * head_dim]."""
     query, key, value = (
         unit.split(linear(z, layer.weight)) for z, layer in ((x, unit.W_Q), (y, unit.W_K), (y, unit.W_V))
     )
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return ops.add_layer_norm(linear(unit.merge(attended), unit.fc.weight), x)
+    return unit.merge(F.scaled_dot_product_attention(query, key, value))
+
+
+def attention(unit: Attention, x: Tensor, y: Tensor) -> Tensor:
+    return ops.add_layer_norm(linear(attend(unit, x, y), unit.fc.weight), x)
 
 
 def difference_attention(unit: DifferenceAttention, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +55,7 @@ def difference_attention(unit: DifferenceAttention, a: Tensor, b: Tensor) -> tup
 
 def feed_forward(unit: FeedForward, x: Tensor) -> Tensor:
     first, _, second = unit.fc
-    return ops.add_layer_norm(linear(linear(x, first.weight, relu=True), second.weight), x)
+    return ops.add_layer_norm(two_layers(x, first.weight, second.weight), x)
 
 
 def boundary_layer(layer: BoundaryLayer, original: Tensor, x: Tensor) -> Tensor:
@@ -60,14 +65,25 @@ def boundary_layer(layer: BoundaryLayer, original: Tensor, x: Tensor) -> Tensor:
     return feed_forward(layer.pos_ffn, attention(unit, back, own))
 
 
-def interaction(encoder: InteractionEncoder, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    a, b = encoder.pos_emb_action(a), encoder.pos_emb_background(b)
-    for layer in encoder.layers:
-        a = feed_forward(layer.pos_ffn_a, attention(layer.enc_self_attn, a, a))
-        b = feed_forward(layer.pos_ffn_b, attention(layer.enc_self_attn, b, b))
-        a, b = difference_attention(layer.enc_abi_attn, a, b)
-        a, b = feed_forward(layer.pos_ffn_aa, a), feed_forward(layer.pos_ffn_bb, b)
-    return a, b
+def interaction(
+    encoder: InteractionEncoder, inputs: Callable[[Tensor], Tensor], a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The layer up to its last feed-forward networks; a, b: what `inputs` makes the streams of, without positions."""
+    (layer,) = encoder.layers
+    unit = layer.enc_self_attn
+
+    def start(embedding: PositionalEncoding, sequence: Tensor) -> tuple[Tensor, Tensor]:
+        x = embedding(inputs(sequence))
+        return x, attend(unit, x, x)
+
+    def first_half(embedding: PositionalEncoding, network: FeedForward, sequence: Tensor) -> Tensor:
+        # As in the boundary layers: of the clip level it is an eighth of the work and a quarter of the memory.
+        x, attended = checkpoint(start, embedding, sequence, use_reentrant=False)
+        return feed_forward(network, ops.add_layer_norm(linear(attended, unit.fc.weight), x))
+
+    a = first_half(encoder.pos_emb_action, layer.pos_ffn_a, a)
+    b = first_half(encoder.pos_emb_background, layer.pos_ffn_b, b)
+    return difference_attention(layer.enc_abi_attn, a, b)
 
 
 class BCNet(reference.BCNet):
@@ -78,11 +94,17 @@ class BCNet(reference.BCNet):
         actionness, start, end = self._boundary(features).unbind(-1)
         a, b, frame_action, frame_background = self._frames(features)
         module = self.abi
-        a, b = interaction(module.encoder, self._sample(a), self._sample(b))
-        regression, classification = module.fc_reg_a(a).squeeze(-1), module.fc_cls_a(a).squeeze(-1)
-        background = None if module.fc_cls_b is None else module.fc_cls_b(b).squeeze(-1)
+        a, b = interaction(module.encoder, self._sample, a, b)
+        (layer,) = module.encoder.layers
+        # One stream up to its scores, then the other, so that gradients of both are not kept at once; and both scores
+        # of the action in one product, whose backward makes one gradient and not two.
+        weight = torch.cat([module.fc_reg_a[0].weight, module.fc_cls_a[0].weight])
+        regression, classification = linear(feed_forward(layer.pos_ffn_aa, a), weight).unbind(-1)
+        background = None
+        if module.fc_cls_b is not None:
+            background = module.fc_cls_b(feed_forward(layer.pos_ffn_bb, b)).squeeze(-1)
         return BCNetOutput(
-            start, end, actionness, frame_action, frame_background, regression, classification, background
+            start, end, actionness, frame_action, frame_background, regression, classification.sigmoid(), background
         )
 
     def _boundary(self, features: Tensor) -> Tensor:
@@ -99,7 +121,9 @@ class BCNet(reference.BCNet):
         """Action and background sequences [B, T, d] and probabilities [B, T]."""
         module = self.abi.frame_model
         sequence = module.base_module(features).transpose(1, 2) + module.query.weight
-        a, b = interaction(module.encoder, sequence, sequence)
+        a, b = interaction(module.encoder, lambda x: x, sequence, sequence)
+        (layer,) = module.encoder.layers
+        a, b = feed_forward(layer.pos_ffn_aa, a), feed_forward(layer.pos_ffn_bb, b)
         return a, b, module.fc_cls_a(a).squeeze(-1), module.fc_cls_b(b).squeeze(-1)
 
     def _sample(self, sequence: Tensor) -> Tensor:
