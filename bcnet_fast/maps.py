@@ -67,6 +67,15 @@ def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
     return intervals
 
 
+def sampled_cells(valid: np.ndarray) -> np.ndarray:
+    """The numbers row * columns + column of valid cells, in order, and of the first of the others, if there are any.
+
+    It stands for all others, which sample the same: nothing in BMN, one region in G-TAD.
+    """
+    valid = valid.ravel()
+    return np.concatenate([np.flatnonzero(valid), np.flatnonzero(~valid)[:1]])
+
+
 def sampling_plan(config: MapConfig, cells: np.ndarray, dtype: torch.dtype = torch.float32) -> SamplingPlan:
     """The plan that samples some cells, given by their numbers row * columns + column."""
     intervals = sampled_intervals(config)[cells]

@@ -91,7 +91,7 @@ RELEASES = {
 
 def protocol_for(name: str, config: Config) -> Protocol:
     """What `--protocol NAME` means for a system and the kind of its data; `name` is one of NAMES."""
-    system = config.model.name
+    release = RELEASES[config.model.name]
     if config.data.rescale:
-        system = f"{system}, rescaled" if f"{system}, rescaled" in RELEASES else system
-    return {"default": DEFAULT, "release": RELEASES[system]}[name]
+        release = RELEASES.get(f"{config.model.name}, rescaled", release)
+    return {"default": DEFAULT, "release": release}[name]

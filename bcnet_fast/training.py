@@ -152,7 +152,7 @@ class Trainer:
         self.parameters = dict(self.network.named_parameters())
         self.mean = {name: p.detach().clone() for name, p in self.parameters.items()} if settings.ema else {}
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+            self.network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.loss = loss_function(config.model, protocol, device)
 
@@ -166,6 +166,7 @@ class Trainer:
         features [B, C, T] and targets are this process's part of it; rows: the size B of every process's part; draws:
         of the joint batch, see `losses.regression_loss`.
         """
+        self.optimizer.zero_grad()  # now, so that the forward does not find the last step's gradients in memory
         half = self.config.train.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             output: Output = self.network(features)
@@ -174,7 +175,6 @@ class Trainer:
         output = output.map(lambda scores: self.processes.gather(scores, rows))
         targets = type(targets)(*(self.processes.gather(target, rows) for target in targets))
         losses = self.loss(output, targets, draws)
-        self.optimizer.zero_grad()
         losses["total"].backward()
         self.processes.add_up([p.grad for p in self.network.parameters() if p.grad is not None])
         return losses

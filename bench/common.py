@@ -6,12 +6,13 @@ import csv
 import ctypes
 import datetime
 import importlib.metadata
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from bcnet_fast.doctor import cpu_name  # noqa: E402
+from bcnet_fast.errors import InputError  # noqa: E402
+from bcnet_fast.files import require_writable  # noqa: E402
 
 COLUMNS = (
     *("commit", "op", "backend", "mode", "dtype", "shape", "median_ms", "p20_ms", "p80_ms", "peak_mib", "speedup"),
@@ -58,6 +61,22 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def begin(threads: int | None, outputs: Iterable[str | os.PathLike | None], device: str = "cpu") -> dict[str, Any]:
+    """Check what all benchmarks take, set the number of threads, and print the environment, which is returned.
+
+    InputError for a number of threads below 1 and for outputs (None: not wanted) that cannot be written.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"--threads {threads}: expected a number above 0")
+    for path in filter(None, outputs):
+        require_writable(path)
+    if threads:
+        torch.set_num_threads(threads)
+    facts = environment(device)
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if value), flush=True)
+    return facts
 
 
 def keep_freed_memory() -> None:

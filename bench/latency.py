@@ -64,7 +64,7 @@ import numpy as np  # noqa: E402
 import roofline  # noqa: E402
 import seeded  # noqa: E402
 import torch  # noqa: E402
-from common import Timing, alternate, environment, memory_mib, print_table, write_csv  # noqa: E402
+from common import Timing, alternate, begin, memory_mib, print_table, write_csv  # noqa: E402
 from latency_plot import draw  # noqa: E402
 from systems import (  # noqa: E402
     EXPORTS,
@@ -83,7 +83,7 @@ from bcnet_fast.checkpoint import read_config  # noqa: E402
 from bcnet_fast.config import Config  # noqa: E402
 from bcnet_fast.data.windows import cut  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.files import require_writable, write_json  # noqa: E402
+from bcnet_fast.files import write_json  # noqa: E402
 from bcnet_fast.outputs import Output  # noqa: E402
 from bcnet_fast.plot import require_picture_name  # noqa: E402
 
@@ -407,10 +407,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: there is no CUDA device here")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads {args.threads}: expected a number above 0")
-    for path in filter(None, (args.json, args.csv, args.plot)):
-        require_writable(path)
     if args.plot:
         require_picture_name(args.plot)
     known = list(variants(args.device, "bcnet"))
@@ -418,10 +414,8 @@ def main(argv: list[str] | None = None) -> int:
     asked = args.only or [n for n in possible if not args.quick or n in QUICK]
     if unknown := [name for name in asked if name not in possible]:
         raise InputError(f"--only {unknown[0]}: expected one of {', '.join(possible)} (what is installed here)")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    facts = environment(args.device)
-    print(", ".join(f"{name} {value}" for name, value in (facts | software()).items() if value), flush=True)
+    facts = begin(args.threads, (args.json, args.csv, args.plot), args.device)
+    print(", ".join(f"{name} {value}" for name, value in software().items()), flush=True)
 
     names = [name for name in known if name in asked]
     rows, growth_rows, ablation_rows = [], [], []

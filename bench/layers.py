@@ -24,13 +24,13 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from common import alternate, environment, memory_mib, print_table  # noqa: E402
+from common import alternate, begin, memory_mib, print_table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from bcnet_fast._cli import Parser, run  # noqa: E402
 from bcnet_fast.config import PRESETS  # noqa: E402
-from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.files import require_writable, write_json  # noqa: E402
+from bcnet_fast.errors import BackendError  # noqa: E402
+from bcnet_fast.files import write_json  # noqa: E402
 from bcnet_fast.layers import BoundaryMatching, GraphAlignConv  # noqa: E402
 from bcnet_fast.reference.bmn import BMN  # noqa: E402
 from bcnet_fast.reference.gtad import GTAD, nearest  # noqa: E402
@@ -113,15 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--threads", type=int, metavar="N", help="default: as many as PyTorch takes")
     args = parser.parse_args(argv)
-    if args.json:
-        require_writable(args.json)
-    if args.threads is not None:
-        if args.threads < 1:
-            raise InputError(f"--threads {args.threads}: expected a number above 0")
-        torch.set_num_threads(args.threads)
+    facts = begin(args.threads, [args.json])
     torch.manual_seed(0)
-    facts = environment()
-    print(", ".join(f"{name} {value}" for name, value in facts.items() if value), flush=True)
     rows = [row for case in CASES for row in measure(case)]
     table = []
     for row in (row for row in rows if row["variant"] == "after"):

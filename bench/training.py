@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from common import alternate, environment, memory_mib, print_table  # noqa: E402
+from common import alternate, begin, memory_mib, print_table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 
@@ -41,7 +41,7 @@ from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.anchors import make_anchors  # noqa: E402
 from bcnet_fast.config import PRESETS, ModelConfig  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.files import require_writable, write_json  # noqa: E402
+from bcnet_fast.files import write_json  # noqa: E402
 from bcnet_fast.labels import map_targets, window_targets  # noqa: E402
 from bcnet_fast.losses import bcnet_loss, map_loss  # noqa: E402
 from bcnet_fast.maps import proposal_map  # noqa: E402
@@ -188,17 +188,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: there is no CUDA device here")
-    if args.threads is not None and args.threads < 1:
-        raise InputError(f"--threads {args.threads}: expected a number above 0")
-    if args.json:
-        require_writable(args.json)
     cases = args.only or list(QUICK if args.quick else CASES)
     if unknown := [case for case in cases if case not in CASES]:
         raise InputError(f"--only {unknown[0]!r}: expected some of {', '.join(map(repr, CASES))}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    facts = environment(args.device)
-    print(", ".join(f"{name} {value}" for name, value in facts.items() if value), flush=True)
+    facts = begin(args.threads, [args.json], args.device)
     rows = []
     for case in progress(cases, len(cases), "systems"):
         rows.append(measure(case, args.device, args.quick))

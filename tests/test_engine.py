@@ -80,6 +80,28 @@ def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkey
     assert difference(model(features), expected) < TOLERANCES["fp64"]
 
 
+@pytest.mark.parametrize("backend", [NATIVE, "auto"])
+def test_without_background_constraint_there_is_no_such_score(backend, monkeypatch):
+    """And the confidence has no such factor: it is what a background score of 0 would give."""
+    if backend == "auto":
+        monkeypatch.setattr(_native, "module", None)
+        monkeypatch.setattr(_native, "reason", "not here")
+    config = Config("plain", dataclasses.replace(SMALL, background_constraint=False))
+    features, lengths = torch.randn(2, SMALL.feature_dim, SMALL.window), torch.full((2,), SMALL.window)
+    made = []
+    for asked in (backend, "reference"):
+        torch.manual_seed(3)
+        made.append(bcnet_fast.load(config, device="cpu", precision="fp64", backend=asked))
+    found, expected = (model(features) for model in made)
+    assert found.background is None and expected.background is None
+    assert difference(found, expected) < TOLERANCES["fp64"]
+    assert made[0].candidates(features, lengths, DEFAULT).background is None
+    proposals = window_proposals(found, lengths, config, DEFAULT)
+    zeros = dataclasses.replace(found, background=torch.zeros_like(found.classification))
+    wanted = window_proposals(zeros, lengths, config, DEFAULT)
+    assert len(proposals.scores) and torch.equal(proposals.scores, wanted.scores)
+
+
 @needs_native
 def test_rewrites_change_what_is_computed(tmp_path):
     """Each switch does something: other bits, or fewer anchors."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import GTADConfig
 from ..outputs import MapOutput
 from ..profiling import stage
+from ..reference.gtad import nearest
 from .maps import MapLayers, MapScores
 from .rewrites import Rewrites
 
@@ -95,24 +96,16 @@ class GTADEngine:
         kernels, count = self.kernels, self.config.neighbours
         with stage("sequence"):
             stem = kernels.convolution(kernels.features(features), self.stem, slot="stem")
-            base = self._apply(stem, self.first, nearest(kernels.tensor(stem), count))
-            graph = nearest(kernels.tensor(base), count)
+            base = self._apply(stem, self.first, nearest(kernels.tensor(stem).mT, count))
+            graph = nearest(kernels.tensor(base).mT, count)
             start, end = (
                 kernels.linear(self._apply(base, block, graph), weight, bias=bias, slot=f"boundary{i}")
                 for i, (block, (weight, bias)) in enumerate(self.boundaries)
             )
             sequence = self._apply(base, self.second, graph)
             tensor = kernels.tensor(sequence)
-            context = kernels.sequence(neighbours(tensor, nearest(tensor, count)).mean(dim=-2))
+            context = kernels.sequence(neighbours(tensor, nearest(tensor.mT, count)).mean(dim=-2))
         return self.map(start, end, [sequence, context])
-
-
-def nearest(x: Tensor, count: int) -> Tensor:
-    """The graph: for each node of x [..., T, C] its `count` nearest, itself included, [..., T, count]."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    squares = (x * x).sum(dim=-1)
-    distance = squares.unsqueeze(-1) - 2 * x @ x.mT + squares.unsqueeze(-2)
-    return distance.topk(count, dim=-1, largest=False).indices
 
 
 def neighbours(x: Tensor, graph: Tensor) -> Tensor:

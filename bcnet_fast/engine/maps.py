@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..maps import MapConfig, proposal_map, sampling_plan
+from ..maps import MapConfig, proposal_map, sampled_cells, sampling_plan
 from ..ops.anchor_sampling import cheaper_strategy
 from ..outputs import MapOutput
 from ..profiling import stage
@@ -31,8 +31,7 @@ class MapCells:
     """Which cells of a map [rows, columns] are computed, layer by layer.
 
     valid: bool [rows, columns], the proposals.
-    sampled: int64 numbers row * columns + column of the cells that are sampled: the valid ones in order, and the first
-        of the others, which stands for all of them.
+    sampled: the cells that are sampled, see `maps.sampled_cells`.
     source: int64 [rows, columns], for each cell the index of what is sampled for it.
     layers: bool [rows, columns] for what the first convolution reads, for its results, and for those of the second.
     copied: int64 [rows, columns], for each cell the number of the one that has its score, itself where it is computed.
@@ -47,7 +46,7 @@ class MapCells:
     @staticmethod
     def of(valid: np.ndarray) -> MapCells:
         numbers = np.arange(valid.size).reshape(valid.shape)
-        sampled = np.concatenate([numbers[valid], numbers[~valid][:1]])
+        sampled = sampled_cells(valid)
         source = np.full(valid.shape, len(sampled) - 1)
         source[valid] = np.arange(valid.sum())
 

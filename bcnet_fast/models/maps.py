@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..maps import MapConfig, proposal_map, sampling_plan
+from ..maps import MapConfig, proposal_map, sampled_cells, sampling_plan
 from ..ops._products import linear
 from ..ops.reference import accumulation_dtype
 from ..outputs import MapOutput
@@ -23,10 +23,8 @@ from ..sampling import SamplingPlan
 
 @functools.lru_cache(maxsize=8)
 def cells_plan(config: MapConfig, device: torch.device, dtype: torch.dtype) -> SamplingPlan:
-    """Of the valid cells in order, and then of the first of the others, if there are any."""
-    valid = proposal_map(config).valid.ravel()
-    cells = np.concatenate([np.flatnonzero(valid), np.flatnonzero(~valid)[:1]])
-    return sampling_plan(config, cells, torch.float64).to(device, dtype)
+    """Of `maps.sampled_cells`."""
+    return sampling_plan(config, sampled_cells(proposal_map(config).valid), dtype).to(device)
 
 
 @functools.lru_cache(maxsize=8)

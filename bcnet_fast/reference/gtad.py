@@ -21,9 +21,13 @@ CELLS_AT_A_TIME = 1024  # of the sampling matrix, which takes several times as m
 
 
 def nearest(x: Tensor, count: int) -> Tensor:
-    """The graph: for each node of x [B, C, T] its `count` nearest (Euclidean), itself included, [B, T, count]."""
-    squares = (x * x).sum(dim=1)
-    distance = squares[:, :, None] - 2 * x.mT @ x + squares[:, None]
+    """The graph: for each node of x [..., C, T] its `count` nearest (Euclidean), itself included, [..., T, count].
+
+    Never in 16 bits: distances are differences of larger numbers.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    squares = (x * x).sum(dim=-2)
+    distance = squares.unsqueeze(-1) - 2 * x.mT @ x + squares.unsqueeze(-2)
     return distance.topk(count, dim=-1, largest=False).indices
 
 
