@@ -8,6 +8,7 @@ the dtypes that those take, follow torch.autocast, and compile to one graph. doc
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ from .ops.reference import accumulation_dtype
 from .reference.gtad import nearest, neighbours_of
 from .sampling import SamplingPlan, aligned_plan, gtad_regions, interpolated_plan
 
+# The tensors of a plan, which come after its numbers.
+PLAN_BUFFERS = tuple(f"plan_{field.name}" for field in dataclasses.fields(SamplingPlan)[3:])
 LAYOUTS = ("start_end", "duration_start")
 STYLES = (0, 1, 2)
 
@@ -37,9 +40,8 @@ class _Planned(nn.Module):
 
     def _place(self, like: Tensor) -> None:
         plan = self._exact.to(like.device, accumulation_dtype(like.dtype))
-        for name, value in vars(plan).items():
-            if isinstance(value, Tensor):
-                self.register_buffer(f"plan_{name}", value, persistent=False)
+        for name in PLAN_BUFFERS:
+            self.register_buffer(name, getattr(plan, name.removeprefix("plan_")), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Planned:
         super()._apply(fn, recurse)
@@ -48,8 +50,8 @@ class _Planned(nn.Module):
         return self
 
     def plan(self) -> SamplingPlan:
-        fields = {name: getattr(self, f"plan_{name}", value) for name, value in vars(self._exact).items()}
-        return SamplingPlan(**fields)
+        exact = self._exact
+        return SamplingPlan(exact.length, exact.bins, exact.longest, *(getattr(self, name) for name in PLAN_BUFFERS))
 
 
 class BoundaryMatching(_Planned, nn.Conv3d):
