@@ -134,6 +134,7 @@ class TrainConfig:
 
     epochs: int = 10  # of the release
     batch_size: int = 16  # windows in a step, of all processes together
+    shift_windows: bool = False  # in every epoch by other amounts, of up to half a `window_stride` either way
     learning_rate: float = 1e-4  # of the first epochs
     decay_every: int = 10  # epochs after which the learning rate becomes `decay_factor` of itself
     decay_factor: float = 0.1
@@ -255,7 +256,9 @@ _SYNTHETIC = DataConfig(window_stride=48, stride=8.0)
 _BMN_NMS = {"sigma": 0.4, "iou_threshold": (0.5, 0.9), "window_top": 100, "top": 100, "max_snippets": None}
 _GTAD_NMS = {"sigma": 0.8, "window_top": 100, "top": 100, "max_snippets": None}
 _SYNTHETIC_SIZES = {"feature_dim": 32, "window": 96, "max_duration": 32}
-_SYNTHETIC_TRAINING = TrainConfig(epochs=12, batch_size=16, learning_rate=2e-3, decay_every=9, weight_decay=0.0)
+_SYNTHETIC_TRAINING = TrainConfig(
+    epochs=12, batch_size=16, shift_windows=True, learning_rate=2e-3, decay_every=9, weight_decay=0.0
+)
 
 # By system, then by data set.
 PRESETS: dict[str, dict[str, Config]] = {
@@ -349,7 +352,7 @@ PRESETS: dict[str, dict[str, Config]] = {
                 context_bins=8,
             ),
             _SYNTHETIC,
-            MapProposalConfig(top=200, max_snippets=None, boundary_scores=False),
+            MapProposalConfig(top=200, max_snippets=None),
             _SYNTHETIC_TRAINING,
         ),
     },

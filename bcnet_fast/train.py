@@ -1,7 +1,8 @@
 """Train BCNet, BMN or G-TAD on your own features: an archive of features and one annotation file, no code.
 
     python -m bcnet_fast.train --preset synthetic --output DIR
-        a small network on synthetic videos that are made now, in minutes on two cores
+        a small network on synthetic videos that are made now, in minutes on two cores; with --annotations FILE they
+        have number, lengths and gaps of instances from there, else from THUMOS14
 
     python -m bcnet_fast.train --model bcnet --preset thumos14 --features PATH --annotations FILE --output DIR \\
             --set model.feature_dim=1024 train.epochs=20
@@ -27,6 +28,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import math
 import os
 import sys
 import time
@@ -39,11 +41,11 @@ import torch
 import torch.distributed as dist
 
 from ._cli import Parser, progress, run
-from .config import PRESET_NAMES, PRESETS, Config
+from .config import PRESET_NAMES, PRESETS, Config, TrainConfig
 from .data import timing
 from .data.annotations import VideoAnnotation, in_subset, read_annotations
 from .data.features import FeatureArchive, iterate, open_features
-from .data.synthetic import make_videos, write_dataset
+from .data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
 from .data.training import Subset, TrainingWindows, check_subset, fitted_sizes
 from .errors import InputError
 from .files import read_toml, require_writable
@@ -53,7 +55,8 @@ from .runs import Run
 from .training import SHOWN_AN, Processes, Trainer, validate
 
 _KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
-_SYNTHETIC_VIDEOS = {"training": 240, "validation": 40}
+_FEWEST_STEPS = 150  # of a fitted training
+_SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -75,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     system.add_argument(
         "--fit",
         action="store_true",
-        help="take feature width, window and longest proposal from the data: 95 %% of the instances are covered",
+        help="take feature width, window, longest proposal (95 %% of the instances are covered) and least number of "
+        "epochs from the data",
     )
     system.add_argument("--config", metavar="FILE.toml", help="settings that replace those of the preset")
     system.add_argument(
@@ -105,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     device = _device_of_this_process(args.device)
     with Processes.join(device) as processes:
         if args.features is None:
-            _make_synthetic(args, processes)
+            _make_synthetic(args, config, processes)
         elif args.annotations is None:
             raise InputError("--annotations: expected it beside --features, found none")
         return train(args, config, device, processes)
@@ -156,14 +160,21 @@ def _device_of_this_process(name: str) -> torch.device:
     return device
 
 
-def _make_synthetic(args: argparse.Namespace, processes: Processes) -> None:
+def _make_synthetic(args: argparse.Namespace, config: Config, processes: Processes) -> None:
     """Write the synthetic data set below the output folder, as if the user had given it."""
-    if args.preset != "synthetic" or args.annotations is not None:
+    if args.preset != "synthetic":
         raise InputError("--features: expected a path, found none; only --preset synthetic makes its own videos")
+    kind = SyntheticConfig()
+    if args.annotations is not None:
+        real = read_annotations(args.annotations)
+        if args.train_subset is not None:
+            real = in_subset(real, args.train_subset, args.annotations)
+        kind = SyntheticConfig(**statistics_of(real.values(), args.annotations))
+    args.train_subset = args.val_subset = args.val_annotations = None
     folder = Path(args.output) / "data"
     if processes.first:
         require_writable(folder / "annotations.json")
-        videos = (make_videos(count, seed=0, subset=subset) for subset, count in _SYNTHETIC_VIDEOS.items())
+        videos = (make_videos(count, seed=0, subset=name, config=kind) for name, count in _SYNTHETIC_VIDEOS.items())
         total = sum(_SYNTHETIC_VIDEOS.values())
         write_dataset(folder, progress(itertools.chain(*videos), total, "videos made"))
     if processes.count > 1:
@@ -174,14 +185,16 @@ def _make_synthetic(args: argparse.Namespace, processes: Processes) -> None:
 def train(args: argparse.Namespace, config: Config, device: torch.device, processes: Processes) -> int:
     """The whole training; returns the exit code."""
     chosen = select_annotations(args, config)
-    if args.fit:
-        config = resolve_config(args, _fitted(args, config, chosen[0]))
+    fitted = _fitted(args, config, chosen[0]) if args.fit else {}
+    config = resolve_config(args, fitted)
     _require_covered(config)
     protocol = protocol_for(args.protocol, config)
     archive = _open(args, config, config.model.feature_dim)
     _require_width(archive, config, chosen[0])
     training, validation, times = read_subsets(args, config, archive, chosen, protocol, quiet=not processes.first)
     windows = TrainingWindows(archive, training.videos, config, protocol)
+    if args.fit:
+        config = resolve_config(args, fitted | {"train": fitted_epochs(config.train, len(windows))})
     trainer = Trainer(config, protocol, device, processes)
     output = Run(args.output, config, {"protocol": args.protocol, "windows": _digest(windows)})
     state = output.begin(resume=args.resume)
@@ -249,6 +262,14 @@ def _times(
 def _fitted(args: argparse.Namespace, config: Config, training: Mapping[str, VideoAnnotation]) -> dict[str, Any]:
     archive = _open(args, config, None)
     return fitted_sizes(archive, training, _times(args, config, archive, training))
+
+
+def fitted_epochs(settings: TrainConfig, windows: int) -> dict[str, int]:
+    """Enough epochs for 150 steps, and the learning rate lowered at three quarters of them; never fewer than set."""
+    epochs = math.ceil(_FEWEST_STEPS / math.ceil(windows / settings.batch_size))
+    if epochs <= settings.epochs:
+        return {}
+    return {"epochs": epochs, "decay_every": math.ceil(0.75 * epochs)}
 
 
 def _require_width(archive: FeatureArchive, config: Config, training: Mapping[str, VideoAnnotation]) -> None:

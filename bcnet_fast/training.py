@@ -44,7 +44,7 @@ from .protocols import Protocol
 Losses = dict[str, Tensor]
 VALIDATION = METRICS["activitynet13"]  # tIoU 0.5:0.05:0.95, AN 1 to 100, on every data set
 SHOWN_AN = (10, 50, 100)
-_ORDER, _DRAWS, _DROPOUT = range(3)  # what is drawn
+_ORDER, _DRAWS, _DROPOUT, _SHIFTS = range(4)  # what is drawn
 
 
 def build_network(config: ModelConfig) -> nn.Module:
@@ -202,6 +202,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         batches = self.batches(len(windows), epoch)
+        if self.config.train.shift_windows:
+            windows.shift(np.random.default_rng([self.config.train.seed, epoch, _SHIFTS]))
         # A forked worker must not inherit open HDF5 files.
         windows.archive.close()
         loader = DataLoader(

@@ -38,7 +38,14 @@ from bcnet_fast.training import Trainer
 
 # Few channels with a strong signal, and instances of up to 16 snippets.
 EASY = SyntheticConfig(
-    feature_dim=8, classes=2, scenes=2, duration_s=(25.0, 40.0), event_limits_s=(1.0, 5.0), lookalikes=0.0, signal=9.0
+    instances=(3.0, 6.0),
+    instance_s=(1.0, 2.5, 3.5, 5.0),
+    gap_s=(1.0, 3.0, 5.0),
+    pause_s=(100.0, 100.0),  # no look-alikes
+    feature_dim=8,
+    classes=2,
+    scenes=2,
+    signal=9.0,
 )
 SMALL = ["model.feature_dim=8", "model.window=32", "model.max_duration=16", "data.window_stride=16"]
 SIZES = {

@@ -1,12 +1,13 @@
 """Untrimmed videos with ground truth, made from a seed: a data set for anyone, without a download.
 
-A video is a row of scenes (constant vectors) over which events happen. An event of an action class runs through the
-three phases of its class, from the first to the last, and is ground truth. A look-alike holds one phase of an action
-class or runs through the phases backwards; it is background, and a single snippet of it cannot be told from an action.
-Activations rise and fall softly around the exact boundaries, and everything lies under noise that is correlated in
-time. Which vectors stand for scenes and phases depends on `SyntheticConfig.world` alone, so that all sets of one
-configuration show the same classes; what happens in video i of a subset depends on (seed, subset, i) alone, so that
-no set shares a video with a set of another seed or subset.
+How many instances a video has, how long they are and how far apart follows THUMOS14, or other annotations that are
+given. A video is a row of scenes (constant vectors) over which events happen. An event of an action class runs through
+the three phases of its class, from the first to the last, and is ground truth. A look-alike holds one phase of an
+action class or runs through the phases backwards; it is background, and a single snippet of it cannot be told from an
+action. Activations rise and fall softly around the exact boundaries, and everything lies under noise that is
+correlated in time. Which vectors stand for scenes and phases depends on `SyntheticConfig.world` alone, so that all sets
+of one configuration show the same classes; what happens in video i of a subset depends on (seed, subset, i) alone, so
+that no set shares a video with a set of another seed or subset.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import dataclasses
 import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 
@@ -26,28 +28,71 @@ from ..files import write_json
 from .annotations import Instance, VideoAnnotation
 
 PHASES = 3
+Quantiles = tuple[float, ...]  # of a distribution, equally far apart; draws are uniform between neighbours
+_RANKS = np.linspace(0.005, 0.995, 21)  # of the quantiles that are read from annotations
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What the videos are like. Lengths in seconds that vary are log-normal: (median, deviation of the logarithm)."""
+    """What the videos are like. The defaults of the first four are those of THUMOS14's annotated validation videos."""
 
+    instances: Quantiles = (
+        *(1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 5.0, 6.0, 6.0, 7.0, 8.0, 9.2),
+        *(12.0, 14.0, 18.0, 21.0, 26.45, 33.61, 50.15, 95.16),
+    )  # of a video
+    instance_s: Quantiles = (
+        *(0.4, 0.7, 0.93, 1.1, 1.3, 1.5, 1.8, 2.1, 2.3, 2.6, 2.95, 3.3, 3.8),
+        *(4.5, 5.0, 5.6, 6.2, 7.1, 7.9, 9.6, 20.27),
+    )  # length of an instance
+    gap_s: Quantiles = (
+        *(0.0, 0.2, 0.3, 0.5, 0.79, 1.0, 1.3, 1.8, 2.3, 2.9, 3.7, 4.5, 5.5),
+        *(6.7, 8.2, 10.4, 12.9, 17.4, 24.3, 38.41, 127.43),
+    )  # before, between and after the instances of a video
+    alike: tuple[float, float] = (0.68, 0.42)  # correlation within a video, of lengths and of gaps
+    pause_s: Quantiles = (2.0, 20.0)  # before a look-alike, in a gap
     feature_dim: int = 32  # C
     classes: int = 5
     scenes: int = 6
     world: int = 0  # seed of the vectors of all phases and scenes
     fps: float = 25.0
     stride: int = 8  # video frames between neighbouring snippets
-    duration_s: tuple[float, float] = (80.0, 160.0)  # of a video: uniform between these
-    event_s: tuple[float, float] = (3.5, 0.5)  # log-normal, of actions and look-alikes
-    event_limits_s: tuple[float, float] = (1.0, 9.0)  # shorter and longer ones become as long as this
-    gap_s: tuple[float, float] = (3.0, 0.8)  # log-normal, between events
-    scene_s: tuple[float, float] = (12.0, 0.6)  # log-normal
-    ramp_s: tuple[float, float] = (0.2, 1.2)  # rise or fall around a boundary: uniform between these
-    lookalikes: float = 0.35  # share of the events
+    scene_s: Quantiles = (4.0, 8.0, 12.0, 18.0, 36.0)
+    ramp_s: Quantiles = (0.2, 1.2)  # rise or fall around a boundary
     main_class: float = 0.7  # share of the events that show the main class of their video
     signal: float = 6.0  # length of the vector of a phase or scene; the noise has deviation 1 in every channel
     gain: float = 0.25  # events are stronger or weaker by up to this part
+
+
+def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, tuple[float, ...]]:
+    """Number, lengths and gaps of the instances of real videos, as settings of `SyntheticConfig`.
+
+    Instances that are stated twice, have no extent or end after their video do not count; where they overlap, there is
+    no gap. InputError, which names `source`, when fewer than two videos have instances.
+    """
+    numbers, lengths, gaps = [], [], []
+    for video in annotations:
+        segments = sorted({(i.start, i.end) for i in video.instances if i.start < i.end <= video.duration})
+        if not segments:
+            continue
+        numbers.append(len(segments))
+        lengths.append([end - start for start, end in segments])
+        latest = np.maximum.accumulate([0.0, *(end for _, end in segments)])
+        gaps.append([g for g in np.array([*(start for start, _ in segments), video.duration]) - latest if g >= 0])
+    if len(numbers) < 2:
+        raise InputError(f"{source}: expected instances in at least 2 videos, found them in {len(numbers)}")
+    values = {"instances": numbers, "instance_s": np.concatenate(lengths), "gap_s": np.concatenate(gaps)}
+    settings = {name: tuple(np.quantile(of_one, _RANKS).round(2).tolist()) for name, of_one in values.items()}
+    return settings | {"alike": (_alike(lengths), _alike(gaps))}
+
+
+def _alike(groups: Sequence[Sequence[float]]) -> float:
+    """Mean correlation of two values of a group, of their normal scores, so that only the order of values counts."""
+    values = np.concatenate(groups)
+    ranks = (np.argsort(np.argsort(values)) + 0.5) / len(values)
+    scores = np.split([NormalDist().inv_cdf(rank) for rank in ranks], np.cumsum([len(group) for group in groups])[:-1])
+    products = sum((s.sum() ** 2 - (s**2).sum()) / (len(s) - 1) for s in scores if len(s) > 1)
+    count = sum(len(s) for s in scores if len(s) > 1)
+    return round(float(np.clip(products / max(count, 1), 0, 1)), 2)
 
 
 @dataclass(frozen=True)
@@ -78,19 +123,31 @@ class _Event:
     held: int | None = None  # for a look-alike: the phase that it holds, or PHASES for all of them backwards
 
 
-def _make_events(duration: float, rng: np.random.Generator, config: SyntheticConfig) -> list[_Event]:
-    """What happens in a video: events one after the other, in seconds, none of them cut off by the video's end."""
-    events = []
+def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[list[_Event], float]:
+    """What happens in a video, events one after the other, and how long it lasts, in seconds."""
     main = int(rng.integers(config.classes))
-    start = _lognormal(rng, config.gap_s)
-    while True:
-        end = start + float(np.clip(_lognormal(rng, config.event_s), *config.event_limits_s))
-        if end > duration:
-            return events
-        action = main if rng.random() < config.main_class else int(rng.integers(config.classes))
-        held = int(rng.integers(PHASES + 1)) if rng.random() < config.lookalikes else None
-        events.append(_Event(start, end, action, held))
-        start = end + _lognormal(rng, config.gap_s)
+
+    def action() -> int:
+        return main if rng.random() < config.main_class else int(rng.integers(config.classes))
+
+    number = max(1, round(_draw(rng, config.instances)))
+    lengths = _alike_draws(rng, config.instance_s, config.alike[0], number)
+    gaps = _alike_draws(rng, config.gap_s, config.alike[1], number + 1)
+    events, now = [], 0.0
+    for gap, length in zip(gaps, [*lengths, None], strict=True):
+        # Events that touch would be one to whoever sees the features.
+        after = now + max(gap, 0.1)
+        while True:
+            start = now + _draw(rng, config.pause_s)
+            end = start + _draw(rng, config.instance_s)
+            if end >= after:
+                break
+            events.append(_Event(start, end, action(), held=int(rng.integers(PHASES + 1))))
+            now = end
+        if length is None:
+            return events, after
+        events.append(_Event(after, after + length, action()))
+        now = after + length
 
 
 def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
@@ -102,7 +159,7 @@ def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, confi
         position = np.full_like(position, event.held)
     # Hat functions: at most two neighbouring phases are active at a moment, and their weights sum to 1.
     weights = np.maximum(1 - np.abs(position[:, None] - np.arange(PHASES)), 0.0)
-    rise, fall = rng.uniform(*config.ramp_s, size=2)
+    rise, fall = _draw(rng, config.ramp_s), _draw(rng, config.ramp_s)
     strength = 1 + rng.uniform(-config.gain, config.gain)
     strength = strength * np.clip((time - event.start) / rise + 0.5, 0.0, 1.0)
     strength = strength * np.clip((event.end - time) / fall + 0.5, 0.0, 1.0)
@@ -114,14 +171,14 @@ def _make_video(
 ) -> SyntheticVideo:
     """phases [classes, PHASES, C], scenes [scenes, C]: the vectors of the configuration's world"""
     snippet_s = config.stride / config.fps
-    snippets = round(rng.uniform(*config.duration_s) / snippet_s)
+    events, duration = _make_events(rng, config)
+    snippets = math.ceil(duration / snippet_s)
     duration = snippets * snippet_s
     time = (np.arange(snippets) + 0.5) * snippet_s
 
     features = _noise((snippets, config.feature_dim), rng)
-    changes = np.cumsum([_lognormal(rng, config.scene_s) for _ in range(1 + int(duration))])
+    changes = np.cumsum([_draw(rng, config.scene_s) for _ in range(1 + int(duration / config.scene_s[0]))])
     features += scenes[rng.integers(config.scenes, size=len(changes) + 1)][np.searchsorted(changes, time)]
-    events = _make_events(duration, rng, config)
     for event in events:
         features += _activation(event, time, rng, config) @ phases[event.action]
 
@@ -142,9 +199,18 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
-def _lognormal(rng: np.random.Generator, median_and_deviation: tuple[float, float]) -> float:
-    median, deviation = median_and_deviation
-    return median * math.exp(deviation * rng.standard_normal())
+def _draw(rng: np.random.Generator, quantiles: Quantiles) -> float:
+    return _at(quantiles, rng.random())
+
+
+def _alike_draws(rng: np.random.Generator, quantiles: Quantiles, alike: float, number: int) -> list[float]:
+    """Draws of one video: each has the distribution of `quantiles`, and each two have the correlation `alike`."""
+    scores = math.sqrt(alike) * rng.standard_normal() + math.sqrt(1 - alike) * rng.standard_normal(number)
+    return [_at(quantiles, NormalDist().cdf(score)) for score in scores]
+
+
+def _at(quantiles: Quantiles, rank: float) -> float:
+    return float(np.interp(rank * (len(quantiles) - 1), np.arange(len(quantiles)), quantiles))
 
 
 def _noise(shape: tuple[int, int], rng: np.random.Generator, correlated: int = 8) -> np.ndarray:

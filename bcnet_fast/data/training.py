@@ -171,7 +171,8 @@ class TrainingWindows(Dataset):
     """Windows and their targets: item i is (features [C, T] float32, `Targets` or, of BMN and G-TAD, `MapTargets`).
 
     Windows are those of inference, and of these the ones that show more than 90 % of an instance. `considered` is the
-    number of all of them. Can be pickled; files are opened by the process that reads.
+    number of all of them. `starts` is where each begins now, see `shift`. Can be pickled; files are opened by the
+    process that reads.
     """
 
     def __init__(self, archive: FeatureArchive, videos: Sequence[Video], config: Config, protocol: Protocol) -> None:
@@ -192,17 +193,29 @@ class TrainingWindows(Dataset):
                 f"model.window: expected windows that show more than {VISIBLE:.0%} of an instance, found none among "
                 f"{self.considered} windows of {window} snippets; take a longer one"
             )
+        self.starts = [start for _, start in self.windows]
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Targets | MapTargets]:
-        number, start = self.windows[index]
-        video = self.videos[number]
+        video, start = self.videos[self.windows[index][0]], self.starts[index]
         features = video.features
         if features is None:
             features = as_seen(self.archive.load(video.annotation.id).features, self.config)
         return cut(features, [start], self.config.model.window)[0], self.targets(video, start)
+
+    def shift(self, rng: np.random.Generator) -> None:
+        """Have each window begin up to half a stride earlier or later, inside its video.
+
+        One that would not show enough of an instance stays where it was first. A rescaled video has no other place.
+        """
+        window, half = self.config.model.window, self.config.data.window_stride // 2
+        moves = rng.integers(-half, half + 1, size=len(self.windows)).tolist()
+        for index, ((number, start), move) in enumerate(zip(self.windows, moves, strict=True)):
+            video = self.videos[number]
+            moved = min(max(start + move, 0), max(video.snippets - window, 0))
+            self.starts[index] = moved if _shows_an_instance(video, moved, window) else start
 
     def targets(self, video: Video, start: int) -> Targets | MapTargets:
         """Of the window that begins with snippet `start`."""
