@@ -23,8 +23,8 @@ import bcnet_fast
 from bcnet_fast import infer, train
 from bcnet_fast.anchors import make_anchors
 from bcnet_fast.checkpoint import read_config, read_training_state
-from bcnet_fast.config import PRESETS, Config
-from bcnet_fast.data.annotations import Instance, VideoAnnotation
+from bcnet_fast.config import PRESETS, Config, TrainConfig
+from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
 from bcnet_fast.data.features import FeatureSequence, open_features
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
@@ -304,6 +304,39 @@ def test_sizes_follow_from_the_data(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("epochs", "batch", "windows", "fitted"),
+    [
+        (12, 16, 79, {"epochs": 30, "decay_every": 23}),  # 5 steps in each
+        (12, 16, 1, {"epochs": 150, "decay_every": 113}),
+        (12, 16, 197, {}),  # 13 steps, of which 12 epochs make 156
+        (4, 16, 1600, {}),
+    ],
+)
+def test_a_small_data_set_gets_enough_epochs_for_150_steps(epochs, batch, windows, fitted):
+    assert train.fitted_epochs(TrainConfig(epochs=epochs, batch_size=batch), windows) == fitted
+
+
+def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_path, monkeypatch):
+    """Without features: every video has as many instances, as long and as far apart, as those of the subset named."""
+    database = {
+        name: {"subset": subset, "duration": 24.0, "annotations": [{"segment": [10.0, 14.0], "label": "x"}]}
+        for name, subset in (("a", "Test"), ("b", "Test"), ("c", "training"))
+    }
+    database["c"]["annotations"] *= 2
+    (tmp_path / "real.json").write_text(json.dumps({"database": database}))
+    monkeypatch.setattr(train, "_SYNTHETIC_VIDEOS", {"training": 6, "validation": 2})
+    flags = ["--preset", "synthetic", "--annotations", tmp_path / "real.json", "--train-subset", "test"]
+    flags += ["--output", tmp_path / "out", "--device", "cpu", "--set", "train.epochs=1"]
+    assert train.main([str(flag) for flag in flags]) == 0
+    videos = read_annotations(tmp_path / "out" / "data" / "annotations.json").values()
+    assert len(videos) == 8
+    for video in videos:
+        (instance,) = video.instances
+        assert instance.end - instance.start == pytest.approx(4) and instance.start == pytest.approx(10)
+        assert video.duration == pytest.approx(24, abs=8 / 25)
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--set", "model.widht=3"], "--set: model: unknown widht; expected some of name, feature_dim"),
@@ -423,6 +456,48 @@ def test_windows_are_those_that_show_an_instance():
     expected = window_targets([[15.25, 20.25]], np.array([[0, 2]]), 40)
     np.testing.assert_allclose(targets.start, expected.start, atol=1e-6)
     np.testing.assert_allclose(targets.frame_action, expected.frame_action, atol=1e-6)
+
+
+def test_windows_are_shifted_inside_their_video_and_still_show_an_instance():
+    config = PRESETS["bcnet"]["thumos14"].override(
+        {"model": {"feature_dim": 2, "window": 40, "max_duration": 8}, "data": {"window_stride": 20}}, "test"
+    )
+    windows = windows_of(annotated((5.0, 6.0), (12.0, 13.0), fps=25), 100, config)
+    assert windows.starts == [start for _, start in windows.windows] == [0, 20, 40, 60]
+    seen = set()
+    for epoch in range(60):
+        windows.shift(np.random.default_rng(epoch))
+        for index, (start, (_, first)) in enumerate(zip(windows.starts, windows.windows, strict=True)):
+            assert 0 <= start <= 60 and abs(start - first) <= 10
+            seen.add((index, start))
+            # 0.2 s a snippet: more than nine tenths of the five snippets 25 to 29 or 60 to 64.
+            assert start <= 25 <= start + 35 or start <= 60 <= start + 35
+            features, _ = windows[index]
+            assert features[0, 0] == 2 * start
+        expected = window_targets(np.array([[25, 30], [60, 65]]) - windows.starts[1], np.array([[0, 2]]), 40)
+        np.testing.assert_allclose(windows[1][1].frame_action, expected.frame_action, atol=1e-6)
+    assert {start for index, start in seen if index == 1} == set(range(10, 31))
+    assert windows.windows == [(0, 0), (0, 20), (0, 40), (0, 60)]
+
+
+def test_every_epoch_has_other_shifts_where_they_are_set(data):
+    starts = {}
+    for shift in (True, False):
+        settings = {"train": {"shift_windows": shift, "batch_size": 8}}
+        sizes = [f"{setting}" for setting in (*SMALL, *SIZES["bmn"])]
+        config = PRESETS["bmn"]["synthetic"].override(train.parse_settings(sizes), "test").override(settings, "test")
+        truth = read_annotations(data / "annotations.json", "training")
+        archive = open_features(data / "features", feature_dim=8)
+        times = TimeResolver(config, table=truth)
+        loaded = ((name, archive.load(name)) for name in truth)
+        subset = check_subset("training", truth, loaded, times, DEFAULT, kept_bytes=1 << 20)
+        windows = TrainingWindows(archive, subset.videos, config, DEFAULT)
+        trainer = Trainer(config, DEFAULT, torch.device("cpu"))
+        starts[shift] = []
+        for epoch in range(2):
+            trainer.epoch(windows, epoch, 0)
+            starts[shift].append(tuple(windows.starts))
+    assert starts[False][0] == starts[False][1] != starts[True][0] != starts[True][1]
 
 
 def test_zeros_after_a_short_video_show_nothing():
