@@ -50,6 +50,12 @@ class BCNetConfig(ModelConfig):
     bins: int = 32  # N, sampled vectors of an anchor
     points_per_bin: int = 3
     dropout: float = 0.1
+    # What the action-background interaction can do without (paper, Tables 6 and 7). Without its frame level, anchors
+    # are sampled from the backbone's sequence with its positions. An attention unit that is left out, at both levels,
+    # passes on its input unchanged to the feed-forward networks after it.
+    frame_level: bool = True
+    self_attention: bool = True
+    difference_attention: bool = True
 
 
 @dataclass(frozen=True)

@@ -81,18 +81,19 @@ def bcnet_loss(
 
     `boundary` (L1) is the sum of actionness, start and end: the public release trains actionness too, which Eq. 8
     leaves out. `interaction` (L2, Eq. 9-11) is the sum of frame_action, frame_background, regression, classification
-    and background. `total` is the sum of both. `draws` as in `regression_loss`.
+    and background, as far as the network has these scores. `total` is the sum of both. `draws` as in `regression_loss`.
     """
     logistic = binary_logistic_loss
     losses = {
         "actionness": logistic(output.actionness, targets.frame_action, FRAME_THRESHOLD),
         "start": logistic(output.start, targets.start, FRAME_THRESHOLD),
         "end": logistic(output.end, targets.end, FRAME_THRESHOLD),
-        "frame_action": logistic(output.frame_action, targets.frame_action, FRAME_THRESHOLD),
-        "frame_background": logistic(output.frame_background, targets.frame_background, FRAME_THRESHOLD),
-        "regression": regression_loss(output.regression, targets.anchor_action, draws, protocol),
-        "classification": logistic(output.classification, targets.anchor_action, ANCHOR_THRESHOLD),
     }
+    if output.frame_action is not None:
+        losses["frame_action"] = logistic(output.frame_action, targets.frame_action, FRAME_THRESHOLD)
+        losses["frame_background"] = logistic(output.frame_background, targets.frame_background, FRAME_THRESHOLD)
+    losses["regression"] = regression_loss(output.regression, targets.anchor_action, draws, protocol)
+    losses["classification"] = logistic(output.classification, targets.anchor_action, ANCHOR_THRESHOLD)
     if output.background is not None:
         losses["background"] = background_loss(output.background, targets.anchor_background)
     parts = list(losses.values())

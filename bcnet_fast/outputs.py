@@ -22,13 +22,15 @@ class Output:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Output:
         """The same with `function` applied to each of the scores."""
-        return type(self)(**{name: function(value) for name, value in self.columns().items()})
+        made = {name: function(value) for name, value in self.columns().items()}
+        return type(self)(**dict.fromkeys(vars(self)) | made)
 
     @classmethod
     def cat(cls, parts: Sequence[Output]) -> Output:
         """One batch made of several, of which there is at least one."""
         columns = [part.columns() for part in parts]
-        return type(parts[0])(**{name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+        made = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+        return type(parts[0])(**dict.fromkeys(vars(parts[0])) | made)
 
 
 @dataclass
@@ -36,13 +38,13 @@ class BCNetOutput(Output):
     """Scores of BCNet; probabilities in [0, 1] unless said.
 
     start, end, actionness [B, T]; frame_action, frame_background [B, T]; regression [B, P] is linear and unbounded;
-    classification, background [B, P]. P anchors in the order of `anchors.make_anchors`. background is None without
-    background constraint.
+    classification, background [B, P]. P anchors in the order of `anchors.make_anchors`. frame_action and
+    frame_background are None without frame level, background without background constraint.
     """
 
     actionness: Tensor
-    frame_action: Tensor
-    frame_background: Tensor
+    frame_action: Tensor | None
+    frame_background: Tensor | None
     regression: Tensor
     classification: Tensor
     background: Tensor | None = None

@@ -35,7 +35,7 @@ class Run:
     def __init__(self, folder: str | os.PathLike, config: Config, facts: dict[str, Any]) -> None:
         """facts: what else decides the results, as JSON has it; a resumed training must have the same."""
         self.folder, self.config = Path(folder), config
-        self.settings = json.loads(json.dumps({"config": config.to_dict(), **facts}))  # tuples as JSON gives them back
+        self.settings = _as_json({"config": config.to_dict(), **facts})
         self.rows: list[Row] = []
         self._board: Any = None
 
@@ -53,7 +53,10 @@ class Run:
         if not resume:
             raise InputError(f"{self.folder}: holds a training; go on with --resume, or take another --output")
         tensors, facts = read_training_state(state)
-        differences = _differences(facts["settings"], self.settings)
+        before = facts["settings"]
+        # Whole again: an older version wrote fewer settings, of which the others are the defaults.
+        before["config"] = _as_json(Config.from_dict(before["config"], str(state)).to_dict())
+        differences = _differences(before, self.settings)
         if differences:
             raise InputError(f"{state}: expected a training of the same settings, found other {'; '.join(differences)}")
         self.rows = facts["rows"]
@@ -93,6 +96,10 @@ class Run:
                 if name != "epoch":
                     self._board.add_scalar(name, value, int(row["epoch"]))
             self._board.flush()
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings))  # which turns tuples into lists
 
 
 def _tensorboard(folder: Path, epoch: int) -> Any:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from test_reference import SMALL
+from test_reference import SMALL, SWITCHES, ablated
 
 import bcnet_fast
 from bcnet_fast import checkpoint, convert
 from bcnet_fast.checkpoint import StoredWeights, read_config, save_checkpoint
 from bcnet_fast.config import PRESETS, AnchorProposalConfig, Config
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.outputs import BCNetOutput
 from bcnet_fast.reference.bcnet import BCNet
 
 CONFIG = Config("small", model=SMALL, proposals=AnchorProposalConfig(max_snippets=None, iou_threshold=(0.5, 0.9)))
@@ -41,6 +42,31 @@ def test_a_checkpoint_brings_back_weights_and_configuration(saved):
             network.eval()(features).background,
             bcnet_fast.load(path, device="cpu", backend="reference")(features).background,
         )
+
+
+@pytest.mark.parametrize("model", ablated(SMALL).values(), ids=ablated(SMALL))
+def test_a_checkpoint_says_what_its_network_is_without(tmp_path, model):
+    network, config, path = BCNet(model).eval(), Config("small", model=model), tmp_path / "small.safetensors"
+    save_checkpoint(path, network.state_dict(), config)
+    assert read_config(path) == config
+    features = torch.randn(2, 10, 24)
+    loaded = bcnet_fast.load(path, device="cpu", backend="reference")
+    with torch.no_grad():
+        expected, found = (BCNetOutput.cat([run(part) for part in features.split(1)]) for run in (network, loaded))
+    assert found.columns().keys() == expected.columns().keys()
+    assert all(torch.equal(found.columns()[name], scores) for name, scores in expected.columns().items())
+
+
+def test_a_checkpoint_from_before_the_switches_is_a_whole_network(tmp_path, saved):
+    values = CONFIG.to_dict()
+    for switch in SWITCHES:
+        del values["model"][switch]
+    path = tmp_path / "old.safetensors"
+    save_file(saved[1].state_dict(), path, metadata={checkpoint.FORMAT: json.dumps(values)})
+    assert all(getattr(read_config(path).model, switch) is True for switch in SWITCHES)
+    features = torch.randn(1, 10, 24)
+    old, new = (bcnet_fast.load(one, device="cpu")(features) for one in (path, saved[0]))
+    assert all(torch.equal(old.columns()[name], scores) for name, scores in new.columns().items())
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch):
@@ -83,6 +109,10 @@ def test_every_preset_survives_json(system, name):
         ({"model": {"heads": -3}}, "x: model.heads: expected int from 1"),
         ({"model": {"width": 10**400}}, "x: model.width: expected int from 1"),
         ({"model": {"dropout": 1.0}}, "x: model.dropout: expected a share from 0 to below 1, found 1.0"),
+        ({"model": {"frame_level": 1}}, "x: model.frame_level: expected bool, found 1"),
+        ({"model": {"self_attention": "false"}}, "x: model.self_attention: expected bool, found 'false'"),
+        ({"model": {"difference_attention": None}}, "x: model.difference_attention: expected bool, found None"),
+        ({"model": {"name": "bmn", "frame_level": False}}, "x: model: unknown frame_level; expected some of name"),
         ({"data": {"offset": float("nan")}}, "x: data.offset: expected a finite number, found nan"),
         ({"data": {"offset": 10**400}}, "x: data.offset: expected float"),
         ({"data": {"stride": 0}}, "x: data.stride: expected a number above 0, found 0"),

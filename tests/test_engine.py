@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import seeded
 import torch
-from test_reference import SMALL, golden_fields
+from test_reference import SMALL, ablated, golden_fields
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
@@ -42,6 +42,12 @@ MANY = BCNetConfig(
     max_duration=41,
 )
 CONFIGS = {"small": Config("small", model=SMALL), "many": Config("many", model=MANY)}
+ABLATED = {
+    f"{preset}, {name}": Config(preset, model=model)
+    for preset, config in CONFIGS.items()
+    for name, model in ablated(config.model).items()
+    if name != "whole"
+}
 
 
 def difference(one: Output, other: Output) -> float:
@@ -54,14 +60,29 @@ def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
     return {name: 0.3 * torch.randn(t.shape) for name, t in BCNet(config).state_dict().items()}
 
 
-@pytest.fixture(params=CONFIGS)
-def case(request, tmp_path):
-    """A checkpoint of a small network, features for three windows, and what the reference says in float64."""
-    config = CONFIGS[request.param]
+def written(tmp_path, config: Config, state: dict[str, torch.Tensor]):
+    """A checkpoint, features for three windows, and what the reference says in float64."""
     path = tmp_path / "network.safetensors"
-    bcnet_fast.checkpoint.save_checkpoint(path, random_state(config.model), config)
+    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
     features = torch.randn(3, config.model.feature_dim, config.model.window)
     return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
+
+
+@pytest.fixture(params=CONFIGS)
+def case(request, tmp_path):
+    """`written` of a small network."""
+    config = CONFIGS[request.param]
+    return written(tmp_path, config, random_state(config.model))
+
+
+@pytest.fixture(params=ABLATED)
+def ablated_case(request, tmp_path):
+    """The same of one without some of its parts. Positional encodings of both streams are alike in the small ones."""
+    config = ABLATED[request.param]
+    state = random_state(config.model)
+    if config.preset == "small":
+        state |= {name: table for name, table in BCNet(config.model).state_dict().items() if name.endswith(".pe")}
+    return written(tmp_path, config, state)
 
 
 # float64: sums in another order. float32: the same, in a network that enlarges rounding errors some hundred times.
@@ -100,6 +121,68 @@ def test_without_background_constraint_there_is_no_such_score(backend, monkeypat
     zeros = dataclasses.replace(found, background=torch.zeros_like(found.classification))
     wanted = window_proposals(zeros, lengths, config, DEFAULT)
     assert len(proposals.scores) and torch.equal(proposals.scores, wanted.scores)
+
+
+NO_REWRITES = Rewrites(**dict.fromkeys(REWRITES["bcnet"], False))
+# Few boundaries, and padding at the end of a window: many anchors are not needed.
+FEW = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
+
+
+@pytest.mark.parametrize("rewrites", [Rewrites(), NO_REWRITES], ids=["rewritten", "plain"])
+@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@pytest.mark.parametrize("backend", [NATIVE, "auto"])
+def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, precision, rewrites, monkeypatch):
+    """Of all anchors, and of the needed ones, where the others have the score 0."""
+    path, features, expected = ablated_case
+    if backend == "auto":
+        monkeypatch.setattr(_native, "module", None)
+        monkeypatch.setattr(_native, "reason", "not here")
+    model = bcnet_fast.load(path, device="cpu", precision=precision, backend=backend, rewrites=rewrites)
+    full = model(features)
+    assert full.columns().keys() == expected.columns().keys()
+    assert difference(full, expected) < TOLERANCES[precision]
+
+    model.config = config = dataclasses.replace(model.config, proposals=FEW)
+    window = config.model.window
+    lengths = torch.tensor([window, window - 7, window // 3])
+    found, skipped = model.candidates(features, lengths, DEFAULT), 0
+    assert found.columns().keys() == expected.columns().keys()
+    for i, length in enumerate(lengths.tolist()):
+        needed = needed_anchors(full.start[i], full.end[i], length, config, DEFAULT)
+        for name in ("regression", "classification", "background"):
+            one, other = getattr(found, name)[i], getattr(full, name)[i]
+            if backend == "native":
+                assert torch.equal(one[needed], other[needed])
+            torch.testing.assert_close(one[needed], other[needed], atol=TOLERANCES[precision], rtol=0)
+            assert (one[~needed] == 0).all() or not rewrites.matched_anchors
+        skipped += int((~needed).sum())
+    assert skipped > 0
+
+
+@needs_native
+def test_without_a_part_8_bits_stay_near(ablated_case):
+    path, features, expected = ablated_case
+    model = bcnet_fast.load(path, device="cpu", precision="int8")
+    assert difference(model(features), expected) < TOLERANCES["int8"]
+
+
+@needs_native
+def test_without_difference_attention_only_the_needed_anchors_go_through_networks(tmp_path):
+    config = ABLATED["many, without difference_attention"]
+    path, features, _ = written(tmp_path, config, random_state(config.model))
+    model = bcnet_fast.load(path, device="cpu")
+    kernels, rows = model.run.network.kernels, []
+    original = kernels.feed_forward_each
+
+    def feed_forward_each(xs, weights, *, slot):
+        rows.append(len(xs[0]))
+        return original(xs, weights, slot=slot)
+
+    kernels.feed_forward_each = feed_forward_each
+    which = torch.zeros(model.run.network.anchor_count, dtype=torch.bool)
+    which[[3, 5, 8]] = True
+    model.run(features[:1], lambda window, start, end: which)
+    assert rows == [MANY.window, MANY.window, 3, 3]
 
 
 @needs_native
@@ -166,9 +249,7 @@ def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
 def test_candidates_are_all_that_proposals_depend_on(case, backend):
     path, features, _ = case
     model = bcnet_fast.load(path, device="cpu", backend=backend)
-    # Few boundaries, and padding at the end of a window: many anchors are not needed.
-    settings = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
-    model.config = config = dataclasses.replace(model.config, proposals=settings)
+    model.config = config = dataclasses.replace(model.config, proposals=FEW)
     window = config.model.window
     lengths = torch.tensor([window, window - 7, window // 3])
     for protocol in (DEFAULT, RELEASES["bcnet"]):

@@ -111,6 +111,19 @@ def test_losses_and_gradients_are_finite_with_labels_of_one_kind(label, predicti
         assert torch.isfinite(getattr(output, name).grad).all(), name
 
 
+def test_a_score_that_the_network_lacks_has_no_loss():
+    whole = golden_predictions(torch.float64)
+    targets = Targets(*(torch.rand(3, 1218 if name.startswith("anchor") else 256) for name in Targets._fields))
+    expected = bcnet_loss(whole, targets, draws=golden_draws())
+    for lacking in (("frame_action", "frame_background"), ("background",)):
+        output = dataclasses.replace(whole, **dict.fromkeys(lacking))
+        losses = bcnet_loss(output, targets, draws=golden_draws())
+        assert list(losses) == [name for name in expected if name not in lacking]
+        less = sum(expected[name] for name in lacking)
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss, expected[name] - less * (name in ("interaction", "total")))
+
+
 def test_regression_loss_without_any_overlap_is_zero():
     prediction = torch.rand(2, 30, requires_grad=True)
     loss = regression_loss(prediction, torch.zeros(2, 30))

@@ -12,7 +12,7 @@ import torch
 from conftest import error
 from test_engine import MANY
 from test_engine_maps import MODELS
-from test_reference import SMALL
+from test_reference import SMALL, ablated
 from torch.utils.data import default_collate
 
 from bcnet_fast import models, reference
@@ -30,6 +30,7 @@ CONFIGS = {
     "bcnet, two snippets": dataclasses.replace(SMALL, window=2, max_duration=3),
     "bcnet, odd sizes": dataclasses.replace(SMALL, feature_dim=7, width=9, window=5, max_duration=3),
     "bcnet, no background": dataclasses.replace(SMALL, background_constraint=False),
+    **{f"bcnet, {name}": config for name, config in ablated(SMALL).items() if name != "whole"},
     **MODELS,
 }
 
@@ -105,8 +106,9 @@ def test_first_weights_are_the_reference_s(name):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def test_dropout_draws_the_reference_s_numbers():
-    expected, found = reference.NETWORKS["bcnet"](SMALL).double(), models.build(SMALL).double()
+@pytest.mark.parametrize("config", ablated(SMALL).values(), ids=ablated(SMALL))
+def test_dropout_draws_the_reference_s_numbers(config):
+    expected, found = reference.NETWORKS["bcnet"](config).double(), models.build(config).double()
     found.load_state_dict(expected.state_dict())
     features = torch.randn(2, SMALL.feature_dim, SMALL.window).double()
     made = []
@@ -143,7 +145,10 @@ def objective(config: ModelConfig, segments: list[list[list[float]]]):
     return lambda output: map_loss(output, targets, valid)["total"]
 
 
-@pytest.mark.parametrize("name", ["bcnet", "bmn, background", "gtad, background", "gtad, points"])
+BARE = "bcnet, without frame_level, self_attention, difference_attention"
+
+
+@pytest.mark.parametrize("name", ["bcnet", BARE, "bmn, background", "gtad, background", "gtad, points"])
 def test_a_few_steps_lower_the_loss_and_no_positives_are_no_fault(name):
     config = CONFIGS[name]
     network = models.build(config).train()

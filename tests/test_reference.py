@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -31,6 +33,17 @@ SMALL = BCNetConfig(
     bins=5,
     max_duration=16,
 )
+SWITCHES = ("frame_level", "self_attention", "difference_attention")
+
+
+def ablated(config: BCNetConfig) -> dict[str, BCNetConfig]:
+    """The network with every combination of the switches, by what it is without; the whole one is the first."""
+    made = {}
+    for values in itertools.product((True, False), repeat=len(SWITCHES)):
+        chosen = dict(zip(SWITCHES, values, strict=True))
+        name = ", ".join(switch for switch, on in chosen.items() if not on)
+        made[f"without {name}" if name else "whole"] = dataclasses.replace(config, **chosen)
+    return made
 
 
 def golden_fields(golden: Path) -> dict[str, np.ndarray]:
@@ -134,7 +147,7 @@ def test_network_trains_on_any_width_and_dropout_is_for_training_only():
     network = BCNet(SMALL)
     features = torch.randn(2, 10, 24)
     output = network(features)
-    sum(getattr(output, name).mean() for name in vars(output)).backward()
+    sum(scores.mean() for scores in output.columns().values()).backward()
     missing = [name for name, p in network.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert missing == []
     assert not torch.equal(network(features).start, network(features).start)
@@ -157,6 +170,57 @@ def test_difference_unit_applies_one_map_to_both_streams(rng):
                 mixed = project(torch.cat(heads)) + stream[0, i]
                 expected = (mixed - mixed.mean()) / (mixed.var(unbiased=False) + 1e-5).sqrt()
                 torch.testing.assert_close(out[0, i], expected)
+
+
+@pytest.mark.parametrize("config", ablated(SMALL).values(), ids=ablated(SMALL))
+def test_a_part_that_is_left_out_passes_on_what_it_would_get(config, monkeypatch):
+    """The scores are those of the whole network with units that do nothing, and nothing else is left out."""
+    whole, network = BCNet(SMALL).double().eval(), BCNet(config).double().eval()
+    for parameter in whole.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    state, levels = whole.state_dict(), (whole.abi.frame_model.encoder, whole.abi.encoder)
+    dropped = []
+    for encoder in levels:
+        (layer,) = encoder.layers
+        if not config.self_attention:
+            monkeypatch.setattr(layer.enc_self_attn, "forward", lambda x, y: x)
+            dropped.append(layer.enc_self_attn)
+        if not config.difference_attention:
+            monkeypatch.setattr(layer.enc_abi_attn, "forward", lambda a, b: (a, b))
+            dropped.append(layer.enc_abi_attn)
+    if not config.frame_level:
+        frames = whole.abi.frame_model
+        monkeypatch.setattr(frames.encoder.layers[0], "forward", lambda a, b: (a, b))
+        dropped += [frames.encoder.layers[0], frames.fc_cls_a, frames.fc_cls_b]
+    names = {id(parameter): name for name, parameter in whole.named_parameters()}
+    without = {names[id(parameter)] for module in dropped for parameter in module.parameters()}
+    network.load_state_dict({name: tensor for name, tensor in state.items() if name not in without})
+
+    features = torch.randn(2, SMALL.feature_dim, SMALL.window).double()
+    with torch.no_grad():
+        found, expected = network(features), whole(features)
+    if not config.frame_level:
+        assert found.frame_action is None and found.frame_background is None
+        expected.frame_action = expected.frame_background = None
+    assert found.columns().keys() == expected.columns().keys()
+    for name, scores in expected.columns().items():
+        assert torch.equal(getattr(found, name), scores), name
+
+
+@pytest.mark.parametrize("difference", [True, False], ids=["difference", "no difference"])
+def test_only_the_difference_unit_brings_the_background_to_the_action(difference):
+    network = BCNet(dataclasses.replace(SMALL, difference_attention=difference)).double().eval()
+    features = torch.randn(2, SMALL.feature_dim, SMALL.window).double()
+    with torch.no_grad():
+        before = network(features)
+        for encoder in (network.abi.frame_model.encoder, network.abi.encoder):
+            for parameter in encoder.layers[0].pos_ffn_b.parameters():
+                parameter.normal_()
+        after = network(features)
+    for name in ("frame_action", "regression", "classification"):
+        assert torch.equal(getattr(after, name), getattr(before, name)) != difference, name
+    for name in ("frame_background", "background"):
+        assert not torch.equal(getattr(after, name), getattr(before, name)), name
 
 
 def test_wrong_feature_shape_names_expected_and_found():

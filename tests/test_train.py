@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from ddp import GRADIENTS, gradients
+from test_reference import SWITCHES
 
 import bcnet_fast
 from bcnet_fast import infer, train
 from bcnet_fast.anchors import make_anchors
-from bcnet_fast.checkpoint import read_config, read_training_state
+from bcnet_fast.checkpoint import read_config, read_training_state, save_training_state
 from bcnet_fast.config import PRESETS, Config, TrainConfig
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
 from bcnet_fast.data.features import FeatureSequence, open_features
@@ -132,6 +133,18 @@ def test_the_log_and_the_checkpoints(data, tmp_path, capsys):
     bcnet_fast.load(tmp_path / "last.safetensors", device="cpu")(torch.zeros(1, 8, 32))
 
 
+def test_an_ablated_network_is_trained_and_run_like_the_whole_one(data, tmp_path):
+    settings = tuple(f"model.{switch}=false" for switch in SWITCHES)
+    train.main(arguments(data, tmp_path, settings=settings))
+    rows = log_of(tmp_path)
+    assert rows[1]["total"] < rows[0]["total"]
+    assert "regression" in rows[0] and "frame_action" not in rows[0] and "frame_background" not in rows[0]
+    output = tmp_path / "proposals.json"
+    flags = ["--checkpoint", tmp_path / "last.safetensors", "--features", data / "features", "--output", output]
+    assert infer.main([str(flag) for flag in [*flags, "--times", data / "annotations.json", "--device", "cpu"]]) == 0
+    assert len(read_results(output).video_names) == 13
+
+
 def test_the_mean_of_the_weights(data):
     """With decay d, the mean is d times the mean before plus 1 - d times the weights, after every step."""
     trainer, windows = make_trainer(data, "train.ema=0.75")
@@ -198,6 +211,19 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model,
     assert "resumed: 1 of 3 epochs" in capsys.readouterr().out
     for name in ("log.csv", "last.safetensors", "best.safetensors", "state.safetensors"):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_training_from_before_a_setting_goes_on_with_its_default(data, tmp_path):
+    train.main(arguments(data, tmp_path, settings=("train.epochs=1",)))
+    path = tmp_path / "state.safetensors"
+    tensors, facts = read_training_state(path)
+    for switch in SWITCHES:
+        del facts["settings"]["config"]["model"][switch]
+    save_training_state(path, tensors, facts)
+    with pytest.raises(InputError, match=r"found other model.frame_level \(True, now False\)"):
+        train.main(arguments(data, tmp_path, "--resume", settings=("model.frame_level=false",)))
+    train.main(arguments(data, tmp_path, "--resume"))
+    assert len(log_of(tmp_path)) == 2
 
 
 def test_a_killed_training_goes_on_to_the_same_losses(data, tmp_path):

@@ -70,15 +70,22 @@ class FoldedWeights:
 
 
 @dataclass(frozen=True)
-class InteractionWeights:
-    """One layer of action-background interaction; a and b are its streams, `joint` weights are side by side."""
+class DifferenceWeights:
+    """Of a difference-attention unit, whose streams are a and b; key and value of b are side by side."""
 
-    attention: AttentionWeights
-    before: tuple[FeedForwardWeights | None, FeedForwardWeights | None]
     query: Any
     value_a: Any
     key_value_b: Any
     output: Any  # of both
+
+
+@dataclass(frozen=True)
+class InteractionWeights:
+    """One layer of action-background interaction; an attention unit is None where the network is without it."""
+
+    attention: AttentionWeights | None
+    before: tuple[FeedForwardWeights | None, FeedForwardWeights | None]
+    difference: DifferenceWeights | None
     after: tuple[FeedForwardWeights, FeedForwardWeights]
 
 
@@ -123,19 +130,20 @@ class BCNetEngine:
         return FeedForwardWeights(*(self.kernels.weight(state[f"{prefix}.fc.{i}.weight"]) for i in (0, 2)))
 
     def _interaction(
-        self, state: Mapping[str, Tensor], prefix: str, attention: AttentionWeights, folded: bool = False
+        self, state: Mapping[str, Tensor], prefix: str, attention: AttentionWeights | None, folded: bool = False
     ) -> InteractionWeights:
         unit, weight = f"{prefix}.enc_abi_attn", self.kernels.weight
         before = (None, None) if folded else tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in "ab")
-        return InteractionWeights(
-            attention,
-            before,
-            weight(state[f"{unit}.W_Q.weight"]),
-            weight(state[f"{unit}.W_V_A.weight"]),
-            weight(self._joint(state, unit, ("W_K", "W_V_B"))),
-            self.kernels.each([weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"]),
-            tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in ("aa", "bb")),
-        )
+        difference = None
+        if self.config.difference_attention:
+            difference = DifferenceWeights(
+                weight(state[f"{unit}.W_Q.weight"]),
+                weight(state[f"{unit}.W_V_A.weight"]),
+                weight(self._joint(state, unit, ("W_K", "W_V_B"))),
+                self.kernels.each([weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"]),
+            )
+        after = tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in ("aa", "bb"))
+        return InteractionWeights(attention, before, difference, after)
 
     def _position(self, query: Tensor, encoding: Tensor, kernels: Any) -> tuple[Any, Any]:
         """What is added to a sequence: the learned and the sinusoidal table, or their sum and nothing."""
@@ -170,9 +178,13 @@ class BCNetEngine:
         if self.rewrites.shared_streams and torch.equal(*encodings):
             del encodings[1]  # both streams have one input
         self.frame_positions = [self._position(query, encoding, self.careful) for encoding in encodings]
-        self.frame_layer = self._interaction(
-            state, layer, self._attention(state, f"{layer}.enc_self_attn", self.careful)
-        )
+        self.frame_layer = None
+        if not self.config.frame_level:
+            return
+        attention = None
+        if self.config.self_attention:
+            attention = self._attention(state, f"{layer}.enc_self_attn", self.careful)
+        self.frame_layer = self._interaction(state, layer, attention)
         heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
         self.frame_heads = self.kernels.each(heads)
 
@@ -192,14 +204,17 @@ class BCNetEngine:
         def pays(outputs: int) -> bool:
             return projects and cheaper_strategy(plan, config.clip_channels, outputs, kernels.device.type) == "project"
 
-        self.projection = None
-        if pays(3 * self.inner):
+        self.projection = attention = None
+        if config.self_attention and pays(3 * self.inner):
             self.projection = self._projection(encodings, self._joint(state, unit))
             attention = AttentionWeights(None, None, None, kernels.weight(state[f"{unit}.fc.weight"]))
-        else:
+        elif config.self_attention:
             attention = self._attention(state, unit, kernels)
         self.folded = None
-        if rewrites.folded_norm and kernels.folds and pays(config.feedforward):
+        # Only with both units: what is folded is self-attention's LayerNorm, and it is done for all anchors, where
+        # without difference attention the needed ones will do.
+        units = config.self_attention and config.difference_attention
+        if units and rewrites.folded_norm and kernels.folds and pays(config.feedforward):
             output = state[f"{unit}.fc.weight"]
             self.folded = [self._fold(state, f"{layer}.pos_ffn_{s}", output, encodings) for s in "ab"]
         self.clip_layer = self._interaction(state, layer, attention, folded=self.folded is not None)
@@ -240,7 +255,7 @@ class BCNetEngine:
         result, window = self.kernels.result, self.config.window
         boundary = result(self.boundary(features)).view(-1, window, 3)
         both, frames = self.frames(features)
-        frames = result(frames).view(2, -1, window)
+        frames = (None, None) if frames is None else result(frames).view(2, -1, window).sigmoid().unbind(0)
         actionness, start, end = boundary.sigmoid().unbind(-1)
         which = None
         if needed is not None and self.rewrites.matched_anchors:
@@ -258,8 +273,7 @@ class BCNetEngine:
             background = None
         else:
             background = self._placed(background[..., 0], which, -torch.inf).sigmoid()
-        scores = start, end, actionness, *frames.sigmoid().unbind(0)
-        return BCNetOutput(*scores, regression, classification, background)
+        return BCNetOutput(start, end, actionness, *frames, regression, classification, background)
 
     def _placed(self, scores: Tensor, which: Tensor | None, others: float) -> Tensor:
         """[B, needed] -> [B, P], where anchors that are not computed have the score `others`."""
@@ -291,20 +305,23 @@ class BCNetEngine:
                 x = kernels.feed_forward(crossed, network.first, network.second, slot="layer")
             return kernels.linear(x, self.boundary_head, slot="boundary")
 
-    def frames(self, features: Tensor) -> tuple[Sequence, Sequence]:
-        """Both sequences, [2, ..., T, d], action first, and their logits [2, ..., T, 1]."""
+    def frames(self, features: Tensor) -> tuple[Sequence, Sequence | None]:
+        """Both sequences, [2, ..., T, d], action first, and their logits [2, ..., T, 1] (None without frame level)."""
         kernels, careful, layer = self.kernels, self.careful, self.frame_layer
         with stage("frames: convolutions"):
-            inputs = [
+            streams = [
                 self._sequence(features, self.frame_base, position, f"frames{i}", careful)
                 for i, position in enumerate(self.frame_positions)
             ]
         with stage("frames: interaction"):
-            attended = [self._unit(layer.attention, x, f"own{i}", careful) for i, x in enumerate(inputs)]
+            if layer is not None and layer.attention is not None:
+                streams = [self._unit(layer.attention, x, f"own{i}", careful) for i, x in enumerate(streams)]
             if careful is not kernels:
-                attended = [kernels.rounded(x, slot=f"own{i}") for i, x in enumerate(attended)]
-            both = kernels.feed_forward_each([attended[0], attended[-1]], layer.before, slot="wide0")
-            both = self._difference(layer, both, None)
+                streams = [kernels.rounded(x, slot=f"own{i}") for i, x in enumerate(streams)]
+            both = [streams[0], streams[-1]]
+            if layer is None:
+                return both, None
+            both = self._difference(layer, kernels.feed_forward_each(both, layer.before, slot="wide0"), None)
             return both, kernels.linear_each(both, self.frame_heads, slot="frames")
 
     def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence | None]:
@@ -316,7 +333,9 @@ class BCNetEngine:
         kernels, layer = self.kernels, self.clip_layer
         with stage("clips: streams"):
             streams = [kernels.convolution(both[i], self.clip_base[0], slot=f"stream{i}") for i in range(2)]
-        both = self._clip_streams(streams) if self.folded is None else self._folded_clip_streams(streams)
+        # The difference unit has keys and values of all anchors. Without it, only the needed ones come as far.
+        early, needed = (needed, None) if layer.difference is None else (None, needed)
+        both = self._clip_streams(streams, early) if self.folded is None else self._folded_clip_streams(streams)
         with stage("clips: difference"):
             both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
             action = kernels.linear(both[0], self.action_head, slot="clips0")
@@ -324,25 +343,37 @@ class BCNetEngine:
                 return action, None
             return action, kernels.linear(both[1], self.background_head, slot="clips1")
 
-    def _clip_streams(self, streams: list[Sequence]) -> Sequence:
-        """Both streams' anchors after self-attention and feed-forward, [2, ..., P, d], in the slot wide0."""
+    def _clip_streams(self, streams: list[Sequence], needed: Any) -> Sequence:
+        """Both streams' anchors after self-attention and feed-forward, [2, ..., needed, d], in the slot wide0."""
         kernels, layer = self.kernels, self.clip_layer
+        attention = layer.attention
 
         def linear(x: Sequence, weight: Any, **options: Any) -> Sequence:
             if self.rewrites.shared_streams:
                 return kernels.linear(x, weight, **options)
             return kernels.linear_each(x, kernels.each([weight, weight]), **options)
 
+        def those_needed(x: Sequence, slot: str) -> Sequence:
+            return x if needed is None else kernels.rows(x, needed, slot=slot)
+
         with stage("clips: sampling"):
-            x = kernels.sample(streams, self.plan, self.clip_positions, slot="wide0")
-        with stage("clips: self-attention"):
-            if self.projection is None:
-                joint = linear(x, layer.attention.joint, slot="joint")
-            else:
-                joint = self._project(streams, self.projection)
-            (attended,) = self._self_attention(joint, kernels)
+            # What a feed-forward network reads lies in another slot than what it makes.
+            sampled = kernels.sample(
+                streams, self.plan, self.clip_positions, slot="wide1" if attention is None else "wide0"
+            )
+            x = those_needed(sampled, "sampled")
+        if attention is not None:
+            with stage("clips: self-attention"):
+                if self.projection is None:
+                    joint = linear(sampled, attention.joint, slot="joint")
+                else:
+                    joint = self._project(streams, self.projection)
+                query, key, value = self._split(joint)
+                query = those_needed(query, "query")
+                (attended,) = kernels.attention(query, key, (value,), self.config.heads, slot="heads")
         with stage("clips: feed-forward"):
-            x = linear(attended, layer.attention.output, added=x, norm=True, slot="wide1")
+            if attention is not None:
+                x = linear(attended, attention.output, added=x, norm=True, slot="wide1")
             return kernels.feed_forward_each(x, layer.before, slot="wide0")
 
     def _folded_clip_streams(self, streams: list[Sequence]) -> Sequence:
@@ -373,8 +404,12 @@ class BCNetEngine:
         x = kernels.convolution(x, base[2], added=position[0], slot=slot)
         return x if position[1] is None else kernels.add(x, position[1], slot=slot)
 
+    def _split(self, joint: Sequence) -> list[Sequence]:
+        """Query, key and value, which lie side by side."""
+        return [joint[..., i * self.inner : (i + 1) * self.inner] for i in range(3)]
+
     def _self_attention(self, joint: Sequence, kernels: Any) -> tuple[Sequence]:
-        query, key, value = (joint[..., i * self.inner : (i + 1) * self.inner] for i in range(3))
+        query, key, value = self._split(joint)
         return kernels.attention(query, key, (value,), self.config.heads, slot="heads")
 
     def _unit(self, unit: AttentionWeights, x: Sequence, slot: str, kernels: Any) -> Sequence:
@@ -387,17 +422,19 @@ class BCNetEngine:
 
         `both` lies in the one of the slots wide0 and wide1 that is not `spare`.
         """
-        kernels, inner = self.kernels, self.inner
+        kernels, inner, unit = self.kernels, self.inner, layer.difference
+        if unit is None:
+            return kernels.feed_forward_each(both, layer.after, slot=spare)
         taken = "wide0" if spare == "wide1" else "wide1"
-        key_value = kernels.linear(both[1], layer.key_value_b, slot="joint")
-        value_a = kernels.linear(both[0], layer.value_a, slot="value_a")
+        key_value = kernels.linear(both[1], unit.key_value_b, slot="joint")
+        value_a = kernels.linear(both[0], unit.value_a, slot="value_a")
         if needed is not None:
             both = kernels.rows(both, needed, slot=spare)
             spare, taken = taken, spare
-        query = kernels.linear(both[0], layer.query, slot="query")
+        query = kernels.linear(both[0], unit.query, slot="query")
         values = value_a, key_value[..., inner:]
         attended = kernels.attention(query, key_value[..., :inner], values, self.config.heads, slot="heads")
-        x = kernels.linear_each(attended, layer.output, added=both, norm=True, slot=spare)
+        x = kernels.linear_each(attended, unit.output, added=both, norm=True, slot=spare)
         return kernels.feed_forward_each(x, layer.after, slot=taken)
 
     def _project(self, streams: list[Sequence], projection: Projection, first_stream: int = 0) -> Sequence:

@@ -70,20 +70,22 @@ def interaction(
 ) -> tuple[Tensor, Tensor]:
     """The layer up to its last feed-forward networks; a, b: what `inputs` makes the streams of, without positions."""
     (layer,) = encoder.layers
-    unit = layer.enc_self_attn
+    unit, difference = layer.enc_self_attn, layer.enc_abi_attn
 
     def start(embedding: PositionalEncoding, sequence: Tensor) -> tuple[Tensor, Tensor]:
         x = embedding(inputs(sequence))
         return x, attend(unit, x, x)
 
     def first_half(embedding: PositionalEncoding, network: FeedForward, sequence: Tensor) -> Tensor:
+        if unit is None:
+            return feed_forward(network, embedding(inputs(sequence)))
         # As in the boundary layers: of the clip level it is an eighth of the work and a quarter of the memory.
         x, attended = checkpoint(start, embedding, sequence, use_reentrant=False)
         return feed_forward(network, ops.add_layer_norm(linear(attended, unit.fc.weight), x))
 
     a = first_half(encoder.pos_emb_action, layer.pos_ffn_a, a)
     b = first_half(encoder.pos_emb_background, layer.pos_ffn_b, b)
-    return difference_attention(layer.enc_abi_attn, a, b)
+    return (a, b) if difference is None else difference_attention(difference, a, b)
 
 
 class BCNet(reference.BCNet):
@@ -117,9 +119,11 @@ class BCNet(reference.BCNet):
             x = checkpoint(boundary_layer, layer, original, x, use_reentrant=False, preserve_rng_state=False)
         return module.fc_cls(x)
 
-    def _frames(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Action and background sequences [B, T, d] and probabilities [B, T]."""
+    def _frames(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Action and background sequences [B, T, d] and probabilities [B, T], None without frame level."""
         module = self.abi.frame_model
+        if not self.config.frame_level:
+            return module(features)  # backbone and positions alone, of which there is no faster version
         sequence = module.base_module(features).transpose(1, 2) + module.query.weight
         a, b = interaction(module.encoder, lambda x: x, sequence, sequence)
         (layer,) = module.encoder.layers

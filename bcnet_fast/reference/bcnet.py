@@ -66,20 +66,24 @@ def sigmoid_head(width: int) -> nn.Sequential:
 
 
 class FrameInteraction(nn.Module):
-    """Frame level of ABI: features [B, C, T] -> action and background sequences [B, T, d] and probabilities [B, T]."""
+    """Frame level of ABI: features [B, C, T] -> action and background sequences [B, T, d] and probabilities [B, T].
+
+    Where the configuration is without it (paper, Table 6), both sequences are the backbone's with positions, and the
+    probabilities are None.
+    """
 
     def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
         self.base_module = backbone(config.feature_dim, config.base_channels, config.width)
         self.query = nn.Embedding(config.window, config.width)
-        self.encoder = InteractionEncoder(
-            config.width, config.window, config.heads, config.head_dim, config.feedforward, config.dropout
-        )
-        self.fc_cls_a, self.fc_cls_b = sigmoid_head(config.width), sigmoid_head(config.width)
+        self.encoder = InteractionEncoder(config, config.width, config.window, layers=int(config.frame_level))
+        self.fc_cls_a, self.fc_cls_b = (sigmoid_head(config.width) if config.frame_level else None for _ in range(2))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         sequence = self.base_module(features).transpose(1, 2) + self.query.weight
         a, b = self.encoder(sequence, sequence)
+        if self.fc_cls_a is None:
+            return a, b, None, None
         return a, b, self.fc_cls_a(a).squeeze(-1), self.fc_cls_b(b).squeeze(-1)
 
 
@@ -96,9 +100,7 @@ class ActionBackgroundInteraction(nn.Module):
         self.frame_model = FrameInteraction(config)
         self.base_module = nn.Sequential(convolution(config.width, config.clip_channels), nn.ReLU())
         self.register_buffer("sampling", None, persistent=False)
-        self.encoder = InteractionEncoder(
-            clip_width, len(anchors), config.heads, config.head_dim, config.feedforward, config.dropout
-        )
+        self.encoder = InteractionEncoder(config, clip_width, len(anchors))
         self.fc_reg_a = nn.Sequential(nn.Linear(clip_width, 1, bias=False))
         self.fc_cls_a = sigmoid_head(clip_width)
         self.fc_cls_b = background_layer(nn.Linear, clip_width, bias=False) if config.background_constraint else None
@@ -114,7 +116,10 @@ class ActionBackgroundInteraction(nn.Module):
         return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor | None, ...]:
-        """features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P]"""
+        """features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P]
+
+        None are the first two without frame level, and the last without background constraint.
+        """
         a, b, frame_action, frame_background = self.frame_model(features)
         a, b = self.encoder(self.sample_anchors(a), self.sample_anchors(b))
         regression, classification = self.fc_reg_a(a).squeeze(-1), self.fc_cls_a(a).squeeze(-1)

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..config import BCNetConfig
+
 
 def layer_norm(x: Tensor) -> Tensor:
     """Non-affine LayerNorm over the last axis."""
@@ -120,33 +122,37 @@ def sinusoid(length: int, width: int) -> Tensor:
 class InteractionLayer(nn.Module):
     """One layer of action-background interaction, for frames and clips alike (paper, section 3.3).
 
-    Both streams share one self-attention unit; all feed-forward networks are separate.
+    Both streams share one self-attention unit; all feed-forward networks are separate. Either attention unit is None
+    where the configuration is without it (paper, Table 7), and the streams then pass on unchanged.
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, feedforward: int) -> None:
+    def __init__(self, config: BCNetConfig, width: int) -> None:
         super().__init__()
-        self.enc_self_attn = Attention(width, heads, head_dim)
-        self.enc_abi_attn = DifferenceAttention(width, heads, head_dim)
+        heads = config.heads, config.head_dim
+        self.enc_self_attn = Attention(width, *heads) if config.self_attention else None
+        self.enc_abi_attn = DifferenceAttention(width, *heads) if config.difference_attention else None
         self.pos_ffn_a, self.pos_ffn_b, self.pos_ffn_aa, self.pos_ffn_bb = (
-            FeedForward(width, feedforward) for _ in range(4)
+            FeedForward(width, config.feedforward) for _ in range(4)
         )
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """a, b [B, T, d] -> two of [B, T, d]"""
-        a = self.pos_ffn_a(self.enc_self_attn(a, a))
-        b = self.pos_ffn_b(self.enc_self_attn(b, b))
-        a, b = self.enc_abi_attn(a, b)
+        if self.enc_self_attn is not None:
+            a, b = self.enc_self_attn(a, a), self.enc_self_attn(b, b)
+        a, b = self.pos_ffn_a(a), self.pos_ffn_b(b)
+        if self.enc_abi_attn is not None:
+            a, b = self.enc_abi_attn(a, b)
         return self.pos_ffn_aa(a), self.pos_ffn_bb(b)
 
 
 class InteractionEncoder(nn.Module):
-    """Positional encodings of both streams, then one interaction layer."""
+    """Positional encodings of both streams, then one interaction layer, or none."""
 
-    def __init__(self, width: int, length: int, heads: int, head_dim: int, feedforward: int, dropout: float) -> None:
+    def __init__(self, config: BCNetConfig, width: int, length: int, layers: int = 1) -> None:
         super().__init__()
-        self.pos_emb_action = PositionalEncoding(width, length, dropout)
-        self.pos_emb_background = PositionalEncoding(width, length, dropout)
-        self.layers = nn.ModuleList([InteractionLayer(width, heads, head_dim, feedforward)])
+        self.pos_emb_action = PositionalEncoding(width, length, config.dropout)
+        self.pos_emb_background = PositionalEncoding(width, length, config.dropout)
+        self.layers = nn.ModuleList([InteractionLayer(config, width) for _ in range(layers)])
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """a, b [B, T, d] -> two of [B, T, d]"""
