@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import resources
+from pathlib import Path
 
 from bcnet_fast import infer
+from bcnet_fast.checkpoint import read_config
+from bcnet_fast.config import PRESETS
 
 
 def test_the_demo_finds_actions_that_random_weights_do_not(tmp_path, monkeypatch, capsys):
@@ -21,3 +25,9 @@ def test_the_demo_finds_actions_that_random_weights_do_not(tmp_path, monkeypatch
     results = json.loads((tmp_path / "bcnet_demo" / "proposals.json").read_text())["results"]
     pictures = {path.stem for path in (tmp_path / "bcnet_demo" / "pictures").glob("*.png")}
     assert results.keys() == pictures and all(results.values())
+
+
+def test_the_bundled_network_is_one_of_the_preset_and_small():
+    checkpoint = Path(str(resources.files("bcnet_fast") / "assets" / "demo.safetensors"))
+    assert checkpoint.stat().st_size < 5e6
+    assert read_config(checkpoint) == PRESETS["bcnet"]["synthetic"]

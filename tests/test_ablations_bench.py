@@ -1,0 +1,55 @@
+"""bench/ablations.py as a user runs it on data of their own, with networks of a few channels."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from test_train import EASY, SIZES
+
+from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.errors import InputError
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+
+
+@pytest.fixture
+def ablations(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
+    return importlib.import_module("ablations")
+
+
+def test_a_table_of_two_variants_is_made_once_and_printed_again(ablations, tmp_path, capsys):
+    subsets = (("training", 2), ("validation", 2))
+    videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]
+    features, annotations = write_dataset(tmp_path / "data", videos)
+    flags = ["--features", features, "--annotations", annotations, "--output", tmp_path / "runs", "--tables", "6"]
+    flags += ["--seeds", "1", "--json", tmp_path / "table.json", "--set", *SIZES["bcnet"], "train.epochs=1"]
+    tables = []
+    for _ in range(2):
+        assert ablations.main([str(flag) for flag in flags]) == 0
+        tables.append(capsys.readouterr().out.partition("Table 6")[2])
+    assert tables[0] == tables[1]
+    lines = tables[0].strip().splitlines()
+    columns = ["AR@10", "AR@50", "AR@100", "AUC", *(f"AP@{tiou}" for tiou in (0.3, 0.4, 0.5, 0.6, 0.7))]
+    assert [cell.strip() for cell in lines[0].strip("|").split("|")][1:] == columns
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["BCNet, no frame level", "BCNet"]
+    figures = json.loads((tmp_path / "table.json").read_text())["seeds"]
+    assert figures.keys() == {"BCNet", "BCNet, no frame level"}
+    for name, (of_seed,) in figures.items():
+        assert list(of_seed) == columns and all(0 <= value <= 100 for value in of_seed.values()), name
+
+
+def test_mean_and_deviation(ablations):
+    table = ablations.table({"a": [{"AUC": 1.0}, {"AUC": 2.0}, {"AUC": 6.0}]}, ("a",))
+    assert table.splitlines()[-1] == "| a | 3.0 ± 2.6 |"
+
+
+def test_a_failed_training_is_named_with_its_reason(ablations, tmp_path):
+    flags = ["--features", str(tmp_path / "gone"), "--annotations", str(tmp_path / "gone.json")]
+    with pytest.raises(InputError, match=r"output\.txt: expected a finished training, found error: .*gone"):
+        ablations.main([*flags, "--output", str(tmp_path / "runs"), "--tables", "6", "--seeds", "1"])
+    with pytest.raises(InputError, match="--features, --annotations: expected both or none"):
+        ablations.main(["--output", str(tmp_path), "--features", "x"])
