@@ -282,6 +282,20 @@ def test_part_is_the_weight_of_those_rows(rng, int8):
     assert error(result, x @ weight[32:64].T.astype(np.float64)) < (0.03 if int8 else BOUND[np.float32])
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_weights_are_packed_from_any_strides(rng, int8):
+    groups, outputs, inputs = 3, 35, 11
+    rows = draw(rng, np.float32, 9, groups * inputs)
+    stored = draw(rng, np.float32, outputs, inputs, groups)[::-1]  # a group's weights lie apart
+    options = {"int8": int8, "threads": 2}
+    by_group = stored.transpose(2, 0, 1)
+    plain = by_group.reshape(-1, inputs)
+    packed = [module.PackedWeight(weight, groups, **options) for weight in (plain.copy(), plain.copy("F"))]
+    packed.append(module.PackedWeight(by_group, **options))
+    results = [written("linear", 9, groups * outputs, np.float32, x=rows, weight=w, threads=1) for w in packed]
+    assert all(np.array_equal(result, results[0]) for result in results[1:])
+
+
 # ---- 8 bits
 
 
@@ -533,6 +547,8 @@ def test_weights_that_do_not_fit_are_refused():
         (weight[0], {}, r"PackedWeight: weight is \[6\], expected \[groups \* outputs, inputs\]"),
         (weight[:0], {}, r"PackedWeight: weight is \[0, 6\]"),
         (weight[:, :0], {}, r"PackedWeight: weight is \[64, 0\]"),
+        (weight[None, None], {}, "PackedWeight: weight is .* expected .*groups"),
+        (weight[None], {"groups": 2}, "PackedWeight: weight is .* expected .*groups"),
         (weight, {"groups": 0}, "PackedWeight: weight is .* expected .*groups"),
         (weight, {"groups": 5}, "PackedWeight: weight is .* expected .*groups"),
         (weight.astype(np.float64), {"int8": True}, "PackedWeight: weight is float64, expected float32 for int8"),
@@ -542,9 +558,13 @@ def test_weights_that_do_not_fit_are_refused():
     for value in (np.nan, np.inf, -np.inf):
         bad = weight.copy()
         bad[-1, -1] = value
-        with pytest.raises(ValueError, match="PackedWeight: weight is not finite"):
-            module.PackedWeight(bad)
-    for bad in (weight.T, weight[:, ::2], weight.astype(np.float16), weight.astype(int), weight.tolist()):
+        for options in ({}, {"int8": True}):
+            with pytest.raises(ValueError, match="PackedWeight: weight is not finite"):
+                module.PackedWeight(bad, **options)
+    odd = np.zeros((64, 25), np.uint8)[:, :24].view(np.float32)  # rows begin inside of an element
+    with pytest.raises(ValueError, match="PackedWeight: weight is strided"):
+        module.PackedWeight(odd)
+    for bad in (weight.astype(np.float16), weight.astype(int), weight.tolist()):
         with pytest.raises(TypeError, match="PackedWeight"):
             module.PackedWeight(bad)
     packed = module.PackedWeight(weight)

@@ -52,7 +52,7 @@ class NativeKernels:
 
         The first cut is all of them, and the others share its memory where they are whole panels.
         """
-        array, panel = self.constant(weight), _native.module.PANEL
+        array, panel = self._array(weight), _native.module.PANEL
         int8 = self.int8 and not exact
         whole = _packed(array, int8=int8)
         parts = []
@@ -75,20 +75,25 @@ class NativeKernels:
 
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
         """weight [C', C / groups, 3] and bias [C'], not rounded to 8 bits: convolutions are 1 % of the work."""
-        by_tap = self.constant(weight.transpose(1, 2).flatten(1))
+        by_tap = self._array(weight.transpose(1, 2).flatten(1))
         return _packed(by_tap, groups=groups), self.constant(bias)
 
     def anchor_weight(self, weight: Tensor) -> Any:
         """A weight [outputs, bins, C] for `project`."""
-        return _packed(self.constant(weight.transpose(0, 1).flatten(0, 1)), groups=weight.shape[1])
+        return _packed(self._array(weight.transpose(0, 1)))
 
     def constant(self, tensor: Tensor) -> np.ndarray:
-        return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
+        """A copy: a part of a checkpoint's file would keep in memory all of the file that was looked at with it."""
+        return np.array(tensor.detach().numpy(), self.dtype, order="C")
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        """For packing alone: without a copy where the dtype is right."""
+        return tensor.detach().numpy().astype(self.dtype, copy=False)
 
     def product(self, x: Tensor, weight: Tensor) -> np.ndarray:
         """x weight^T as a constant."""
-        x, out = self.constant(x), np.empty((len(x), len(weight)), self.dtype)
-        self._linear(x, _packed(self.constant(weight)), out, None, False)
+        x, out = np.ascontiguousarray(self._array(x)), np.empty((len(x), len(weight)), self.dtype)
+        self._linear(x, _packed(self._array(weight)), out, None, False)
         return out
 
     def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
@@ -248,7 +253,7 @@ class NativeKernels:
         """A convolution over the map [C', C, 3, 3]: a group for each of its rows, in which channels lie column by
         column."""
         by_row = weight.permute(2, 0, 3, 1)  # [3, C', 3, C]
-        return _packed(self.constant(by_row.flatten(0, 1).flatten(1)), groups=len(by_row))
+        return _packed(self._array(by_row.flatten(2)))
 
     def map(self, cells: MapCells, channels: int) -> NativeMap:
         return NativeMap(cells, channels, self.dtype)
@@ -337,6 +342,8 @@ def _pages(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _packed(weight: np.ndarray, **options: Any) -> Any:
+    # Packed weights have pages of their own: what the C library keeps of what was freed before is of no use for them.
+    _native.module.return_freed_memory()
     return _native.module.PackedWeight(weight, threads=torch.get_num_threads(), **options)
 
 

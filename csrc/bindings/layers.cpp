@@ -17,21 +17,35 @@ namespace {
 std::int64_t columns_of(const PackedWeight& weight) { return weight.groups() * weight.outputs(); }
 
 template <typename T>
-PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8, int threads) {
+PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int threads) {
   constexpr const char* op = "PackedWeight";
-  if (weight.ndim() != 2 || weight.size() == 0 || groups < 1 || weight.shape(0) % groups) {
-    refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs], not empty");
+  const auto axes = weight.ndim();
+  const bool apart = axes == 3 && groups == 1, together = axes == 2 && groups >= 1 && weight.shape(0) % groups == 0;
+  if (weight.size() == 0 || !(apart || together)) {
+    refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs] or [groups, outputs, inputs], not empty");
+  }
+  for (py::ssize_t axis = 0; axis < axes; ++axis) {
+    if (weight.strides(axis) % kSize<T>) refuse(op, "weight", "strided", "whole elements");
+  }
+  GivenWeight<T> given{weight.data(), groups, weight.shape(axes - 2), weight.shape(axes - 1),
+                       0, weight.strides(axes - 2) / kSize<T>, weight.strides(axes - 1) / kSize<T>};
+  if (apart) {
+    given.groups = weight.shape(0);
+    given.group_stride = weight.strides(0) / kSize<T>;
+  } else {
+    given.outputs /= groups;
+    given.group_stride = given.outputs * given.output_stride;
   }
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
-  if (int8 && weight.shape(1) > kMostBytes) {
+  if (int8 && given.inputs > kMostBytes) {
     refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
   }
-  const T* const data = weight.data();
-  bool finite = true;
-  for (py::ssize_t i = 0; i < weight.size(); ++i) finite &= data[i] - data[i] == 0;  // without an exit, so by vectors
-  if (!finite) refuse(op, "weight", "not finite", "finite numbers");
-  const py::gil_scoped_release release;
-  return PackedWeight(data, groups, weight.shape(0) / groups, weight.shape(1), int8, threads);
+  const auto packed = [&] {
+    const py::gil_scoped_release release;
+    return PackedWeight(given, int8, threads);
+  }();
+  if (!packed.finite()) refuse(op, "weight", "not finite", "finite numbers");
+  return packed;
 }
 
 PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_t last) {
