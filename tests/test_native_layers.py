@@ -505,6 +505,39 @@ def test_project_anchors(rng, instructions, dtype, name):
             assert error(results[0], finished(exact, **options)) < BOUND[dtype]
 
 
+@every_dtype
+@every_set
+def test_project_runs(rng, instructions, dtype):
+    """A layer on projected anchors has the same bits for any number of columns at a time, and of threads."""
+    plan = PLANS["gtad-unequal"]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
+    groups = [getattr(plan, name).numpy() for name in GROUPS]
+    sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
+    inputs, columns, bins = 3, 2 * module.PART + 37, len(sources)
+    x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)
+    weight, bias = module.PackedWeight(draw(rng, dtype, bins * columns, inputs), bins), draw(rng, dtype, columns)
+    anchors = np.empty((plan.anchors, columns), dtype)
+    module.project_anchors(x, sources, weight, *groups, anchors, bias=bias, relu=True, threads=2)
+    runs = np.array([[7, 0, 1], [100, 1, 65], [0, 70, 7]], np.int32)
+    taken = np.concatenate([np.arange(begin, begin + count) for begin, _, count in runs])
+    places = np.concatenate([np.arange(begin, begin + count) for _, begin, count in runs])
+    for outputs in (1, 33, 64):
+        layer = draw(rng, dtype, outputs, columns)
+        exact = anchors[taken].astype(np.float64) @ layer.T.astype(np.float64)
+        packed = module.PackedWeight(layer)
+        for layer_bias in (None, draw(rng, dtype, outputs)):
+            results = []
+            for at_a_time, threads in ((module.PART, 1), (2 * module.PART, 3), (columns, 2)):
+                frame = np.full((79, outputs + 2), np.nan, dtype)
+                out, projected = frame[1:-1, 1:-1], np.full((plan.anchors, at_a_time), np.nan, dtype)
+                options = {"bias": bias, "layer_bias": layer_bias, "threads": threads, "instruction_set": instructions}
+                module.project_runs(x, sources, weight, *groups, projected, runs, packed, out, **options)
+                results.append(out[places])
+                out[places] = np.nan
+                assert np.isnan(frame).all()
+            assert all(np.array_equal(result, results[0]) for result in results)
+            assert error(results[0], finished(exact, bias=layer_bias, relu=True)) < BOUND[dtype]
+
+
 # ---- Layers on runs of rows
 
 
@@ -619,6 +652,16 @@ def test_arrays_that_do_not_fit_are_refused():
             **of_plan,
             "out": array(anchors, 7),
         },
+        "project_runs": {
+            "x": array(length, 3),
+            "sources": array(5, dtype=np.int32),
+            "weight": packed(7 * 5, 3, 5),
+            **of_plan,
+            "projected": array(anchors, 7),
+            "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
+            "layer": packed(6, 7),
+            "out": array(7, 6),
+        },
         "linear_runs": {
             "x": array(9, 5),
             "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
@@ -684,6 +727,19 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_anchors", {"sources": array(4, dtype=np.int32)}, "sources is"),
         ("project_anchors", {"sources": np.full(5, -1, np.int32)}, "sources is"),
         ("project_anchors", {"sources": np.arange(5, dtype=np.int32) // 4}, "x is .*as many rows of each sequence"),
+        ("project_runs", {"x": array(length, 4)}, "x is"),
+        ("project_runs", {"weight": packed(7 * 5, 3, 5, np.float64)}, "a weight is of another kind"),
+        ("project_runs", {"layer": packed(6, 7, dtype=np.float64)}, "a weight is of another kind"),
+        ("project_runs", {"layer": packed(6, 8)}, "layer is unlike"),
+        ("project_runs", {"layer": packed(12, 7, 2)}, "layer is unlike"),
+        ("project_runs", {"projected": array(7)}, "projected is"),
+        ("project_runs", {"projected": array(anchors, 6)}, r"projected is .*, expected .* a multiple of 256"),
+        ("project_runs", {"projected": array(anchors, 8)}, r"projected is .*, expected all outputs of the weight"),
+        ("project_runs", {"projected": array(anchors + 1, 7)}, "the plan is"),
+        ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is outside"),
+        ("project_runs", {"out": array(7, 7)}, "out is"),
+        ("project_runs", {"bias": array(8)}, "bias is"),
+        ("project_runs", {"layer_bias": array(7)}, "bias is"),
         ("linear_runs", {"x": array(5)}, "x is"),
         ("linear_runs", {"x": array(8, 5)}, "runs is outside"),
         ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x is strided"),

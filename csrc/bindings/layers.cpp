@@ -142,25 +142,13 @@ void linear_runs_of(const Rows<T>& x, const Index& runs, const std::vector<std::
                     const std::string& instruction_set) {
   constexpr const char* op = "linear_runs";
   if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, columns]");
-  if (runs.ndim() != 2 || runs.shape(1) != 3) refuse(op, "runs", shape_of(runs), "[runs, 3]");
   check_kind<T>(op, weight, false);
   if (static_cast<std::int64_t>(shifts.size()) != weight.groups()) refuse(op, "shifts", "of another number", "one for each group");
   const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), x.shape(1));
   const std::int64_t elements = (x.shape(0) - 1) * from.stride + x.shape(1);
   const Output<T> to = output_of(op, "out", out, out.ndim() == 2 ? out.shape(0) : 0, weight.outputs());
-  const Run* const first = reinterpret_cast<const Run*>(runs.data());
+  const Run* const first = runs_of(op, runs, shifts, from, elements, weight.inputs(), out.shape(0));
   const std::int64_t count = runs.shape(0);
-  std::int64_t next = 0;  // so that no two runs write to one row
-  for (std::int64_t r = 0; r < count; ++r) {
-    const Run run = first[r];
-    bool inside = run.count > 0 && run.to >= next && run.to + std::int64_t{run.count} <= out.shape(0);
-    for (const std::int64_t shift : shifts) {
-      const std::int64_t begin = run.from + shift;
-      inside &= begin >= 0 && (begin + run.count - 1) * from.stride + weight.inputs() <= elements;
-    }
-    if (!inside) refuse(op, "runs", "outside", "rows of x and out that exist, in the order of those of out, and each once");
-    next = run.to + std::int64_t{run.count};
-  }
   const Finish<T> finish = finish_of<T>(op, out.shape(0), weight.outputs(), bias, relu, std::nullopt, std::nullopt);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
@@ -225,6 +213,7 @@ void define(py::module_& module) {
 
 void define_layers(py::module_& module) {
   module.attr("PANEL") = kPanel;
+  module.attr("PART") = kPart;
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
       .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
