@@ -90,11 +90,6 @@ class MapScores:
         valid = proposal_map(config).valid
         self.cells = cells = MapCells.of(valid if rewrites.valid_cells else np.ones_like(valid))
         self.projects, self.plan = self._plan(config, rewrites)
-        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, -1)).mT  # [O, N, C]
-        packed = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
-        self.sampled = packed, kernels.constant(state[f"{names.sampled}.bias"])
-        del weight  # with the part of the checkpoint that it is
-
         first, *convolutions = names.cells
         self.first = self._layer(state, first)
         self.over_cells = state[f"{convolutions[0]}.weight"].shape[-1] > 1
@@ -103,10 +98,14 @@ class MapScores:
             (make(state[f"{name}.weight"]), kernels.constant(state[f"{name}.bias"])) for name in convolutions
         ]
         self.map = kernels.map(cells, self.over_cells)
-        # Last, the scores of all kinds in one product.
+        # The scores of all kinds in one product.
         kinds = [names.scores] + (["background.0"] if config.background_constraint else [])
         weights = [torch.cat([state[f"{name}.{what}"] for name in kinds]) for what in ("weight", "bias")]
         self.scores = self._weight(weights[0]), kernels.constant(weights[1])
+        # Last, because it is most of the memory: what making the plan took has been given back by now.
+        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, -1)).mT  # [O, N, C]
+        packed = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
+        self.sampled = packed, kernels.constant(state[f"{names.sampled}.bias"])
 
     def _plan(self, config: MapConfig, rewrites: Rewrites) -> tuple[bool, Any]:
         """Whether features are projected before they are sampled, and what the kernels need of the plan for that."""
