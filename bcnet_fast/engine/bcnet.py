@@ -311,7 +311,7 @@ class BCNetEngine:
         """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background,
         None without background constraint).
 
-        `needed`, int64 numbers of anchors: only these, in their order.
+        `needed`, ascending int64 numbers of anchors: only these.
         """
         kernels, layer = self.kernels, self.clip_layer
         with stage("clips: streams"):
@@ -385,20 +385,17 @@ class BCNetEngine:
     def _difference(self, layer: InteractionWeights, both: Sequence, needed: Any, spare: str = "wide1") -> Sequence:
         """The difference unit and the feed-forward networks after it, [2, ..., needed, d].
 
-        `both` lies in the one of the slots wide0 and wide1 that is not `spare`.
+        `both` lies in another slot than `spare`, and its memory takes the results.
         """
         kernels, inner = self.kernels, self.inner
-        taken = "wide0" if spare == "wide1" else "wide1"
         key_value = kernels.linear(both[1], layer.key_value_b, slot="joint")
-        value_a = kernels.linear(both[0], layer.value_a, slot="value_a")
+        value_a = kernels.linear(both[0], layer.value_a, slot=spare)
         if needed is not None:
-            both = kernels.rows(both, needed, slot=spare)
-            spare, taken = taken, spare
+            both = kernels.rows(both, needed)
         query = kernels.linear(both[0], layer.query, slot="query")
         values = value_a, key_value[..., inner:]
         attended = kernels.attention(query, key_value[..., :inner], values, self.config.heads, slot="heads")
-        x = kernels.linear_each(attended, layer.output, added=both, norm=True, slot=spare)
-        return kernels.feed_forward_each(x, layer.after, slot=taken)
+        return kernels.attended_each(attended, layer.output, both, layer.after, slot=spare)
 
     def _project(self, streams: list[Sequence], projection: Projection, first_stream: int = 0) -> Sequence:
         """Every anchor's features, positions included, times a weight: [streams, ..., P, O]."""

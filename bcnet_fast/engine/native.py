@@ -26,6 +26,7 @@ LINE = 16  # elements, a cache line of float32
 # What sampling and projecting read of a plan; gradients need more.
 BIN_LISTS = ("first", "offsets", "weights")
 GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
+ROWS = 128  # that are copied at a time where memory is to be spared
 LONGEST_RUN = 64  # rows, about as many as are worked on at a time
 
 
@@ -133,12 +134,14 @@ class NativeKernels:
         out[...] = x
         return out
 
-    def rows(self, x: np.ndarray, needed: Tensor, slot: str) -> np.ndarray:
-        """[2, P, d] -> [2, needed, d]"""
-        out = self.buffer(slot, len(x), len(needed), x.shape[-1])
-        for i, of_one in enumerate(x):
-            torch.index_select(torch.from_numpy(of_one), 0, needed, out=torch.from_numpy(out[i]))
-        return out
+    def rows(self, x: np.ndarray, needed: Tensor) -> np.ndarray:
+        """[2, P, d] -> [2, needed, d], in the same memory: numbers ascend, so what is overwritten was read before."""
+        for of_one in x:
+            rows = torch.from_numpy(of_one)
+            for begin in range(0, len(needed), ROWS):
+                some = needed[begin : begin + ROWS]
+                rows[begin : begin + len(some)] = rows.index_select(0, some)
+        return x[:, : len(needed)]
 
     def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
         return np.add(x, other, out=self.buffer(slot, *x.shape))
@@ -197,6 +200,20 @@ class NativeKernels:
                 x, network.first, network.second, to, added=x, eps=EPS, threads=torch.get_num_threads()
             )
         return out
+
+    def attended_each(
+        self, xs: np.ndarray, outputs: list[Any], added: np.ndarray, networks: Any, *, slot: str
+    ) -> np.ndarray:
+        """LayerNorm(x output^T + added) and its feed-forward, for each x, in the memory of what is added.
+
+        One after the other, so that what is between takes half the memory.
+        """
+        for x, output, network, to in zip(xs, outputs, networks, added, strict=True):
+            y = self.linear(x, output, added=to, norm=True, slot=slot)
+            _native.module.feed_forward(
+                y, network.first, network.second, to, added=y, eps=EPS, threads=torch.get_num_threads()
+            )
+        return added
 
     def folded_feed_forward(
         self, x: np.ndarray, attention: Any, added: np.ndarray, first: np.ndarray, weights: Any, out: np.ndarray

@@ -72,7 +72,7 @@ class PortableKernels:
         """[B, T, parts * d] -> [parts, B, T, d]"""
         return x.unflatten(-1, (parts, -1)).movedim(-2, 0)
 
-    def rows(self, x: Tensor, needed: Tensor, slot: str) -> Tensor:
+    def rows(self, x: Tensor, needed: Tensor) -> Tensor:
         return x.index_select(-2, needed)
 
     def add(self, x: Tensor, other: Tensor, slot: str) -> Tensor:
@@ -110,6 +110,11 @@ class PortableKernels:
     def feed_forward_each(self, xs: Any, weights: Any, *, slot: str) -> Tensor:
         made = [self.feed_forward(x, w.first, w.second, slot=slot) for x, w in zip(xs, weights, strict=True)]
         return torch.stack(made)
+
+    def attended_each(self, xs: Tensor, outputs: Tensor, added: Tensor, networks: Any, *, slot: str) -> Tensor:
+        return self.feed_forward_each(
+            self.linear_each(xs, outputs, added=added, norm=True, slot=slot), networks, slot=slot
+        )
 
     def convolution(
         self, x: Tensor, weight: tuple[Tensor, Tensor, int], *, slot: str, added: Tensor | None = None
