@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -130,7 +130,7 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 def _finite(tensor: Tensor) -> bool:
     # NaN is passed on by both, and this makes no tensor of the weights' size.
-    return tensor.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in tensor.aminmax())
+    return tensor.numel() == 0 or all(math.isfinite(bound.item()) for bound in tensor.aminmax())
 
 
 def _mismatches(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 # Anchors that the native code works on at the same time (csrc/include/anchor_sampling.h has the same number).
 GROUP = 8
 # Anchors whose points are in memory at the same time while a plan is made.
-BLOCK = 1024
+BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +108,10 @@ def interpolated_plan(
         fraction = points - lower
         snippet = np.stack([lower, np.ceil(points)])
         inside = (snippet >= 0) & (snippet < length)  # false for NaN
-        return _taps(np.where(inside, snippet, 0.0), np.where(inside, [1.0 - fraction, fraction], 0.0))
+        taps = _taps(np.where(inside, snippet, 0.0), np.where(inside, [1.0 - fraction, fraction], 0.0))
+        return taps._replace(weights=(1.0 / points_per_bin * taps.weights).astype(np.float32))
 
-    taps = _by_blocks(intervals, taps_of)
-    taps = taps._replace(weights=(1.0 / points_per_bin * taps.weights).astype(np.float32))
-    return _plan([taps], intervals, length, (bins,), dtype)
+    return _plan(_by_blocks(intervals, taps_of, dtype), intervals, length, (bins,))
 
 
 def aligned_plan(
@@ -155,8 +154,11 @@ def aligned_plan(
         snippet = np.stack([lower, np.minimum(lower + 1, length - 1)])
         return _taps(snippet, np.where(used, [1 - fraction, fraction], 0.0) / points_in_bin)
 
-    parts = {number: _by_blocks(regions, functools.partial(taps_of, number=number)) for number in set(bins)}
-    return _plan([parts[number] for number in bins], regions, length, tuple(bins), dtype)
+    def joined() -> _Taps:
+        parts = {number: _by_blocks(regions, functools.partial(taps_of, number=number), dtype) for number in set(bins)}
+        return _side_by_side([parts[number] for number in bins])
+
+    return _plan(joined(), regions, length, tuple(bins))
 
 
 def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
@@ -203,14 +205,16 @@ def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[
 class _Taps(NamedTuple):
     """What the bins of one feature sequence read: bin n of anchor p `count[p, n]` snippets, from `first[p, n]` on."""
 
-    first: np.ndarray  # [P, N]
-    count: np.ndarray  # [P, N]
+    first: np.ndarray  # [P, N] int32
+    count: np.ndarray  # [P, N] int32
     weights: np.ndarray  # [sum of count], by anchor, then bin, then snippet
 
 
-def _by_blocks(intervals: np.ndarray, taps_of: Callable[[np.ndarray], _Taps]) -> _Taps:
-    """The taps of all intervals, made block by block."""
+def _by_blocks(intervals: np.ndarray, taps_of: Callable[[np.ndarray], _Taps], dtype: torch.dtype) -> _Taps:
+    """The taps of all intervals, made block by block, with weights of a dtype."""
+    made = np.float64 if dtype == torch.float64 else np.float32
     blocks = [taps_of(intervals[begin : begin + BLOCK]) for begin in range(0, len(intervals), BLOCK)]
+    blocks = [taps._replace(weights=taps.weights.astype(made)) for taps in blocks]
     return _Taps(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
@@ -220,50 +224,67 @@ def _taps(snippet: np.ndarray, weight: np.ndarray) -> _Taps:
     first = np.where(read, snippet, np.inf).min(axis=(0, 3))
     last = np.where(read, snippet, -np.inf).max(axis=(0, 3))
     empty = first == np.inf
-    first = np.where(empty, 0, first).astype(np.int64)
-    count = np.where(empty, 0, last - first + 1).astype(np.int64)
+    first = np.where(empty, 0, first).astype(np.int32)
+    count = np.where(empty, 0, last - first + 1).astype(np.int32)
     origin = _starts(count) - first
     place = origin[:, :, None] + snippet.astype(np.int64)
     return _Taps(first, count, np.bincount(place[read], weight[read], minlength=count.sum()))
 
 
-def _plan(
-    parts: list[_Taps], intervals: np.ndarray, length: int, bins: tuple[int, ...], dtype: torch.dtype
-) -> SamplingPlan:
+def _side_by_side(parts: list[_Taps]) -> _Taps:
+    """The bins of several feature sequences as those of one."""
     first, count = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("first", "count"))
+    weights = np.empty(count.sum(), parts[0].weights.dtype)
+    ends = np.cumsum([part.count.shape[1] for part in parts])
+    for part, starts in zip(parts, np.split(_starts(count), ends[:-1], axis=1), strict=True):
+        weights[_places(starts, part.count)] = part.weights
+    return _Taps(first, count, weights)
+
+
+def _plan(taps: _Taps, intervals: np.ndarray, length: int, bins: tuple[int, ...]) -> SamplingPlan:
+    first, count, weights = taps
     starts = _starts(count)
-    weights = np.empty(count.sum(), np.float64 if dtype == torch.float64 else np.float32)
-    for part, columns in zip(parts, np.split(starts, np.cumsum(bins)[:-1], axis=1), strict=True):
-        weights[
-            np.repeat((columns - _starts(part.count)).ravel(), part.count.ravel()) + np.arange(len(part.weights))
-        ] = part.weights
-
-    cell = np.repeat(np.arange(count.size, dtype=np.int32), count.ravel())
-    tap_anchor, tap_bin = np.divmod(cell, np.int32(first.shape[1]))
-    shift = (first - starts).astype(np.int32).ravel()
-    row = tap_bin * np.int32(length) + shift[cell] + np.arange(len(cell), dtype=np.int32)
-    by_snippet = np.argsort(row, kind="stable")
-
     order = _order(intervals)
     step, common = _steps(order, first, count, starts, weights)
     arrays = {
-        "first": first.astype(np.int32),
-        "offsets": np.append(starts, len(weights)).astype(np.int32),
+        "first": first,
+        "offsets": np.append(starts, np.int32(len(weights))),
         "weights": weights,
-        "by_snippet_offsets": np.append(0, np.bincount(row, minlength=sum(bins) * length).cumsum()).astype(np.int32),
-        "by_snippet_anchor": tap_anchor[by_snippet],
-        "by_snippet_weight": weights[by_snippet],
         "order": order,
         "step": step,
         **_group_lists(order, common, first, count, starts, weights, length),
+        **_by_snippet(first, count, starts, weights, length),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return SamplingPlan(length=length, bins=bins, longest=int(count.max()), **tensors)
 
 
 def _starts(count: np.ndarray) -> np.ndarray:
-    """Where each bin's weights begin, [P, N]."""
-    return (np.cumsum(count) - count.ravel()).reshape(count.shape)
+    """Where each bin's weights begin, int32 [P, N]."""
+    return (np.cumsum(count, dtype=np.int32) - count.ravel()).reshape(count.shape)
+
+
+def _places(starts: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """What bins read or have, bin after bin: `count` numbers each, from `starts` on."""
+    places = np.repeat((starts - _starts(count)).ravel(), count.ravel())
+    places += np.arange(len(places), dtype=np.int32)
+    return places
+
+
+def _by_snippet(first, count, starts, weights, length) -> dict[str, np.ndarray]:
+    """The taps by bin and snippet; bin by bin, since to sort all at once takes more memory than the plan itself."""
+    sizes, anchors, sorted_weights = [], [], []
+    for bin_first, bin_count, bin_starts in zip(first.T, count.T, starts.T, strict=True):
+        snippet = _places(bin_first, bin_count)
+        order = np.argsort(snippet, kind="stable")
+        sizes.append(np.bincount(snippet, minlength=length))
+        anchors.append(np.repeat(np.arange(len(bin_count), dtype=np.int32), bin_count)[order])
+        sorted_weights.append(weights[_places(bin_starts, bin_count)[order]])
+    return {
+        "by_snippet_offsets": np.append(0, np.concatenate(sizes).cumsum()).astype(np.int32),
+        "by_snippet_anchor": np.concatenate(anchors),
+        "by_snippet_weight": np.concatenate(sorted_weights),
+    }
 
 
 def _order(intervals: np.ndarray) -> np.ndarray:

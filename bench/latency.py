@@ -110,12 +110,14 @@ def lengths_of(windows: torch.Tensor) -> torch.Tensor:
 
 
 def in_own_process(
-    name: str, checkpoint: Path, threshold: float | None, device: str, threads: int, quick: bool
+    name: str, checkpoint: Path, features: np.ndarray, threshold: float | None, device: str, threads: int, quick: bool
 ) -> dict[str, Any]:
-    """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken."""
+    """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken.
+
+    features [1, C, T] come from outside: to make them takes more memory than they do.
+    """
     torch.set_num_threads(threads)
-    config = read_config(checkpoint)
-    window = make_features(config)[0][:1]
+    config, window = read_config(checkpoint), torch.from_numpy(features)
     if name in EXPORTS:
         importlib.import_module(name)
     before = memory_mib("VmRSS")
@@ -134,8 +136,10 @@ def in_own_process(
     return {**seconds, "alone_ms": alone, "peak_mib": peak, "own_mib": own}
 
 
-def run_apart(name: str, checkpoint: Path, threshold: float | None, device: str, quick: bool) -> dict[str, Any]:
-    arguments = name, checkpoint, threshold, device, torch.get_num_threads(), quick
+def run_apart(
+    name: str, checkpoint: Path, features: np.ndarray, threshold: float | None, device: str, quick: bool
+) -> dict[str, Any]:
+    arguments = name, checkpoint, features, threshold, device, torch.get_num_threads(), quick
     # A forked process would start with the memory of this one.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(in_own_process, *arguments).result()
@@ -360,7 +364,7 @@ def measure_case(
     if EXPORTS.keys() & names:
         export_onnx(checkpoint)
     apart = progress(names, len(names), "processes")
-    own = {name: run_apart(name, checkpoint, chosen, device, quick) for name in apart}
+    own = {name: run_apart(name, checkpoint, window.numpy(), chosen, device, quick) for name in apart}
     systems |= {name: available[name](checkpoint, device) for name in names[1:]}
     rows = measure(systems, own, chosen, device, quick)
     show(rows)

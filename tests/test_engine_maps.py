@@ -30,6 +30,7 @@ GTAD = GTADConfig(
 MODELS = {
     "bmn": BMN,
     "bmn, background": dataclasses.replace(BMN, background_constraint=True),
+    "bmn, many channels": dataclasses.replace(BMN, sampled_channels=2 * 256 + 37),
     "bmn, short": dataclasses.replace(BMN, max_duration=6),
     "bmn, durations": dataclasses.replace(BMN, map_layout="duration_start", max_duration=7),
     "bmn, one snippet": dataclasses.replace(BMN, window=1, max_duration=1),
@@ -37,6 +38,7 @@ MODELS = {
     "bmn, anchors of one snippet": dataclasses.replace(BMN, map_layout="duration_start", max_duration=1),
     "gtad": GTAD,
     "gtad, background": dataclasses.replace(GTAD, background_constraint=True),
+    "gtad, many channels": dataclasses.replace(GTAD, map_kernel=1, sampled_channels=600),
     "gtad, points": dataclasses.replace(GTAD, map_kernel=1, inner_bins=4, context_bins=1, max_duration=23),
     "gtad, small": dataclasses.replace(GTAD, window=3, max_duration=3),
 }

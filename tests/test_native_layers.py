@@ -282,6 +282,20 @@ def test_part_is_the_weight_of_those_rows(rng, int8):
     assert error(result, x @ weight[32:64].T.astype(np.float64)) < (0.03 if int8 else BOUND[np.float32])
 
 
+@pytest.mark.parametrize("int8", [False, True])
+def test_weights_are_packed_from_any_strides(rng, int8):
+    groups, outputs, inputs = 3, 35, 11
+    rows = draw(rng, np.float32, 9, groups * inputs)
+    stored = draw(rng, np.float32, outputs, inputs, groups)[::-1]  # a group's weights lie apart
+    options = {"int8": int8, "threads": 2}
+    by_group = stored.transpose(2, 0, 1)
+    plain = by_group.reshape(-1, inputs)
+    packed = [module.PackedWeight(weight, groups, **options) for weight in (plain.copy(), plain.copy("F"))]
+    packed.append(module.PackedWeight(by_group, **options))
+    results = [written("linear", 9, groups * outputs, np.float32, x=rows, weight=w, threads=1) for w in packed]
+    assert all(np.array_equal(result, results[0]) for result in results[1:])
+
+
 # ---- 8 bits
 
 
@@ -491,6 +505,39 @@ def test_project_anchors(rng, instructions, dtype, name):
             assert error(results[0], finished(exact, **options)) < BOUND[dtype]
 
 
+@every_dtype
+@every_set
+def test_project_runs(rng, instructions, dtype):
+    """A layer on projected anchors has the same bits for any number of columns at a time, and of threads."""
+    plan = PLANS["gtad-unequal"]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
+    groups = [getattr(plan, name).numpy() for name in GROUPS]
+    sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
+    inputs, columns, bins = 3, 2 * module.PART + 37, len(sources)
+    x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)
+    weight, bias = module.PackedWeight(draw(rng, dtype, bins * columns, inputs), bins), draw(rng, dtype, columns)
+    anchors = np.empty((plan.anchors, columns), dtype)
+    module.project_anchors(x, sources, weight, *groups, anchors, bias=bias, relu=True, threads=2)
+    runs = np.array([[7, 0, 1], [100, 1, 65], [0, 70, 7]], np.int32)
+    taken = np.concatenate([np.arange(begin, begin + count) for begin, _, count in runs])
+    places = np.concatenate([np.arange(begin, begin + count) for _, begin, count in runs])
+    for outputs in (1, 33, 64):
+        layer = draw(rng, dtype, outputs, columns)
+        exact = anchors[taken].astype(np.float64) @ layer.T.astype(np.float64)
+        packed = module.PackedWeight(layer)
+        for layer_bias in (None, draw(rng, dtype, outputs)):
+            results = []
+            for at_a_time, threads in ((module.PART, 1), (2 * module.PART, 3), (columns, 2)):
+                frame = np.full((79, outputs + 2), np.nan, dtype)
+                out, projected = frame[1:-1, 1:-1], np.full((plan.anchors, at_a_time), np.nan, dtype)
+                options = {"bias": bias, "layer_bias": layer_bias, "threads": threads, "instruction_set": instructions}
+                module.project_runs(x, sources, weight, *groups, projected, runs, packed, out, **options)
+                results.append(out[places])
+                out[places] = np.nan
+                assert np.isnan(frame).all()
+            assert all(np.array_equal(result, results[0]) for result in results)
+            assert error(results[0], finished(exact, bias=layer_bias, relu=True)) < BOUND[dtype]
+
+
 # ---- Layers on runs of rows
 
 
@@ -533,6 +580,8 @@ def test_weights_that_do_not_fit_are_refused():
         (weight[0], {}, r"PackedWeight: weight is \[6\], expected \[groups \* outputs, inputs\]"),
         (weight[:0], {}, r"PackedWeight: weight is \[0, 6\]"),
         (weight[:, :0], {}, r"PackedWeight: weight is \[64, 0\]"),
+        (weight[None, None], {}, "PackedWeight: weight is .* expected .*groups"),
+        (weight[None], {"groups": 2}, "PackedWeight: weight is .* expected .*groups"),
         (weight, {"groups": 0}, "PackedWeight: weight is .* expected .*groups"),
         (weight, {"groups": 5}, "PackedWeight: weight is .* expected .*groups"),
         (weight.astype(np.float64), {"int8": True}, "PackedWeight: weight is float64, expected float32 for int8"),
@@ -542,9 +591,13 @@ def test_weights_that_do_not_fit_are_refused():
     for value in (np.nan, np.inf, -np.inf):
         bad = weight.copy()
         bad[-1, -1] = value
-        with pytest.raises(ValueError, match="PackedWeight: weight is not finite"):
-            module.PackedWeight(bad)
-    for bad in (weight.T, weight[:, ::2], weight.astype(np.float16), weight.astype(int), weight.tolist()):
+        for options in ({}, {"int8": True}):
+            with pytest.raises(ValueError, match="PackedWeight: weight is not finite"):
+                module.PackedWeight(bad, **options)
+    odd = np.zeros((64, 25), np.uint8)[:, :24].view(np.float32)  # rows begin inside of an element
+    with pytest.raises(ValueError, match="PackedWeight: weight is strided"):
+        module.PackedWeight(odd)
+    for bad in (weight.astype(np.float16), weight.astype(int), weight.tolist()):
         with pytest.raises(TypeError, match="PackedWeight"):
             module.PackedWeight(bad)
     packed = module.PackedWeight(weight)
@@ -598,6 +651,16 @@ def test_arrays_that_do_not_fit_are_refused():
             "weight": packed(7 * 5, 3, 5),
             **of_plan,
             "out": array(anchors, 7),
+        },
+        "project_runs": {
+            "x": array(length, 3),
+            "sources": array(5, dtype=np.int32),
+            "weight": packed(7 * 5, 3, 5),
+            **of_plan,
+            "projected": array(anchors, 7),
+            "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
+            "layer": packed(6, 7),
+            "out": array(7, 6),
         },
         "linear_runs": {
             "x": array(9, 5),
@@ -664,6 +727,19 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_anchors", {"sources": array(4, dtype=np.int32)}, "sources is"),
         ("project_anchors", {"sources": np.full(5, -1, np.int32)}, "sources is"),
         ("project_anchors", {"sources": np.arange(5, dtype=np.int32) // 4}, "x is .*as many rows of each sequence"),
+        ("project_runs", {"x": array(length, 4)}, "x is"),
+        ("project_runs", {"weight": packed(7 * 5, 3, 5, np.float64)}, "a weight is of another kind"),
+        ("project_runs", {"layer": packed(6, 7, dtype=np.float64)}, "a weight is of another kind"),
+        ("project_runs", {"layer": packed(6, 8)}, "layer is unlike"),
+        ("project_runs", {"layer": packed(12, 7, 2)}, "layer is unlike"),
+        ("project_runs", {"projected": array(7)}, "projected is"),
+        ("project_runs", {"projected": array(anchors, 6)}, r"projected is .*, expected .* a multiple of 256"),
+        ("project_runs", {"projected": array(anchors, 8)}, r"projected is .*, expected all outputs of the weight"),
+        ("project_runs", {"projected": array(anchors + 1, 7)}, "the plan is"),
+        ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is outside"),
+        ("project_runs", {"out": array(7, 7)}, "out is"),
+        ("project_runs", {"bias": array(8)}, "bias is"),
+        ("project_runs", {"layer_bias": array(7)}, "bias is"),
         ("linear_runs", {"x": array(5)}, "x is"),
         ("linear_runs", {"x": array(8, 5)}, "runs is outside"),
         ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x is strided"),

@@ -328,7 +328,7 @@ class BCNetEngine:
         """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background,
         None without background constraint).
 
-        `needed`, int64 numbers of anchors: only these, in their order.
+        `needed`, ascending int64 numbers of anchors: only these.
         """
         kernels, layer = self.kernels, self.clip_layer
         with stage("clips: streams"):
@@ -353,24 +353,19 @@ class BCNetEngine:
                 return kernels.linear(x, weight, **options)
             return kernels.linear_each(x, kernels.each([weight, weight]), **options)
 
-        def those_needed(x: Sequence, slot: str) -> Sequence:
-            return x if needed is None else kernels.rows(x, needed, slot=slot)
-
         with stage("clips: sampling"):
             # What a feed-forward network reads lies in another slot than what it makes.
-            sampled = kernels.sample(
-                streams, self.plan, self.clip_positions, slot="wide1" if attention is None else "wide0"
-            )
-            x = those_needed(sampled, "sampled")
+            x = kernels.sample(streams, self.plan, self.clip_positions, slot="wide1" if attention is None else "wide0")
         if attention is not None:
             with stage("clips: self-attention"):
                 if self.projection is None:
-                    joint = linear(sampled, attention.joint, slot="joint")
+                    joint = linear(x, attention.joint, slot="joint")
                 else:
                     joint = self._project(streams, self.projection)
                 query, key, value = self._split(joint)
-                query = those_needed(query, "query")
+                query = query if needed is None else kernels.rows(query, needed)
                 (attended,) = kernels.attention(query, key, (value,), self.config.heads, slot="heads")
+        x = x if needed is None else kernels.rows(x, needed)
         with stage("clips: feed-forward"):
             if attention is not None:
                 x = linear(attended, attention.output, added=x, norm=True, slot="wide1")
@@ -420,22 +415,19 @@ class BCNetEngine:
     def _difference(self, layer: InteractionWeights, both: Sequence, needed: Any, spare: str = "wide1") -> Sequence:
         """The difference unit and the feed-forward networks after it, [2, ..., needed, d].
 
-        `both` lies in the one of the slots wide0 and wide1 that is not `spare`.
+        `both` lies in another slot than `spare`, and its memory takes the results.
         """
         kernels, inner, unit = self.kernels, self.inner, layer.difference
         if unit is None:
             return kernels.feed_forward_each(both, layer.after, slot=spare)
-        taken = "wide0" if spare == "wide1" else "wide1"
         key_value = kernels.linear(both[1], unit.key_value_b, slot="joint")
-        value_a = kernels.linear(both[0], unit.value_a, slot="value_a")
+        value_a = kernels.linear(both[0], unit.value_a, slot=spare)
         if needed is not None:
-            both = kernels.rows(both, needed, slot=spare)
-            spare, taken = taken, spare
+            both = kernels.rows(both, needed)
         query = kernels.linear(both[0], unit.query, slot="query")
         values = value_a, key_value[..., inner:]
         attended = kernels.attention(query, key_value[..., :inner], values, self.config.heads, slot="heads")
-        x = kernels.linear_each(attended, unit.output, added=both, norm=True, slot=spare)
-        return kernels.feed_forward_each(x, layer.after, slot=taken)
+        return kernels.attended_each(attended, unit.output, both, layer.after, slot=spare)
 
     def _project(self, streams: list[Sequence], projection: Projection, first_stream: int = 0) -> Sequence:
         """Every anchor's features, positions included, times a weight: [streams, ..., P, O]."""

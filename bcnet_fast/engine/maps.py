@@ -89,14 +89,7 @@ class MapScores:
         self.kernels = kernels
         valid = proposal_map(config).valid
         self.cells = cells = MapCells.of(valid if rewrites.valid_cells else np.ones_like(valid))
-        plan = sampling_plan(config, cells.sampled, kernels.accumulated)
-        bins = plan.first.shape[1]
-        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, bins)).mT  # [O, N, C]
-        sizes = config.base_channels, config.sampled_channels
-        self.projects = rewrites.project_sampling and cheaper_strategy(plan, *sizes, kernels.device.type) == "project"
-        self.plan, self.sampled_bias = kernels.plan(plan), kernels.constant(state[f"{names.sampled}.bias"])
-        self.sampled_weight = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
-
+        self.projects, self.plan = self._plan(config, rewrites)
         first, *convolutions = names.cells
         self.first = self._layer(state, first)
         self.over_cells = state[f"{convolutions[0]}.weight"].shape[-1] > 1
@@ -104,15 +97,23 @@ class MapScores:
         self.convolutions = [
             (make(state[f"{name}.weight"]), kernels.constant(state[f"{name}.bias"])) for name in convolutions
         ]
-        if self.over_cells:
-            self.map = kernels.map(cells, config.map_channels)
-            self.spread = self.map.spread
-        else:
-            self.spread = torch.from_numpy(cells.source.ravel()).to(kernels.device)
-        # Last, the scores of all kinds in one product.
+        self.map = kernels.map(cells, self.over_cells)
+        # The scores of all kinds in one product.
         kinds = [names.scores] + (["background.0"] if config.background_constraint else [])
         weights = [torch.cat([state[f"{name}.{what}"] for name in kinds]) for what in ("weight", "bias")]
         self.scores = self._weight(weights[0]), kernels.constant(weights[1])
+        # Last, because it is most of the memory: what making the plan took has been given back by now.
+        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, -1)).mT  # [O, N, C]
+        packed = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
+        self.sampled = packed, kernels.constant(state[f"{names.sampled}.bias"])
+
+    def _plan(self, config: MapConfig, rewrites: Rewrites) -> tuple[bool, Any]:
+        """Whether features are projected before they are sampled, and what the kernels need of the plan for that."""
+        kernels = self.kernels
+        plan = sampling_plan(config, self.cells.sampled, kernels.accumulated)
+        sizes = config.base_channels, config.sampled_channels
+        projects = rewrites.project_sampling and cheaper_strategy(plan, *sizes, kernels.device.type) == "project"
+        return projects, kernels.plan(plan, samples=not projects, projects=projects)
 
     def _weight(self, weight: Tensor) -> Any:
         return self.kernels.weight(weight.flatten(1))
@@ -125,19 +126,21 @@ class MapScores:
         kernels = self.kernels
         with stage("map: sampling"):
             if self.projects:
-                x = kernels.project_cells(streams, self.plan, self.sampled_weight, self.sampled_bias, slot="sampled")
+                x = kernels.project_cells(streams, self.plan, self.sampled, self.map, self.first)
             else:
                 x = kernels.sample_cells(streams, self.plan, slot="samples")
-                x = kernels.linear(x, self.sampled_weight, bias=self.sampled_bias, relu=True, slot="sampled")
+                weight, bias = self.sampled
+                x = kernels.linear(x, weight, bias=bias, relu=True, slot="sampled")
+                x = kernels.first_cells(x, self.map, self.first)
         with stage("map: convolutions"):
             if self.over_cells:
-                x = kernels.map_layers(x, self.map, self.first, self.convolutions)
+                x = kernels.convolve_cells(x, self.map, self.convolutions)
             else:
-                for i, (weight, bias) in enumerate([self.first, *self.convolutions]):
-                    x = kernels.linear(x, weight, bias=bias, relu=True, slot=f"cells{i % 2}")
+                for (weight, bias), slot in zip(self.convolutions, ("sampled", "cells"), strict=True):
+                    x = kernels.linear(x, weight, bias=bias, relu=True, slot=slot)
             weight, bias = self.scores
             x = kernels.result(kernels.linear(x, weight, bias=bias, slot="scores"))
-        scores = x.view(-1, *x.shape[-2:]).sigmoid()[:, self.spread].mT.unflatten(-1, self.cells.source.shape)
+        scores = x.view(-1, *x.shape[-2:]).sigmoid()[:, self.map.spread].mT.unflatten(-1, self.cells.source.shape)
         start, end = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
         return MapOutput(start, end, scores[:, :2], background)

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from .. import _native
 from ..sampling import SamplingPlan
-from .maps import CONVOLUTIONS, MapCells
+from .maps import MapCells
 
 EPS = 1e-5  # of every LayerNorm
 LINE = 16  # elements, a cache line of float32
-# What sampling and projection read of a plan; gradients need more.
+# What sampling and projecting read of a plan; gradients need more.
 BIN_LISTS = ("first", "offsets", "weights")
 GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
+ROWS = 128  # that are copied at a time where memory is to be spared
 LONGEST_RUN = 64  # rows, about as many as are worked on at a time
 
 
@@ -52,7 +53,7 @@ class NativeKernels:
 
         The first cut is all of them, and the others share its memory where they are whole panels.
         """
-        array, panel = self.constant(weight), _native.module.PANEL
+        array, panel = self._array(weight), _native.module.PANEL
         int8 = self.int8 and not exact
         whole = _packed(array, int8=int8)
         parts = []
@@ -75,26 +76,34 @@ class NativeKernels:
 
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Any, np.ndarray]:
         """weight [C', C / groups, 3] and bias [C'], not rounded to 8 bits: convolutions are 1 % of the work."""
-        by_tap = self.constant(weight.transpose(1, 2).flatten(1))
+        by_tap = self._array(weight).swapaxes(1, 2).reshape(len(weight), -1)
         return _packed(by_tap, groups=groups), self.constant(bias)
 
     def anchor_weight(self, weight: Tensor) -> Any:
         """A weight [outputs, bins, C] for `project`."""
-        return _packed(self.constant(weight.transpose(0, 1).flatten(0, 1)), groups=weight.shape[1])
+        return _packed(self._array(weight.transpose(0, 1)))
 
     def constant(self, tensor: Tensor) -> np.ndarray:
-        return np.ascontiguousarray(tensor.detach().numpy(), self.dtype)
+        """A copy: a part of a checkpoint's file would keep in memory all of the file that was looked at with it."""
+        return np.array(tensor.detach().numpy(), self.dtype, order="C")
+
+    def _array(self, tensor: Tensor) -> np.ndarray:
+        """For packing alone: without a copy where the dtype is right."""
+        return tensor.detach().numpy().astype(self.dtype, copy=False)
 
     def product(self, x: Tensor, weight: Tensor) -> np.ndarray:
         """x weight^T as a constant."""
-        x, out = self.constant(x), np.empty((len(x), len(weight)), self.dtype)
-        self._linear(x, _packed(self.constant(weight)), out, None, False)
+        x, out = np.ascontiguousarray(self._array(x)), np.empty((len(x), len(weight)), self.dtype)
+        self._linear(x, _packed(self._array(weight)), out, None, False)
         return out
 
-    def plan(self, plan: SamplingPlan) -> dict[str, np.ndarray]:
+    def plan(self, plan: SamplingPlan, samples: bool = True, projects: bool = True) -> dict[str, Any]:
+        """What sampling, projecting or both need of a plan."""
         plan = plan.to(dtype=self.accumulated)
-        arrays = {name: getattr(plan, name).numpy() for name in (*BIN_LISTS, *GROUP_LISTS)}
-        return arrays | {"sources": np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)}
+        names = (*(BIN_LISTS if samples else ()), *(GROUP_LISTS if projects else ()))
+        arrays = {name: getattr(plan, name).numpy() for name in names}
+        sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
+        return arrays | {"anchors": plan.anchors, "sources": sources}
 
     # ---- Sequences
 
@@ -125,12 +134,14 @@ class NativeKernels:
         out[...] = x
         return out
 
-    def rows(self, x: np.ndarray, needed: Tensor, slot: str) -> np.ndarray:
-        """[2, P, d] -> [2, needed, d]"""
-        out = self.buffer(slot, len(x), len(needed), x.shape[-1])
-        for i, of_one in enumerate(x):
-            torch.index_select(torch.from_numpy(of_one), 0, needed, out=torch.from_numpy(out[i]))
-        return out
+    def rows(self, x: np.ndarray, needed: Tensor) -> np.ndarray:
+        """[2, P, d] -> [2, needed, d], in the same memory: numbers ascend, so what is overwritten was read before."""
+        rows = torch.from_numpy(_flat(x))
+        numbers = torch.cat([needed, x.shape[1] + needed])
+        for begin in range(0, len(numbers), ROWS):
+            some = numbers[begin : begin + ROWS]
+            rows[begin : begin + len(some)] = rows.index_select(0, some)
+        return rows[: len(numbers)].numpy().reshape(2, len(needed), -1)
 
     def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
         return np.add(x, other, out=self.buffer(slot, *x.shape))
@@ -190,6 +201,20 @@ class NativeKernels:
             )
         return out
 
+    def attended_each(
+        self, xs: np.ndarray, outputs: list[Any], added: np.ndarray, networks: Any, *, slot: str
+    ) -> np.ndarray:
+        """LayerNorm(x output^T + added) and its feed-forward, for each x, in the memory of what is added.
+
+        One after the other, so that what is between takes half the memory.
+        """
+        for x, output, network, to in zip(xs, outputs, networks, added, strict=True):
+            y = self.linear(x, output, added=to, norm=True, slot=slot)
+            _native.module.feed_forward(
+                y, network.first, network.second, to, added=y, eps=EPS, threads=torch.get_num_threads()
+            )
+        return added
+
     def folded_feed_forward(
         self, x: np.ndarray, attention: Any, added: np.ndarray, first: np.ndarray, weights: Any, out: np.ndarray
     ) -> None:
@@ -232,7 +257,7 @@ class NativeKernels:
         self, streams: list[np.ndarray], plan: dict, weight: Any, added: list[np.ndarray], *, slot: str
     ) -> np.ndarray:
         """Every anchor's sampled features times a weight, + added: [streams, P, O]"""
-        out = self.buffer(slot, len(streams), len(plan["first"]), weight.outputs)
+        out = self.buffer(slot, len(streams), plan["anchors"], weight.outputs)
         for x, more, to in zip(streams, added, out, strict=True):
             self._project(x, plan, weight, to, added=more)
         return out
@@ -247,20 +272,28 @@ class NativeKernels:
     def map_weight(self, weight: Tensor) -> Any:
         """A convolution over the map [C', C, 3, 3]: a group for each of its rows, in which channels lie column by
         column."""
-        by_row = weight.permute(2, 0, 3, 1)  # [3, C', 3, C]
-        return _packed(self.constant(by_row.flatten(0, 1).flatten(1)), groups=len(by_row))
+        by_row = self._array(weight).transpose(2, 0, 3, 1)  # [3, C', 3, C]
+        return _packed(by_row.reshape(*by_row.shape[:2], -1))
 
-    def map(self, cells: MapCells, channels: int) -> NativeMap:
-        return NativeMap(cells, channels, self.dtype)
+    def map(self, cells: MapCells, convolved: bool) -> NativeMap:
+        return NativeMap(cells, convolved)
 
     def project_cells(
-        self, streams: list[np.ndarray], plan: dict, weight: Any, bias: np.ndarray, *, slot: str
+        self, streams: list[np.ndarray], plan: dict, sampled: tuple[Any, np.ndarray], of: NativeMap, first: Any
     ) -> np.ndarray:
-        """relu(every cell's sampled features times a weight + bias), [P, O]; the plan's bins are of several streams."""
-        out = self.buffer(slot, len(plan["first"]), weight.outputs)
+        """What `first_cells` makes of relu(every cell's sampled features times a weight + bias).
+
+        Which is the largest of all results, and so is made some columns at a time. The plan's bins are of several
+        streams.
+        """
+        (weight, bias), (layer, layer_bias) = sampled, first
         x = streams[0] if len(streams) == 1 else np.concatenate(streams)
-        self._project(x, plan, weight, out, bias=bias, relu=True)
-        return out
+        projected = self.buffer("sampled", plan["anchors"], _columns_at_a_time(weight.outputs))
+        out = self._cells("cells", of, layer.outputs)
+        lists = (plan[name] for name in GROUP_LISTS)
+        options = {"bias": bias, "layer_bias": layer_bias, "threads": torch.get_num_threads()}
+        _native.module.project_runs(x, plan["sources"], weight, *lists, projected, of.runs[0], layer, out, **options)
+        return of.with_copies(out)
 
     def sample_cells(self, streams: list[np.ndarray], plan: dict, *, slot: str) -> np.ndarray:
         """Every cell's sampled features, bin by bin: [P, N * C]"""
@@ -271,39 +304,60 @@ class NativeKernels:
         _native.module.sample(np.stack(streams)[None], *arrays, to, torch.get_num_threads())
         return out
 
-    def map_layers(
-        self,
-        x: np.ndarray,
-        of: NativeMap,
-        first: tuple[Any, np.ndarray],
-        convolutions: list[tuple[Any, np.ndarray]],
-    ) -> np.ndarray:
-        """relu(x first^T + bias) put into the map, then its convolutions: what is computed of the last, [cells, C]"""
-        out = self.buffer("cells", of.computed, of.maps[0].shape[1], padded=False)
-        layers = [(x, [0], *first, of.maps[0]), (of.maps[0], of.shifts, *convolutions[0], of.maps[1])]
-        layers.append((of.maps[1], of.shifts, *convolutions[1], out))
-        for i, ((given, shifts, weight, bias, to), runs) in enumerate(zip(layers, of.runs, strict=True)):
-            options = {"bias": bias, "relu": True, "threads": torch.get_num_threads()}
-            _native.module.linear_runs(given, runs, shifts, weight, to, **options)
-            if i == 0 and len(of.alike):
-                of.maps[0][of.alike] = of.maps[0][of.alike[0]]
+    def first_cells(self, x: np.ndarray, of: NativeMap, first: tuple[Any, np.ndarray]) -> np.ndarray:
+        """relu(x first^T + bias) where the map has its cells, in the slot `cells`."""
+        weight, bias = first
+        out = self._cells("cells", of, weight.outputs)
+        self._linear_runs(x, of.runs[0], [0], weight, bias, out)
+        return of.with_copies(out)
+
+    def convolve_cells(self, x: np.ndarray, of: NativeMap, convolutions: list[tuple[Any, np.ndarray]]) -> np.ndarray:
+        """What is computed of the last convolution over the map, [cells, C].
+
+        x lies in the slot `cells`. Results lie in `sampled`, which nobody reads any more, and then there.
+        """
+        (weight, bias), (last, last_bias) = convolutions
+        between = self._cells("sampled", of, weight.outputs)
+        self._linear_runs(x, of.runs[1], of.shifts, weight, bias, between)
+        out = self.buffer("cells", of.computed, last.outputs, padded=False)
+        self._linear_runs(between, of.runs[2], of.shifts, last, last_bias, out)
         return out
+
+    def _cells(self, slot: str, of: NativeMap, channels: int) -> np.ndarray:
+        """A map to write to; its cells lie side by side where convolutions read them."""
+        out = self.buffer(slot, of.rows, channels, padded=not of.convolved)
+        out[of.border] = 0
+        return out
+
+    def _linear_runs(
+        self, x: np.ndarray, runs: np.ndarray, shifts: list[int], weight: Any, bias: np.ndarray, out: np.ndarray
+    ) -> None:
+        options = {"bias": bias, "relu": True, "threads": torch.get_num_threads()}
+        _native.module.linear_runs(x, runs, shifts, weight, out, **options)
 
 
 class NativeMap:
-    """Where the cells of a map lie in memory: with a border of zeros, so that all have neighbours.
+    """Where the cells of a map lie in memory: with a border of zeros, so that all have neighbours; else, without
+    convolutions, in the order in which they are sampled.
 
     runs: for each layer, which rows are made of which, as `linear_runs` takes them. alike: the cells that are no
     proposals and are read all the same; the first of them is made, the others are copies. computed: how many cells the
     last layer has, in their order; spread: the one of these that each cell of the map has its score from.
     """
 
-    def __init__(self, cells: MapCells, channels: int, dtype: np.dtype) -> None:
+    def __init__(self, cells: MapCells, convolved: bool) -> None:
+        self.convolved = convolved
+        if not convolved:
+            self.rows, self.border, self.alike = len(cells.sampled), slice(0), slice(0)
+            self.runs = [_runs(np.arange(self.rows), np.arange(self.rows))]
+            self.spread = torch.from_numpy(cells.source.ravel())
+            return
         rows, columns = cells.valid.shape
         width = columns + 2
-        self.maps = [np.zeros(((rows + 2) * width, channels), dtype) for _ in range(CONVOLUTIONS)]
+        self.rows = (rows + 2) * width
         self.shifts = [-width - 1, -1, width - 1]  # from a cell to the three that a row of the kernel takes
         place = (np.arange(rows)[:, None] + 1) * width + np.arange(columns) + 1
+        self.border = np.setdiff1d(np.arange(self.rows), place)
         read, first, second = cells.layers
         self.alike = place[read & ~cells.valid]
         sampled = np.concatenate([place[cells.valid], self.alike[:1]])
@@ -313,6 +367,21 @@ class NativeMap:
         self.spread = torch.from_numpy(number.ravel()[cells.copied.ravel()])
         targets = [(np.arange(len(sampled)), sampled), (place[first], place[first]), (place[second], number[second])]
         self.runs = [_runs(source, target) for source, target in targets]
+
+    def with_copies(self, x: np.ndarray) -> np.ndarray:
+        """The map with the first of the cells `alike` copied to the others."""
+        x[self.alike] = x[self.alike][:1]
+        return x
+
+
+def _columns_at_a_time(columns: int) -> int:
+    """The least part of a projection that keeps all threads as busy as all of it: each takes panels of columns."""
+    module = _native.module
+    together = module.PANEL * torch.get_num_threads()
+    for part in range(module.PART, columns, module.PART):
+        if -(-columns // part) * -(-part // together) <= -(-columns // together):
+            return part
+    return columns
 
 
 def _runs(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -337,6 +406,8 @@ def _pages(size: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _packed(weight: np.ndarray, **options: Any) -> Any:
+    # Packed weights have pages of their own: what the C library keeps of what was freed before is of no use for them.
+    _native.module.return_freed_memory()
     return _native.module.PackedWeight(weight, threads=torch.get_num_threads(), **options)
 
 

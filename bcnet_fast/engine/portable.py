@@ -53,7 +53,7 @@ class PortableKernels:
         """x weight^T as a constant."""
         return self.constant(x.double() @ weight.double().T)
 
-    def plan(self, plan: SamplingPlan) -> SamplingPlan:
+    def plan(self, plan: SamplingPlan, samples: bool = True, projects: bool = True) -> SamplingPlan:
         return plan.to(self.device, self.accumulated)
 
     # ---- Sequences
@@ -72,7 +72,7 @@ class PortableKernels:
         """[B, T, parts * d] -> [parts, B, T, d]"""
         return x.unflatten(-1, (parts, -1)).movedim(-2, 0)
 
-    def rows(self, x: Tensor, needed: Tensor, slot: str) -> Tensor:
+    def rows(self, x: Tensor, needed: Tensor) -> Tensor:
         return x.index_select(-2, needed)
 
     def add(self, x: Tensor, other: Tensor, slot: str) -> Tensor:
@@ -111,6 +111,11 @@ class PortableKernels:
         made = [self.feed_forward(x, w.first, w.second, slot=slot) for x, w in zip(xs, weights, strict=True)]
         return torch.stack(made)
 
+    def attended_each(self, xs: Tensor, outputs: Tensor, added: Tensor, networks: Any, *, slot: str) -> Tensor:
+        return self.feed_forward_each(
+            self.linear_each(xs, outputs, added=added, norm=True, slot=slot), networks, slot=slot
+        )
+
     def convolution(
         self, x: Tensor, weight: tuple[Tensor, Tensor, int], *, slot: str, added: Tensor | None = None
     ) -> Tensor:
@@ -142,24 +147,32 @@ class PortableKernels:
     def map_weight(self, weight: Tensor) -> Tensor:
         return self.constant(weight)
 
-    def map(self, cells: MapCells, channels: int) -> PortableMap:
-        """All cells are computed: libraries have convolutions for whole maps."""
+    def map(self, cells: MapCells, convolved: bool) -> PortableMap:
+        """All cells are convolved: libraries have convolutions for whole maps."""
         rows, columns = cells.source.shape
         source = torch.from_numpy(cells.source.ravel()).to(self.device)
-        return PortableMap(source, (rows, columns), torch.arange(rows * columns, device=self.device))
+        spread = torch.arange(rows * columns, device=self.device) if convolved else source
+        return PortableMap(source, (rows, columns), spread)
 
     def project_cells(
-        self, streams: list[Tensor], plan: SamplingPlan, weight: Tensor, bias: Tensor, *, slot: str
+        self,
+        streams: list[Tensor],
+        plan: SamplingPlan,
+        sampled: tuple[Tensor, Tensor],
+        of: PortableMap,
+        first: tuple[Tensor, Tensor],
     ) -> Tensor:
-        return ops.anchor_projection(_sources(streams), plan, weight, bias, relu=True, strategy="project")
+        x = ops.anchor_projection(_sources(streams), plan, *sampled, relu=True, strategy="project")
+        return self.first_cells(x, of, first)
 
     def sample_cells(self, streams: list[Tensor], plan: SamplingPlan, *, slot: str) -> Tensor:
         return ops.anchor_sampling(_sources(streams), plan).flatten(2)
 
-    def map_layers(
-        self, x: Tensor, of: PortableMap, first: tuple[Tensor, Tensor], convolutions: list[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        cells = F.linear(x, *first).relu_()[..., of.source, :].mT.unflatten(-1, of.shape)
+    def first_cells(self, x: Tensor, of: PortableMap, first: tuple[Tensor, Tensor]) -> Tensor:
+        return F.linear(x, *first).relu_()
+
+    def convolve_cells(self, x: Tensor, of: PortableMap, convolutions: list[tuple[Tensor, Tensor]]) -> Tensor:
+        cells = x[..., of.source, :].mT.unflatten(-1, of.shape)
         for weight, bias in convolutions:
             cells = F.conv2d(cells, weight, bias, padding=1).relu_()
         return cells.flatten(-2).mT

@@ -8,6 +8,7 @@
 
 #include "common.h"
 #include "rows.h"
+#include "tiles.h"
 
 namespace bcnet_fast {
 namespace {
@@ -136,29 +137,74 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
   bcnet_fast::gather_backward(grad.data(), plan, batch, outputs, chosen, threads, to);
 }
 
+// The arrays of a projection's plan, as bindings take them.
+template <typename T>
+struct PlanArrays {
+  const Index &order, &step, &offsets, &tap_rows;
+  const Array<T>& tap_weights;
+};
+
+template <typename T>
+AnchorProjection<T> projection_of(const char* op, const Rows<T>& x, const Index& sources, const PackedWeight& weight,
+                                  const PlanArrays<T>& plan, std::int64_t anchors, const std::optional<Array<T>>& bias,
+                                  bool relu, const MaybeRows<T>& added) {
+  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[sequences * T, inputs of the weight]");
+  check_kind<T>(op, weight, false);
+  std::int64_t sequences = 1;
+  for (py::ssize_t n = 0; n < sources.size(); ++n) sequences = std::max<std::int64_t>(sequences, sources.data()[n] + 1);
+  check_sources(op, sources, weight.groups(), sequences);
+  if (x.shape(0) % sequences) refuse(op, "x", shape_of(x), "as many rows of each sequence");
+  const std::int64_t snippets = x.shape(0) / sequences;
+  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), weight.inputs());
+  return {from, snippets, sources.data(), weight,
+          plan_of(op, plan.order, plan.step, plan.offsets, plan.tap_rows, plan.tap_weights, anchors, weight.groups() * snippets),
+          finish_of(op, anchors, weight.outputs(), bias, relu, added, std::nullopt)};
+}
+
 template <typename T>
 void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
                         const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
                         Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added, int threads,
                         const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
-  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[sequences * T, inputs of the weight]");
   if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
-  check_kind<T>(op, weight, false);
-  std::int64_t sequences = 1;
-  for (py::ssize_t n = 0; n < sources.size(); ++n) sequences = std::max<std::int64_t>(sequences, sources.data()[n] + 1);
-  check_sources(op, sources, weight.groups(), sequences);
-  if (x.shape(0) % sequences) refuse(op, "x", shape_of(x), "as many rows of each sequence");
   if (relu && added) refuse(op, "added", "given", "none with ReLU");
-  const std::int64_t snippets = x.shape(0) / sequences, outputs = weight.outputs();
-  const GroupPlan<T> plan =
-      plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(0), weight.groups() * snippets);
-  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), weight.inputs());
-  const Finish<T> finish = finish_of(op, plan.anchors, outputs, bias, relu, added, std::nullopt);
-  const Output<T> to = output_of(op, "out", out, plan.anchors, outputs);
+  const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
+  const AnchorProjection<T> projection = projection_of(op, x, sources, weight, plan, out.shape(0), bias, relu, added);
+  const Output<T> to = output_of(op, "out", out, out.shape(0), weight.outputs());
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  project_anchors(from, snippets, sources.data(), weight, plan, finish, chosen, threads, to);
+  project_anchors(projection, chosen, threads, to);
+}
+
+template <typename T>
+void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
+                     const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
+                     Rows<T>& projected, const Index& runs, const PackedWeight& layer, Rows<T>& out,
+                     const std::optional<Array<T>>& bias, const std::optional<Array<T>>& layer_bias, int threads,
+                     const std::string& instruction_set) {
+  constexpr const char* op = "project_runs";
+  if (projected.ndim() != 2) refuse(op, "projected", shape_of(projected), "[P, columns]");
+  if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[rows, outputs of the layer]");
+  const std::int64_t anchors = projected.shape(0), columns = projected.shape(1);
+  const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
+  const AnchorProjection<T> projection = projection_of<T>(op, x, sources, weight, plan, anchors, bias, true, std::nullopt);
+  check_kind<T>(op, layer, false);
+  if (layer.groups() != 1 || layer.inputs() != weight.outputs()) {
+    refuse(op, "layer", "unlike", "a weight that takes what the other makes, of one group");
+  }
+  if (columns < 1 || columns > weight.outputs() || (columns < weight.outputs() && columns % kPart)) {
+    refuse(op, "projected", shape_of(projected), "all outputs of the weight, or a multiple of " + std::to_string(kPart));
+  }
+  const Output<T> between = output_of(op, "projected", projected, anchors, columns);
+  const Output<T> to = output_of(op, "out", out, out.shape(0), layer.outputs());
+  const Matrix<T> rows{between.data, between.stride};
+  const Run* const first = runs_of(op, runs, {0}, rows, (anchors - 1) * rows.stride + columns, columns, out.shape(0));
+  const std::int64_t count = runs.shape(0);
+  const Finish<T> finish = finish_of<T>(op, out.shape(0), layer.outputs(), layer_bias, true, std::nullopt, std::nullopt);
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  project_runs(projection, between, columns, first, count, layer, finish, chosen, threads, to);
 }
 
 template <typename T>
@@ -182,6 +228,11 @@ void define(py::module_& module) {
              py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
              "Writes the sum over bins n of what they sample of their sequence, times group n of the weight, + bias, + added "
              "or ReLU, to out [P, O].");
+  module.def("project_runs", &project_runs_of<T>, array("x"), array("sources"), py::arg("weight"), array("order"),
+             array("step"), array("offsets"), array("tap_rows"), array("tap_weights"), array("projected"), array("runs"),
+             py::arg("layer"), array("out"), maybe("bias"), maybe("layer_bias"), py::arg("threads"), instruction_set_argument(),
+             "For each of the runs [from, to, count], out rows = ReLU(anchors layer^T + layer_bias), anchors being what "
+             "project_anchors makes, after ReLU: so many columns at a time as `projected` has.");
 }
 
 }  // namespace

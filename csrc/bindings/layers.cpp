@@ -17,21 +17,35 @@ namespace {
 std::int64_t columns_of(const PackedWeight& weight) { return weight.groups() * weight.outputs(); }
 
 template <typename T>
-PackedWeight pack(const Array<T>& weight, std::int64_t groups, bool int8, int threads) {
+PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int threads) {
   constexpr const char* op = "PackedWeight";
-  if (weight.ndim() != 2 || weight.size() == 0 || groups < 1 || weight.shape(0) % groups) {
-    refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs], not empty");
+  const auto axes = weight.ndim();
+  const bool apart = axes == 3 && groups == 1, together = axes == 2 && groups >= 1 && weight.shape(0) % groups == 0;
+  if (weight.size() == 0 || !(apart || together)) {
+    refuse(op, "weight", shape_of(weight), "[groups * outputs, inputs] or [groups, outputs, inputs], not empty");
+  }
+  for (py::ssize_t axis = 0; axis < axes; ++axis) {
+    if (weight.strides(axis) % kSize<T>) refuse(op, "weight", "strided", "whole elements");
+  }
+  GivenWeight<T> given{weight.data(), groups, weight.shape(axes - 2), weight.shape(axes - 1),
+                       0, weight.strides(axes - 2) / kSize<T>, weight.strides(axes - 1) / kSize<T>};
+  if (apart) {
+    given.groups = weight.shape(0);
+    given.group_stride = weight.strides(0) / kSize<T>;
+  } else {
+    given.outputs /= groups;
+    given.group_stride = given.outputs * given.output_stride;
   }
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
-  if (int8 && weight.shape(1) > kMostBytes) {
+  if (int8 && given.inputs > kMostBytes) {
     refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
   }
-  const T* const data = weight.data();
-  bool finite = true;
-  for (py::ssize_t i = 0; i < weight.size(); ++i) finite &= data[i] - data[i] == 0;  // without an exit, so by vectors
-  if (!finite) refuse(op, "weight", "not finite", "finite numbers");
-  const py::gil_scoped_release release;
-  return PackedWeight(data, groups, weight.shape(0) / groups, weight.shape(1), int8, threads);
+  const auto packed = [&] {
+    const py::gil_scoped_release release;
+    return PackedWeight(given, int8, threads);
+  }();
+  if (!packed.finite()) refuse(op, "weight", "not finite", "finite numbers");
+  return packed;
 }
 
 PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_t last) {
@@ -128,25 +142,13 @@ void linear_runs_of(const Rows<T>& x, const Index& runs, const std::vector<std::
                     const std::string& instruction_set) {
   constexpr const char* op = "linear_runs";
   if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, columns]");
-  if (runs.ndim() != 2 || runs.shape(1) != 3) refuse(op, "runs", shape_of(runs), "[runs, 3]");
   check_kind<T>(op, weight, false);
   if (static_cast<std::int64_t>(shifts.size()) != weight.groups()) refuse(op, "shifts", "of another number", "one for each group");
   const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), x.shape(1));
   const std::int64_t elements = (x.shape(0) - 1) * from.stride + x.shape(1);
   const Output<T> to = output_of(op, "out", out, out.ndim() == 2 ? out.shape(0) : 0, weight.outputs());
-  const Run* const first = reinterpret_cast<const Run*>(runs.data());
+  const Run* const first = runs_of(op, runs, shifts, from, elements, weight.inputs(), out.shape(0));
   const std::int64_t count = runs.shape(0);
-  std::int64_t next = 0;  // so that no two runs write to one row
-  for (std::int64_t r = 0; r < count; ++r) {
-    const Run run = first[r];
-    bool inside = run.count > 0 && run.to >= next && run.to + std::int64_t{run.count} <= out.shape(0);
-    for (const std::int64_t shift : shifts) {
-      const std::int64_t begin = run.from + shift;
-      inside &= begin >= 0 && (begin + run.count - 1) * from.stride + weight.inputs() <= elements;
-    }
-    if (!inside) refuse(op, "runs", "outside", "rows of x and out that exist, in the order of those of out, and each once");
-    next = run.to + std::int64_t{run.count};
-  }
   const Finish<T> finish = finish_of<T>(op, out.shape(0), weight.outputs(), bias, relu, std::nullopt, std::nullopt);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
@@ -211,6 +213,7 @@ void define(py::module_& module) {
 
 void define_layers(py::module_& module) {
   module.attr("PANEL") = kPanel;
+  module.attr("PART") = kPart;
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
       .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,

@@ -43,8 +43,8 @@ void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
   });
 }
 
-// Writes a product to out, tile by tile: P::tile computes one, of `count` rows from `first` on. Results go through a
-// buffer where not all columns of a tile exist.
+// Writes a product to out, tile by tile: P::tile computes one, of `count` rows from `first` on, or adds it to what is there.
+// Results go through a buffer where not all columns of a tile exist.
 template <int bytes, typename T, typename P>
 BCNET_INLINE void multiply_tiles(const P& product, std::int64_t rows, std::int64_t columns, T* out,
                                  std::int64_t out_stride) {
@@ -58,6 +58,9 @@ BCNET_INLINE void multiply_tiles(const P& product, std::int64_t rows, std::int64
       T* const to = out + first * out_stride + column;
       T buffer[most_rows * width];
       const bool whole = used == width;
+      for (int r = 0; r < count && !whole && product.adds(); ++r) {
+        std::memcpy(buffer + r * width, to + r * out_stride, sizeof(T) * used);
+      }
       product.tile(column, first, count, whole ? to : buffer, whole ? out_stride : width);
       for (int r = 0; r < count && !whole; ++r) std::memcpy(to + r * out_stride, buffer + r * width, sizeof(T) * used);
     }
@@ -74,6 +77,7 @@ struct Product {
   std::int64_t depth, part;
   bool relu;
 
+  BCNET_INLINE bool adds() const { return false; }
   BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
     const T* const b = panels + column / kPanel * kPanel * depth + column % kPanel;
     multiply_tile<bytes>(count, a + first * a_stride, a_stride, b, kPanel, depth, part, relu, to, stride);
@@ -153,6 +157,7 @@ struct ByteProduct {
   ByteColumns columns;
   bool relu;
 
+  BCNET_INLINE bool adds() const { return false; }
   BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, float* to, std::int64_t stride) const {
     const std::int8_t* const b = panels + column / kPanel * kPanel * depth + column % kPanel * 4;
     const ByteColumns of_tile{columns.scales + column, columns.sums + column};
@@ -318,6 +323,7 @@ struct RunWork {
   Matrix<T> x;
   const std::int64_t* shifts;
   const PackedWeight& weight;
+  std::int64_t first, last;  // the inputs that x has
   Finish<T> finish;
   Output<T> out;
 };
@@ -329,13 +335,15 @@ struct ShiftedProduct {
   const T* a;
   std::int64_t panel;
 
+  BCNET_INLINE bool adds() const { return work.first > 0; }
   BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
     const std::int64_t depth = work.weight.inputs(), groups = work.weight.groups();
     for (std::int64_t g = 0; g < groups; ++g) {
-      const T* const b = work.weight.template panels<T>(g) + panel * kPanel * depth + column;
+      const T* const b = work.weight.template panels<T>(g) + (panel * depth + work.first) * kPanel + column;
       const T* const from = a + (first + work.shifts[g]) * work.x.stride;
       const bool relu = work.finish.relu && !work.finish.bias && g + 1 == groups;
-      multiply_tile<bytes>(count, from, work.x.stride, b, kPanel, depth, kPart, relu, to, stride, g > 0);
+      multiply_tile<bytes>(count, from, work.x.stride, b, kPanel, work.last - work.first, kPart, relu, to, stride,
+                           g > 0 || adds());
     }
   }
 };
@@ -356,14 +364,11 @@ BCNET_INLINE void linear_of_runs(const RunWork<T>& work, const Run* runs, std::i
   }
 }
 
+// Columns `first` to `last` of a projection, which are all that out has.
 template <typename T>
 struct AnchorWork {
-  Matrix<T> x;
-  std::int64_t snippets;
-  const std::int32_t* sources;
-  const PackedWeight& weight;
-  const GroupPlan<T>& plan;
-  Finish<T> finish;
+  const AnchorProjection<T>& projection;
+  std::int64_t first, last;
   Output<T> out;
 };
 
@@ -371,25 +376,26 @@ struct AnchorWork {
 template <int bytes, typename T>
 BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T* packed) {
   using C = Columns<bytes, T>;
-  const std::int64_t bins = work.weight.groups(), columns = work.weight.outputs(), depth = work.weight.inputs();
+  const AnchorProjection<T>& of = work.projection;
+  const std::int64_t bins = of.weight.groups(), depth = of.weight.inputs();
   // What is read beyond the rows in use does not matter, but denormal numbers there would cost time.
-  std::fill(packed + bins * work.snippets * kPanel, packed + packed_rows(work.plan) * kPanel, T(0));
+  std::fill(packed + bins * of.snippets * kPanel, packed + packed_rows(of.plan) * kPanel, T(0));
   for (std::int64_t panel; queue.next(panel);) {
-    const std::int64_t begin = panel * kPanel;
+    const std::int64_t begin = work.first + panel * kPanel;
     for (std::int64_t n = 0; n < bins; ++n) {
-      const T* const x = work.x.data + work.sources[n] * work.snippets * work.x.stride;
-      const Product<T, bytes> product{x, work.x.stride, work.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
-      multiply_tiles_with<bytes>(product, work.snippets, kPanel, packed + n * work.snippets * kPanel, kPanel);
+      const T* const x = of.x.data + of.sources[n] * of.snippets * of.x.stride;
+      const Product<T, bytes> product{x, of.x.stride, of.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
+      multiply_tiles_with<bytes>(product, of.snippets, kPanel, packed + n * of.snippets * kPanel, kPanel);
     }
-    const std::int64_t end = std::min(columns, begin + kPanel);
+    const std::int64_t end = std::min(work.last, begin + kPanel);
     for (std::int64_t column = begin; column < end; column += C::width) {
       const int used = static_cast<int>(std::min<std::int64_t>(C::width, end - column));
-      const Matrix<T>& more = work.finish.added;
+      const Matrix<T>& more = of.finish.added;
       T bias[C::width] = {};
-      if (work.finish.bias) std::copy_n(work.finish.bias + column, used, bias);
+      if (of.finish.bias) std::copy_n(of.finish.bias + column, used, bias);
       const GatheredColumns<T> gathered{packed + (column - begin), bias, more.data ? more.data + column : nullptr, more.stride,
-                                        work.finish.relu, used, work.out.data + column, work.out.stride};
-      gather_columns<bytes, kPanel>(gathered, work.plan, 0, work.plan.groups);
+                                        of.finish.relu, used, work.out.data + (column - work.first), work.out.stride};
+      gather_columns<bytes, kPanel>(gathered, of.plan, 0, of.plan.groups);
     }
   }
 }
@@ -412,11 +418,37 @@ Matrix<T> from_row(Matrix<T> matrix, std::int64_t row) {
   return matrix.data ? Matrix<T>{matrix.data + row * matrix.stride, matrix.stride} : matrix;
 }
 
-
 // The instruction set for layers with such a weight.
 InstructionSet usable(InstructionSet set, const PackedWeight& weight) {
   const bool lacking = weight.int8() && set == InstructionSet::avx512 && !has_byte_products();
   return lacking ? InstructionSet::avx2 : set;
+}
+
+template <typename T>
+void run_runs(const RunWork<T>& work, const Run* runs, std::int64_t count, InstructionSet instruction_set, int threads) {
+  std::vector<std::int64_t> blocks{0};  // of runs that follow each other, kBlockRows long or little more
+  std::int64_t rows = 0;
+  for (std::int64_t r = 0; r < count; ++r) {
+    rows += runs[r].count;
+    if (rows < kBlockRows && r + 1 < count) continue;
+    blocks.push_back(r + 1);
+    rows = 0;
+  }
+  const auto items = static_cast<std::int64_t>(blocks.size()) - 1;
+  WorkQueue queue(items);
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, items)), [&](int) {
+    for (std::int64_t i; queue.next(i);) linear_of_runs_for(instruction_set, work, runs + blocks[i], blocks[i + 1] - blocks[i]);
+  });
+}
+
+template <typename T>
+void run_projection(const AnchorWork<T>& work, InstructionSet instruction_set, int threads) {
+  const std::int64_t panels = (work.last - work.first + kPanel - 1) / kPanel;
+  WorkQueue queue(panels);
+  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, panels)), [&](int) {
+    T* const packed = number_scratch.take<T>(packed_rows(work.projection.plan) * kPanel);
+    project_panels_for(instruction_set, work, queue, packed);
+  });
 }
 
 }  // namespace
@@ -482,33 +514,27 @@ void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_strid
 template <typename T>
 void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::int64_t* shifts, const PackedWeight& weight,
                  const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
-  const RunWork<T> work{x, shifts, weight, finish, out};
-  std::vector<std::int64_t> blocks{0};  // of runs that follow each other, kBlockRows long or little more
-  std::int64_t rows = 0;
-  for (std::int64_t r = 0; r < count; ++r) {
-    rows += runs[r].count;
-    if (rows < kBlockRows && r + 1 < count) continue;
-    blocks.push_back(r + 1);
-    rows = 0;
-  }
-  const auto items = static_cast<std::int64_t>(blocks.size()) - 1;
-  WorkQueue queue(items);
-  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, items)), [&](int) {
-    for (std::int64_t i; queue.next(i);) linear_of_runs_for(instruction_set, work, runs + blocks[i], blocks[i + 1] - blocks[i]);
-  });
+  const RunWork<T> work{x, shifts, weight, 0, weight.inputs(), finish, out};
+  run_runs(work, runs, count, instruction_set, threads);
 }
 
 template <typename T>
-void project_anchors(Matrix<T> x, std::int64_t snippets, const std::int32_t* sources, const PackedWeight& weight,
-                     const GroupPlan<T>& plan, const Finish<T>& finish, InstructionSet instruction_set, int threads,
-                     Output<T> out) {
-  const AnchorWork<T> work{x, snippets, sources, weight, plan, finish, out};
-  const std::int64_t panels = weight.padded_outputs() / kPanel;
-  WorkQueue queue(panels);
-  run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, panels)), [&](int) {
-    T* const packed = number_scratch.take<T>(packed_rows(plan) * kPanel);
-    project_panels_for(instruction_set, work, queue, packed);
-  });
+void project_anchors(const AnchorProjection<T>& projection, InstructionSet instruction_set, int threads, Output<T> out) {
+  run_projection(AnchorWork<T>{projection, 0, projection.weight.outputs(), out}, instruction_set, threads);
+}
+
+template <typename T>
+void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Run* runs,
+                  std::int64_t count, const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set,
+                  int threads, Output<T> out) {
+  const std::int64_t all = projection.weight.outputs(), shift = 0;
+  for (std::int64_t first = 0; first < all; first += columns) {
+    const std::int64_t last = std::min(all, first + columns);
+    run_projection(AnchorWork<T>{projection, first, last, projected}, instruction_set, threads);
+    const Matrix<T> x{projected.data, projected.stride};
+    const RunWork<T> work{x, &shift, weight, first, last, last == all ? finish : Finish<T>{}, out};
+    run_runs(work, runs, count, instruction_set, threads);
+  }
 }
 
 #define BCNET_INSTANTIATE(T)                                                                                               \
@@ -521,8 +547,9 @@ void project_anchors(Matrix<T> x, std::int64_t snippets, const std::int32_t* sou
                             InstructionSet, int, Output<T>);                                                                 \
   template void linear_runs(Matrix<T>, const Run*, std::int64_t, const std::int64_t*, const PackedWeight&,                    \
                             const Finish<T>&, InstructionSet, int, Output<T>);                                                \
-  template void project_anchors(Matrix<T>, std::int64_t, const std::int32_t*, const PackedWeight&, const GroupPlan<T>&,       \
-                                const Finish<T>&, InstructionSet, int, Output<T>);
+  template void project_anchors(const AnchorProjection<T>&, InstructionSet, int, Output<T>);                                  \
+  template void project_runs(const AnchorProjection<T>&, Output<T>, std::int64_t, const Run*, std::int64_t,                   \
+                             const PackedWeight&, const Finish<T>&, InstructionSet, int, Output<T>);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)
 

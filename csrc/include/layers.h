@@ -86,8 +86,22 @@ void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::in
 // finish may have a bias, and `added` or ReLU. A block of columns is projected for all bins into the cache and gathered from
 // there.
 template <typename T>
-void project_anchors(Matrix<T> x, std::int64_t snippets, const std::int32_t* sources, const PackedWeight& weight,
-                     const GroupPlan<T>& plan, const Finish<T>& finish, InstructionSet instruction_set, int threads,
-                     Output<T> out);
+struct AnchorProjection {
+  Matrix<T> x;
+  std::int64_t snippets;
+  const std::int32_t* sources;
+  const PackedWeight& weight;
+  GroupPlan<T> plan;
+  Finish<T> finish;
+};
+template <typename T>
+void project_anchors(const AnchorProjection<T>& projection, InstructionSet instruction_set, int threads, Output<T> out);
+
+// A layer on projected anchors, as linear_runs has it, with one group: only `columns` of the projection's columns are made at
+// a time, into `projected`, and what the layer makes of them is added up. They are a multiple of kPart, or all.
+template <typename T>
+void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Run* runs,
+                  std::int64_t count, const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set,
+                  int threads, Output<T> out);
 
 }  // namespace bcnet_fast

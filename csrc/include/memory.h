@@ -28,7 +28,7 @@ inline void prefer_huge_pages(void* memory, std::size_t bytes) {
 // Memory from the system, on a page of its own, which goes back to it as a whole: large pieces that live long would leave
 // holes among those of the C library, which the process then keeps. Throws std::bad_alloc.
 inline std::shared_ptr<const char> own_pages(std::size_t bytes) {
-#if defined(__linux__)
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)  // which sees what is beyond memory from operator new
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   prefer_huge_pages(memory, bytes);

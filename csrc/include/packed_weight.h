@@ -6,22 +6,31 @@
 
 namespace bcnet_fast {
 
+// Where the weights of a layer lie before they are packed: those of output o of group g for input i are at
+// data[g * group_stride + o * output_stride + i * input_stride].
+template <typename T>
+struct GivenWeight {
+  const T* data;
+  std::int64_t groups, outputs, inputs;  // outputs and inputs of a group
+  std::int64_t group_stride, output_stride, input_stride;
+};
+
 // The weights of a linear layer, or of `groups` of them side by side: group g takes the inputs from g * inputs on, and
 // makes the outputs from g * outputs on. Columns lie together in panels of 32 (tiles.h), one depth after the other.
 class PackedWeight {
  public:
   enum class Kind { float32, float64, int8 };
 
-  // weight is [groups * outputs, inputs], contiguous and finite. int8, for float32 and at most kMostBytes inputs,
-  // rounds the weights of each output to 8 bits of one scale.
+  // int8, for float32 and at most kMostBytes inputs, rounds the weights of each output to 8 bits of one scale.
   template <typename T>
-  PackedWeight(const T* weight, std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool int8, int threads);
+  PackedWeight(const GivenWeight<T>& weight, bool int8, int threads);
 
   // The outputs from `first` to `last` as a weight of its own, which shares the memory; one group, whole panels.
   PackedWeight part(std::int64_t first, std::int64_t last) const;
 
   Kind kind() const { return kind_; }
   bool int8() const { return kind_ == Kind::int8; }
+  bool finite() const { return finite_; }  // whether all weights were; else it is of no use
   std::int64_t groups() const { return groups_; }
   std::int64_t inputs() const { return inputs_; }
   std::int64_t outputs() const { return outputs_; }
@@ -40,11 +49,12 @@ class PackedWeight {
 
  private:
   template <typename T>
-  void pack_numbers(const T* weight, int threads, T* panels) const;
+  bool pack_numbers(const GivenWeight<T>& weight, int threads, T* panels) const;
   template <typename T>
-  void pack_integers(const T* weight, int threads, std::int8_t* panels, float* scales, std::int32_t* sums) const;
+  bool pack_integers(const GivenWeight<T>& weight, int threads, std::int8_t* panels, float* scales, std::int32_t* sums) const;
 
   Kind kind_;
+  bool finite_;
   std::int64_t groups_, outputs_, inputs_;
   std::int64_t stride_, bytes_;  // elements from group to group; all memory
   std::shared_ptr<const char> panels_;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "memory.h"
+
 namespace bcnet_fast {
 
 constexpr std::int64_t kLineFloats = 16;  // in a cache line
@@ -16,24 +18,23 @@ constexpr std::int64_t scratch_stride(std::int64_t columns) {
   return (lines | 1) * kLineFloats;
 }
 
-// Grows to what was asked for and keeps it. Throws std::bad_alloc.
+// Grows to what was asked for and keeps it, on pages of its own: what it had before leaves no hole. Throws std::bad_alloc.
 class Scratch {
  public:
   template <typename T>
   T* take(std::int64_t count) {
-    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T) + 64;
+    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(T);
     if (bytes > size_) {
       memory_.reset();
       size_ = 0;  // if the next line throws
-      memory_.reset(new char[bytes]);
+      memory_ = own_pages(bytes);
       size_ = bytes;
     }
-    const auto address = (reinterpret_cast<std::uintptr_t>(memory_.get()) + 63) / 64 * 64;
-    return reinterpret_cast<T*>(address);
+    return reinterpret_cast<T*>(const_cast<char*>(memory_.get()));
   }
 
  private:
-  std::unique_ptr<char[]> memory_;
+  std::shared_ptr<const char> memory_;
   std::size_t size_ = 0;
 };
 

@@ -30,7 +30,8 @@ std::vector<T> unwritten(std::int64_t size) {
 template <typename T>
 PackedWeight random_weight(std::mt19937& random, std::int64_t groups, std::int64_t outputs, std::int64_t inputs,
                            bool int8 = false) {
-  return {random_values<T>(random, groups * outputs * inputs).data(), groups, outputs, inputs, int8, 3};
+  const auto values = random_values<T>(random, groups * outputs * inputs);
+  return {bcnet_fast::GivenWeight<T>{values.data(), groups, outputs, inputs, outputs * inputs, inputs, 1}, int8, 3};
 }
 
 // Two groups of a linear layer, and a feed-forward; of int8 too.
@@ -114,11 +115,29 @@ void check_projection(std::mt19937& random, std::int32_t anchors, std::int32_t b
   compare([&](InstructionSet set, int threads) {
     Results<T> results(2, unwritten<T>(anchors * outputs));
     for (const bool adds : {false, true}) {
-      bcnet_fast::Finish<T> finish;
-      finish.added = {adds ? added.data() : nullptr, outputs};
-      project_anchors(Matrix<T>{x.data(), inputs}, length, sources.data(), weight, plans.groups, finish, set, threads,
-                      Output<T>{results[adds].data(), outputs});
+      bcnet_fast::AnchorProjection<T> projection{{x.data(), inputs}, length, sources.data(), weight, plans.groups, {}};
+      projection.finish.added = {adds ? added.data() : nullptr, outputs};
+      project_anchors(projection, set, threads, Output<T>{results[adds].data(), outputs});
     }
+    return results;
+  });
+}
+
+// Some columns at a time.
+template <typename T>
+void check_projected_runs(std::mt19937& random, std::int64_t columns, std::int64_t outputs) {
+  const Plans<T> plans = random_plans<T>(random, 30, 2, 1, 9);
+  const auto x = random_values<T>(random, 9 * 5), bias = random_values<T>(random, outputs);
+  const PackedWeight weight = random_weight<T>(random, 2, columns, 5), layer = random_weight<T>(random, 1, outputs, columns);
+  const std::vector<std::int32_t> sources(2);
+  const std::vector<bcnet_fast::Run> runs{{3, 0, 1}, {0, 1, 30}};
+  compare([&](InstructionSet set, int threads) {
+    Results<T> results{unwritten<T>(31 * outputs), unwritten<T>(30 * 256)};
+    const bcnet_fast::AnchorProjection<T> projection{{x.data(), 5}, 9, sources.data(), weight, plans.groups, {}};
+    bcnet_fast::Finish<T> finish;
+    finish.bias = bias.data();
+    project_runs(projection, Output<T>{results[1].data(), 256}, 256, runs.data(), 2, layer, finish, set, threads,
+                 Output<T>{results[0].data(), outputs});
     return results;
   });
 }
@@ -163,6 +182,7 @@ void check_all(std::mt19937& random) {
   check_projection<T>(random, 1, 1, 1, 1, 1);
   check_projection<T>(random, 37, 3, 25, 7, 31);
   check_projection<T>(random, 20, 2, 9, 5, 100);
+  check_projected_runs<T>(random, 2 * 256 + 33, 35);
   check_runs<T>(random, 1, 1);
   check_runs<T>(random, 7, 100);
 }
