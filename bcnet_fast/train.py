@@ -63,7 +63,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m bcnet_fast.train", description=__doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--features", metavar="PATH", help="features of all videos; docs/formats.md has the layouts")
-    data.add_argument("--annotations", metavar="FILE", help="annotated instances, with subsets")
+    data.add_argument(
+        "--annotations",
+        metavar="FILE",
+        help="annotated instances, with subsets; without --features, those whose statistics the synthetic videos take",
+    )
     data.add_argument(
         "--val-annotations", metavar="FILE", help="those of the validation videos, where they are in another file"
     )
@@ -78,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     system.add_argument(
         "--fit",
         action="store_true",
-        help="take feature width, window, longest proposal (95 %% of the instances are covered) and least number of "
-        "epochs from the data",
+        help="take feature width, window and longest proposal from the data (95 %% of the instances are covered), and "
+        f"where the preset's epochs are fewer than {_FEWEST_STEPS} steps, more epochs",
     )
     system.add_argument("--config", metavar="FILE.toml", help="settings that replace those of the preset")
     system.add_argument(
@@ -109,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     device = _device_of_this_process(args.device)
     with Processes.join(device) as processes:
         if args.features is None:
-            _make_synthetic(args, config, processes)
+            _make_synthetic(args, processes)
         elif args.annotations is None:
             raise InputError("--annotations: expected it beside --features, found none")
         return train(args, config, device, processes)
@@ -160,26 +164,33 @@ def _device_of_this_process(name: str) -> torch.device:
     return device
 
 
-def _make_synthetic(args: argparse.Namespace, config: Config, processes: Processes) -> None:
+def _make_synthetic(args: argparse.Namespace, processes: Processes) -> None:
     """Write the synthetic data set below the output folder, as if the user had given it."""
     if args.preset != "synthetic":
         raise InputError("--features: expected a path, found none; only --preset synthetic makes its own videos")
-    kind = SyntheticConfig()
+    for flag in ("--val-annotations", "--val-subset"):
+        if getattr(args, flag[2:].replace("-", "_")) is not None:
+            raise InputError(f"{flag}: expected it beside --features, found none")
+    if args.train_subset is not None and args.annotations is None:
+        raise InputError("--train-subset: expected it beside --annotations, found none")
+    kind, like = SyntheticConfig(), "THUMOS14"
     if args.annotations is not None:
-        real = read_annotations(args.annotations)
+        real, like = read_annotations(args.annotations), args.annotations
         if args.train_subset is not None:
             real = in_subset(real, args.train_subset, args.annotations)
         kind = SyntheticConfig(**statistics_of(real.values(), args.annotations))
-    args.train_subset = args.val_subset = args.val_annotations = None
+    args.train_subset = None
     folder = Path(args.output) / "data"
-    if processes.first:
-        require_writable(folder / "annotations.json")
+    args.features, args.annotations = str(folder / "features"), str(folder / "annotations.json")
+    # A training that goes on has its videos already, and other ones must not take their place.
+    if processes.first and not (args.resume and Path(args.annotations).exists()):
+        require_writable(args.annotations)
+        print(f"no --features: synthetic videos with the statistics of {like}", flush=True)
         videos = (make_videos(count, seed=0, subset=name, config=kind) for name, count in _SYNTHETIC_VIDEOS.items())
         total = sum(_SYNTHETIC_VIDEOS.values())
         write_dataset(folder, progress(itertools.chain(*videos), total, "videos made"))
     if processes.count > 1:
         dist.barrier()
-    args.features, args.annotations = str(folder / "features"), str(folder / "annotations.json")
 
 
 def train(args: argparse.Namespace, config: Config, device: torch.device, processes: Processes) -> int:
@@ -194,7 +205,8 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
     training, validation, times = read_subsets(args, config, archive, chosen, protocol, quiet=not processes.first)
     windows = TrainingWindows(archive, training.videos, config, protocol)
     if args.fit:
-        config = resolve_config(args, fitted | {"train": fitted_epochs(config.train, len(windows))})
+        preset = PRESETS[args.model][args.preset].train
+        config = resolve_config(args, fitted | {"train": fitted_epochs(preset, config.train.batch_size, len(windows))})
     trainer = Trainer(config, protocol, device, processes)
     output = Run(args.output, config, {"protocol": args.protocol, "windows": _digest(windows)})
     state = output.begin(resume=args.resume)
@@ -264,10 +276,10 @@ def _fitted(args: argparse.Namespace, config: Config, training: Mapping[str, Vid
     return fitted_sizes(archive, training, _times(args, config, archive, training))
 
 
-def fitted_epochs(settings: TrainConfig, windows: int) -> dict[str, int]:
-    """Enough epochs for 150 steps, and the learning rate lowered at three quarters of them; never fewer than set."""
-    epochs = math.ceil(_FEWEST_STEPS / math.ceil(windows / settings.batch_size))
-    if epochs <= settings.epochs:
+def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:
+    """Where the preset's epochs are too few steps: more, with the learning rate lowered at three quarters of them."""
+    epochs = math.ceil(_FEWEST_STEPS / math.ceil(windows / batch_size))
+    if epochs <= preset.epochs:
         return {}
     return {"epochs": epochs, "decay_every": math.ceil(0.75 * epochs)}
 

@@ -4,7 +4,7 @@
         on the synthetic videos of the training command
 
     python bench/ablations.py --output DIR --features PATH --annotations FILE ...
-        on your own, with the training command's --fit
+        on your own, with the training command's --fit; the annotations state fps and feature_stride
 
 Table 5 has BMN, G-TAD and BCNet without and with background constraint, Table 6 BCNet without and with its frame level,
 Table 7 BCNet without and with its self-attention and difference-attention units. A variant is one run of `python -m
@@ -14,7 +14,7 @@ goes on. Counted are the proposals of the last epoch on the validation videos, s
     AR@AN, AUC  average recall, tIoU 0.5:0.05:0.95, and its area under AN 1 to 100 (ActivityNet's protocol)
     AP@tIoU     average precision of the proposals as detections of one class, which is what their order is worth
 
-Written is the mean over the seeds and their deviation (of the sample).
+Shown are the mean over the seeds and their deviation (of the sample).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bcnet_fast.data.timing import TimeResolver  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 from bcnet_fast.evaluation import METRICS, mean_average_precision  # noqa: E402
 from bcnet_fast.files import write_json  # noqa: E402
-from bcnet_fast.inference import predict  # noqa: E402
+from bcnet_fast.inference import Failure, predict  # noqa: E402
 from bcnet_fast.loading import load  # noqa: E402
 from bcnet_fast.protocols import DEFAULT  # noqa: E402
 from bcnet_fast.results import entries  # noqa: E402
@@ -80,7 +80,8 @@ def train(output: Path, variant: str, seed: int, data: list[str], settings: list
     switched = [f"model.{name}={str(value).lower()}" for name, value in switches.items()]
     command = [sys.executable, "-m", "bcnet_fast.train", "--model", system, "--preset", "synthetic", *data]
     command += ["--output", str(folder), "--resume", "--set", f"train.seed={seed}", *switched, *settings]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    paths = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     log = folder / "output.txt"
     with open(log, "w", encoding="utf-8") as file:
         done = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT, check=False)
@@ -90,7 +91,7 @@ def train(output: Path, variant: str, seed: int, data: list[str], settings: list
 
 
 def measure(folder: Path, features: str | None, annotations: str | None) -> dict[str, float]:
-    """What the last epoch's checkpoint is worth on the validation videos, in percent."""
+    """What the last epoch's checkpoint is worth on the validation videos, in percent; InputError when one fails."""
     with open(folder / "log.csv", encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     figures = {name: float(last[name]) for name in RECALLS}
@@ -103,7 +104,11 @@ def measure(folder: Path, features: str | None, annotations: str | None) -> dict
     archive = open_features(features or folder / "data" / "features", feature_dim=model.config.model.feature_dim)
     times = TimeResolver(model.config, table=truth, every=archive.every, row_stride=archive.row_stride)
     found = predict(model, archive, [name for name in archive.ids if name in truth], times, DEFAULT)
-    results = {one.video: entries(one.segments, one.scores, ["action"] * len(one.scores)) for one in found}
+    results = {}
+    for one in found:
+        if isinstance(one, Failure):
+            raise InputError(f"{folder}: expected proposals of all videos, found none of {one.video}: {one.reason}")
+        results[one.video] = entries(one.segments, one.scores, ["action"] * len(one.scores))
     precision = mean_average_precision(truth, results, tiou_thresholds=TIOU)
     named = {f"AP@{tiou:g}": 100 * value for tiou, value in zip(TIOU, precision.mean.tolist(), strict=True)}
     return figures | named
@@ -115,7 +120,7 @@ def table(rows: Mapping[str, list[dict[str, float]]], names: tuple[str, ...]) ->
     lines = ["| | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
     for name in names:
         values = [[run[column] for run in rows[name]] for column in columns]
-        cells = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v) if len(v) > 1 else 0:.1f}" for v in values]
+        cells = [f"{statistics.mean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}" if len(v) > 1 else "") for v in values]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -128,19 +133,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tables", nargs="+", choices=list(TABLES), default=list(TABLES), help="of the paper")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time, of one thread each")
-    parser.add_argument("--set", nargs="+", default=[], metavar="SECTION.NAME=VALUE", help="for all trainings")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="SECTION.NAME=VALUE", help="for all trainings"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures of every training to this file")
     args = parser.parse_args(argv)
     if min(args.seeds, args.jobs) < 1:
         raise InputError(f"--seeds, --jobs: expected at least 1, found {args.seeds} and {args.jobs}")
     if (args.features is None) != (args.annotations is None):
         raise InputError("--features, --annotations: expected both or none of them")
-    facts = begin(1, [args.json])
+    output = Path(args.output)
+    facts = begin(1, [args.json, output / "any"])
     data = []
     if args.features is not None:
         data = ["--fit", "--features", args.features, "--annotations", args.annotations]
     wanted = [name for name in VARIANTS if any(name in TABLES[number] for number in args.tables)]
-    output = Path(args.output)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         tasks = [

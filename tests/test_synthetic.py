@@ -45,7 +45,9 @@ def test_instances_are_ordered_and_inside_the_video():
 
 def test_defaults_are_the_statistics_of_thumos14(shared):
     path = shared / "data" / "annotations" / "thumos_anno_eval.json"
-    for name, value in statistics_of(read_annotations(path, "validation").values(), str(path)).items():
+    found = statistics_of(read_annotations(path, "validation").values(), str(path))
+    np.testing.assert_allclose(found.pop("alike"), CONFIG.alike, atol=0.011)
+    for name, value in found.items():
         assert getattr(CONFIG, name) == value
 
 
@@ -82,6 +84,25 @@ def test_statistics_of_a_hand_made_pair():
         np.testing.assert_allclose(found[name], np.quantile(values, ranks), atol=0.006)
     with pytest.raises(InputError, match="file: expected instances in at least 2 videos, found them in 1"):
         statistics_of(videos[:1], "file")
+
+
+def test_statistics_where_little_is_known():
+    """No durations, instances of a few milliseconds, lengths that are all alike or independent whole numbers."""
+    rng = np.random.default_rng(0)
+    starts = np.arange(10.0)
+    videos = [
+        VideoAnnotation(
+            str(i), instances=tuple(Instance(s, s + 0.1 * n, "x") for s, n in zip(starts, of_one, strict=True))
+        )
+        for i, of_one in enumerate(rng.integers(1, 5, (200, 10)))
+    ]
+    found = statistics_of(videos, "file")
+    assert found["alike"][0] < 0.02 and max(found["gap_s"]) <= 1
+    brief = [VideoAnnotation(str(i), 9.0, instances=(Instance(1.0, 1.001, "x"),)) for i in range(2)]
+    found = statistics_of(brief, "file")
+    assert set(found["instance_s"]) == {0.01} and found["alike"][0] == 0
+    video = next(make_videos(1, seed=0, subset="training", config=SyntheticConfig(**found)))
+    assert np.isfinite(video.features).all()
 
 
 def test_every_class_happens():

@@ -339,7 +339,19 @@ def test_sizes_follow_from_the_data(data, tmp_path, capsys):
     ],
 )
 def test_a_small_data_set_gets_enough_epochs_for_150_steps(epochs, batch, windows, fitted):
-    assert train.fitted_epochs(TrainConfig(epochs=epochs, batch_size=batch), windows) == fitted
+    assert train.fitted_epochs(TrainConfig(epochs=epochs), batch, windows) == fitted
+
+
+def test_a_fitted_training_has_its_epochs_and_may_be_prolonged(data, tmp_path, monkeypatch):
+    """What is fitted is the same whatever --set says, so that --resume may ask for more epochs."""
+    monkeypatch.setattr(train, "_FEWEST_STEPS", 14)
+    flags = arguments(data, tmp_path, "--fit", model="bmn")
+    flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.batch_size=64"]
+    assert train.main(flags) == 0
+    config = read_config(tmp_path / "last.safetensors").train
+    assert (config.epochs, config.decay_every, len(log_of(tmp_path))) == (14, 11, 14)
+    assert train.main([*flags, "train.epochs=15", "--resume"]) == 0
+    assert len(log_of(tmp_path)) == 15
 
 
 def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_path, monkeypatch):
@@ -360,6 +372,28 @@ def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_
         (instance,) = video.instances
         assert instance.end - instance.start == pytest.approx(4) and instance.start == pytest.approx(10)
         assert video.duration == pytest.approx(24, abs=8 / 25)
+    # Other statistics do not replace the videos of a training that goes on.
+    before = (tmp_path / "out" / "data" / "annotations.json").read_bytes()
+    flags = ["--preset", "synthetic", "--output", tmp_path / "out", "--device", "cpu", "--resume"]
+    assert train.main([str(flag) for flag in [*flags, "--set", "train.epochs=1"]]) == 0
+    assert (tmp_path / "out" / "data" / "annotations.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--preset", "thumos14", "--annotations", "real.json"], "--features: expected a path, found none"),
+        (["--preset", "synthetic", "--val-subset", "test"], "--val-subset: expected it beside --features"),
+        (["--preset", "synthetic", "--val-annotations", "a"], "--val-annotations: expected it beside --features"),
+        (["--preset", "synthetic", "--train-subset", "test"], "--train-subset: expected it beside --annotations"),
+        (["--preset", "synthetic", "--annotations", "gone.json"], "gone.json: expected ground truth"),
+    ],
+)
+def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        train.main([*flags, "--output", "out", "--device", "cpu"])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -508,22 +542,14 @@ def test_windows_are_shifted_inside_their_video_and_still_show_an_instance():
 
 def test_every_epoch_has_other_shifts_where_they_are_set(data):
     starts = {}
-    for shift in (True, False):
-        settings = {"train": {"shift_windows": shift, "batch_size": 8}}
-        sizes = [f"{setting}" for setting in (*SMALL, *SIZES["bmn"])]
-        config = PRESETS["bmn"]["synthetic"].override(train.parse_settings(sizes), "test").override(settings, "test")
-        truth = read_annotations(data / "annotations.json", "training")
-        archive = open_features(data / "features", feature_dim=8)
-        times = TimeResolver(config, table=truth)
-        loaded = ((name, archive.load(name)) for name in truth)
-        subset = check_subset("training", truth, loaded, times, DEFAULT, kept_bytes=1 << 20)
-        windows = TrainingWindows(archive, subset.videos, config, DEFAULT)
-        trainer = Trainer(config, DEFAULT, torch.device("cpu"))
-        starts[shift] = []
+    for shift in ("true", "false"):
+        trainer, windows = make_trainer(data, f"train.shift_windows={shift}", model="bmn")
+        starts[shift] = [tuple(windows.starts)]
         for epoch in range(2):
             trainer.epoch(windows, epoch, 0)
             starts[shift].append(tuple(windows.starts))
-    assert starts[False][0] == starts[False][1] != starts[True][0] != starts[True][1]
+    assert len(set(starts["true"])) == 3
+    assert set(starts["false"]) == {starts["true"][0]}
 
 
 def test_zeros_after_a_short_video_show_nothing():

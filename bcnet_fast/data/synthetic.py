@@ -29,7 +29,9 @@ from .annotations import Instance, VideoAnnotation
 
 PHASES = 3
 Quantiles = tuple[float, ...]  # of a distribution, equally far apart; draws are uniform between neighbours
-_RANKS = np.linspace(0.005, 0.995, 21)  # of the quantiles that are read from annotations
+# Of the quantiles that are read from annotations: without the rarest extremes, to which a line would lead from afar.
+_RANKS = np.linspace(0.005, 0.995, 21)
+_SHORTEST_S = 0.01  # of an instance
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,20 @@ def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[s
     """Number, lengths and gaps of the instances of real videos, as settings of `SyntheticConfig`.
 
     Instances that are stated twice, have no extent or end after their video do not count; where they overlap, there is
-    no gap. InputError, which names `source`, when fewer than two videos have instances.
+    no gap. A video without a stated duration has no gap after its last instance. InputError, which names `source`, when
+    fewer than two videos have instances.
     """
     numbers, lengths, gaps = [], [], []
     for video in annotations:
-        segments = sorted({(i.start, i.end) for i in video.instances if i.start < i.end <= video.duration})
+        duration = math.inf if video.duration is None else video.duration
+        segments = sorted({(i.start, i.end) for i in video.instances if i.start < i.end <= duration})
         if not segments:
             continue
         numbers.append(len(segments))
-        lengths.append([end - start for start, end in segments])
+        lengths.append([max(end - start, _SHORTEST_S) for start, end in segments])
         latest = np.maximum.accumulate([0.0, *(end for _, end in segments)])
-        gaps.append([g for g in np.array([*(start for start, _ in segments), video.duration]) - latest if g >= 0])
+        after = np.array([*(start for start, _ in segments), duration]) - latest
+        gaps.append(after[(after >= 0) & np.isfinite(after)])
     if len(numbers) < 2:
         raise InputError(f"{source}: expected instances in at least 2 videos, found them in {len(numbers)}")
     values = {"instances": numbers, "instance_s": np.concatenate(lengths), "gap_s": np.concatenate(gaps)}
@@ -88,7 +93,8 @@ def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[s
 def _alike(groups: Sequence[Sequence[float]]) -> float:
     """Mean correlation of two values of a group, of their normal scores, so that only the order of values counts."""
     values = np.concatenate(groups)
-    ranks = (np.argsort(np.argsort(values)) + 0.5) / len(values)
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks = ((np.cumsum(counts) - counts / 2) / len(values))[which]  # equal values have the mean of their ranks
     scores = np.split([NormalDist().inv_cdf(rank) for rank in ranks], np.cumsum([len(group) for group in groups])[:-1])
     products = sum((s.sum() ** 2 - (s**2).sum()) / (len(s) - 1) for s in scores if len(s) > 1)
     count = sum(len(s) for s in scores if len(s) > 1)
@@ -135,7 +141,7 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
     gaps = _alike_draws(rng, config.gap_s, config.alike[1], number + 1)
     events, now = [], 0.0
     for gap, length in zip(gaps, [*lengths, None], strict=True):
-        # Events that touch would be one to whoever sees the features.
+        # Instances that touch would be one to whoever sees the features.
         after = now + max(gap, 0.1)
         while True:
             start = now + _draw(rng, config.pause_s)

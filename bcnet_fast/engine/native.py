@@ -26,7 +26,6 @@ LINE = 16  # elements, a cache line of float32
 # What sampling and projecting read of a plan; gradients need more.
 BIN_LISTS = ("first", "offsets", "weights")
 GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
-ROWS = 128  # that are copied at a time where memory is to be spared
 LONGEST_RUN = 64  # rows, about as many as are worked on at a time
 
 
@@ -135,13 +134,17 @@ class NativeKernels:
         return out
 
     def rows(self, x: np.ndarray, needed: Tensor) -> np.ndarray:
-        """[2, P, d] -> [2, needed, d], in the same memory: numbers ascend, so what is overwritten was read before."""
+        """[2, P, d] -> [2, needed, d], in the same memory, whose contents are lost.
+
+        needed: at least one number; they ascend, so what is overwritten was read before.
+        """
         rows = torch.from_numpy(_flat(x))
         numbers = torch.cat([needed, x.shape[1] + needed])
-        for begin in range(0, len(numbers), ROWS):
-            some = numbers[begin : begin + ROWS]
+        begin = 0
+        for some in numbers.split(128):  # a small copy at a time
             rows[begin : begin + len(some)] = rows.index_select(0, some)
-        return rows[: len(numbers)].numpy().reshape(2, len(needed), -1)
+            begin += len(some)
+        return rows[: len(numbers)].numpy().reshape(2, len(needed), x.shape[-1])
 
     def add(self, x: np.ndarray, other: np.ndarray, slot: str) -> np.ndarray:
         return np.add(x, other, out=self.buffer(slot, *x.shape))
