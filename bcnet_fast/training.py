@@ -104,6 +104,8 @@ class Processes:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
         try:
             yield cls(dist.get_rank(), count)
+            # One that ends while others still work may abort, and torchrun then stops them all.
+            dist.barrier()
         finally:
             dist.destroy_process_group()
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from test_train import EASY, SIZES
 
 from bcnet_fast.data.synthetic import make_videos, write_dataset
@@ -18,7 +19,9 @@ BENCH = Path(__file__).resolve().parent.parent / "bench"
 @pytest.fixture
 def ablations(monkeypatch):
     monkeypatch.syspath_prepend(BENCH)
-    return importlib.import_module("ablations")
+    threads = torch.get_num_threads()
+    yield importlib.import_module("ablations")
+    torch.set_num_threads(threads)  # other tests compare the bits of processes
 
 
 def test_a_table_of_two_variants_is_made_once_and_printed_again(ablations, tmp_path, capsys):
