@@ -8,7 +8,7 @@ from types import ModuleType
 
 # Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
 # it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
-INTERFACE = 6
+INTERFACE = 7
 CUDA_INTERFACE = 1
 
 
@@ -23,19 +23,25 @@ def _load(name: str, interface: int, what: str, needs: str) -> tuple[ModuleType 
 
 
 module, reason = _load("_C", INTERFACE, "the native extension", "a C++ compiler")
-cuda_module, cuda_reason = _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
 
 
-@functools.lru_cache
+@functools.cache
+def cuda() -> tuple[ModuleType | None, str | None]:
+    """The extension for CUDA, looked up when first needed: a process on a CPU does without its memory."""
+    return _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
+
+
+@functools.cache
 def cuda_problem(device: int) -> str | None:
     """Why the CUDA extension cannot be used on a device; None when it can.
 
     The device may be older than those that it was built for, or the driver older than the nvcc that built it.
     """
-    if cuda_module is None:
-        return cuda_reason
+    found, why = cuda()
+    if found is None:
+        return why
     try:
-        cuda_module.soft_nms_shared_limit(device)
+        found.soft_nms_shared_limit(device)
     except RuntimeError as error:
         return f"the CUDA extension cannot use the device ({error})"
     return None

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -102,22 +102,35 @@ class StoredWeights(Mapping[str, Tensor]):
         """InputError when the weight is not finite."""
         if name not in self._shapes:
             raise KeyError(name)
-        tensor = self._read(name)
-        if not _finite(tensor):
-            raise InputError(_unfitting(self.path, {"not finite": [name]}))
-        return tensor
+        return self._checked(name, slice(None))
 
-    def _read(self, name: str) -> Tensor:
+    def rows(self, name: str, count: int) -> Iterator[Tensor]:
+        """A weight in parts of at most `count` rows, so that it need not be in memory as a whole either."""
+        for begin in range(0, self._shapes[name][0], count):
+            yield self._checked(name, slice(begin, begin + count))
+
+    def _checked(self, name: str, rows: slice) -> Tensor:
+        part = self._read(name, rows)
+        if not _finite(part):
+            raise InputError(_unfitting(self.path, {"not finite": [name]}))
+        return part
+
+    def _read(self, name: str, rows: slice = slice(None)) -> Tensor:
         # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in
         # memory until the last tensor of the same opening is gone.
         with _opened(self.path) as file:
-            return file.get_tensor(name)
+            return file.get_slice(name)[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)
 
     def __len__(self) -> int:
         return len(self._shapes)
+
+
+def rows_of(state: Mapping[str, Tensor], name: str, count: int) -> Iterable[Tensor]:
+    """A weight in parts of at most `count` rows, one after the other."""
+    return state.rows(name, count) if isinstance(state, StoredWeights) else state[name].split(count)
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

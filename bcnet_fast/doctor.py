@@ -67,10 +67,11 @@ def facts() -> Iterator[tuple[str, str]]:
             "native extension",
             f"yes, built by {_native.module.COMPILER}; instruction sets here: {sets} (first is used)",
         )
-    if _native.cuda_module is None:
-        yield "CUDA extension", f"no: {_native.cuda_reason}"
+    module, reason = _native.cuda()
+    if module is None:
+        yield "CUDA extension", f"no: {reason}"
     else:
-        yield "CUDA extension", f"yes, built by {_native.cuda_module.COMPILER}"
+        yield "CUDA extension", f"yes, built by {module.COMPILER}"
     yield _dispatch.VARIABLE, os.environ.get(_dispatch.VARIABLE, "not set (auto)")
 
 

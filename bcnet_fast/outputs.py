@@ -28,6 +28,8 @@ class Output:
     @classmethod
     def cat(cls, parts: Sequence[Output]) -> Output:
         """One batch made of several, of which there is at least one."""
+        if len(parts) == 1:
+            return parts[0]
         columns = [part.columns() for part in parts]
         made = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
         return type(parts[0])(**dict.fromkeys(vars(parts[0])) | made)

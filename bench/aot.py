@@ -289,9 +289,9 @@ def inspect_extension(path: str) -> dict[tuple[int, str], dict[str, int]]:
 
 def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
     """The rows of the CUDA extension's kernel, by the largest number of candidates in a set."""
-    module = _native.cuda_module
+    module, reason = _native.cuda()
     if module is None:
-        raise BackendError(_native.cuda_reason)
+        raise BackendError(reason)
     kernels = inspect_extension(module.__file__)
     plans = {"fp32": ("f", module.plan_soft_nms_float32), "fp64": ("d", module.plan_soft_nms_float64)}
     for dtype, (letter, plan) in plans.items():

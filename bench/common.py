@@ -127,6 +127,18 @@ def alternate(
     return {name: summarize(values) for name, values in times.items()}
 
 
+def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """The call, returning when the device is done."""
+    if device == "cpu":
+        return call
+
+    def synchronized():
+        call()
+        torch.cuda.synchronize()
+
+    return synchronized
+
+
 def summarize(milliseconds: Sequence[float]) -> Timing:
     """Median, 20 % and 80 % point of at least two times."""
     points = statistics.quantiles(milliseconds, n=5, method="inclusive")

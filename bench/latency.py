@@ -42,15 +42,11 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib
 import importlib.metadata
-import multiprocessing
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +60,16 @@ import numpy as np  # noqa: E402
 import roofline  # noqa: E402
 import seeded  # noqa: E402
 import torch  # noqa: E402
-from common import Timing, alternate, begin, memory_mib, print_table, write_csv  # noqa: E402
+from common import Timing, alternate, begin, finished, print_table, write_csv  # noqa: E402
 from latency_plot import draw  # noqa: E402
+from own_process import run_apart  # noqa: E402
 from systems import (  # noqa: E402
     EXPORTS,
     SEED,
     TOLERANCES,
     System,
     export_onnx,
+    lengths_of,
     matched_anchors,
     threshold_for,
     variants,
@@ -103,46 +101,6 @@ def make_features(config: Config) -> tuple[torch.Tensor, np.ndarray]:
         sequence = np.random.default_rng(SEED).standard_normal((snippets, model.feature_dim), np.float32)
     windows = cut(sequence, range(0, BATCH * stride, stride), model.window)
     return torch.from_numpy(windows), sequence[: model.window + (VIDEO_WINDOWS - 1) * stride]
-
-
-def lengths_of(windows: torch.Tensor) -> torch.Tensor:
-    return torch.full((len(windows),), windows.shape[-1])
-
-
-def in_own_process(
-    name: str, checkpoint: Path, features: np.ndarray, threshold: float | None, device: str, threads: int, quick: bool
-) -> dict[str, Any]:
-    """Runs in a fresh process: seconds to load and for the first window, the network's time, the most memory taken.
-
-    features [1, C, T] come from outside: to make them takes more memory than they do.
-    """
-    torch.set_num_threads(threads)
-    config, window = read_config(checkpoint), torch.from_numpy(features)
-    if name in EXPORTS:
-        importlib.import_module(name)
-    before = memory_mib("VmRSS")
-    times = [time.perf_counter()]
-    system = variants(device, config.model.name)[name](checkpoint, device)
-    times.append(time.perf_counter())
-    system.set_threshold(threshold)
-    network = finished(functools.partial(system.network, window, lengths_of(window)), device)
-    network()
-    times.append(time.perf_counter())
-    alone = None if quick else alternate({name: network})[name].median
-    cuda = device == "cuda"
-    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mib("VmHWM")
-    own = None if cuda or before is None else peak - before
-    seconds = {"load_s": times[1] - times[0], "first_s": times[2] - times[1]}
-    return {**seconds, "alone_ms": alone, "peak_mib": peak, "own_mib": own}
-
-
-def run_apart(
-    name: str, checkpoint: Path, features: np.ndarray, threshold: float | None, device: str, quick: bool
-) -> dict[str, Any]:
-    arguments = name, checkpoint, features, threshold, device, torch.get_num_threads(), quick
-    # A forked process would start with the memory of this one.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(in_own_process, *arguments).result()
 
 
 def deviation(found: Output, expected: Output, where: torch.Tensor | None = None) -> float:
@@ -203,18 +161,6 @@ def stages(
     if not quick and (is_bcnet(system) or name != "reference"):
         calls["batch"] = functools.partial(system.windows, windows, lengths_of(windows))
     return calls
-
-
-def finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """The call, returning when the device is done."""
-    if device == "cpu":
-        return call
-
-    def synchronized():
-        call()
-        torch.cuda.synchronize()
-
-    return synchronized
 
 
 def floor_ms(system: System, matched: float, device: str) -> float | None:
@@ -363,8 +309,11 @@ def measure_case(
         chosen = threshold_for(2 / 3, systems["reference"].scores(window), lengths_of(window), config)
     if EXPORTS.keys() & names:
         export_onnx(checkpoint)
-    apart = progress(names, len(names), "processes")
-    own = {name: run_apart(name, checkpoint, window.numpy(), chosen, device, quick) for name in apart}
+    features = folder / "window.npy"
+    np.save(features, window.numpy())
+    given = {"checkpoint": str(checkpoint), "features": str(features), "threshold": chosen, "device": device}
+    given |= {"threads": torch.get_num_threads(), "alone": not quick}
+    own = {name: run_apart(name=name, **given) for name in progress(names, len(names), "processes")}
     systems |= {name: available[name](checkpoint, device) for name in names[1:]}
     rows = measure(systems, own, chosen, device, quick)
     show(rows)

@@ -36,6 +36,10 @@ def test_a_checkpoint_brings_back_weights_and_configuration(saved):
     assert read_config(path) == CONFIG
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+    for name, tensor in network.state_dict().items():
+        parts = list(state.rows(name, 3))
+        assert {len(part) for part in parts[:-1]} <= {3}
+        assert torch.equal(torch.cat(parts), tensor)
     features = torch.randn(1, 10, 24)
     with torch.no_grad():
         assert torch.equal(

@@ -296,6 +296,22 @@ def test_weights_are_packed_from_any_strides(rng, int8):
     assert all(np.array_equal(result, results[0]) for result in results[1:])
 
 
+@pytest.mark.parametrize("outputs", [32, 71, 160])
+@every_dtype
+def test_a_weight_can_be_packed_some_outputs_at_a_time(rng, dtype, outputs):
+    groups, inputs, rows = 3, 11, 7
+    weight, x = draw(rng, dtype, groups, outputs, inputs), draw(rng, dtype, rows, groups * inputs)
+    packed = module.PackedWeight.unpacked(groups, outputs, inputs, dtype is np.float64)
+    for first in range(0, outputs, 64):
+        packed.pack_outputs(weight[:, first : first + 64], first, threads=2)
+    given = {"x": x, "threads": 1}
+    found, expected = (
+        written("linear", rows, groups * outputs, dtype, weight=w, **given)
+        for w in (packed, module.PackedWeight(weight))
+    )
+    assert np.array_equal(found, expected)
+
+
 # ---- 8 bits
 
 
@@ -512,7 +528,7 @@ def test_project_runs(rng, instructions, dtype):
     plan = PLANS["gtad-unequal"]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
     groups = [getattr(plan, name).numpy() for name in GROUPS]
     sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
-    inputs, columns, bins = 3, 2 * module.PART + 37, len(sources)
+    inputs, columns, bins = 3, 2 * module.RUN_PART + 37, len(sources)
     x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)
     weight, bias = module.PackedWeight(draw(rng, dtype, bins * columns, inputs), bins), draw(rng, dtype, columns)
     anchors = np.empty((plan.anchors, columns), dtype)
@@ -526,7 +542,7 @@ def test_project_runs(rng, instructions, dtype):
         packed = module.PackedWeight(layer)
         for layer_bias in (None, draw(rng, dtype, outputs)):
             results = []
-            for at_a_time, threads in ((module.PART, 1), (2 * module.PART, 3), (columns, 2)):
+            for at_a_time, threads in ((module.RUN_PART, 1), (2 * module.RUN_PART, 3), (columns, 2)):
                 frame = np.full((79, outputs + 2), np.nan, dtype)
                 out, projected = frame[1:-1, 1:-1], np.full((plan.anchors, at_a_time), np.nan, dtype)
                 options = {"bias": bias, "layer_bias": layer_bias, "threads": threads, "instruction_set": instructions}
@@ -545,29 +561,30 @@ def test_project_runs(rng, instructions, dtype):
 @every_dtype
 @every_set
 def test_linear_runs(rng, instructions, dtype, columns, outputs):
-    """Three groups that take a row and the two after it, of rows that are shifted."""
-    shifts, inputs = [-4, 0, 7], 3 * columns
-    x, weight = draw(rng, dtype, 300, columns), draw(rng, dtype, len(shifts) * outputs, inputs)
-    bias, packed = draw(rng, dtype, outputs), module.PackedWeight(weight, len(shifts))
-    runs = np.array([[200, 0, 1], [4, 1, 14], [31, 20, 100], [9, 120, 13], [290, 139, 1]], np.int32)
-    taken = np.concatenate([np.arange(begin, begin + count) for begin, _, count in runs])
-    places = np.concatenate([np.arange(begin, begin + count) for _, begin, count in runs])
+    """Three groups that each take a row of their own and the two after it."""
+    groups, inputs = 3, 3 * columns
+    x, weight = draw(rng, dtype, 300, columns), draw(rng, dtype, groups * outputs, inputs)
+    bias, packed = draw(rng, dtype, outputs), module.PackedWeight(weight, groups)
+    runs = np.array([[200, 0, 7, 0, 1], [4, 4, 90, 1, 14], [31, 0, 35, 20, 100], [9, 285, 1, 120, 13]], np.int32)
+    runs = np.concatenate([runs, [[290, 297, 0, 139, 1]]]).astype(np.int32)
+    taken = np.concatenate([run[:groups, None] + np.arange(run[-1]) for run in runs], axis=1)
+    places = np.concatenate([np.arange(begin, begin + count) for *_, begin, count in runs])
     side_by_side = np.lib.stride_tricks.sliding_window_view(x.ravel(), inputs)[::columns].astype(np.float64)
-    by_group = weight.reshape(len(shifts), outputs, inputs)
-    exact = sum(side_by_side[taken + shift] @ w.T for shift, w in zip(shifts, by_group, strict=True))
+    by_group = weight.reshape(groups, outputs, inputs)
+    exact = sum(side_by_side[rows] @ w.T for rows, w in zip(taken, by_group, strict=True))
     for options in ({}, {"relu": True}, {"bias": bias, "relu": True}):
         results = []
         for threads in (1, 2, 3):
             frame = np.full((142, outputs + 5), np.nan, dtype)
             out = frame[1:-1, 3:-2]
             given = {"threads": threads, "instruction_set": instructions, **options}
-            module.linear_runs(x, runs, shifts, packed, out, **given)
+            module.linear_runs(x, runs, packed, out, **given)
             results.append(out[places].copy())
             out[places] = np.nan
             assert np.isnan(frame).all()
         assert all(np.array_equal(result, results[0]) for result in results)
         assert error(results[0], finished(exact, **options)) < BOUND[dtype]
-    module.linear_runs(x, runs[:0], shifts, packed, out, threads=2, instruction_set=instructions)
+    module.linear_runs(x, runs[:0], packed, out, threads=2, instruction_set=instructions)
     assert np.isnan(frame).all()
 
 
@@ -600,6 +617,21 @@ def test_weights_that_do_not_fit_are_refused():
     for bad in (weight.astype(np.float16), weight.astype(int), weight.tolist()):
         with pytest.raises(TypeError, match="PackedWeight"):
             module.PackedWeight(bad)
+    parts, part = module.PackedWeight.unpacked(2, 70, 6), draw(np.random.default_rng(0), np.float32, 2, 32, 6)
+    for bad, first, message in (
+        (part, 16, "pack_outputs: first is 16 to 48, expected multiples of 32"),
+        (part[:, :5], 0, "pack_outputs: first is 0 to 5, expected multiples of 32"),
+        (part, 64, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
+        (part, -32, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
+        (part[:1], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
+        (part[..., :5], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
+        (part.astype(np.float64), 0, "pack_outputs: a weight is of another kind, expected float64"),
+        (part * np.float32(np.inf), 0, "pack_outputs: weight is not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parts.pack_outputs(bad, first)
+    with pytest.raises(ValueError, match="unpacked: a size is below 1"):
+        module.PackedWeight.unpacked(2, 0, 6)
     packed = module.PackedWeight(weight)
     for first, last in ((0, 0), (32, 32), (-32, 32), (1, 64), (0, 33), (32, 96), (64, 32)):
         with pytest.raises(ValueError, match=f"part: first or last is {first}, {last}, expected multiples of 32"):
@@ -664,8 +696,7 @@ def test_arrays_that_do_not_fit_are_refused():
         },
         "linear_runs": {
             "x": array(9, 5),
-            "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
-            "shifts": [-1, 1],
+            "runs": np.array([[0, 2, 0, 4], [4, 6, 4, 3]], np.int32),
             "weight": packed(12, 5, 2),
             "out": array(7, 6),
         },
@@ -733,7 +764,7 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_runs", {"layer": packed(6, 8)}, "layer is unlike"),
         ("project_runs", {"layer": packed(12, 7, 2)}, "layer is unlike"),
         ("project_runs", {"projected": array(7)}, "projected is"),
-        ("project_runs", {"projected": array(anchors, 6)}, r"projected is .*, expected .* a multiple of 256"),
+        ("project_runs", {"projected": array(anchors, 6)}, r"projected is .*, expected .* a multiple of 128"),
         ("project_runs", {"projected": array(anchors, 8)}, r"projected is .*, expected all outputs of the weight"),
         ("project_runs", {"projected": array(anchors + 1, 7)}, "the plan is"),
         ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is outside"),
@@ -742,16 +773,16 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_runs", {"layer_bias": array(7)}, "bias is"),
         ("linear_runs", {"x": array(5)}, "x is"),
         ("linear_runs", {"x": array(8, 5)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[0, 0, 1]], np.int32)}, r"runs is \[1, 3\], expected \[runs, 4\]"),
         ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x is strided"),
         ("linear_runs", {"runs": array(2, 2, dtype=np.int32)}, "runs is"),
-        ("linear_runs", {"runs": np.array([[0, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[8, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 6, 2]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 0, 0]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 3, 2], [1, 4, 1]], np.int32)}, "runs is outside, .*each once"),
-        ("linear_runs", {"runs": np.array([[1, -1, 2]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[2**31 - 1, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"shifts": [0]}, "shifts is of another number"),
+        ("linear_runs", {"runs": np.array([[-1, 0, 0, 1]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[0, 9, 0, 1]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 1, 6, 2]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 1, 0, 0]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[1, 1, 3, 2], [1, 1, 4, 1]], np.int32)}, "runs is outside, .*each once"),
+        ("linear_runs", {"runs": np.array([[1, 1, -1, 2]], np.int32)}, "runs is outside"),
+        ("linear_runs", {"runs": np.array([[2**31 - 1, 0, 0, 1]], np.int32)}, "runs is outside"),
         ("linear_runs", {"weight": packed(12, 5, 2, int8=True)}, "a weight is of another kind"),
         ("linear_runs", {"weight": packed(12, 25, 2)}, "runs is outside"),
         ("linear_runs", {"out": array(6, 6)}, "runs is outside"),

@@ -70,7 +70,7 @@ def cuda_soft_nms(emulated, monkeypatch):
             return [t.numpy() for t in OP._run_cuda(0, *map(torch.from_numpy, (segments, scores, offsets)), *rest)]
 
         with monkeypatch.context() as patch:
-            patch.setattr(_native, "cuda_module", module)
+            patch.setattr(_native, "cuda", lambda: (module, None))
             patch.setattr(OP, "choose", lambda *_: "native")
             patch.setattr(OP, "_run_native", run_cuda)
             return soft_nms(*args, **options)
@@ -197,7 +197,7 @@ def test_table_of_compiled_kernels_covers_every_target_without_spills():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(_native.cuda_module is None, reason=str(_native.cuda_reason))
+@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @DTYPES
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
@@ -216,10 +216,10 @@ def test_the_device_has_the_bits_of_the_cpu(rng, dtype, grid):
             soft_nms(**{name: tensor.cuda() for name, tensor in (good() | change).items()})
 
 
-@pytest.mark.skipif(_native.cuda_module is None, reason=str(_native.cuda_reason))
+@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_extension_loads_without_a_device_and_says_so_when_called():
-    module = _native.cuda_module
+    module, _ = _native.cuda()
     plan = module.plan_soft_nms_float32(1, 1, 1, 48 * 1024)
     with pytest.raises(RuntimeError, match="soft_nms: CUDA: "):
         module.soft_nms_float32(0, 0, 0, 1, 1, 0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, plan, 0, 0, 0, 0, 0, 0)
@@ -228,8 +228,7 @@ def test_the_extension_loads_without_a_device_and_says_so_when_called():
 
 
 def test_a_missing_extension_is_explained(monkeypatch):
-    monkeypatch.setattr(_native, "cuda_module", None)
-    monkeypatch.setattr(_native, "cuda_reason", "the CUDA extension was not built")
+    monkeypatch.setattr(_native, "cuda", lambda: (None, "the CUDA extension was not built"))
     _native.cuda_problem.cache_clear()
     try:
         assert dict(doctor.facts())["CUDA extension"] == "no: the CUDA extension was not built"

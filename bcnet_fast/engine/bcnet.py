@@ -229,7 +229,7 @@ class BCNetEngine:
         return [made[id(tensor)] for tensor in tensors]
 
     def _projection(self, encodings: list[Tensor], weight: Tensor) -> Projection:
-        packed = self.kernels.anchor_weight(weight.unflatten(1, (self.config.bins, -1)))
+        packed = self.kernels.anchor_weight([weight.unflatten(1, (self.config.bins, -1))], len(weight))
         if not self.rewrites.constant_positions:
             return Projection(packed, None, self.kernels.weight(weight))
         products = {id(encoding): self.kernels.product(encoding, weight) for encoding in encodings}

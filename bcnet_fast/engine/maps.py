@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoint import rows_of
 from ..maps import MapConfig, proposal_map, sampled_cells, sampling_plan
 from ..ops.anchor_sampling import cheaper_strategy
 from ..outputs import MapOutput
@@ -23,6 +24,7 @@ from ..profiling import stage
 from .rewrites import Rewrites
 
 Sequence = Any  # [..., T, d], an array or tensor of the kernels
+ROWS = 64  # that are read of the largest weight at a time
 CONVOLUTIONS = 2  # with a kernel of 3 by 3, one after the other
 
 
@@ -103,8 +105,14 @@ class MapScores:
         weights = [torch.cat([state[f"{name}.{what}"] for name in kinds]) for what in ("weight", "bias")]
         self.scores = self._weight(weights[0]), kernels.constant(weights[1])
         # Last, because it is most of the memory: what making the plan took has been given back by now.
-        weight = state[f"{names.sampled}.weight"].flatten(1).unflatten(1, (config.base_channels, -1)).mT  # [O, N, C]
-        packed = kernels.anchor_weight(weight) if self.projects else kernels.weight(weight.flatten(1))
+        parts = (
+            part.flatten(1).unflatten(1, (config.base_channels, -1)).mT  # [outputs, N, C]
+            for part in rows_of(state, f"{names.sampled}.weight", ROWS)
+        )
+        if self.projects:
+            packed = kernels.anchor_weight(parts, config.sampled_channels)
+        else:
+            packed = kernels.weight(torch.cat(list(parts)).flatten(1))
         self.sampled = packed, kernels.constant(state[f"{names.sampled}.bias"])
 
     def _plan(self, config: MapConfig, rewrites: Rewrites) -> tuple[bool, Any]:
@@ -140,7 +148,8 @@ class MapScores:
                     x = kernels.linear(x, weight, bias=bias, relu=True, slot=slot)
             weight, bias = self.scores
             x = kernels.result(kernels.linear(x, weight, bias=bias, slot="scores"))
-        scores = x.view(-1, *x.shape[-2:]).sigmoid()[:, self.map.spread].mT.unflatten(-1, self.cells.source.shape)
+        computed = x.view(-1, *x.shape[-2:]).sigmoid()
+        scores = computed.index_select(1, self.map.spread).mT.unflatten(-1, self.cells.source.shape)
         start, end = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
         return MapOutput(start, end, scores[:, :2], background)

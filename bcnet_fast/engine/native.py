@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .. import _native
 from ..sampling import SamplingPlan
-from .maps import MapCells
+from .maps import MapCells, dilated
 
 EPS = 1e-5  # of every LayerNorm
 LINE = 16  # elements, a cache line of float32
@@ -78,9 +78,18 @@ class NativeKernels:
         by_tap = self._array(weight).swapaxes(1, 2).reshape(len(weight), -1)
         return _packed(by_tap, groups=groups), self.constant(bias)
 
-    def anchor_weight(self, weight: Tensor) -> Any:
-        """A weight [outputs, bins, C] for `project`."""
-        return _packed(self._array(weight.transpose(0, 1)))
+    def anchor_weight(self, parts: Iterable[Tensor], outputs: int) -> Any:
+        """A weight [outputs, bins, C] for `project`, in parts of whole panels of outputs."""
+        packed, first = None, 0
+        for part in parts:
+            _, bins, columns = part.shape
+            if packed is None:
+                _native.module.return_freed_memory()
+                packed = _native.module.PackedWeight.unpacked(bins, outputs, columns, self.dtype == np.float64)
+            array = self._array(part.transpose(0, 1))
+            packed.pack_outputs(array, first, torch.get_num_threads())
+            first += len(part)
+        return packed
 
     def constant(self, tensor: Tensor) -> np.ndarray:
         """A copy: a part of a checkpoint's file would keep in memory all of the file that was looked at with it."""
@@ -311,7 +320,7 @@ class NativeKernels:
         """relu(x first^T + bias) where the map has its cells, in the slot `cells`."""
         weight, bias = first
         out = self._cells("cells", of, weight.outputs)
-        self._linear_runs(x, of.runs[0], [0], weight, bias, out)
+        self._linear_runs(x, of.runs[0], weight, bias, out)
         return of.with_copies(out)
 
     def convolve_cells(self, x: np.ndarray, of: NativeMap, convolutions: list[tuple[Any, np.ndarray]]) -> np.ndarray:
@@ -321,9 +330,9 @@ class NativeKernels:
         """
         (weight, bias), (last, last_bias) = convolutions
         between = self._cells("sampled", of, weight.outputs)
-        self._linear_runs(x, of.runs[1], of.shifts, weight, bias, between)
+        self._linear_runs(x, of.runs[1], weight, bias, between)
         out = self.buffer("cells", of.computed, last.outputs, padded=False)
-        self._linear_runs(between, of.runs[2], of.shifts, last, last_bias, out)
+        self._linear_runs(between, of.runs[2], last, last_bias, out)
         return out
 
     def _cells(self, slot: str, of: NativeMap, channels: int) -> np.ndarray:
@@ -332,44 +341,46 @@ class NativeKernels:
         out[of.border] = 0
         return out
 
-    def _linear_runs(
-        self, x: np.ndarray, runs: np.ndarray, shifts: list[int], weight: Any, bias: np.ndarray, out: np.ndarray
-    ) -> None:
+    def _linear_runs(self, x: np.ndarray, runs: np.ndarray, weight: Any, bias: np.ndarray, out: np.ndarray) -> None:
         options = {"bias": bias, "relu": True, "threads": torch.get_num_threads()}
-        _native.module.linear_runs(x, runs, shifts, weight, out, **options)
+        _native.module.linear_runs(x, runs, weight, out, **options)
 
 
 class NativeMap:
-    """Where the cells of a map lie in memory: with a border of zeros, so that all have neighbours; else, without
-    convolutions, in the order in which they are sampled.
+    """Where the cells of a map lie in memory: those that are read row by row, with zeros around the map where these are
+    read; or without convolutions, in the order in which they are sampled.
 
-    runs: for each layer, which rows are made of which, as `linear_runs` takes them. alike: the cells that are no
-    proposals and are read all the same; the first of them is made, the others are copies. computed: how many cells the
-    last layer has, in their order; spread: the one of these that each cell of the map has its score from.
+    rows: how many they are. runs: for each layer, which are made of which, as `linear_runs` takes them. alike: the
+    cells that are no proposals and are read all the same; the first of them is made, the others are copies. computed:
+    how many cells the last layer has, in their order; spread: the one of these that each cell of the map has its score
+    from.
     """
 
     def __init__(self, cells: MapCells, convolved: bool) -> None:
         self.convolved = convolved
         if not convolved:
             self.rows, self.border, self.alike = len(cells.sampled), slice(0), slice(0)
-            self.runs = [_runs(np.arange(self.rows), np.arange(self.rows))]
+            self.runs = [_runs(np.arange(self.rows)[None], np.arange(self.rows))]
             self.spread = torch.from_numpy(cells.source.ravel())
             return
-        rows, columns = cells.valid.shape
-        width = columns + 2
-        self.rows = (rows + 2) * width
-        self.shifts = [-width - 1, -1, width - 1]  # from a cell to the three that a row of the kernel takes
-        place = (np.arange(rows)[:, None] + 1) * width + np.arange(columns) + 1
-        self.border = np.setdiff1d(np.arange(self.rows), place)
         read, first, second = cells.layers
+        held = dilated(np.pad(first, 1), 1)  # with a border around the map
+        self.rows = int(held.sum())
+        places = _numbers(held)
+        place = places[1:-1, 1:-1]
+        self.border = places[held & ~np.pad(np.ones_like(read), 1)]
         self.alike = place[read & ~cells.valid]
         sampled = np.concatenate([place[cells.valid], self.alike[:1]])
         self.computed = int(second.sum())
-        number = np.zeros(second.shape, np.int64)
-        number[second] = np.arange(self.computed)
-        self.spread = torch.from_numpy(number.ravel()[cells.copied.ravel()])
-        targets = [(np.arange(len(sampled)), sampled), (place[first], place[first]), (place[second], number[second])]
-        self.runs = [_runs(source, target) for source, target in targets]
+        computed = _numbers(second)
+        self.spread = torch.from_numpy(computed.ravel()[cells.copied.ravel()])
+        # A row of the kernel takes three cells, from the one at its left on, and of the row above, its own, and below.
+        taken = np.stack([places[row : row + len(read), :-2] for row in range(3)])
+        self.runs = [
+            _runs(np.arange(len(sampled))[None], sampled),
+            _runs(taken[:, first], place[first]),
+            _runs(taken[:, second], computed[second]),
+        ]
 
     def with_copies(self, x: np.ndarray) -> np.ndarray:
         """The map with the first of the cells `alike` copied to the others."""
@@ -381,21 +392,27 @@ def _columns_at_a_time(columns: int) -> int:
     """The least part of a projection that keeps all threads as busy as all of it: each takes panels of columns."""
     module = _native.module
     together = module.PANEL * torch.get_num_threads()
-    for part in range(module.PART, columns, module.PART):
+    for part in range(module.RUN_PART, columns, module.RUN_PART):
         if -(-columns // part) * -(-part // together) <= -(-columns // together):
             return part
     return columns
 
 
-def _runs(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Rows and what they become as runs [from, to, count], int32 [runs, 3], of at most LONGEST_RUN rows."""
-    order = np.argsort(target)
-    source, target = source[order], target[order]
-    apart = (np.diff(source) != 1) | (np.diff(target) != 1)
-    begin = np.concatenate([[0], np.flatnonzero(apart) + 1, [len(source)]])
+def _numbers(chosen: np.ndarray) -> np.ndarray:
+    """Of each cell that is chosen, how many are before it."""
+    return chosen.cumsum().reshape(chosen.shape) - 1
+
+
+def _runs(sources: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """What rows are made of, [groups, n], and what they become, [n], as runs of at most LONGEST_RUN rows:
+    [from of each group, to, rows], int32 [runs, groups + 2].
+    """
+    numbers = np.concatenate([sources, target[None]])[:, np.argsort(target)]
+    apart = (np.diff(numbers) != 1).any(axis=0)
+    begin = np.concatenate([[0], np.flatnonzero(apart) + 1, [len(target)]])
     pieces = [np.linspace(a, b, -(-(b - a) // LONGEST_RUN), endpoint=False) for a, b in itertools.pairwise(begin)]
-    begin = np.append(np.concatenate(pieces), len(source)).astype(np.int64)
-    return np.stack([source[begin[:-1]], target[begin[:-1]], np.diff(begin)], axis=1).astype(np.int32)
+    begin = np.append(np.concatenate(pieces), len(target)).astype(np.int64)
+    return np.concatenate([numbers[:, begin[:-1]], np.diff(begin)[None]]).T.astype(np.int32, order="C")
 
 
 def _pages(size: int, dtype: np.dtype) -> np.ndarray:

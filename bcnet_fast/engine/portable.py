@@ -46,7 +46,8 @@ class PortableKernels:
     def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
         return self.constant(weight), self.constant(bias), groups
 
-    def anchor_weight(self, weight: Tensor) -> Tensor:
+    def anchor_weight(self, parts: Iterable[Tensor], outputs: int) -> Tensor:
+        weight = torch.cat(list(parts))
         return self.constant(weight.permute(1, 2, 0))  # [N, C, O]
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:

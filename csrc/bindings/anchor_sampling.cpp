@@ -193,18 +193,17 @@ void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight&
   if (layer.groups() != 1 || layer.inputs() != weight.outputs()) {
     refuse(op, "layer", "unlike", "a weight that takes what the other makes, of one group");
   }
-  if (columns < 1 || columns > weight.outputs() || (columns < weight.outputs() && columns % kPart)) {
-    refuse(op, "projected", shape_of(projected), "all outputs of the weight, or a multiple of " + std::to_string(kPart));
+  if (columns < 1 || columns > weight.outputs() || (columns < weight.outputs() && columns % kRunPart)) {
+    refuse(op, "projected", shape_of(projected), "all outputs of the weight, or a multiple of " + std::to_string(kRunPart));
   }
   const Output<T> between = output_of(op, "projected", projected, anchors, columns);
   const Output<T> to = output_of(op, "out", out, out.shape(0), layer.outputs());
   const Matrix<T> rows{between.data, between.stride};
-  const Run* const first = runs_of(op, runs, {0}, rows, (anchors - 1) * rows.stride + columns, columns, out.shape(0));
-  const std::int64_t count = runs.shape(0);
+  const Runs checked = runs_of(op, runs, rows, (anchors - 1) * rows.stride + columns, 1, columns, out.shape(0));
   const Finish<T> finish = finish_of<T>(op, out.shape(0), layer.outputs(), layer_bias, true, std::nullopt, std::nullopt);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  project_runs(projection, between, columns, first, count, layer, finish, chosen, threads, to);
+  project_runs(projection, between, columns, checked, layer, finish, chosen, threads, to);
 }
 
 template <typename T>
@@ -231,7 +230,7 @@ void define(py::module_& module) {
   module.def("project_runs", &project_runs_of<T>, array("x"), array("sources"), py::arg("weight"), array("order"),
              array("step"), array("offsets"), array("tap_rows"), array("tap_weights"), array("projected"), array("runs"),
              py::arg("layer"), array("out"), maybe("bias"), maybe("layer_bias"), py::arg("threads"), instruction_set_argument(),
-             "For each of the runs [from, to, count], out rows = ReLU(anchors layer^T + layer_bias), anchors being what "
+             "For each of the runs [from, to, rows], out rows = ReLU(anchors layer^T + layer_bias), anchors being what "
              "project_anchors makes, after ReLU: so many columns at a time as `projected` has.");
 }
 

@@ -17,8 +17,7 @@ namespace {
 std::int64_t columns_of(const PackedWeight& weight) { return weight.groups() * weight.outputs(); }
 
 template <typename T>
-PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int threads) {
-  constexpr const char* op = "PackedWeight";
+GivenWeight<T> given_weight(const char* op, const Rows<T>& weight, std::int64_t groups) {
   const auto axes = weight.ndim();
   const bool apart = axes == 3 && groups == 1, together = axes == 2 && groups >= 1 && weight.shape(0) % groups == 0;
   if (weight.size() == 0 || !(apart || together)) {
@@ -36,6 +35,13 @@ PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int thr
     given.outputs /= groups;
     given.group_stride = given.outputs * given.output_stride;
   }
+  return given;
+}
+
+template <typename T>
+PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int threads) {
+  constexpr const char* op = "PackedWeight";
+  const GivenWeight<T> given = given_weight(op, weight, groups);
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
   if (int8 && given.inputs > kMostBytes) {
     refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
@@ -46,6 +52,31 @@ PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int thr
   }();
   if (!packed.finite()) refuse(op, "weight", "not finite", "finite numbers");
   return packed;
+}
+
+// Of numbers, for `pack_outputs`.
+PackedWeight unpacked(std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool float64) {
+  if (groups < 1 || outputs < 1 || inputs < 1) refuse("unpacked", "a size", "below 1", "groups, outputs and inputs from 1 on");
+  return {float64 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32, groups, outputs, inputs};
+}
+
+template <typename T>
+void pack_outputs(PackedWeight& packed, const Rows<T>& weight, std::int64_t first, int threads) {
+  constexpr const char* op = "pack_outputs";
+  const GivenWeight<T> given = given_weight(op, weight, weight.ndim() == 3 ? 1 : packed.groups());
+  check_kind<T>(op, packed, false);
+  const std::int64_t last = first + given.outputs;
+  if (given.groups != packed.groups() || given.inputs != packed.inputs() || first < 0 || last > packed.outputs()) {
+    refuse(op, "weight", shape_of(weight), "outputs that the packed one has, from `first` on");
+  }
+  if (first % kPanel || (last % kPanel && last != packed.outputs())) {
+    refuse(op, "first", std::to_string(first) + " to " + std::to_string(last), "multiples of " + std::to_string(kPanel));
+  }
+  {
+    const py::gil_scoped_release release;
+    packed.pack(given, first, threads);
+  }
+  if (!packed.finite()) refuse(op, "weight", "not finite", "finite numbers");
 }
 
 PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_t last) {
@@ -137,22 +168,19 @@ void convolution_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, 
 }
 
 template <typename T>
-void linear_runs_of(const Rows<T>& x, const Index& runs, const std::vector<std::int64_t>& shifts, const PackedWeight& weight,
-                    Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, int threads,
-                    const std::string& instruction_set) {
+void linear_runs_of(const Rows<T>& x, const Index& runs, const PackedWeight& weight, Rows<T>& out,
+                    const std::optional<Array<T>>& bias, bool relu, int threads, const std::string& instruction_set) {
   constexpr const char* op = "linear_runs";
   if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, columns]");
   check_kind<T>(op, weight, false);
-  if (static_cast<std::int64_t>(shifts.size()) != weight.groups()) refuse(op, "shifts", "of another number", "one for each group");
   const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), x.shape(1));
   const std::int64_t elements = (x.shape(0) - 1) * from.stride + x.shape(1);
   const Output<T> to = output_of(op, "out", out, out.ndim() == 2 ? out.shape(0) : 0, weight.outputs());
-  const Run* const first = runs_of(op, runs, shifts, from, elements, weight.inputs(), out.shape(0));
-  const std::int64_t count = runs.shape(0);
+  const Runs checked = runs_of(op, runs, from, elements, weight.groups(), weight.inputs(), out.shape(0));
   const Finish<T> finish = finish_of<T>(op, out.shape(0), weight.outputs(), bias, relu, std::nullopt, std::nullopt);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  linear_runs(from, first, count, shifts.data(), weight, finish, chosen, threads, to);
+  linear_runs(from, checked, weight, finish, chosen, threads, to);
 }
 
 template <typename T>
@@ -201,9 +229,9 @@ void define(py::module_& module) {
   module.def("convolution", &convolution_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"),
              py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
              "Three taps over the rows of x, with zeros around: out = ReLU(... + bias) + added.");
-  module.def("linear_runs", &linear_runs_of<T>, array("x"), array("runs"), py::arg("shifts"), py::arg("weight"), array("out"),
-             maybe("bias"), py::arg("relu") = false, py::arg("threads"), instruction_set_argument(),
-             "For each of the runs [from, to, count], out rows = ReLU(sum over groups of shifted rows weight^T + bias).");
+  module.def("linear_runs", &linear_runs_of<T>, array("x"), array("runs"), py::arg("weight"), array("out"), maybe("bias"),
+             py::arg("relu") = false, py::arg("threads"), instruction_set_argument(),
+             "For each of the runs [from of each group, to, rows], out rows = ReLU(sum over groups of x rows weight^T + bias).");
   module.def("attention", &attention_of<T>, array("query"), array("key"), array("values"), array("outputs"),
              py::arg("heads"), py::arg("scale"), py::arg("threads"), instruction_set_argument(),
              "outputs[i] = softmax(query key^T scale) values[i], head by head.");
@@ -213,13 +241,18 @@ void define(py::module_& module) {
 
 void define_layers(py::module_& module) {
   module.attr("PANEL") = kPanel;
-  module.attr("PART") = kPart;
+  module.attr("RUN_PART") = kRunPart;
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
       .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
            py::arg("threads") = 1)
       .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
            py::arg("threads") = 1)
+      .def_static("unpacked", &unpacked, py::arg("groups"), py::arg("outputs"), py::arg("inputs"), py::arg("float64") = false,
+                  "Memory for `pack_outputs`, which has to fill all of it.")
+      .def("pack_outputs", &pack_outputs<float>, py::arg("weight").noconvert(), py::arg("first"), py::arg("threads") = 1,
+           "Packs the outputs from `first` on.")
+      .def("pack_outputs", &pack_outputs<double>, py::arg("weight").noconvert(), py::arg("first"), py::arg("threads") = 1)
       .def("part", &part_of, py::arg("first"), py::arg("last"), "Some of the outputs, in the same memory.")
       .def_property_readonly("groups", &PackedWeight::groups)
       .def_property_readonly("outputs", &PackedWeight::outputs, "of a group")

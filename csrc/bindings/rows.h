@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "common.h"
 #include "layers.h"
@@ -45,25 +44,27 @@ Output<T> output_of(const char* op, const char* argument, Rows<T>& array, std::i
   return {array.mutable_data(), array.strides(0) / kSize<T>};
 }
 
-// Runs of rows that exist: those of out in order, and each once. x has so many elements, and what a run takes of it begins
-// at its rows, shifted, and is `inputs` elements long.
+// Runs of rows that exist: those of out in order, and each once. x has so many elements, and what a row takes of it begins
+// there and is as long as the weight's inputs.
 template <typename T>
-const Run* runs_of(const char* op, const Index& runs, const std::vector<std::int64_t>& shifts, Matrix<T> x,
-                   std::int64_t elements, std::int64_t inputs, std::int64_t out_rows) {
-  if (runs.ndim() != 2 || runs.shape(1) != 3) refuse(op, "runs", shape_of(runs), "[runs, 3]");
-  const Run* const first = reinterpret_cast<const Run*>(runs.data());
+Runs runs_of(const char* op, const Index& array, Matrix<T> x, std::int64_t elements, std::int64_t groups, std::int64_t inputs,
+             std::int64_t out_rows) {
+  if (array.ndim() != 2 || array.shape(1) != groups + 2) {
+    refuse(op, "runs", shape_of(array), "[runs, " + std::to_string(groups + 2) + "]");
+  }
+  const Runs runs{array.data(), array.shape(0), groups};
   std::int64_t next = 0;  // so that no two runs write to one row
-  for (py::ssize_t r = 0; r < runs.shape(0); ++r) {
-    const Run run = first[r];
-    bool inside = run.count > 0 && run.to >= next && run.to + std::int64_t{run.count} <= out_rows;
-    for (const std::int64_t shift : shifts) {
-      const std::int64_t begin = run.from + shift;
-      inside &= begin >= 0 && (begin + run.count - 1) * x.stride + inputs <= elements;
+  for (std::int64_t run = 0; run < runs.count; ++run) {
+    const std::int64_t rows = runs.rows(run), end = runs.to(run) + rows;
+    bool inside = rows > 0 && runs.to(run) >= next && end <= out_rows;
+    for (std::int64_t group = 0; group < groups; ++group) {
+      const std::int64_t from = runs.from(run, group);
+      inside &= from >= 0 && (from + rows - 1) * x.stride + inputs <= elements;
     }
     if (!inside) refuse(op, "runs", "outside", "rows of x and out that exist, in the order of those of out, and each once");
-    next = run.to + std::int64_t{run.count};
+    next = end;
   }
-  return first;
+  return runs;
 }
 
 // int8 goes with float32, which it is made of.

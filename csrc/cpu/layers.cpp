@@ -321,28 +321,27 @@ BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int
 template <typename T>
 struct RunWork {
   Matrix<T> x;
-  const std::int64_t* shifts;
+  const Runs& runs;
   const PackedWeight& weight;
   std::int64_t first, last;  // the inputs that x has
   Finish<T> finish;
   Output<T> out;
 };
 
-// A product of which each group takes other rows.
+// The product of one run, of which each group takes other rows.
 template <typename T, int bytes>
-struct ShiftedProduct {
+struct RunProduct {
   const RunWork<T>& work;
-  const T* a;
-  std::int64_t panel;
+  std::int64_t run, panel;
 
   BCNET_INLINE bool adds() const { return work.first > 0; }
   BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
     const std::int64_t depth = work.weight.inputs(), groups = work.weight.groups();
     for (std::int64_t g = 0; g < groups; ++g) {
       const T* const b = work.weight.template panels<T>(g) + (panel * depth + work.first) * kPanel + column;
-      const T* const from = a + (first + work.shifts[g]) * work.x.stride;
+      const T* const from = work.x.data + (work.runs.from(run, g) + first) * work.x.stride;
       const bool relu = work.finish.relu && !work.finish.bias && g + 1 == groups;
-      multiply_tile<bytes>(count, from, work.x.stride, b, kPanel, work.last - work.first, kPart, relu, to, stride,
+      multiply_tile<bytes>(count, from, work.x.stride, b, kPanel, work.last - work.first, kRunPart, relu, to, stride,
                            g > 0 || adds());
     }
   }
@@ -350,17 +349,19 @@ struct ShiftedProduct {
 
 // The runs that are worked on together, so that each panel of the weight is read once for all of them.
 template <int bytes, typename T>
-BCNET_INLINE void linear_of_runs(const RunWork<T>& work, const Run* runs, std::int64_t count) {
+BCNET_INLINE void linear_of_runs(const RunWork<T>& work, std::int64_t first, std::int64_t last) {
   const std::int64_t columns = work.weight.outputs();
+  const Runs& runs = work.runs;
   for (std::int64_t column = 0; column < columns; column += kPanel) {
     const std::int64_t used = std::min<std::int64_t>(kPanel, columns - column);
-    for (const Run* run = runs; run < runs + count; ++run) {
-      const ShiftedProduct<T, bytes> product{work, work.x.data + run->from * work.x.stride, column / kPanel};
-      multiply_tiles_with<bytes>(product, run->count, used, work.out.data + run->to * work.out.stride + column, work.out.stride);
+    for (std::int64_t run = first; run < last; ++run) {
+      const RunProduct<T, bytes> product{work, run, column / kPanel};
+      T* const to = work.out.data + runs.to(run) * work.out.stride + column;
+      multiply_tiles_with<bytes>(product, runs.rows(run), used, to, work.out.stride);
     }
   }
-  for (const Run* run = runs; run < runs + count; ++run) {
-    finish_rows<bytes>(work.finish, columns, run->to, run->to + run->count, work.out);
+  for (std::int64_t run = first; run < last; ++run) {
+    finish_rows<bytes>(work.finish, columns, runs.to(run), runs.to(run) + runs.rows(run), work.out);
   }
 }
 
@@ -425,19 +426,19 @@ InstructionSet usable(InstructionSet set, const PackedWeight& weight) {
 }
 
 template <typename T>
-void run_runs(const RunWork<T>& work, const Run* runs, std::int64_t count, InstructionSet instruction_set, int threads) {
+void run_runs(const RunWork<T>& work, InstructionSet instruction_set, int threads) {
   std::vector<std::int64_t> blocks{0};  // of runs that follow each other, kBlockRows long or little more
   std::int64_t rows = 0;
-  for (std::int64_t r = 0; r < count; ++r) {
-    rows += runs[r].count;
-    if (rows < kBlockRows && r + 1 < count) continue;
-    blocks.push_back(r + 1);
+  for (std::int64_t run = 0; run < work.runs.count; ++run) {
+    rows += work.runs.rows(run);
+    if (rows < kBlockRows && run + 1 < work.runs.count) continue;
+    blocks.push_back(run + 1);
     rows = 0;
   }
   const auto items = static_cast<std::int64_t>(blocks.size()) - 1;
   WorkQueue queue(items);
   run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, items)), [&](int) {
-    for (std::int64_t i; queue.next(i);) linear_of_runs_for(instruction_set, work, runs + blocks[i], blocks[i + 1] - blocks[i]);
+    for (std::int64_t i; queue.next(i);) linear_of_runs_for(instruction_set, work, blocks[i], blocks[i + 1]);
   });
 }
 
@@ -512,10 +513,9 @@ void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_strid
 }
 
 template <typename T>
-void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::int64_t* shifts, const PackedWeight& weight,
-                 const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
-  const RunWork<T> work{x, shifts, weight, 0, weight.inputs(), finish, out};
-  run_runs(work, runs, count, instruction_set, threads);
+void linear_runs(Matrix<T> x, const Runs& runs, const PackedWeight& weight, const Finish<T>& finish,
+                 InstructionSet instruction_set, int threads, Output<T> out) {
+  run_runs(RunWork<T>{x, runs, weight, 0, weight.inputs(), finish, out}, instruction_set, threads);
 }
 
 template <typename T>
@@ -524,16 +524,16 @@ void project_anchors(const AnchorProjection<T>& projection, InstructionSet instr
 }
 
 template <typename T>
-void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Run* runs,
-                  std::int64_t count, const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set,
-                  int threads, Output<T> out) {
-  const std::int64_t all = projection.weight.outputs(), shift = 0;
+void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Runs& runs,
+                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads,
+                  Output<T> out) {
+  const std::int64_t all = projection.weight.outputs();
   for (std::int64_t first = 0; first < all; first += columns) {
     const std::int64_t last = std::min(all, first + columns);
     run_projection(AnchorWork<T>{projection, first, last, projected}, instruction_set, threads);
     const Matrix<T> x{projected.data, projected.stride};
-    const RunWork<T> work{x, &shift, weight, first, last, last == all ? finish : Finish<T>{}, out};
-    run_runs(work, runs, count, instruction_set, threads);
+    const RunWork<T> work{x, runs, weight, first, last, last == all ? finish : Finish<T>{}, out};
+    run_runs(work, instruction_set, threads);
   }
 }
 
@@ -545,11 +545,10 @@ void project_runs(const AnchorProjection<T>& projection, Output<T> projected, st
                                     InstructionSet, int, Output<T>);                                                         \
   template void convolution(const T*, std::int64_t, std::int64_t, std::int64_t, const PackedWeight&, const Finish<T>&,       \
                             InstructionSet, int, Output<T>);                                                                 \
-  template void linear_runs(Matrix<T>, const Run*, std::int64_t, const std::int64_t*, const PackedWeight&,                    \
-                            const Finish<T>&, InstructionSet, int, Output<T>);                                                \
+  template void linear_runs(Matrix<T>, const Runs&, const PackedWeight&, const Finish<T>&, InstructionSet, int, Output<T>);  \
   template void project_anchors(const AnchorProjection<T>&, InstructionSet, int, Output<T>);                                  \
-  template void project_runs(const AnchorProjection<T>&, Output<T>, std::int64_t, const Run*, std::int64_t,                   \
-                             const PackedWeight&, const Finish<T>&, InstructionSet, int, Output<T>);
+  template void project_runs(const AnchorProjection<T>&, Output<T>, std::int64_t, const Runs&, const PackedWeight&,           \
+                             const Finish<T>&, InstructionSet, int, Output<T>);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)
 

@@ -31,53 +31,60 @@ constexpr std::int64_t round_up(std::int64_t number, std::int64_t multiple) {
 std::int64_t PackedWeight::padded_outputs() const { return round_up(outputs_, kPanel); }
 std::int64_t PackedWeight::padded_inputs() const { return round_up(inputs_, 4); }
 
+PackedWeight::PackedWeight(Kind kind, std::int64_t groups, std::int64_t outputs, std::int64_t inputs)
+    : kind_(kind), groups_(groups), outputs_(outputs), inputs_(inputs) {
+  stride_ = padded_outputs() * (int8() ? padded_inputs() : inputs_);
+  bytes_ = groups_ * stride_ * (int8() ? 1 : kind == Kind::float64 ? 8 : 4);
+  panels_ = own_pages(static_cast<std::size_t>(bytes_));
+  if (!int8()) return;
+  std::memset(panels_.get(), 0, static_cast<std::size_t>(bytes_));
+  const std::int64_t columns = groups_ * padded_outputs();
+  scales_.reset(new float[columns](), std::default_delete<float[]>());
+  sums_.reset(new std::int32_t[columns](), std::default_delete<std::int32_t[]>());
+}
+
 template <typename T>
 PackedWeight::PackedWeight(const GivenWeight<T>& weight, bool int8, int threads)
-    : kind_(int8 ? Kind::int8 : sizeof(T) == sizeof(double) ? Kind::float64 : Kind::float32),
-      groups_(weight.groups), outputs_(weight.outputs), inputs_(weight.inputs) {
-  stride_ = padded_outputs() * (int8 ? padded_inputs() : inputs_);
-  bytes_ = groups_ * stride_ * static_cast<std::int64_t>(int8 ? sizeof(std::int8_t) : sizeof(T));
-  panels_ = own_pages(static_cast<std::size_t>(bytes_));
-  void* const memory = const_cast<char*>(panels_.get());
-  if (!int8) {
-    finite_ = pack_numbers(weight, threads, static_cast<T*>(memory));
-    return;
-  }
-  const std::int64_t columns = groups_ * padded_outputs();
-  auto* const scales = new float[columns]();
-  scales_.reset(scales, std::default_delete<const float[]>());
-  auto* const sums = new std::int32_t[columns]();
-  sums_.reset(sums, std::default_delete<const std::int32_t[]>());
-  finite_ = pack_integers(weight, threads, static_cast<std::int8_t*>(memory), scales, sums);
+    : PackedWeight(int8 ? Kind::int8 : sizeof(T) == sizeof(double) ? Kind::float64 : Kind::float32, weight.groups,
+                   weight.outputs, weight.inputs) {
+  pack(weight, 0, threads);
+}
+
+template <typename T>
+void PackedWeight::pack(const GivenWeight<T>& weight, std::int64_t first, int threads) {
+  finite_ &= int8() ? pack_integers(weight, first, threads) : pack_numbers(weight, first, threads);
 }
 
 template PackedWeight::PackedWeight(const GivenWeight<float>&, bool, int);
 template PackedWeight::PackedWeight(const GivenWeight<double>&, bool, int);
+template void PackedWeight::pack(const GivenWeight<float>&, std::int64_t, int);
+template void PackedWeight::pack(const GivenWeight<double>&, std::int64_t, int);
 
 PackedWeight PackedWeight::part(std::int64_t first, std::int64_t last) const {
   PackedWeight result = *this;
   result.outputs_ = last - first;
   result.bytes_ = bytes_ / padded_outputs() * result.padded_outputs();
   // The pointers own all of the memory and point to their part of it.
-  result.panels_ = std::shared_ptr<const char>(panels_, panels_.get() + bytes_ / padded_outputs() * first);
+  result.panels_ = std::shared_ptr<char>(panels_, panels_.get() + bytes_ / padded_outputs() * first);
   if (int8()) {
-    result.scales_ = std::shared_ptr<const float>(scales_, scales_.get() + first);
-    result.sums_ = std::shared_ptr<const std::int32_t>(sums_, sums_.get() + first);
+    result.scales_ = std::shared_ptr<float>(scales_, scales_.get() + first);
+    result.sums_ = std::shared_ptr<std::int32_t>(sums_, sums_.get() + first);
   }
   return result;
 }
 
 template <typename T>
-bool PackedWeight::pack_numbers(const GivenWeight<T>& weight, int threads, T* panels) const {
+bool PackedWeight::pack_numbers(const GivenWeight<T>& weight, std::int64_t first, int threads) {
+  T* const panels = reinterpret_cast<T*>(panels_.get()) + first * inputs_;
   // The same panel of all groups in a row: where groups lie side by side in memory, they are read from the cache.
-  WorkQueue queue(padded_outputs() / kPanel * groups_);
+  WorkQueue queue((weight.outputs + kPanel - 1) / kPanel * groups_);
   std::atomic<bool> finite{true};
   run_in_threads(threads, [&](int) {
     for (std::int64_t item; queue.next(item);) {
-      const std::int64_t group = item % groups_, first = item / groups_ * kPanel;
-      const std::int64_t used = std::min<std::int64_t>(kPanel, outputs_ - first);
-      const T* const from = weight.data + group * weight.group_stride + first * weight.output_stride;
-      T* const to = panels + group * stride_ + first * inputs_;
+      const std::int64_t group = item % groups_, output = item / groups_ * kPanel;
+      const std::int64_t used = std::min<std::int64_t>(kPanel, weight.outputs - output);
+      const T* const from = weight.data + group * weight.group_stride + output * weight.output_stride;
+      T* const to = panels + group * stride_ + output * inputs_;
       for (std::int64_t k = 0; k < inputs_; ++k) {
         for (std::int64_t c = 0; c < kPanel; ++c) {
           to[k * kPanel + c] = c < used ? from[c * weight.output_stride + k * weight.input_stride] : T(0);
@@ -90,15 +97,14 @@ bool PackedWeight::pack_numbers(const GivenWeight<T>& weight, int threads, T* pa
 }
 
 template <typename T>
-bool PackedWeight::pack_integers(const GivenWeight<T>& given, int threads, std::int8_t* panels, float* scales,
-                                 std::int32_t* sums) const {
-  std::memset(panels, 0, static_cast<std::size_t>(bytes_));
-  WorkQueue queue(groups_ * outputs_);
+bool PackedWeight::pack_integers(const GivenWeight<T>& given, std::int64_t first, int threads) {
+  auto* const panels = reinterpret_cast<std::int8_t*>(panels_.get());
+  WorkQueue queue(groups_ * given.outputs);
   std::atomic<bool> finite{true};
   run_in_threads(threads, [&](int) {
     for (std::int64_t row; queue.next(row);) {
-      const std::int64_t group = row / outputs_, output = row % outputs_;
-      const T* const from = given.data + group * given.group_stride + output * given.output_stride;
+      const std::int64_t group = row / given.outputs, given_output = row % given.outputs, output = first + given_output;
+      const T* const from = given.data + group * given.group_stride + given_output * given.output_stride;
       const auto weight = [&](std::int64_t k) { return from[k * given.input_stride]; };
       T largest = 0;
       T fault = 0;  // or NaN
@@ -120,8 +126,8 @@ bool PackedWeight::pack_integers(const GivenWeight<T>& given, int threads, std::
         to[k / 4 * 4 * kPanel + k % 4] = static_cast<std::int8_t>(value);
         sum += value;
       }
-      scales[group * padded_outputs() + output] = static_cast<float>(scale);
-      sums[group * padded_outputs() + output] = sum;
+      scales_.get()[group * padded_outputs() + output] = static_cast<float>(scale);
+      sums_.get()[group * padded_outputs() + output] = sum;
     }
   });
   return finite;

@@ -23,6 +23,9 @@ struct Output {
   std::int64_t stride;
 };
 
+// The products on runs of rows sum up parts of so many inputs, so that they can be made of that few at a time.
+constexpr std::int64_t kRunPart = 128;
+
 // What is done to a row of results: + bias, ReLU, + added (row by row), LayerNorm without scale and shift.
 template <typename T>
 struct Finish {
@@ -69,17 +72,23 @@ template <typename T>
 void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out);
 
-// Rows of x that follow each other and the rows of out that are made of them, from `from` and `to` on.
-struct Run {
-  std::int32_t from, to, count;
+// Rows of out that follow each other, and for each group of a weight the rows of x that they are made of, which do so as
+// well. Of each run: where each group's rows begin, where those of out begin, how many they are.
+struct Runs {
+  const std::int32_t* numbers;
+  std::int64_t count, groups;
+
+  std::int64_t from(std::int64_t run, std::int64_t group) const { return numbers[run * (groups + 2) + group]; }
+  std::int64_t to(std::int64_t run) const { return from(run, groups); }
+  std::int64_t rows(std::int64_t run) const { return from(run, groups + 1); }
 };
 
-// A layer on some rows: finish(sum over group g of x[row + shifts[g]] weight[g]^T), where what a group takes may reach
-// into the rows after it. So a map of cells [rows, columns] with zeros around is convolved by three shifts, each for three
-// cells side by side. Not of int8; finish may have a bias and ReLU. Runs write to different rows.
+// A layer on some rows: finish(sum over groups of a row of x weight[group]^T), where what a group takes may reach into the
+// rows after it. So a map of cells [rows, columns] is convolved by three groups, each for three cells side by side. Not of
+// int8; finish may have a bias and ReLU. Runs write to different rows.
 template <typename T>
-void linear_runs(Matrix<T> x, const Run* runs, std::int64_t count, const std::int64_t* shifts, const PackedWeight& weight,
-                 const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out);
+void linear_runs(Matrix<T> x, const Runs& runs, const PackedWeight& weight, const Finish<T>& finish,
+                 InstructionSet instruction_set, int threads, Output<T> out);
 
 // Anchor projection: finish(sum over bin n of (what anchor p samples of sequence sources[n] for bin n) weight[n]^T). x has
 // `snippets` rows of each sequence, the weight one group per bin, not of int8; the plan's rows are bin * snippets + snippet.
@@ -98,10 +107,10 @@ template <typename T>
 void project_anchors(const AnchorProjection<T>& projection, InstructionSet instruction_set, int threads, Output<T> out);
 
 // A layer on projected anchors, as linear_runs has it, with one group: only `columns` of the projection's columns are made at
-// a time, into `projected`, and what the layer makes of them is added up. They are a multiple of kPart, or all.
+// a time, into `projected`, and what the layer makes of them is added up. They are a multiple of kRunPart, or all.
 template <typename T>
-void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Run* runs,
-                  std::int64_t count, const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set,
-                  int threads, Output<T> out);
+void project_runs(const AnchorProjection<T>& projection, Output<T> projected, std::int64_t columns, const Runs& runs,
+                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads,
+                  Output<T> out);
 
 }  // namespace bcnet_fast

@@ -27,18 +27,18 @@ inline void prefer_huge_pages(void* memory, std::size_t bytes) {
 
 // Memory from the system, on a page of its own, which goes back to it as a whole: large pieces that live long would leave
 // holes among those of the C library, which the process then keeps. Throws std::bad_alloc.
-inline std::shared_ptr<const char> own_pages(std::size_t bytes) {
+inline std::shared_ptr<char> own_pages(std::size_t bytes) {
 #if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)  // which sees what is beyond memory from operator new
   void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   prefer_huge_pages(memory, bytes);
-  const auto release = [bytes](const char* pages) { munmap(const_cast<char*>(pages), bytes); };
+  const auto release = [bytes](char* pages) { munmap(pages, bytes); };
 #else
   constexpr std::align_val_t line{64};
   void* const memory = ::operator new(bytes, line);
-  const auto release = [](const char* pages) { ::operator delete(const_cast<char*>(pages), line); };
+  const auto release = [](char* pages) { ::operator delete(pages, line); };
 #endif
-  return {static_cast<const char*>(memory), release};
+  return {static_cast<char*>(memory), release};
 }
 
 // Begins to fetch `bytes` bytes into the cache, whether they exist or not.

@@ -21,16 +21,22 @@ class PackedWeight {
  public:
   enum class Kind { float32, float64, int8 };
 
-  // int8, for float32 and at most kMostBytes inputs, rounds the weights of each output to 8 bits of one scale.
+  // int8 is for float32 and at most kMostBytes inputs: the weights of each output are rounded to 8 bits of one scale.
   template <typename T>
   PackedWeight(const GivenWeight<T>& weight, bool int8, int threads);
+
+  // Memory for a weight of `pack`, which takes some outputs of each group: those from `first` on, whole panels but for the
+  // last one.
+  PackedWeight(Kind kind, std::int64_t groups, std::int64_t outputs, std::int64_t inputs);
+  template <typename T>
+  void pack(const GivenWeight<T>& weight, std::int64_t first, int threads);
 
   // The outputs from `first` to `last` as a weight of its own, which shares the memory; one group, whole panels.
   PackedWeight part(std::int64_t first, std::int64_t last) const;
 
   Kind kind() const { return kind_; }
   bool int8() const { return kind_ == Kind::int8; }
-  bool finite() const { return finite_; }  // whether all weights were; else it is of no use
+  bool finite() const { return finite_; }  // whether all that was packed is; else it is of no use
   std::int64_t groups() const { return groups_; }
   std::int64_t inputs() const { return inputs_; }
   std::int64_t outputs() const { return outputs_; }
@@ -49,17 +55,17 @@ class PackedWeight {
 
  private:
   template <typename T>
-  bool pack_numbers(const GivenWeight<T>& weight, int threads, T* panels) const;
+  bool pack_numbers(const GivenWeight<T>& weight, std::int64_t first, int threads);
   template <typename T>
-  bool pack_integers(const GivenWeight<T>& weight, int threads, std::int8_t* panels, float* scales, std::int32_t* sums) const;
+  bool pack_integers(const GivenWeight<T>& weight, std::int64_t first, int threads);
 
   Kind kind_;
-  bool finite_;
+  bool finite_ = true;
   std::int64_t groups_, outputs_, inputs_;
   std::int64_t stride_, bytes_;  // elements from group to group; all memory
-  std::shared_ptr<const char> panels_;
-  std::shared_ptr<const float> scales_;
-  std::shared_ptr<const std::int32_t> sums_;
+  std::shared_ptr<char> panels_;
+  std::shared_ptr<float> scales_;
+  std::shared_ptr<std::int32_t> sums_;
 };
 
 }  // namespace bcnet_fast

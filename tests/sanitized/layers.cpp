@@ -130,30 +130,29 @@ void check_projected_runs(std::mt19937& random, std::int64_t columns, std::int64
   const auto x = random_values<T>(random, 9 * 5), bias = random_values<T>(random, outputs);
   const PackedWeight weight = random_weight<T>(random, 2, columns, 5), layer = random_weight<T>(random, 1, outputs, columns);
   const std::vector<std::int32_t> sources(2);
-  const std::vector<bcnet_fast::Run> runs{{3, 0, 1}, {0, 1, 30}};
+  const std::vector<std::int32_t> runs{3, 0, 1, 0, 1, 30};
   compare([&](InstructionSet set, int threads) {
     Results<T> results{unwritten<T>(31 * outputs), unwritten<T>(30 * 256)};
     const bcnet_fast::AnchorProjection<T> projection{{x.data(), 5}, 9, sources.data(), weight, plans.groups, {}};
     bcnet_fast::Finish<T> finish;
     finish.bias = bias.data();
-    project_runs(projection, Output<T>{results[1].data(), 256}, 256, runs.data(), 2, layer, finish, set, threads,
-                 Output<T>{results[0].data(), outputs});
+    project_runs(projection, Output<T>{results[1].data(), 256}, 256, bcnet_fast::Runs{runs.data(), 2, 1}, layer, finish, set,
+                 threads, Output<T>{results[0].data(), outputs});
     return results;
   });
 }
 
 template <typename T>
 void check_runs(std::mt19937& random, std::int64_t columns, std::int64_t outputs) {
-  const std::vector<bcnet_fast::Run> runs{{1, 0, 1}, {1, 1, 70}, {90, 80, 3}, {7, 90, 64}};
+  const std::vector<std::int32_t> runs{0, 5, 0, 1, 0, 28, 1, 70, 89, 94, 80, 3, 6, 11, 90, 64};
   const auto x = random_values<T>(random, 100 * columns), bias = random_values<T>(random, outputs);
   const PackedWeight weight = random_weight<T>(random, 2, outputs, 3 * columns);
-  const std::int64_t shifts[]{-1, 4};
   compare([&](InstructionSet set, int threads) {
     Results<T> results{std::vector<T>(static_cast<std::size_t>(154 * outputs))};
     bcnet_fast::Finish<T> finish;
     finish.bias = bias.data();
-    linear_runs(Matrix<T>{x.data(), columns}, runs.data(), static_cast<std::int64_t>(runs.size()), shifts, weight, finish,
-                set, threads, Output<T>{results[0].data(), outputs});
+    linear_runs(Matrix<T>{x.data(), columns}, bcnet_fast::Runs{runs.data(), 4, 2}, weight, finish, set, threads,
+                Output<T>{results[0].data(), outputs});
     return results;
   });
 }

@@ -1,0 +1,63 @@
+"""One variant in a process of its own, for bench/latency.py: it starts this file, and reads what it prints."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parent.parent / "tests"))
+
+import numpy as np  # noqa: E402
+from common import alternate, finished, memory_mib  # noqa: E402
+from systems import EXPORTS, lengths_of, variants  # noqa: E402
+
+from bcnet_fast.checkpoint import read_config  # noqa: E402
+from bcnet_fast.errors import BackendError  # noqa: E402
+
+
+def run_apart(**given: Any) -> dict[str, float | None]:
+    """What `measure` finds with these arguments in a fresh process. BackendError with what that one died of."""
+    done = subprocess.run([sys.executable, HERE, json.dumps(given)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BackendError(f"{given['name']}: its own process failed: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(
+    name: str, checkpoint: str, features: str, threshold: float | None, device: str, threads: int, alone: bool
+) -> dict[str, float | None]:
+    """Seconds to load and for the first window, the network's time if `alone`, the most memory taken.
+
+    features: a NumPy file [1, C, T]; to make them takes more memory than they do.
+    """
+    torch.set_num_threads(threads)
+    config, window = read_config(checkpoint), torch.from_numpy(np.load(features))
+    if name in EXPORTS:
+        importlib.import_module(name)
+    before = memory_mib("VmRSS")
+    times = [time.perf_counter()]
+    system = variants(device, config.model.name)[name](Path(checkpoint), device)
+    times.append(time.perf_counter())
+    system.set_threshold(threshold)
+    network = finished(functools.partial(system.network, window, lengths_of(window)), device)
+    network()
+    times.append(time.perf_counter())
+    alone_ms = alternate({name: network})[name].median if alone else None
+    cuda = device == "cuda"
+    peak = torch.cuda.max_memory_allocated() / 2**20 if cuda else memory_mib("VmHWM")
+    own = None if cuda or before is None else peak - before
+    seconds = {"load_s": times[1] - times[0], "first_s": times[2] - times[1]}
+    return {**seconds, "alone_ms": alone_ms, "peak_mib": peak, "own_mib": own}
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(**json.loads(sys.argv[1]))))
