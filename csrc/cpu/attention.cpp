@@ -1,5 +1,6 @@
-// Keys are transposed into panels and values copied into panels once per head; a block of rows of the map, complete, then
-// fits the cache between its three passes: scores, softmax, and products with the values.
+// A thread works on blocks of rows of one head after another: it transposes the head's keys into panels and copies its values
+// into panels, and then makes its blocks of the map, complete, which fit the cache between their three passes: scores,
+// softmax, and products with the values. A head that several threads work on is packed by each, for which none has to wait.
 //
 // Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
 #if defined(__GNUC__) && !defined(__clang__)
@@ -21,12 +22,13 @@
 namespace bcnet_fast {
 namespace {
 
+constexpr double kLog2E = 1.4426950408889634;
 constexpr std::int64_t kMapElements = 64 * 1024;  // of a block of rows of the map: a quarter of a megabyte
 
-// Where exp(x) would not be a normal number any more, it counts as 0: the sum is at least 1, and processors take several
-// times as long for numbers that are not.
+// Lower powers of 2 count as this one: their sum is at least 1, of which it is far less than a rounding error, and products
+// with it are normal numbers still, for others of which processors take several times as long.
 template <typename T>
-constexpr T kLeastPower = sizeof(T) == sizeof(float) ? T(-87) : T(-708);
+constexpr T kLeastPower = sizeof(T) == sizeof(float) ? T(-100) : T(-900);
 
 constexpr std::int64_t panels_of(std::int64_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -37,19 +39,18 @@ struct AttentionWork {
   Output<T> outputs[2];
   int streams;
   AttentionSizes sizes;
-  std::int64_t blocks;
-  T* packed;  // of each head: panels of keys, then of the values of each stream
+  std::int64_t blocks;  // of a head
 
   std::int64_t key_elements() const { return panels_of(sizes.keys) * kPanel * sizes.head_size; }
   std::int64_t value_elements() const { return panels_of(sizes.value_size) * kPanel * sizes.keys; }
+  // Of a packed head: panels of keys, then of the values of each stream.
   std::int64_t head_elements() const { return key_elements() + streams * value_elements(); }
 };
 
 // What a panel has beyond the columns that exist is zero.
 template <typename T>
-void pack_head(const AttentionWork<T>& work, std::int64_t head) {
+void pack_head(const AttentionWork<T>& work, std::int64_t head, T* to) {
   const AttentionSizes& sizes = work.sizes;
-  T* to = work.packed + head * work.head_elements();
   std::fill_n(to, work.head_elements(), T(0));
   for (std::int64_t t = 0; t < sizes.keys; ++t) {
     const T* const from = work.key.data + t * work.key.stride + head * sizes.head_size;
@@ -68,7 +69,7 @@ void pack_head(const AttentionWork<T>& work, std::int64_t head) {
   }
 }
 
-// exp((x - max) scale) of the first `count` elements; returns 1 / their sum. What follows up to a whole panel becomes 0.
+// 2^((x - max) scale) of the first `count` elements; returns 1 / their sum. What follows up to a whole panel is lost.
 template <int bytes, typename T>
 BCNET_INLINE T softmax_row(T* row, std::int64_t count, T scale) {
   using V = Vector<T, bytes>;
@@ -85,9 +86,8 @@ BCNET_INLINE T softmax_row(T* row, std::int64_t count, T scale) {
   const T most = *std::max_element(elements, elements + lanes);
   V sums{};
   for (std::int64_t i = 0; i < padded; i += lanes) {
-    const V power = (load<V>(row + i) - most) * scale;
-    const V smallest = splat<V>(kLeastPower<T>);
-    const V values = power < smallest ? V{} : exp_nonpositive(power < smallest ? smallest : power, T(0));
+    const V power = (load<V>(row + i) - most) * scale, least = splat<V>(kLeastPower<T>);
+    const V values = exp2_nonpositive(power < least ? least : power, T(0));  // NaN stays
     sums += values;
     store(row + i, values);
   }
@@ -97,15 +97,14 @@ BCNET_INLINE T softmax_row(T* row, std::int64_t count, T scale) {
   return 1 / sum;
 }
 
-// One block of rows of one head.
+// One block of rows of one head, which is packed in `keys`.
 template <int bytes, typename T>
-BCNET_INLINE void attend_rows(const AttentionWork<T>& work, std::int64_t head, std::int64_t first, std::int64_t last,
-                              T* map) {
+BCNET_INLINE void attend_rows(const AttentionWork<T>& work, std::int64_t head, const T* keys, std::int64_t first,
+                              std::int64_t last, T* map) {
   constexpr int width = Tiles<T, bytes>::width, most_rows = kTileRows<bytes>;
   const AttentionSizes& sizes = work.sizes;
   const std::int64_t stride = scratch_stride(panels_of(sizes.keys) * kPanel);
   const std::int64_t rows = last - first, tiles = (rows + most_rows - 1) / most_rows;
-  const T* const keys = work.packed + head * work.head_elements();
   const T* const query = work.query.data + first * work.query.stride + head * sizes.head_size;
   for (std::int64_t column = 0; column < sizes.keys; column += width) {
     const T* const b = keys + column / kPanel * kPanel * sizes.head_size + column % kPanel;
@@ -116,7 +115,8 @@ BCNET_INLINE void attend_rows(const AttentionWork<T>& work, std::int64_t head, s
     }
   }
   T* const weights = map + rows * stride;  // 1 / sum of each row
-  for (std::int64_t r = 0; r < rows; ++r) weights[r] = softmax_row<bytes>(map + r * stride, sizes.keys, static_cast<T>(sizes.scale));
+  const T scale = static_cast<T>(sizes.scale * kLog2E);
+  for (std::int64_t r = 0; r < rows; ++r) weights[r] = softmax_row<bytes>(map + r * stride, sizes.keys, scale);
 
   for (int s = 0; s < work.streams; ++s) {
     const T* const values = keys + work.key_elements() + s * work.value_elements();
@@ -147,7 +147,7 @@ thread_local Scratch packed_scratch, map_scratch;
 template <typename T>
 void attention(Matrix<T> query, Matrix<T> key, const Matrix<T>* values, int streams, const AttentionSizes& sizes,
                InstructionSet instruction_set, int threads, const Output<T>* outputs) {
-  AttentionWork<T> work{query, key, {}, {}, streams, sizes, 0, nullptr};
+  AttentionWork<T> work{query, key, {}, {}, streams, sizes, 0};
   std::copy_n(values, streams, work.values);
   std::copy_n(outputs, streams, work.outputs);
   const std::int64_t stride = scratch_stride(panels_of(sizes.keys) * kPanel);
@@ -155,19 +155,18 @@ void attention(Matrix<T> query, Matrix<T> key, const Matrix<T>* values, int stre
   constexpr std::int64_t tile = kTileRows<64>;
   const std::int64_t wanted = std::max<std::int64_t>(1, kMapElements / (tile * stride)) * tile;
   work.blocks = (sizes.queries + wanted - 1) / wanted;
-  work.packed = packed_scratch.take<T>(sizes.heads * work.head_elements());
 
-  WorkQueue heads(sizes.heads);
-  run_in_threads(threads, [&](int) {
-    for (std::int64_t head; heads.next(head);) pack_head(work, head);
-  });
-  WorkQueue queue(sizes.heads * work.blocks);
-  run_in_threads(threads, [&](int) {
+  WorkShares shares(sizes.heads * work.blocks, threads);
+  run_in_threads(threads, [&](int thread) {
+    T* const packed = packed_scratch.take<T>(work.head_elements());
     T* const map = map_scratch.take<T>(wanted * (stride + 1));
-    for (std::int64_t item; queue.next(item);) {
+    std::int64_t packed_head = -1;
+    for (std::int64_t item; shares.next(thread, item);) {
       const std::int64_t head = item / work.blocks, block = item % work.blocks;
+      if (head != packed_head) pack_head(work, head, packed);
+      packed_head = head;
       const std::int64_t first = sizes.queries * block / work.blocks, last = sizes.queries * (block + 1) / work.blocks;
-      attend_rows_for(instruction_set, work, head, first, last, map);
+      attend_rows_for(instruction_set, work, head, packed, first, last, map);
     }
   });
 }
