@@ -30,6 +30,7 @@ constexpr std::int64_t kBlockRows = 64;
 // Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
 // shorter parts.
 constexpr std::int64_t kConvolutionPart = 32;
+constexpr std::int64_t kRowsAhead = 24;
 
 // Calls body(first, last) for blocks of rows of about one size, as many for each thread.
 template <typename Body>
@@ -385,8 +386,17 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
     const std::int64_t begin = work.first + panel * kPanel;
     for (std::int64_t n = 0; n < bins; ++n) {
       const T* const x = of.x.data + of.sources[n] * of.snippets * of.x.stride;
-      const Product<T, bytes> product{x, of.x.stride, of.weight.template panels<T>(n) + begin * depth, depth, kPart, false};
-      multiply_tiles_with<bytes>(product, of.snippets, kPanel, packed + n * of.snippets * kPanel, kPanel);
+      const T* const weight = of.weight.template panels<T>(n) + begin * depth;
+      const T* const next = of.weight.template panels<T>(n + 1 < bins ? n + 1 : 0) + begin * depth;
+      for (std::int64_t row = 0; row < of.snippets; row += kRowsAhead) {
+        const std::int64_t rows = std::min(kRowsAhead, of.snippets - row);
+        // Of the next bin's weights, which lie elsewhere in memory, the share that these rows have of all.
+        const char* const from = reinterpret_cast<const char*>(next + depth * row / of.snippets * kPanel);
+        const char* const to = reinterpret_cast<const char*>(next + depth * (row + rows) / of.snippets * kPanel);
+        for (const char* line = from; line < to; line += 64) __builtin_prefetch(line, 0, 2);
+        const Product<T, bytes> product{x + row * of.x.stride, of.x.stride, weight, depth, kPart, false};
+        multiply_tiles_with<bytes>(product, rows, kPanel, packed + (n * of.snippets + row) * kPanel, kPanel);
+      }
     }
     const std::int64_t end = std::min(work.last, begin + kPanel);
     for (std::int64_t column = begin; column < end; column += C::width) {
