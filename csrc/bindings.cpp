@@ -14,11 +14,12 @@ namespace py = pybind11;
 
 // The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature, or what it promises,
 // changes.
-constexpr int kInterface = 7;
+constexpr int kInterface = 8;
 
 namespace bcnet_fast {
 void define_anchor_sampling(py::module_& module);
 void define_add_layer_norm(py::module_& module);
+void define_difference_attention(py::module_& module);
 void define_layers(py::module_& module);
 void define_match_proposals(py::module_& module);
 void define_soft_nms(py::module_& module);
@@ -42,6 +43,7 @@ PYBIND11_MODULE(_C, module) {
     malloc_trim(0);
 #endif
   }, "Gives memory that the C library keeps for later back to the system.");
+  bcnet_fast::define_difference_attention(module);
   bcnet_fast::define_layers(module);
   bcnet_fast::define_anchor_sampling(module);
   bcnet_fast::define_add_layer_norm(module);

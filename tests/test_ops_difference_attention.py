@@ -108,6 +108,15 @@ def test_saturated_map_picks_one_value(backend, device, poisoned):
     assert all(torch.equal(out, value) for out, value in zip(outputs, values, strict=True))
 
 
+@pytest.mark.parametrize("scale", [-0.7, 0.0, 1e-3])
+def test_any_scale(backend, device, poisoned, scale):
+    tensors, grads = inputs((2, 2, 31, 45, 16, 24), device=device)
+    with use_backend(backend):
+        got = results(difference_attention, tensors, grads, scale)
+    for result, expected in zip(got, exact(tensors, grads, scale), strict=True):
+        assert torch.allclose(result.double(), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_equal_keys_give_the_mean(backend, device, poisoned):
     (query, key, *values), _ = inputs((1, 2, 9, 70, 16, 16), device=device)
     with use_backend(backend):

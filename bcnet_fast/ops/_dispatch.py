@@ -72,9 +72,6 @@ def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | N
         return f"{op} has no {str(dtype).removeprefix('torch.')} kernel in it"
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
-    if backend == "native" and op == "difference_attention":
-        found = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
-        return None if found else "this PyTorch has no fused attention for the CPU"
     if backend == "native" and device.type == "cuda":
         return _native.cuda_problem(device.index or 0)
     if backend == "native":

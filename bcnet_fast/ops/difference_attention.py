@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 
+from .. import _native
 from . import reference
 from ._dispatch import autocast, check_number, choose, requested, use_backend, without_autocast
 
 # The kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
-# On the CPU, a map of up to so many elements stays in the cache: then plain products are faster than blocks of it.
-SMALL_MAP = 2**20
-# PyTorch 2.4 rounds the logits of its CPU attention to float16, and a logit of 10,000 to a multiple of 8 with it.
-ROUNDS_LOGITS = torch.__version__ < (2, 5)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -43,8 +42,7 @@ def difference_attention(
         [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) costs no copy.
 
     Differentiable once in the four tensors, with the same bits on every repeat. The memory used beyond the outputs is
-    [B, H, Tq]; only the reference stores the [B, H, Tq, Tk] map. On the CPU, "native" is PyTorch's own fused attention,
-    called once for each value stream, and small maps are left to the reference, which is faster for them.
+    [B, H, Tq]; only the reference stores the [B, H, Tq, Tk] map.
 
     Raises:
         TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
@@ -101,49 +99,19 @@ def _heads_joined(like: torch.Tensor, length: int, size: int) -> torch.Tensor:
     return like.new_empty(batch, length, heads, size).transpose(1, 2)
 
 
-def _backend(query: torch.Tensor, key: torch.Tensor) -> str:
-    backend = choose("difference_attention", query.device, query.dtype)
-    if backend == "native" and requested() == "auto" and query[..., 0].numel() * key.shape[2] <= SMALL_MAP:
-        return "reference"
-    return backend
+def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
+    """As the C++ kernels take them: in the accumulation dtype, and with each head's elements side by side."""
+    tensors = [t.detach().to(reference.accumulation_dtype(t.dtype)) for t in tensors]
+    return [(t if t.stride(-1) == 1 else t.contiguous()).numpy() for t in tensors]
 
 
-def _twice(query, key, value_action, value_background, scale):
-    """Both outputs and the log-sum-exp, by two calls of PyTorch's CPU attention, which takes heads of one size."""
-    tensors = _of_one_size(query, key, value_action, value_background)
-    (out_action, lse), (out_background, _) = (
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*tensors[:2], value, scale=scale)
-        for value in tensors[2:]
-    )
-    size = value_action.shape[-1]
-    return out_action[..., :size], out_background[..., :size], lse
-
-
-def _twice_backward(
-    grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
-):
-    """The four gradients; those of query and key are sums over the two calls."""
-    padded = _of_one_size(
-        query, key, value_action, value_background, grad_action, grad_background, out_action, out_background
-    )
-    (of_query, of_key, of_action), (more_query, more_key, of_background) = (
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, *padded[:2], value, out, lse, 0.0, False, scale=scale
-        )
-        for value, grad, out in zip(padded[2:4], padded[4:6], padded[6:8], strict=True)
-    )
-    d, dv = query.shape[-1], value_action.shape[-1]
-    of_query, of_key = of_query.add_(more_query), of_key.add_(more_key)
-    return of_query[..., :d], of_key[..., :d], of_action[..., :dv], of_background[..., :dv]
-
-
-def _of_one_size(*tensors: torch.Tensor) -> list[torch.Tensor]:
-    """The tensors with their heads padded with zeros to the largest, and each head's elements side by side."""
-    if ROUNDS_LOGITS and tensors[0].dtype == torch.float16:
-        tensors = tuple(tensor.float() for tensor in tensors)
-    size = max(tensor.shape[-1] for tensor in tensors)
-    padded = [torch.nn.functional.pad(t, (0, size - t.shape[-1])) if t.shape[-1] < size else t for t in tensors]
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in padded]
+def _run_native(name: str, given: Sequence[torch.Tensor], scale: float, outputs: Sequence[torch.Tensor]) -> None:
+    """Fill the outputs, which are in the dtype of the inputs but for the log-sum-exp."""
+    made = [torch.empty_like(out, dtype=reference.accumulation_dtype(out.dtype)) for out in outputs]
+    kernel = getattr(_native.module, name)
+    kernel(*_arrays(*given), scale, *(out.numpy() for out in made), threads=torch.get_num_threads())
+    for out, value in zip(outputs, made, strict=True):
+        out.copy_(value)
 
 
 # Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
@@ -165,14 +133,15 @@ def _forward(
     given = query, key, value_action, value_background
     outputs = _forward_fake(*given, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = _backend(query, key)
+    backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
         kernels.launch(*given, *outputs, scale)
+    elif backend == "native":
+        _run_native("difference_attention", given, scale, outputs)
     else:
-        forward = _twice if backend == "native" else reference.difference_attention_forward
-        for out, value in zip(outputs, forward(*given, scale), strict=True):
+        for out, value in zip(outputs, reference.difference_attention_forward(*given, scale), strict=True):
             out.copy_(value)
     return outputs
 
@@ -210,14 +179,16 @@ def _backward(
     given = (grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse)
     grads = _backward_fake(*given, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    backend = _backend(query, key)
+    backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
         kernels.launch_backward(*given, *grads, scale)
+    elif backend == "native":
+        # Outputs and log-sum-exp are not read: each block of the map is made again, complete.
+        _run_native("difference_attention_backward", given[:6], scale, grads)
     else:
-        backward = _twice_backward if backend == "native" else reference.difference_attention_backward
-        for grad, value in zip(grads, backward(*given, scale), strict=True):
+        for grad, value in zip(grads, reference.difference_attention_backward(*given, scale), strict=True):
             grad.copy_(value)
     return grads
 

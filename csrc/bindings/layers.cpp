@@ -198,17 +198,22 @@ void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Ro
   if (!(scale > 0) || !std::isfinite(scale)) refuse(op, "scale", std::to_string(scale), "a finite number above 0");
   const AttentionSizes sizes{heads, query.shape(0), key.shape(0), width / heads, value_width / heads,
                              scale};
-  const Matrix<T> of_query = matrix_of(op, "query", query, sizes.queries, width);
-  const Matrix<T> of_key = matrix_of(op, "key", key, sizes.keys, width);
-  Matrix<T> of_values[2];
-  Output<T> of_outputs[2];
+  // Heads lie side by side in a row.
+  const auto rows_of = [&](const auto& matrix, std::int64_t size) {
+    using Element = std::remove_pointer_t<decltype(matrix.data)>;
+    return HeadRows<Element>{matrix.data, heads, 0, size, matrix.stride};
+  };
+  const auto of_query = rows_of(matrix_of(op, "query", query, sizes.queries, width), sizes.head_size);
+  const auto of_key = rows_of(matrix_of(op, "key", key, sizes.keys, width), sizes.head_size);
+  HeadRows<const T> of_values[2];
+  HeadRows<T> of_outputs[2];
   for (std::size_t s = 0; s < streams; ++s) {
-    of_values[s] = matrix_of(op, "values", values[s], sizes.keys, value_width);
-    of_outputs[s] = output_of(op, "outputs", outputs[s], sizes.queries, value_width);
+    of_values[s] = rows_of(matrix_of(op, "values", values[s], sizes.keys, value_width), sizes.value_size);
+    of_outputs[s] = rows_of(output_of(op, "outputs", outputs[s], sizes.queries, value_width), sizes.value_size);
   }
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  attention(of_query, of_key, of_values, static_cast<int>(streams), sizes, chosen, threads, of_outputs);
+  attention<T>(of_query, of_key, of_values, static_cast<int>(streams), sizes, chosen, threads, of_outputs);
 }
 
 template <typename T>

@@ -79,14 +79,15 @@ struct Accumulators<T, bytes, 0> {
 };
 
 // out[r, c] = sum over k of a[r, k] b[k, c], then ReLU if asked for, for `rows` <= kTileRows rows and `width` columns.
-// With `add`, the sum is added to what is in out.
+// With `add`, the sum is added to what is in out. Elements of a row of a are a_step apart.
 template <int bytes, typename T, int most_rows = kTileRows<bytes>>
 BCNET_INLINE void multiply_tile(int rows, const T* a, std::int64_t a_stride, const T* b, std::int64_t b_stride,
                              std::int64_t depth, std::int64_t part, bool relu, T* out, std::int64_t out_stride,
-                             bool add = false) {
+                             bool add = false, std::int64_t a_step = 1) {
   if constexpr (most_rows > 1) {
     if (rows < most_rows) {
-      return multiply_tile<bytes, T, most_rows - 1>(rows, a, a_stride, b, b_stride, depth, part, relu, out, out_stride, add);
+      return multiply_tile<bytes, T, most_rows - 1>(rows, a, a_stride, b, b_stride, depth, part, relu, out, out_stride, add,
+                                                    a_step);
     }
   }
   using V = Vector<T, bytes>;
@@ -94,7 +95,7 @@ BCNET_INLINE void multiply_tile(int rows, const T* a, std::int64_t a_stride, con
     const std::int64_t end = begin + part < depth ? begin + part : depth;
     Accumulators<T, bytes, most_rows> tile;
     for (std::int64_t k = begin; k < end; ++k) {
-      tile.step(a + k, a_stride, load<V>(b), load<V>(b + Tiles<T, bytes>::lanes));
+      tile.step(a + k * a_step, a_stride, load<V>(b), load<V>(b + Tiles<T, bytes>::lanes));
       b += b_stride;
     }
     if (begin || add) tile.add(out, out_stride);

@@ -1,0 +1,102 @@
+#include "attention.h"
+
+#include <cmath>
+#include <string>
+
+#include "common.h"
+#include "rows.h"
+
+namespace bcnet_fast {
+namespace {
+
+// [B, H, rows, columns] of which neighbours in a row lie together.
+template <typename T>
+HeadRows<const T> heads_of(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns,
+                           const Rows<T>& like) {
+  const bool fits = array.ndim() == 4 && array.shape(0) == like.shape(0) && array.shape(1) == like.shape(1) &&
+                    array.shape(2) == rows && array.shape(3) == columns;
+  if (!fits) refuse(op, argument, shape_of(array), "sizes that fit those of query [B, H, T, D]");
+  for (py::ssize_t axis = 0; axis < 4; ++axis) {
+    const bool together = axis < 3 ? array.strides(axis) % kSize<T> == 0 : array.strides(3) == kSize<T> || columns == 1;
+    if (!together) refuse(op, argument, "strided", "rows that lie together");
+  }
+  return {array.data(), array.shape(1), array.strides(0) / kSize<T>, array.strides(1) / kSize<T>, array.strides(2) / kSize<T>};
+}
+
+template <typename T>
+HeadRows<T> outputs_of(const char* op, const char* argument, Rows<T>& array, std::int64_t rows, std::int64_t columns,
+                       const Rows<T>& like) {
+  const HeadRows<const T> given = heads_of(op, argument, array, rows, columns, like);
+  if (!array.writeable()) refuse(op, argument, "read-only", "an array to write to");
+  return {array.mutable_data(), given.heads, given.batch_step, given.head_step, given.stride};
+}
+
+template <typename T>
+AttentionSizes sizes_of(const char* op, const Rows<T>& query, const Rows<T>& key, const Rows<T>& value, double scale) {
+  for (const Rows<T>* array : {&query, &key, &value}) {
+    if (array->ndim() != 4 || array->size() == 0) refuse(op, "a sequence", shape_of(*array), "[B, H, T, D], not empty");
+  }
+  if (!std::isfinite(scale)) refuse(op, "scale", std::to_string(scale), "a finite number");
+  return {query.shape(0) * query.shape(1), query.shape(2), key.shape(2), query.shape(3), value.shape(3), scale};
+}
+
+template <typename T>
+void forward(const Rows<T>& query, const Rows<T>& key, const Rows<T>& value_action, const Rows<T>& value_background, double scale,
+             Rows<T>& out_action, Rows<T>& out_background, Array<T>& lse, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "difference_attention";
+  const AttentionSizes sizes = sizes_of(op, query, key, value_action, scale);
+  const HeadRows<const T> of_query = heads_of(op, "query", query, sizes.queries, sizes.head_size, query);
+  const HeadRows<const T> of_key = heads_of(op, "key", key, sizes.keys, sizes.head_size, query);
+  const HeadRows<const T> values[]{heads_of(op, "value_action", value_action, sizes.keys, sizes.value_size, query),
+                                   heads_of(op, "value_background", value_background, sizes.keys, sizes.value_size, query)};
+  const HeadRows<T> outputs[]{outputs_of(op, "out_action", out_action, sizes.queries, sizes.value_size, query),
+                              outputs_of(op, "out_background", out_background, sizes.queries, sizes.value_size, query)};
+  if (lse.size() != sizes.heads * sizes.queries) refuse(op, "lse", shape_of(lse), "[B, H, Tq]");
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  T* const sums = lse.mutable_data();
+  const py::gil_scoped_release release;
+  attention<T>(of_query, of_key, values, 2, sizes, chosen, threads, outputs, sums);
+}
+
+template <typename T>
+void backward(const Rows<T>& grad_action, const Rows<T>& grad_background, const Rows<T>& query, const Rows<T>& key,
+              const Rows<T>& value_action, const Rows<T>& value_background, double scale, Rows<T>& of_query, Rows<T>& of_key,
+              Rows<T>& of_action, Rows<T>& of_background, int threads, const std::string& instruction_set) {
+  constexpr const char* op = "difference_attention_backward";
+  const AttentionSizes sizes = sizes_of(op, query, key, value_action, scale);
+  const HeadRows<const T> grads[]{heads_of(op, "grad_action", grad_action, sizes.queries, sizes.value_size, query),
+                                  heads_of(op, "grad_background", grad_background, sizes.queries, sizes.value_size, query)};
+  const HeadRows<const T> queries = heads_of(op, "query", query, sizes.queries, sizes.head_size, query);
+  const HeadRows<const T> keys = heads_of(op, "key", key, sizes.keys, sizes.head_size, query);
+  const HeadRows<const T> values[]{heads_of(op, "value_action", value_action, sizes.keys, sizes.value_size, query),
+                                   heads_of(op, "value_background", value_background, sizes.keys, sizes.value_size, query)};
+  const AttentionGradients<T> gradients{
+      outputs_of(op, "of_query", of_query, sizes.queries, sizes.head_size, query),
+      outputs_of(op, "of_key", of_key, sizes.keys, sizes.head_size, query),
+      {outputs_of(op, "of_action", of_action, sizes.keys, sizes.value_size, query),
+       outputs_of(op, "of_background", of_background, sizes.keys, sizes.value_size, query)}};
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  const py::gil_scoped_release release;
+  attention_backward<T>(grads, queries, keys, values, 2, sizes, chosen, threads, gradients);
+}
+
+template <typename T>
+void define(py::module_& module) {
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  module.def("difference_attention", &forward<T>, array("query"), array("key"), array("value_action"), array("value_background"),
+             py::arg("scale"), array("out_action"), array("out_background"), array("lse"), py::arg("threads"),
+             instruction_set_argument(), "Fills the outputs [B, H, Tq, Dv] and lse [B, H, Tq].");
+  module.def("difference_attention_backward", &backward<T>, array("grad_action"), array("grad_background"), array("query"),
+             array("key"), array("value_action"), array("value_background"), py::arg("scale"), array("of_query"), array("of_key"),
+             array("of_action"), array("of_background"), py::arg("threads"), instruction_set_argument(),
+             "Fills the gradients of query, key and values, of those of the outputs.");
+}
+
+}  // namespace
+
+void define_difference_attention(py::module_& module) {
+  define<float>(module);
+  define<double>(module);
+}
+
+}  // namespace bcnet_fast
