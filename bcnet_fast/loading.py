@@ -193,7 +193,7 @@ def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
 def _warn_of_slow(device: torch.device, precision: str) -> None:
     slow = None
     if device.type == "cpu" and precision in ("bf16", "fp16"):
-        slow = "has no kernels of its own on a CPU, and was not faster than fp32 where it was measured (docs/engine.md)"
+        slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
     if precision == "int8" and not _native.module.BYTE_PRODUCTS:
         slow = "is slower than fp32 on this processor, which has no instruction for products of bytes (AVX-512 VNNI)"
     if slow:

@@ -12,7 +12,7 @@ from .. import _native
 from . import reference
 from ._dispatch import autocast, check_number, choose, requested, use_backend, without_autocast
 
-# The kernels keep a whole head of both value streams in registers.
+# The Triton kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

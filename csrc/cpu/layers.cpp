@@ -11,12 +11,9 @@
 #include "layers.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <limits>
 #include <vector>
 
-#include "byte_tiles.h"
+#include "block_products.h"
 #include "gather_columns.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -30,6 +27,8 @@ constexpr std::int64_t kBlockRows = 64;
 // Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
 // shorter parts.
 constexpr std::int64_t kConvolutionPart = 32;
+
+// After so many rows of a product, a part of the weights that come next is fetched.
 constexpr std::int64_t kRowsAhead = 24;
 
 // Calls body(first, last) for blocks of rows of about one size, as many for each thread.
@@ -42,216 +41,6 @@ void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
   run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, blocks)), [&](int) {
     for (std::int64_t block; queue.next(block);) body(rows * block / blocks, rows * (block + 1) / blocks);
   });
-}
-
-// Writes a product to out, tile by tile: P::tile computes one, of `count` rows from `first` on, or adds it to what is there.
-// Results go through a buffer where not all columns of a tile exist.
-template <int bytes, typename T, typename P>
-BCNET_INLINE void multiply_tiles(const P& product, std::int64_t rows, std::int64_t columns, T* out,
-                                 std::int64_t out_stride) {
-  constexpr int width = Tiles<T, bytes>::width, most_rows = kTileRows<bytes>;
-  const std::int64_t tiles = (rows + most_rows - 1) / most_rows;  // of about one size
-  for (std::int64_t column = 0; column < columns; column += width) {
-    const std::int64_t used = std::min<std::int64_t>(width, columns - column);
-    for (std::int64_t t = 0; t < tiles; ++t) {
-      const std::int64_t first = rows * t / tiles;
-      const int count = static_cast<int>(rows * (t + 1) / tiles - first);
-      T* const to = out + first * out_stride + column;
-      T buffer[most_rows * width];
-      const bool whole = used == width;
-      for (int r = 0; r < count && !whole && product.adds(); ++r) {
-        std::memcpy(buffer + r * width, to + r * out_stride, sizeof(T) * used);
-      }
-      product.tile(column, first, count, whole ? to : buffer, whole ? out_stride : width);
-      for (int r = 0; r < count && !whole; ++r) std::memcpy(to + r * out_stride, buffer + r * width, sizeof(T) * used);
-    }
-  }
-}
-
-BCNET_VERSIONS(multiply_tiles)
-
-template <typename T, int bytes>
-struct Product {
-  const T* a;
-  std::int64_t a_stride;
-  const T* panels;
-  std::int64_t depth, part;
-  bool relu;
-
-  BCNET_INLINE bool adds() const { return false; }
-  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
-    const T* const b = panels + column / kPanel * kPanel * depth + column % kPanel;
-    multiply_tile<bytes>(count, a + first * a_stride, a_stride, b, kPanel, depth, part, relu, to, stride);
-  }
-};
-
-template <int bytes, typename T>
-BCNET_INLINE T sum_of(Vector<T, bytes> vector) {
-  constexpr int lanes = Tiles<T, bytes>::lanes;
-  T elements[lanes];
-  std::memcpy(elements, &vector, sizeof(vector));
-  for (int half = lanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) elements[i] += elements[i + half];
-  }
-  return elements[0];
-}
-
-// A block of rows rounded to 8 bits: x = (q - zero) scale. The scale of a row that is not finite is NaN.
-struct ByteRows {
-  std::uint8_t* data;
-  std::int64_t stride;
-  float* scales;
-  std::int32_t* zeros;
-};
-
-template <int bytes>
-BCNET_INLINE void round_row(const float* x, std::int64_t count, std::uint8_t* out, std::int64_t padded, float& scale,
-                            std::int32_t& zero) {
-  using V = Vector<float, bytes>;
-  constexpr int lanes = Tiles<float, bytes>::lanes;
-  // From 0 on, so that a row that has no negative numbers, like one after ReLU, gets all 256 steps above 0.
-  V lowest_of{}, highest_of{}, faults{};  // faults are NaN, or else 0
-  const std::int64_t whole = count / lanes * lanes;
-  for (std::int64_t i = 0; i < whole; i += lanes) {
-    const V values = load<V>(x + i);
-    lowest_of = values < lowest_of ? values : lowest_of;
-    highest_of = values > highest_of ? values : highest_of;
-    faults += values * 0.0f;
-  }
-  float lowest = 0, highest = 0, fault = sum_of<bytes, float>(faults);
-  const auto include = [&](float low, float high) {
-    lowest = std::min(lowest, low);
-    highest = std::max(highest, high);
-  };
-  float lows[lanes], highs[lanes];
-  std::memcpy(lows, &lowest_of, sizeof(lows));
-  std::memcpy(highs, &highest_of, sizeof(highs));
-  for (int i = 0; i < lanes; ++i) include(lows[i], highs[i]);
-  for (std::int64_t i = whole; i < count; ++i) {
-    include(x[i], x[i]);
-    fault += x[i] * 0.0f;
-  }
-  const float step = (highest - lowest) / 255;
-  if (!std::isfinite(step + fault)) {
-    scale = std::numeric_limits<float>::quiet_NaN();
-    zero = 0;
-    std::memset(out, 0, static_cast<std::size_t>(padded));
-    return;
-  }
-  // A smaller step has no inverse: the row counts as zeros.
-  scale = step >= std::numeric_limits<float>::min() ? step : 1.0f;
-  const float inverse = 1 / scale, begin = std::round(-lowest * inverse);
-  zero = static_cast<std::int32_t>(begin);
-  const float shift = begin + 0.5f;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const float value = x[i] * inverse + shift;
-    out[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(value < 0 ? 0 : value > 255 ? 255 : value));
-  }
-  std::memset(out + count, 0, static_cast<std::size_t>(padded - count));
-}
-
-template <int bytes>
-struct ByteProduct {
-  ByteRows a;
-  const std::int8_t* panels;
-  std::int64_t depth;
-  ByteColumns columns;
-  bool relu;
-
-  BCNET_INLINE bool adds() const { return false; }
-  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, float* to, std::int64_t stride) const {
-    const std::int8_t* const b = panels + column / kPanel * kPanel * depth + column % kPanel * 4;
-    const ByteColumns of_tile{columns.scales + column, columns.sums + column};
-    byte_tile<bytes>(count, a.data + first * a.stride, a.stride, b, depth / 4, a.scales + first, a.zeros + first, of_tile,
-                     relu, to, stride);
-  }
-};
-
-template <typename T>
-struct RowMoments {
-  T mean, scale;  // scale is 1 / deviation
-};
-
-// LayerNorm of a row, in place.
-template <int bytes, typename T>
-BCNET_INLINE RowMoments<T> norm_row(T* row, std::int64_t columns, T eps) {
-  using V = Vector<T, bytes>;
-  constexpr int lanes = Tiles<T, bytes>::lanes;
-  const std::int64_t whole = columns / lanes * lanes;
-  const T share = T(1) / static_cast<T>(columns);
-  V sums{};
-  for (std::int64_t i = 0; i < whole; i += lanes) sums += load<V>(row + i);
-  T sum = sum_of<bytes, T>(sums);
-  for (std::int64_t i = whole; i < columns; ++i) sum += row[i];
-  const T mean = sum * share;
-  V squares{};
-  for (std::int64_t i = 0; i < whole; i += lanes) {
-    const V centred = load<V>(row + i) - mean;
-    squares += centred * centred;
-    store(row + i, centred);
-  }
-  T square = sum_of<bytes, T>(squares);
-  for (std::int64_t i = whole; i < columns; ++i) {
-    row[i] -= mean;
-    square += row[i] * row[i];
-  }
-  const T scale = 1 / std::sqrt(square * share + eps);
-  for (std::int64_t i = 0; i < columns; ++i) row[i] *= scale;
-  return {mean, scale};
-}
-
-// What follows a product, but for its ReLU where there is no bias; on rows first to last of the whole result.
-template <int bytes, typename T>
-BCNET_INLINE void finish_rows(const Finish<T>& finish, std::int64_t columns, std::int64_t first, std::int64_t last, Output<T> out) {
-  for (std::int64_t r = first; r < last; ++r) {
-    T* const row = out.data + r * out.stride;
-    if (finish.bias) {
-      for (std::int64_t i = 0; i < columns; ++i) {
-        const T value = row[i] + finish.bias[i];
-        row[i] = finish.relu && value < 0 ? 0 : value;
-      }
-    }
-    if (finish.added.data) {
-      const T* const other = finish.added.data + r * finish.added.stride;
-      for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
-    }
-    if (finish.norm) norm_row<bytes>(row, columns, finish.eps);
-  }
-}
-
-// The product of a block of rows with one group of an int8 weight.
-template <int bytes>
-BCNET_INLINE void multiply_bytes(const float* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
-                                 std::int64_t group, bool relu, char* byte_scratch, float* out, std::int64_t out_stride) {
-  const std::int64_t padded = weight.padded_inputs(), stride = padded + 64;
-  const ByteRows rounded{reinterpret_cast<std::uint8_t*>(byte_scratch), stride,
-                         reinterpret_cast<float*>(byte_scratch + rows * stride),
-                         reinterpret_cast<std::int32_t*>(byte_scratch + rows * (stride + 4))};
-  for (std::int64_t r = 0; r < rows; ++r) {
-    round_row<bytes>(a + r * a_stride, weight.inputs(), rounded.data + r * stride, padded, rounded.scales[r],
-                     rounded.zeros[r]);
-  }
-  const ByteColumns columns{weight.scales(group), weight.sums(group)};
-  const ByteProduct<bytes> product{rounded, weight.panels<std::int8_t>(group), padded, columns, relu};
-  multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
-}
-
-// The product of a block of rows with one group of a weight. `byte_scratch` is for the rounded rows of int8.
-template <int bytes, typename T>
-BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
-                           std::int64_t group, bool relu, char* byte_scratch, T* out, std::int64_t out_stride,
-                           std::int64_t part = kPart) {
-  if (!weight.int8()) {
-    const Product<T, bytes> product{a, a_stride, weight.template panels<T>(group), weight.inputs(), part, relu};
-    return multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
-  }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, byte_scratch, out, out_stride);
-  }
-}
-
-std::int64_t byte_scratch_size(std::int64_t rows, const PackedWeight& weight) {
-  return weight.int8() ? rows * (weight.padded_inputs() + 64 + 8) : 0;
 }
 
 template <int bytes, typename T>

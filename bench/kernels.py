@@ -1,0 +1,173 @@
+"""Where the time of BCNet's network goes on a CPU, kernel by kernel, beside the rate of large products.
+
+    python bench/kernels.py [--precision fp32|int8] [--threads N] [--json FILE]
+
+One THUMOS14 window, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a C++ kernel is
+timed inside the network, so that it finds the caches as they are there. A product of 2048 x 2048 matrices with packed
+weights is timed before each window; medians of both. Columns:
+
+    calls   in one window
+    ms      of all of them
+    GFLOP   of their products, without softmax, LayerNorm, gathering and the layout of data
+    %       of the product's rate
+    lost    ms beyond what the products would take at that rate
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import torch  # noqa: E402
+from common import begin, print_table  # noqa: E402
+from latency import make_features  # noqa: E402
+from systems import lengths_of, threshold_for, variants, write_checkpoint  # noqa: E402
+
+from bcnet_fast import _native  # noqa: E402
+from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.checkpoint import read_config  # noqa: E402
+from bcnet_fast.errors import BackendError  # noqa: E402
+from bcnet_fast.files import write_json  # noqa: E402
+
+WINDOWS = 15
+
+
+def linear(x: Any, weight: Any, *_: Any, **__: Any) -> tuple[str, float]:
+    return f"{len(x)} x {weight.inputs} -> {weight.outputs}", len(x) * weight.groups * weight.inputs * weight.outputs
+
+
+def feed_forward(x: Any, first: Any, second: Any, *_: Any, **__: Any) -> tuple[str, float]:
+    name = f"{len(x)} x {first.inputs} -> {first.outputs} -> {second.outputs}"
+    return name, len(x) * (first.inputs * first.outputs + second.inputs * second.outputs)
+
+
+def folded_feed_forward(x: Any, attention: Any, folded: Any, _: Any, second: Any, *__: Any) -> tuple[str, float]:
+    name = f"{len(x)} x {attention.inputs} -> {attention.outputs}, {folded.outputs} -> {second.outputs}"
+    return name, len(x) * sum(w.inputs * w.outputs for w in (attention, folded, second))
+
+
+def convolution(x: Any, weight: Any, *_: Any, **__: Any) -> tuple[str, float]:
+    size = len(x) * weight.groups * weight.inputs * weight.outputs
+    return f"{x.shape[0]} x {x.shape[1]} -> {weight.groups * weight.outputs}, {x.dtype}", size
+
+
+def attention(query: Any, key: Any, values: Any, *_: Any, **__: Any) -> tuple[str, float]:
+    name = f"{len(query)} x {len(key)}, {len(values)} stream{'s' * (len(values) - 1)}, {query.dtype}"
+    return name, len(query) * len(key) * (query.shape[1] + sum(value.shape[1] for value in values))
+
+
+def project_anchors(x: Any, _: Any, weight: Any, *lists: Any, **__: Any) -> tuple[str, float]:
+    *_, out = lists
+    name = f"{len(x)} x {weight.inputs} x {weight.groups} bins -> {len(out)} x {weight.outputs}"
+    return name, len(x) * weight.groups * weight.inputs * weight.outputs
+
+
+def sample(rows: Any, *_: Any, **__: Any) -> tuple[str, float]:
+    return f"{rows.shape[-2]} x {rows.shape[-1]}", 0.0
+
+
+KERNELS = (linear, feed_forward, folded_feed_forward, convolution, attention, project_anchors, sample)
+
+
+def timed_kernels(calls: list[tuple[str, float, float]]) -> SimpleNamespace:
+    """The native module, of which the kernels write their name, multiply-adds and seconds to `calls`."""
+    module = _native.module
+
+    def timed(describe: Callable[..., tuple[str, float]]) -> Callable[..., None]:
+        kernel = getattr(module, describe.__name__)
+
+        def call(*arguments: Any, **options: Any) -> None:
+            started = time.perf_counter()
+            kernel(*arguments, **options)
+            seconds = time.perf_counter() - started
+            shape, products = describe(*arguments, **options)
+            calls.append((f"{describe.__name__.replace('_', ' ')} {shape}", products, seconds))
+
+        return call
+
+    plain = {name: getattr(module, name) for name in dir(module)}
+    return SimpleNamespace(**plain | {describe.__name__: timed(describe) for describe in KERNELS})
+
+
+def large_product() -> Callable[[], float]:
+    """Times one, and returns its FLOPs a second."""
+    size = 2048
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    weight = torch.ops.mkldnn._reorder_linear_weight(b, size)
+    product = functools.partial(torch.ops.mkldnn._linear_pointwise, a, weight, None, "none", [], "")
+
+    def rate() -> float:
+        started = time.perf_counter()
+        product()
+        return 2 * size**3 / (time.perf_counter() - started)
+
+    return rate
+
+
+def measure(precision: str) -> tuple[list[dict[str, Any]], float]:
+    """The rows of the table, by time lost, and the rate of large products in FLOP/s."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = write_checkpoint(Path(folder), "bcnet", "thumos14")
+        config, systems = read_config(checkpoint), variants("cpu", "bcnet")
+        window = make_features(config)[0][:1]
+        lengths = lengths_of(window)
+        system = systems[f"bcnet_fast {precision}"](checkpoint, "cpu")
+        system.set_threshold(threshold_for(2 / 3, system.scores(window), lengths, config))
+    rate, rates = large_product(), []
+    calls: list[tuple[str, float, float]] = []
+    by_kernel: dict[str, list[list[tuple[float, float]]]] = {}
+    module, _native.module = _native.module, timed_kernels(calls)
+    try:
+        for _ in range(WINDOWS + 1):
+            rates.append(rate())
+            calls.clear()
+            system.network(window, lengths)
+            for name in dict.fromkeys(name for name, *_ in calls):
+                by_kernel.setdefault(name, []).append([rest for other, *rest in calls if other == name])
+    finally:
+        _native.module = module
+    typical = statistics.median(rates[1:])
+    rows = []
+    for name, windows in by_kernel.items():
+        milliseconds = 1e3 * statistics.median(sum(seconds for _, seconds in window) for window in windows[1:])
+        flops = 2 * sum(products for products, _ in windows[0])
+        ideal = 1e3 * flops / typical
+        figures = {"calls": len(windows[0]), "ms": milliseconds, "gflop": 1e-9 * flops}
+        rows.append({"kernel": name, **figures, "percent": 100 * ideal / milliseconds, "lost_ms": milliseconds - ideal})
+    return sorted(rows, key=lambda row: -row["lost_ms"]), typical
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as PyTorch takes")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    args = parser.parse_args(argv)
+    if _native.module is None:
+        raise BackendError(_native.reason)
+    facts = begin(args.threads, (args.json,))
+    rows, rate = measure(args.precision)
+    header = ["kernel", "calls", "ms", "GFLOP", "%", "lost"]
+    names = ("ms", "gflop", "percent", "lost_ms")
+    print_table(header, [[r["kernel"], r["calls"], *(f"{r[n]:.1f}" for n in names)] for r in rows])
+    total, flops = (sum(row[name] for row in rows) for name in ("ms", "gflop"))
+    share = 1e11 * flops / rate / (1e-3 * total) if total else 0.0
+    print(f"all kernels: {total:.0f} ms, {share:.0f} % of the rate of large products, {1e-9 * rate:.0f} GFLOP/s")
+    if args.json:
+        write_json(args.json, {"environment": facts, "rate_gflops": 1e-9 * rate, "rows": rows})
+        print(f"written: {args.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
