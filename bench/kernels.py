@@ -2,7 +2,7 @@
 
     python bench/kernels.py [--precision fp32|int8] [--threads N] [--json FILE]
 
-One THUMOS14 window, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a C++ kernel is
+One THUMOS14 window, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a kernel is
 timed inside the network, so that it finds the caches as they are there. A product of 2048 x 2048 matrices with packed
 weights is timed before each window; medians of both. Columns:
 

@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_reference import SMALL
+
+import bcnet_fast
+from bcnet_fast import _native
+from bcnet_fast.config import Config
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -169,3 +174,22 @@ def test_help_works_and_an_unknown_variant_is_one_line():
     wrong = subprocess.run([*command, "--only", "nothing"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("error: --only nothing: expected one of reference") and wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+def test_timed_kernels_give_the_same_scores_and_tell_their_work(monkeypatch):
+    from kernels import KERNELS, timed_kernels
+
+    model = bcnet_fast.load(Config("own", SMALL), device="cpu")
+    features = torch.randn(1, SMALL.feature_dim, SMALL.window)
+    expected, calls = model(features), []
+    monkeypatch.setattr(_native, "module", timed_kernels(calls))
+    found = model(features)
+    assert all(torch.equal(found.columns()[name], scores) for name, scores in expected.columns().items())
+    kernels = {describe.__name__.replace("_", " ") for describe in KERNELS}
+    assert all(any(name.startswith(kernel) for kernel in kernels) for name, *_ in calls)
+    products = {name: count for name, count, _ in calls}
+    assert products["linear 24 x 12 -> 3"] == 24 * 12 * 3
+    assert products["attention 24 x 24, 2 streams, float32"] == 24 * 24 * 3 * 16
+    # Two of the frame level's convolutions, in float64, take 16 channels in 4 groups.
+    assert products["convolution 24 x 16 -> 16, float64"] == 3 * 24 * 16 * 16 / 4
