@@ -102,24 +102,24 @@ class StoredWeights(Mapping[str, Tensor]):
         """InputError when the weight is not finite."""
         if name not in self._shapes:
             raise KeyError(name)
-        return self._checked(name, slice(None))
+        return self._checked(name)
 
     def rows(self, name: str, count: int) -> Iterator[Tensor]:
         """A weight in parts of at most `count` rows, so that it need not be in memory as a whole either."""
         for begin in range(0, self._shapes[name][0], count):
             yield self._checked(name, slice(begin, begin + count))
 
-    def _checked(self, name: str, rows: slice) -> Tensor:
+    def _checked(self, name: str, rows: slice | None = None) -> Tensor:
         part = self._read(name, rows)
         if not _finite(part):
             raise InputError(_unfitting(self.path, {"not finite": [name]}))
         return part
 
-    def _read(self, name: str, rows: slice = slice(None)) -> Tensor:
+    def _read(self, name: str, rows: slice | None = None) -> Tensor:
         # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in
         # memory until the last tensor of the same opening is gone.
         with _opened(self.path) as file:
-            return file.get_slice(name)[rows]
+            return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._shapes)

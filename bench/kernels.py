@@ -1,10 +1,10 @@
 """Where the time of BCNet's network goes on a CPU, kernel by kernel, beside the rate of large products.
 
-    python bench/kernels.py [--precision fp32|int8] [--threads N] [--json FILE]
+    python bench/kernels.py [--threads N] [--json FILE]
 
-One THUMOS14 window, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a kernel is
-timed inside the network, so that it finds the caches as they are there. A product of 2048 x 2048 matrices with packed
-weights is timed before each window; medians of both. Columns:
+One THUMOS14 window in float32, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a
+kernel is timed inside the network, so that it finds the caches as they are there. A product of 2048 x 2048 matrices is
+timed before each window, by the faster of PyTorch's ways; medians of both. Columns:
 
     calls   in one window
     ms      of all of them
@@ -15,7 +15,6 @@ weights is timed before each window; medians of both. Columns:
 
 from __future__ import annotations
 
-import functools
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import network_floor  # noqa: E402
 import torch  # noqa: E402
 from common import begin, print_table  # noqa: E402
 from latency import make_features  # noqa: E402
@@ -39,7 +39,7 @@ from bcnet_fast.checkpoint import read_config  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
 from bcnet_fast.files import write_json  # noqa: E402
 
-WINDOWS = 15
+WINDOWS, SIZE = 15, 2048
 
 
 def linear(x: Any, weight: Any, *_: Any, **__: Any) -> tuple[str, float]:
@@ -100,28 +100,28 @@ def timed_kernels(calls: list[tuple[str, float, float]]) -> SimpleNamespace:
 
 
 def large_product() -> Callable[[], float]:
-    """Times one, and returns its FLOPs a second."""
-    size = 2048
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    weight = torch.ops.mkldnn._reorder_linear_weight(b, size)
-    product = functools.partial(torch.ops.mkldnn._linear_pointwise, a, weight, None, "none", [], "")
+    """Times one, by the faster of PyTorch's ways, and returns its FLOPs a second."""
+    products = network_floor.float_products(SIZE, torch.float32)
 
     def rate() -> float:
-        started = time.perf_counter()
-        product()
-        return 2 * size**3 / (time.perf_counter() - started)
+        times = []
+        for product in products:
+            started = time.perf_counter()
+            product()
+            times.append(time.perf_counter() - started)
+        return 2 * SIZE**3 / min(times)
 
     return rate
 
 
-def measure(precision: str) -> tuple[list[dict[str, Any]], float]:
+def measure() -> tuple[list[dict[str, Any]], float]:
     """The rows of the table, by time lost, and the rate of large products in FLOP/s."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(Path(folder), "bcnet", "thumos14")
         config, systems = read_config(checkpoint), variants("cpu", "bcnet")
         window = make_features(config)[0][:1]
         lengths = lengths_of(window)
-        system = systems[f"bcnet_fast {precision}"](checkpoint, "cpu")
+        system = systems["bcnet_fast fp32"](checkpoint, "cpu")
         system.set_threshold(threshold_for(2 / 3, system.scores(window), lengths, config))
     rate, rates = large_product(), []
     calls: list[tuple[str, float, float]] = []
@@ -149,14 +149,13 @@ def measure(precision: str) -> tuple[list[dict[str, Any]], float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32", help="default: fp32")
     parser.add_argument("--threads", type=int, metavar="N", help="default: as many as PyTorch takes")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args(argv)
     if _native.module is None:
         raise BackendError(_native.reason)
     facts = begin(args.threads, (args.json,))
-    rows, rate = measure(args.precision)
+    rows, rate = measure()
     header = ["kernel", "calls", "ms", "GFLOP", "%", "lost"]
     names = ("ms", "gflop", "percent", "lost_ms")
     print_table(header, [[r["kernel"], r["calls"], *(f"{r[n]:.1f}" for n in names)] for r in rows])

@@ -7,6 +7,7 @@ by the fastest code that PyTorch has for the precision: its own product, or oneD
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
@@ -100,6 +101,22 @@ def attention_work(model: BCNetConfig, matched: float = 1.0) -> float:
     return inner * (frames * t * t + 4 * p * p + 3 * matched * p * p)
 
 
+def float_products(size: int, dtype: torch.dtype) -> list[Callable[[], torch.Tensor]]:
+    """Products of two matrices by each way that PyTorch has for them here, which have run once."""
+    return _usable(_float_products(size, dtype))
+
+
+def _usable(makers: list[Callable[[], Callable]]) -> list[Callable[[], torch.Tensor]]:
+    usable = []
+    for make in makers:
+        # Not what this build of PyTorch, or this processor, does not have.
+        with contextlib.suppress(AttributeError, RuntimeError):
+            call = make()
+            call()
+            usable.append(call)
+    return usable
+
+
 def _float_products(size: int, dtype: torch.dtype) -> list[Callable[[], Callable]]:
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
@@ -134,12 +151,7 @@ def cpu_tflops(precision: str, seconds: float = 0.25) -> float:
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     for size in (1024, 2048):
         makers = _int8_products(size) if precision == "int8" else _float_products(size, dtypes[precision])
-        for make in makers:
-            try:
-                call = make()
-                call()
-            except (AttributeError, RuntimeError):  # what this build of PyTorch, or this processor, does not have
-                continue
+        for call in _usable(makers):
             until = time.perf_counter() + seconds
             while (started := time.perf_counter()) < until:
                 call()

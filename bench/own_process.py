@@ -28,7 +28,8 @@ def run_apart(**given: Any) -> dict[str, float | None]:
     """What `measure` finds with these arguments in a fresh process. BackendError with what that one died of."""
     done = subprocess.run([sys.executable, HERE, json.dumps(given)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BackendError(f"{given['name']}: its own process failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise BackendError(f"{given['name']}: its own process failed: {said[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -52,13 +52,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
         return
-    seen, left_out = set(), []
+    seen, left_out = set(), set()
     for item in [item for item in items if item.get_closest_marker("slow")]:
         sweep = item.nodeid.partition("[")[0]
         if sweep in seen:
-            left_out.append(item)
+            left_out.add(item)
         seen.add(sweep)
-    config.hook.pytest_deselected(items=left_out)
+    config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 

@@ -147,6 +147,13 @@ def foreign(tmp_path, saved):
     return path, "found safetensors without its configuration"
 
 
+def with_a_number(tmp_path, saved):
+    path = tmp_path / "number.safetensors"
+    weights = saved[1].state_dict() | {"num_batches_tracked": torch.tensor(3)}
+    save_file(weights, path, metadata={checkpoint.FORMAT: json.dumps(CONFIG.to_dict())})
+    return path, "unknown: num_batches_tracked"
+
+
 def without_settings(tmp_path, saved):
     path = tmp_path / "null.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata={"bcnet_fast": "null"})
@@ -182,7 +189,9 @@ def unfitting(tmp_path, saved):
     )
 
 
-@pytest.mark.parametrize("make", [damaged, empty, foreign, without_settings, nested, absent, released, unfitting])
+@pytest.mark.parametrize(
+    "make", [damaged, empty, foreign, with_a_number, without_settings, nested, absent, released, unfitting]
+)
 def test_a_bad_checkpoint_is_one_clear_line(tmp_path, saved, make):
     path, message = make(tmp_path, saved)
     with pytest.raises(InputError, match=message) as error:

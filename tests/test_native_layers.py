@@ -13,6 +13,7 @@ from conftest import error as tensor_error
 from test_sampling import PLANS
 
 from bcnet_fast import _native
+from bcnet_fast.ops import reference
 
 if _native.module is None:
     pytest.skip(str(_native.reason), allow_module_level=True)
@@ -485,6 +486,32 @@ def test_attention_of_extreme_logits(rng, instructions, dtype):
     # One key is all there is, whatever its logit.
     (result,) = attention(np.full((3, 1), 1e4, dtype), key[:1] - 1e4, [value[:1]], 1, 1.0, 1, instructions)
     assert np.array_equal(result, value[:1].repeat(3, 0))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (33, 70, 5, 31), (13, 131, 64, 97), (1400, 3, 128, 33)])
+@pytest.mark.parametrize("scale", [0.3, -0.4])
+@every_dtype
+@every_set
+def test_attention_gradients(rng, instructions, dtype, shape, scale):
+    """Of maps in one block of rows and in several, with heads that fill a panel and that do not."""
+    queries, keys, size, value_size = shape
+    sizes = [(queries, size), (keys, size), (keys, value_size), (keys, value_size)]
+    given = [draw(rng, dtype, 1, 3, *s) for s in sizes]
+    grads = [draw(rng, dtype, 1, 3, queries, value_size) for _ in range(2)]
+    leaves = [torch.from_numpy(x).double().requires_grad_() for x in given]
+    outputs = reference.difference_attention(*leaves, scale)
+    exact = torch.autograd.grad(outputs, leaves, [torch.from_numpy(g).double() for g in grads])
+    results = []
+    for threads in (1, 3):
+        made = [np.full((1, 3, *s), np.nan, dtype) for s in sizes]
+        module.difference_attention_backward(
+            *grads, *given, scale, *made, threads=threads, instruction_set=instructions
+        )
+        results.append(made)
+    for one, other, expected in zip(*results, exact, strict=True):
+        assert np.array_equal(one, other)
+        # With a single key, the gradients of query and key are differences of equal numbers.
+        assert keys == 1 or tensor_error(torch.from_numpy(one), expected) < 4 * BOUND[dtype]
 
 
 # ---- Projection of anchors

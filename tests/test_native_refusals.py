@@ -43,6 +43,7 @@ def test_weights_that_do_not_fit_are_refused():
         (part[:, :5], 0, "pack_outputs: first is 0 to 5, expected multiples of 32"),
         (part, 64, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
         (part, -32, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
+        (part, 2**63 - 32, "pack_outputs: weight is .*, expected outputs that the packed one has"),
         (part[:1], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
         (part[..., :5], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
         (part.astype(np.float64), 0, "pack_outputs: a weight is of another kind, expected float64"),
@@ -50,7 +51,7 @@ def test_weights_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             parts.pack_outputs(bad, first)
-    with pytest.raises(ValueError, match="unpacked: a size is below 1"):
+    with pytest.raises(ValueError, match="unpacked: a size is 0, expected"):
         module.PackedWeight.unpacked(2, 0, 6)
     packed = module.PackedWeight(weight)
     for first, last in ((0, 0), (32, 32), (-32, 32), (1, 64), (0, 33), (32, 96), (64, 32)):
@@ -58,6 +59,38 @@ def test_weights_that_do_not_fit_are_refused():
             packed.part(first, last)
     with pytest.raises(ValueError, match=r"part: .* of one group"):
         module.PackedWeight(weight, 2).part(0, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": np.zeros((1, 2, 7, 5), np.float32)}, r"key is \[1, 2, 7, 5\], expected sizes that fit"),
+        ({"key": np.zeros((1, 2, 0, 6), np.float32)}, "a sequence is .*, not empty"),
+        ({"query": np.zeros((2, 4, 6), np.float32)}, "a sequence is .* expected .*B, H, T, D"),
+        ({"value_background": np.zeros((1, 3, 7, 8), np.float32)}, "value_background is"),
+        ({"value_action": np.zeros((1, 2, 7, 16), np.float32)[..., ::2]}, "value_action is strided"),
+        ({"out_action": np.zeros((1, 2, 4, 7), np.float32)}, "out_action is"),
+        ({"lse": np.zeros((1, 2, 5), np.float32)}, "lse is"),
+        ({"scale": float("inf")}, "scale is inf"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(changes, message):
+    shapes = {"query": (4, 6), "key": (7, 6), "value_action": (7, 8), "value_background": (7, 8)}
+    shapes |= {"out_action": (4, 8), "out_background": (4, 8), "lse": (4,)}
+    given = {name: np.zeros((1, 2, *shape), np.float32) for name, shape in shapes.items()}
+    given |= {"scale": 1.0, "threads": 1}
+    module.difference_attention(**given)
+    with pytest.raises(ValueError, match=message):
+        module.difference_attention(**given | changes)
+
+
+def test_the_stride_of_a_single_row_is_not_used():
+    base, weight = np.zeros((9, 8), np.float32), module.PackedWeight(np.ones((6, 8), np.float32))
+    out = np.zeros((6, 6), np.float32)
+    with pytest.raises(ValueError, match="runs is outside"):
+        module.linear_runs(base[5:4:-1], np.array([[3, 0, 1]], np.int32), weight, out, threads=1)
+    with pytest.raises(ValueError, match=r"x is .* not empty"):
+        module.linear_runs(base[:0], np.array([[0, 0, 1]], np.int32), weight, out, threads=1)
 
 
 def test_arrays_that_do_not_fit_are_refused():

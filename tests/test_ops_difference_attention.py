@@ -15,14 +15,13 @@ import sys
 
 import pytest
 import torch
-from conftest import BOUNDS, ROOT, dtype, error
+from conftest import BOUNDS, ROOT, dtype, error, needs_triton
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import difference_attention, reference
 from bcnet_fast.ops._dispatch import use_backend
 
-pytest.importorskip("triton", minversion="3.2")
-kernels = pytest.importorskip("bcnet_fast.kernels.difference_attention")
+TRITON = needs_triton("difference_attention")
 
 FORWARD = torch.ops.bcnet_fast.difference_attention.default
 BACKWARD = torch.ops.bcnet_fast.difference_attention_backward.default
@@ -41,7 +40,7 @@ def shape(name: str):
     return pytest.param(SHAPES[name], id=name)
 
 
-@pytest.fixture(params=["reference", "native", "triton"])
+@pytest.fixture(params=["reference", "native", pytest.param("triton", marks=TRITON)])
 def backend(request) -> str:
     return request.param
 
@@ -125,6 +124,17 @@ def test_equal_keys_give_the_mean(backend, device, poisoned):
         torch.testing.assert_close(out, value.mean(2, keepdim=True).expand_as(out))
 
 
+@pytest.mark.parametrize("bits", [0x7FC00001, 0x7F800001, -1])
+def test_any_nan_stays_one(backend, device, poisoned, bits):
+    """Whatever its lowest bits are; -1 is memory filled with ones."""
+    tensors, _ = inputs((1, 2, 9, 11, 16, 16), device=device)
+    tensors[1][0, 1, 3, 5] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    with use_backend(backend):
+        outputs = difference_attention(*tensors)
+    for out in outputs:
+        assert out[:, 1].isnan().all() and out[:, 0].isfinite().all()
+
+
 def test_single_key_passes_its_values_on(backend, device, poisoned):
     tensors, grads = inputs((2, 1, 5, 1, 16, 24), device=device)
     with use_backend(backend):
@@ -153,6 +163,7 @@ def test_takes_any_strides(backend, device):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+@TRITON
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs 4 GiB of address space, of memory on a GPU")
 def test_offsets_pass_32_bits():
     # Three keys 2^30 elements apart; the pages between them are never touched, so they take no memory.
@@ -190,10 +201,13 @@ def test_heads_join_without_a_copy(backend, device):
     assert out.transpose(1, 2).flatten(2).data_ptr() == out.data_ptr()
 
 
+@TRITON
 @pytest.mark.parametrize("target", [75, 80, 90])
 @pytest.mark.parametrize("dtype", [dtype(torch.float32), dtype(torch.float16)])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="variants for other targets than the GPU at hand")
 def test_variants_of_other_targets_agree(monkeypatch, target, dtype):
+    from bcnet_fast.kernels import difference_attention as kernels
+
     monkeypatch.setattr(kernels, "target_of", lambda device: target)
     tensors, grads = inputs((1, 1, 70, 67, 24, 16), dtype)
     with use_backend("triton"):
@@ -264,13 +278,17 @@ def test_bad_input_is_named(backend, changes, kind, message):
         difference_attention(**wrong(**changes))
 
 
+@TRITON
 def test_double_precision_has_no_kernel():
     tensors, _ = inputs((1, 1, 2, 2, 16, 16), torch.float64)
     with use_backend("triton"), pytest.raises(BackendError, match="float64"):
         difference_attention(*tensors)
 
 
+@TRITON
 def test_table_of_compiled_kernels_covers_every_variant():
+    from bcnet_fast.kernels import difference_attention as kernels
+
     with (ROOT / "bench" / "results" / "aot.csv").open(newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["kernel"].startswith("difference_attention")]
     assert all(r["spill_bytes"] == "0" and r["blocks_per_sm"] != "0" for r in rows)
@@ -285,6 +303,7 @@ def test_table_of_compiled_kernels_covers_every_variant():
                 assert (f"difference_attention_{name}", dtype_name, f"{size}/{size}", *launch) in compiled
 
 
+@TRITON
 def test_compiles_ahead_of_time_to_tensor_core_products():
     pytest.importorskip("triton", minversion="3.3")
     # In a process of its own: this one may have the compiler replaced by the interpreter.

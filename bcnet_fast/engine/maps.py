@@ -24,7 +24,7 @@ from ..profiling import stage
 from .rewrites import Rewrites
 
 Sequence = Any  # [..., T, d], an array or tensor of the kernels
-ROWS = 64  # that are read of the largest weight at a time
+ROWS = 64  # that are read of the largest weight at a time: whole panels of the C++ kernels
 CONVOLUTIONS = 2  # with a kernel of 3 by 3, one after the other
 
 
@@ -149,7 +149,7 @@ class MapScores:
             weight, bias = self.scores
             x = kernels.result(kernels.linear(x, weight, bias=bias, slot="scores"))
         computed = x.view(-1, *x.shape[-2:]).sigmoid()
-        scores = computed.index_select(1, self.map.spread).mT.unflatten(-1, self.cells.source.shape)
+        scores = computed.index_select(1, self.map.spread).mT.contiguous().unflatten(-1, self.cells.source.shape)
         start, end = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
         return MapOutput(start, end, scores[:, :2], background)

@@ -84,7 +84,7 @@ class NativeKernels:
         for part in parts:
             _, bins, columns = part.shape
             if packed is None:
-                _native.module.return_freed_memory()
+                _native.module.return_freed_memory()  # see `_packed`
                 packed = _native.module.PackedWeight.unpacked(bins, outputs, columns, self.dtype == np.float64)
             array = self._array(part.transpose(0, 1))
             packed.pack_outputs(array, first, torch.get_num_threads())

@@ -47,7 +47,8 @@ class PortableKernels:
         return self.constant(weight), self.constant(bias), groups
 
     def anchor_weight(self, parts: Iterable[Tensor], outputs: int) -> Tensor:
-        weight = torch.cat(list(parts))
+        first, *others = parts
+        weight = torch.cat([first, *others]) if others else first
         return self.constant(weight.permute(1, 2, 0))  # [N, C, O]
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:

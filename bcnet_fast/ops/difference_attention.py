@@ -10,7 +10,7 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import autocast, check_number, choose, requested, use_backend, without_autocast
+from ._dispatch import autocast, call, check_number, choose, requested, use_backend, without_autocast
 
 # The Triton kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
@@ -41,8 +41,9 @@ def difference_attention(
         (`A value_action`, `A value_background`), each [B, H, Tq, Dv] in the dtype of the inputs. In memory they are
         [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) costs no copy.
 
-    Differentiable once in the four tensors, with the same bits on every repeat. The memory used beyond the outputs is
-    [B, H, Tq]; only the reference stores the [B, H, Tq, Tk] map.
+    Differentiable once in the four tensors, with the same bits on every repeat. Only the reference stores the
+    [B, H, Tq, Tk] map. Triton takes [B, H, Tq] beyond the outputs. In C++ each thread keeps a head's keys and values and
+    a block of the map, in the backward its gradients too; what is in half precision is copied to float32.
 
     Raises:
         TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
@@ -54,7 +55,8 @@ def difference_attention(
             raise TypeError(f"difference_attention: {name} must be a tensor, got {type(tensor).__name__}")
     if scale is not None:
         check_number("difference_attention", "scale", scale)
-    out_action, out_background, _ = _forward(*autocast(query, key, value_action, value_background), scale)
+    given = autocast(query, key, value_action, value_background)
+    out_action, out_background, _ = call(_forward, _run, *given, scale)
     return out_action, out_background
 
 
@@ -106,23 +108,17 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
 
 
 def _run_native(name: str, given: Sequence[torch.Tensor], scale: float, outputs: Sequence[torch.Tensor]) -> None:
-    """Fill the outputs, which are in the dtype of the inputs but for the log-sum-exp."""
-    made = [torch.empty_like(out, dtype=reference.accumulation_dtype(out.dtype)) for out in outputs]
+    """Fill the outputs, by way of others where they are in half precision."""
+    made = [out.to(reference.accumulation_dtype(out.dtype)) for out in outputs]
     kernel = getattr(_native.module, name)
     kernel(*_arrays(*given), scale, *(out.numpy() for out in made), threads=torch.get_num_threads())
     for out, value in zip(outputs, made, strict=True):
-        out.copy_(value)
+        if value is not out:
+            out.copy_(value)
 
 
-# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
-@torch.library.custom_op(
-    "bcnet_fast::difference_attention",
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
-    "-> (Tensor, Tensor, Tensor)",
-)
 @without_autocast
-def _forward(
+def _run(
     query: torch.Tensor,
     key: torch.Tensor,
     value_action: torch.Tensor,
@@ -146,6 +142,16 @@ def _forward(
     return outputs
 
 
+# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
+_forward = torch.library.custom_op(
+    "bcnet_fast::difference_attention",
+    _run,
+    mutates_args=(),
+    schema="(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+
+
 @_forward.register_fake
 def _forward_fake(query, key, value_action, value_background, scale):
     _check(query, key, value_action, value_background, scale)
@@ -155,15 +161,8 @@ def _forward_fake(query, key, value_action, value_background, scale):
     return out_action, out_background, lse
 
 
-@torch.library.custom_op(
-    "bcnet_fast::difference_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad_action, Tensor grad_background, Tensor query, Tensor key, Tensor value_action, "
-    "Tensor value_background, Tensor out_action, Tensor out_background, Tensor lse, float? scale) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-)
 @without_autocast
-def _backward(
+def _run_backward(
     grad_action: torch.Tensor,
     grad_background: torch.Tensor,
     query: torch.Tensor,
@@ -193,6 +192,16 @@ def _backward(
     return grads
 
 
+_backward = torch.library.custom_op(
+    "bcnet_fast::difference_attention_backward",
+    _run_backward,
+    mutates_args=(),
+    schema="(Tensor grad_action, Tensor grad_background, Tensor query, Tensor key, Tensor value_action, "
+    "Tensor value_background, Tensor out_action, Tensor out_background, Tensor lse, float? scale) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+)
+
+
 @_backward.register_fake
 def _backward_fake(
     grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
@@ -210,7 +219,8 @@ def _setup_context(ctx, inputs, output) -> None:
 
 def _autograd(ctx, grad_action, grad_background, _):
     with use_backend(ctx.backend):
-        return *_backward(grad_action, grad_background, *ctx.saved_tensors, ctx.scale), None
+        grads = call(_backward, _run_backward, grad_action, grad_background, *ctx.saved_tensors, ctx.scale)
+    return *grads, None
 
 
 _forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -220,7 +220,8 @@ def _run_cuda(stream, segments, scores, offsets, method, sigma, low, high, min_s
     if n == 0:
         return segments.clone(), scores.clone(), offsets.new_empty(0)
 
-    (module, _), dtype = _native.cuda(), str(scores.dtype).removeprefix("torch.")
+    module, _ = _native.cuda()
+    dtype = str(scores.dtype).removeprefix("torch.")
     limit = module.soft_nms_shared_limit(index)
     plan = getattr(module, f"plan_soft_nms_{dtype}")(n, len(bounds) - 1, int(np.diff(bounds).max()), limit)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)

@@ -45,8 +45,8 @@ void forward(const Rows<T>& query, const Rows<T>& key, const Rows<T>& value_acti
              Rows<T>& out_action, Rows<T>& out_background, Array<T>& lse, int threads, const std::string& instruction_set) {
   constexpr const char* op = "difference_attention";
   const AttentionSizes sizes = sizes_of(op, query, key, value_action, scale);
-  const HeadRows<const T> of_query = heads_of(op, "query", query, sizes.queries, sizes.head_size, query);
-  const HeadRows<const T> of_key = heads_of(op, "key", key, sizes.keys, sizes.head_size, query);
+  const HeadRows<const T> queries = heads_of(op, "query", query, sizes.queries, sizes.head_size, query);
+  const HeadRows<const T> keys = heads_of(op, "key", key, sizes.keys, sizes.head_size, query);
   const HeadRows<const T> values[]{heads_of(op, "value_action", value_action, sizes.keys, sizes.value_size, query),
                                    heads_of(op, "value_background", value_background, sizes.keys, sizes.value_size, query)};
   const HeadRows<T> outputs[]{outputs_of(op, "out_action", out_action, sizes.queries, sizes.value_size, query),
@@ -55,7 +55,7 @@ void forward(const Rows<T>& query, const Rows<T>& key, const Rows<T>& value_acti
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   T* const sums = lse.mutable_data();
   const py::gil_scoped_release release;
-  attention<T>(of_query, of_key, values, 2, sizes, chosen, threads, outputs, sums);
+  attention<T>(queries, keys, values, 2, sizes, chosen, threads, outputs, sums);
 }
 
 template <typename T>

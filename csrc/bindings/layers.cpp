@@ -54,9 +54,12 @@ PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int thr
   return packed;
 }
 
-// Of numbers, for `pack_outputs`.
+// A weight of numbers, left empty for `pack_outputs` to fill.
 PackedWeight unpacked(std::int64_t groups, std::int64_t outputs, std::int64_t inputs, bool float64) {
-  if (groups < 1 || outputs < 1 || inputs < 1) refuse("unpacked", "a size", "below 1", "groups, outputs and inputs from 1 on");
+  constexpr std::int64_t most = std::int64_t{1} << 20;  // so that no product of them overflows
+  for (const std::int64_t size : {groups, outputs, inputs}) {
+    if (size < 1 || size > most) refuse("unpacked", "a size", std::to_string(size), "groups, outputs and inputs from 1 to 2^20");
+  }
   return {float64 ? PackedWeight::Kind::float64 : PackedWeight::Kind::float32, groups, outputs, inputs};
 }
 
@@ -65,10 +68,11 @@ void pack_outputs(PackedWeight& packed, const Rows<T>& weight, std::int64_t firs
   constexpr const char* op = "pack_outputs";
   const GivenWeight<T> given = given_weight(op, weight, weight.ndim() == 3 ? 1 : packed.groups());
   check_kind<T>(op, packed, false);
-  const std::int64_t last = first + given.outputs;
-  if (given.groups != packed.groups() || given.inputs != packed.inputs() || first < 0 || last > packed.outputs()) {
+  const bool fits = given.groups == packed.groups() && given.inputs == packed.inputs();
+  if (!fits || first < 0 || first > packed.outputs() - given.outputs) {
     refuse(op, "weight", shape_of(weight), "outputs that the packed one has, from `first` on");
   }
+  const std::int64_t last = first + given.outputs;
   if (first % kPanel || (last % kPanel && last != packed.outputs())) {
     refuse(op, "first", std::to_string(first) + " to " + std::to_string(last), "multiples of " + std::to_string(kPanel));
   }
@@ -171,7 +175,7 @@ template <typename T>
 void linear_runs_of(const Rows<T>& x, const Index& runs, const PackedWeight& weight, Rows<T>& out,
                     const std::optional<Array<T>>& bias, bool relu, int threads, const std::string& instruction_set) {
   constexpr const char* op = "linear_runs";
-  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[rows, columns]");
+  if (x.ndim() != 2 || x.shape(0) == 0) refuse(op, "x", shape_of(x), "[rows, columns], not empty");
   check_kind<T>(op, weight, false);
   const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), x.shape(1));
   const std::int64_t elements = (x.shape(0) - 1) * from.stride + x.shape(1);

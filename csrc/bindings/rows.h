@@ -31,17 +31,23 @@ void check_rows(const char* op, const char* argument, const Rows<T>& array, std:
   if (!together || !apart) refuse(op, argument, "strided", wanted());
 }
 
+// From row to row; what is given as that of a single row was not checked.
+template <typename T>
+std::int64_t stride_of(const Rows<T>& array) {
+  return array.shape(0) > 1 ? array.strides(0) / kSize<T> : array.shape(1);
+}
+
 template <typename T>
 Matrix<T> matrix_of(const char* op, const char* argument, const Rows<T>& array, std::int64_t rows, std::int64_t columns) {
   check_rows(op, argument, array, rows, columns);
-  return {array.data(), array.strides(0) / kSize<T>};
+  return {array.data(), stride_of(array)};
 }
 
 template <typename T>
 Output<T> output_of(const char* op, const char* argument, Rows<T>& array, std::int64_t rows, std::int64_t columns) {
   check_rows(op, argument, array, rows, columns);
   if (!array.writeable()) refuse(op, argument, "read-only", "an array to write to");
-  return {array.mutable_data(), array.strides(0) / kSize<T>};
+  return {array.mutable_data(), stride_of(array)};
 }
 
 // Runs of rows that exist: those of out in order, and each once. x has so many elements, and what a row takes of it begins

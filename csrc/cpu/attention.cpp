@@ -1,6 +1,6 @@
 // A thread works on blocks of rows of one head after another: it lays the head's keys and values out in panels, and then makes
 // its blocks of the map, complete, which fit the cache between their passes. A head that several threads work on is laid out
-// by each, for which none has to wait. The gradients of keys and values are sums over all rows, so there a thread takes whole
+// by each, so that none has to wait. The gradients of keys and values are sums over all rows, so there a thread takes whole
 // heads; it makes each block of the map again.
 //
 // Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
@@ -28,7 +28,7 @@ constexpr double kLog2E = 1.4426950408889634;
 constexpr std::int64_t kMapElements = 64 * 1024;  // of a block of rows of the map: a quarter of a megabyte
 
 // Lower powers of 2 count as this one: their sum is at least 1, of which it is far less than a rounding error, and products
-// with it are normal numbers still, for others of which processors take several times as long.
+// with it are normal numbers still. Denormal ones take processors several times as long.
 template <typename T>
 constexpr T kLeastPower = sizeof(T) == sizeof(float) ? T(-100) : T(-900);
 
@@ -152,7 +152,7 @@ BCNET_INLINE void make_map(const T* query, std::int64_t query_stride, const T* k
   const std::int64_t stride = map_stride(sizes);
   multiply_panels_with<bytes>(query, query_stride, std::int64_t{1}, rows, keys, sizes.head_size, padded(sizes.keys), false, map,
                               stride);
-  // Not quite 0, at which what is beyond the last key would not be told from it.
+  // Not 0: what fills up the last panel is -infinity, and -infinity times 0 is NaN.
   const T scale = std::max(static_cast<T>(std::abs(sizes.scale) * kLog2E), std::numeric_limits<T>::min());
   for (std::int64_t r = 0; r < rows; ++r) sums[r] = softmax_row<bytes>(map + r * stride, sizes.keys, scale);
 }
@@ -301,6 +301,7 @@ void attention(HeadRows<const T> query, HeadRows<const T> key, const HeadRows<co
   std::copy_n(values, streams, work.values);
   std::copy_n(outputs, streams, work.outputs);
   const std::int64_t most = block_rows(sizes), blocks = (sizes.queries + most - 1) / most;
+  threads = static_cast<int>(std::min<std::int64_t>(threads, sizes.heads * blocks));
   WorkShares shares(sizes.heads * blocks, threads);
   run_in_threads(threads, [&](int thread) {
     const std::int64_t of_keys = padded(sizes.keys) * sizes.head_size, of_values = padded(sizes.value_size) * sizes.keys;

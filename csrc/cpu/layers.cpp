@@ -15,6 +15,7 @@
 
 #include "block_products.h"
 #include "gather_columns.h"
+#include "memory.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "tiles.h"
@@ -176,13 +177,12 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
     for (std::int64_t n = 0; n < bins; ++n) {
       const T* const x = of.x.data + of.sources[n] * of.snippets * of.x.stride;
       const T* const weight = of.weight.template panels<T>(n) + begin * depth;
-      const T* const next = of.weight.template panels<T>(n + 1 < bins ? n + 1 : 0) + begin * depth;
+      const T* const next = n + 1 < bins ? of.weight.template panels<T>(n + 1) + begin * depth : nullptr;
       for (std::int64_t row = 0; row < of.snippets; row += kRowsAhead) {
         const std::int64_t rows = std::min(kRowsAhead, of.snippets - row);
         // Of the next bin's weights, which lie elsewhere in memory, the share that these rows have of all.
-        const char* const from = reinterpret_cast<const char*>(next + depth * row / of.snippets * kPanel);
-        const char* const to = reinterpret_cast<const char*>(next + depth * (row + rows) / of.snippets * kPanel);
-        for (const char* line = from; line < to; line += 64) __builtin_prefetch(line, 0, 2);
+        const std::int64_t first = depth * row / of.snippets, last = depth * (row + rows) / of.snippets;
+        for (std::int64_t k = first; next && k < last; ++k) prefetch<kPanel * sizeof(T), 2>(next + k * kPanel);
         const Product<T, bytes> product{x + row * of.x.stride, of.x.stride, weight, depth, kPart, false};
         multiply_tiles_with<bytes>(product, rows, kPanel, packed + (n * of.snippets + row) * kPanel, kPanel);
       }

@@ -41,11 +41,11 @@ inline std::shared_ptr<char> own_pages(std::size_t bytes) {
   return {static_cast<char*>(memory), release};
 }
 
-// Begins to fetch `bytes` bytes into the cache, whether they exist or not.
-template <int bytes>
+// Begins to fetch `bytes` bytes into the cache, whether they exist or not; with locality 2 not into its first level.
+template <int bytes, int locality = 3>
 inline void prefetch(const void* from) {
 #if defined(__GNUC__)
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line);
+  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, locality);
 #else
   (void)from;
 #endif

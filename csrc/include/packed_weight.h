@@ -25,8 +25,8 @@ class PackedWeight {
   template <typename T>
   PackedWeight(const GivenWeight<T>& weight, bool int8, int threads);
 
-  // Memory for a weight of `pack`, which takes some outputs of each group: those from `first` on, whole panels but for the
-  // last one.
+  // A weight that is left empty, for `pack` to fill, which takes some outputs of each group: those from `first` on, whole
+  // panels but for the last one.
   PackedWeight(Kind kind, std::int64_t groups, std::int64_t outputs, std::int64_t inputs);
   template <typename T>
   void pack(const GivenWeight<T>& weight, std::int64_t first, int threads);

@@ -30,11 +30,11 @@ class Scratch {
       memory_ = own_pages(bytes);
       size_ = bytes;
     }
-    return reinterpret_cast<T*>(const_cast<char*>(memory_.get()));
+    return reinterpret_cast<T*>(memory_.get());
   }
 
  private:
-  std::shared_ptr<const char> memory_;
+  std::shared_ptr<char> memory_;
   std::size_t size_ = 0;
 };
 

@@ -196,8 +196,8 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
   return (1.0 + (r + r2 * tail)) * power * lower;
 }
 
-// 2^y for y from -125 (double: -1021) to 0, up to 2 ulp off; NaN of NaN. y is an integer n plus at most a half, 2^n is added
-// to the exponent of 2^(y - n), which is a polynomial of least error, for double a Taylor series.
+// 2^y for y from -125 (double: -1021) to 0, up to 2 ulp off; NaN of NaN. With n the integer nearest to y, 2^(y - n) is a
+// polynomial of least error, for double a Taylor series, and 2^n is made of its bits: a product, in which any NaN stays one.
 template <typename V>
 BCNET_INLINE V exp2_nonpositive(V y, float) {
   using Bits = Vector<std::uint32_t, sizeof(V)>;
@@ -205,7 +205,7 @@ BCNET_INLINE V exp2_nonpositive(V y, float) {
   const V shifted = y + round;
   const V f = y - (shifted - round);
   const V power = polynomial(f, f * f, 1.00000007f, 0.693146944f, 0.240221202f, 0.0555071309f, 0.00967554096f, 0.00132764725f);
-  return bit_cast<V>(bit_cast<Bits>(power) + (bit_cast<Bits>(shifted) << 23));
+  return power * bit_cast<V>((bit_cast<Bits>(shifted) << 23) + (std::uint32_t{127} << 23));
 }
 
 template <typename V>
@@ -218,7 +218,7 @@ BCNET_INLINE V exp2_nonpositive(V y, double) {
                              0.0013333558146428443, 0.00015403530393381608, 1.5252733804059839e-05, 1.3215486790144307e-06,
                              1.0178086009239699e-07, 7.054911620801123e-09, 4.44553827187081e-10, 2.5678435993488202e-11,
                              1.3691488853904128e-12);
-  return bit_cast<V>(bit_cast<Bits>(power) + (bit_cast<Bits>(shifted) << 52));
+  return power * bit_cast<V>((bit_cast<Bits>(shifted) << 52) + (std::uint64_t{1023} << 52));
 }
 
 // Defines name_for(set, ...), which calls the template name<bytes>(...) for the vectors of an instruction set, and
