@@ -42,8 +42,8 @@ def difference_attention(
         [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) costs no copy.
 
     Differentiable once in the four tensors, with the same bits on every repeat. Only the reference stores the
-    [B, H, Tq, Tk] map. Triton takes [B, H, Tq] beyond the outputs. In C++ each thread keeps a head's keys and values and
-    a block of the map, in the backward its gradients too; what is in half precision is copied to float32.
+    [B, H, Tq, Tk] map. Triton takes [B, H, Tq] beyond the outputs. In C++ each thread keeps a head's keys and values
+    and a block of the map, in the backward its gradients too; what is in half precision is copied to float32.
 
     Raises:
         TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
