@@ -90,8 +90,9 @@ class MapScores:
     ) -> None:
         self.kernels = kernels
         valid = proposal_map(config).valid
-        self.cells = cells = MapCells.of(valid if rewrites.valid_cells else np.ones_like(valid))
-        self.projects, self.plan = self._plan(config, rewrites)
+        cells = MapCells.of(valid if rewrites.valid_cells else np.ones_like(valid))
+        self.shape = valid.shape
+        self.projects, self.plan = self._plan(config, cells.sampled, rewrites)
         first, *convolutions = names.cells
         self.first = self._layer(state, first)
         self.over_cells = state[f"{convolutions[0]}.weight"].shape[-1] > 1
@@ -115,10 +116,10 @@ class MapScores:
             packed = kernels.weight(torch.cat(list(parts)).flatten(1))
         self.sampled = packed, kernels.constant(state[f"{names.sampled}.bias"])
 
-    def _plan(self, config: MapConfig, rewrites: Rewrites) -> tuple[bool, Any]:
+    def _plan(self, config: MapConfig, sampled: np.ndarray, rewrites: Rewrites) -> tuple[bool, Any]:
         """Whether features are projected before they are sampled, and what the kernels need of the plan for that."""
         kernels = self.kernels
-        plan = sampling_plan(config, self.cells.sampled, kernels.accumulated)
+        plan = sampling_plan(config, sampled, kernels.accumulated)
         sizes = config.base_channels, config.sampled_channels
         projects = rewrites.project_sampling and cheaper_strategy(plan, *sizes, kernels.device.type) == "project"
         return projects, kernels.plan(plan, samples=not projects, projects=projects)
@@ -149,7 +150,7 @@ class MapScores:
             weight, bias = self.scores
             x = kernels.result(kernels.linear(x, weight, bias=bias, slot="scores"))
         computed = x.view(-1, *x.shape[-2:]).sigmoid()
-        scores = computed.index_select(1, self.map.spread).mT.contiguous().unflatten(-1, self.cells.source.shape)
+        scores = computed.mT.index_select(2, self.map.spread).unflatten(-1, self.shape)
         start, end = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
         return MapOutput(start, end, scores[:, :2], background)
