@@ -41,7 +41,7 @@ class Engine:
     ) -> None:
         """native: by the C++ kernels (CPU; "fp32", "fp64", "int8"), else by PyTorch and ops (all but "int8")."""
         self.config, self.device, self.native = config, device, native
-        kernels = NativeKernels(precision) if native else PortableKernels(device, DTYPES[precision])
+        kernels = NativeKernels(precision, rewrites.strassen) if native else PortableKernels(device, DTYPES[precision])
         # Only a CPU has float64 at half the rate of float32.
         careful = NativeKernels("fp64") if native and precision != "fp64" else kernels
         self.network = NETWORKS[config.name](config, state, kernels, careful, rewrites)

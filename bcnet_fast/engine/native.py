@@ -27,6 +27,8 @@ LINE = 16  # elements, a cache line of float32
 BIN_LISTS = ("first", "offsets", "weights")
 GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
 LONGEST_RUN = 64  # rows, about as many as are worked on at a time
+# Inputs and outputs from which Strassen's algorithm is worth its sums.
+STRASSEN_FROM = 256
 
 
 class NativeKernels:
@@ -36,9 +38,10 @@ class NativeKernels:
     # The result of one product for all boundary layers would not fit the cache.
     batches = False
 
-    def __init__(self, precision: str) -> None:
-        """precision: "fp32", "fp64" or "int8"."""
+    def __init__(self, precision: str, strassen: bool = False) -> None:
+        """precision: "fp32", "fp64" or "int8"; strassen: whether large products of fp32 are made that way."""
         self.int8 = precision == "int8"
+        self.strassen = strassen and precision == "fp32"
         self.dtype = np.dtype(np.float64 if precision == "fp64" else np.float32)
         self.accumulated = torch.float64 if precision == "fp64" else torch.float32  # the same, as PyTorch has it
         self.buffers: dict[str, np.ndarray] = {}
@@ -53,8 +56,10 @@ class NativeKernels:
         The first cut is all of them, and the others share its memory where they are whole panels.
         """
         array, panel = self._array(weight), _native.module.PANEL
-        int8 = self.int8 and not exact
-        whole = _packed(array, int8=int8)
+        outputs, inputs = array.shape
+        strassen = self.strassen and min(outputs, inputs) >= STRASSEN_FROM and inputs % 2 == 0
+        how = {"int8": self.int8 and not exact, "strassen": strassen}
+        whole = _packed(array, **how)
         parts = []
         for first, last in cuts:
             if (first, last) == (0, len(array)):
@@ -62,7 +67,7 @@ class NativeKernels:
             elif first % panel == 0 and last % panel == 0:
                 parts.append(whole.part(first, last))
             else:
-                parts.append(_packed(array[first:last], int8=int8))
+                parts.append(_packed(array[first:last], **how))
         return parts
 
     def weight(self, weight: Tensor, exact: bool = False) -> Any:

@@ -33,6 +33,9 @@ class Rewrites:
     folded_norm: bool = True
     # Positional encodings are constants, and so are their products with weights.
     constant_positions: bool = True
+    # Large products with weights by Strassen's algorithm, applied once: seven eighths of the multiply-adds, and twice the
+    # rounding error of a sum in float32. On a CPU, in float32.
+    strassen: bool = True
     # The map of BMN and G-TAD: cells that are no proposals are computed only where valid ones read them.
     valid_cells: bool = True
     # G-TAD: the first layer on the edges of a graph is linear in both nodes, so it is made for nodes, not for edges.
@@ -48,6 +51,7 @@ REWRITES = {
         "batched_original",
         "folded_norm",
         "constant_positions",
+        "strassen",
     ),
     "bmn": ("project_sampling", "valid_cells"),
     "gtad": ("project_sampling", "valid_cells", "split_edges"),

@@ -39,17 +39,19 @@ GivenWeight<T> given_weight(const char* op, const Rows<T>& weight, std::int64_t 
 }
 
 template <typename T>
-PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, int threads) {
+PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, bool strassen, int threads) {
   constexpr const char* op = "PackedWeight";
   const GivenWeight<T> given = given_weight(op, weight, groups);
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
   if (int8 && given.inputs > kMostBytes) {
     refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
   }
-  const auto packed = [&] {
+  if (strassen && (int8 || given.inputs % 2)) refuse(op, "weight", shape_of(weight), "an even number of inputs for strassen, and no int8");
+  auto packed = [&] {
     const py::gil_scoped_release release;
     return PackedWeight(given, int8, threads);
   }();
+  if (strassen) packed.use_strassen();
   if (!packed.finite()) refuse(op, "weight", "not finite", "finite numbers");
   return packed;
 }
@@ -254,9 +256,9 @@ void define_layers(py::module_& module) {
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
       .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
-           py::arg("threads") = 1)
+           py::arg("strassen") = false, py::arg("threads") = 1)
       .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
-           py::arg("threads") = 1)
+           py::arg("strassen") = false, py::arg("threads") = 1)
       .def_static("unpacked", &unpacked, py::arg("groups"), py::arg("outputs"), py::arg("inputs"), py::arg("float64") = false,
                   "Memory for `pack_outputs`, which has to fill all of it.")
       .def("pack_outputs", &pack_outputs<float>, py::arg("weight").noconvert(), py::arg("first"), py::arg("threads") = 1,

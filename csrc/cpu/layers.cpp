@@ -1,4 +1,4 @@
-// Rows are worked on in blocks of about 64, from the first product to the LayerNorm: a block's results are then in the
+// Rows are worked on in blocks of about 96, from the first product to the LayerNorm: a block's results are then in the
 // cache when they are needed again, and every panel of weights, read from memory once for a block, serves several tiles.
 //
 // Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
@@ -23,7 +23,7 @@
 namespace bcnet_fast {
 namespace {
 
-constexpr std::int64_t kBlockRows = 64;
+constexpr std::int64_t kBlockRows = 96;
 
 // Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
 // shorter parts.
@@ -32,24 +32,26 @@ constexpr std::int64_t kConvolutionPart = 32;
 // After so many rows of a product, a part of the weights that come next is fetched.
 constexpr std::int64_t kRowsAhead = 24;
 
-// Calls body(first, last) for blocks of rows of about one size, as many for each thread.
+// Calls body(first, last) for blocks of rows of about one size, as many for each thread. `first` is even.
 template <typename Body>
 void for_row_blocks(std::int64_t rows, int threads, const Body& body) {
   threads = std::max(threads, 1);
   const std::int64_t rounds = std::max<std::int64_t>(1, (rows + threads * kBlockRows - 1) / (threads * kBlockRows));
-  const std::int64_t blocks = std::min(rows, rounds * threads);
+  const std::int64_t pairs = (rows + 1) / 2, blocks = std::min(pairs, rounds * threads);
   WorkQueue queue(blocks);
   run_in_threads(static_cast<int>(std::min<std::int64_t>(threads, blocks)), [&](int) {
-    for (std::int64_t block; queue.next(block);) body(rows * block / blocks, rows * (block + 1) / blocks);
+    for (std::int64_t block; queue.next(block);) {
+      body(pairs * block / blocks * 2, std::min(rows, pairs * (block + 1) / blocks * 2));
+    }
   });
 }
 
 template <int bytes, typename T>
 BCNET_INLINE void linear_rows(Matrix<T> x, const PackedWeight& weight, const Finish<T>& finish, std::int64_t first,
-                              std::int64_t last, char* byte_scratch, Output<T> out) {
+                              std::int64_t last, char* scratch, Output<T> out) {
   for (std::int64_t g = 0; g < weight.groups(); ++g) {
     multiply<bytes>(x.data + first * x.stride + g * weight.inputs(), x.stride, last - first, weight, g,
-                    finish.relu && !finish.bias, byte_scratch, out.data + first * out.stride + g * weight.outputs(),
+                    finish.relu && !finish.bias, scratch, out.data + first * out.stride + g * weight.outputs(),
                     out.stride);
   }
   finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
@@ -58,11 +60,11 @@ BCNET_INLINE void linear_rows(Matrix<T> x, const PackedWeight& weight, const Fin
 // y and the hidden columns of some rows.
 template <int bytes, typename T>
 BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, Matrix<T> added, Matrix<T> first_of_added, T eps,
-                              std::int64_t first, std::int64_t last, Output<T> y, Output<T> hidden) {
+                              std::int64_t first, std::int64_t last, char* scratch, Output<T> y, Output<T> hidden) {
   const std::int64_t rows = last - first, columns = weights.attention.outputs(), size = weights.folded.outputs();
   const T* const from = x.data + first * x.stride;
-  multiply<bytes>(from, x.stride, rows, weights.attention, 0, false, nullptr, y.data + first * y.stride, y.stride);
-  multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, nullptr, hidden.data + first * hidden.stride, hidden.stride);
+  multiply<bytes>(from, x.stride, rows, weights.attention, 0, false, scratch, y.data + first * y.stride, y.stride);
+  multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, scratch, hidden.data + first * hidden.stride, hidden.stride);
   for (std::int64_t r = first; r < last; ++r) {
     T* const row = y.data + r * y.stride;
     const T* const other = added.data + r * added.stride;
@@ -206,7 +208,7 @@ BCNET_VERSIONS(linear_rows)
 BCNET_VERSIONS(folded_rows)
 BCNET_VERSIONS(convolution_rows)
 
-thread_local Scratch number_scratch, byte_scratch;
+thread_local Scratch number_scratch, multiply_scratch;
 thread_local Scratch chunk_scratch;  // of the thread that calls
 
 // The two products of a feed-forward network are made for so many rows at a time: enough to read the weights of each only
@@ -258,8 +260,8 @@ void linear(Matrix<T> x, std::int64_t rows, const PackedWeight& weight, const Fi
             int threads, Output<T> out) {
   instruction_set = usable(instruction_set, weight);
   for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
-    char* const bytes = byte_scratch.take<char>(byte_scratch_size(last - first, weight));
-    linear_rows_for(instruction_set, x, weight, finish, first, last, bytes, out);
+    char* const scratch = multiply_scratch.take<char>(product_scratch(last - first, weight));
+    linear_rows_for(instruction_set, x, weight, finish, first, last, scratch, out);
   });
 }
 
@@ -292,8 +294,10 @@ void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward
     const std::int64_t count = std::min(rows - begin, kChunkRows);
     const Output<T> y{scratch, stride}, hidden{scratch + count * stride, hidden_stride};
     for_row_blocks(count, threads, [&](std::int64_t first, std::int64_t last) {
+      const std::int64_t size = std::max(product_scratch(last - first, weights.attention), product_scratch(last - first, weights.folded));
+      char* const of_products = multiply_scratch.take<char>(size);
       folded_rows_for(instruction_set, from_row(x, begin), weights, from_row(added, begin), from_row(first_of_added, begin),
-                      eps, first, last, y, hidden);
+                      eps, first, last, of_products, y, hidden);
     });
     finish.added = {y.data, y.stride};
     linear(Matrix<T>{hidden.data, hidden.stride}, count, weights.second, finish, instruction_set, threads,

@@ -13,6 +13,7 @@
 #include "byte_tiles.h"
 #include "layers.h"
 #include "packed_weight.h"
+#include "strassen.h"
 #include "tiles.h"
 
 namespace bcnet_fast {
@@ -209,22 +210,36 @@ BCNET_INLINE void multiply_bytes(const float* a, std::int64_t a_stride, std::int
   multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
 }
 
-// The product of a block of rows with one group of a weight. `byte_scratch` is for the rounded rows of int8.
-template <int bytes, typename T>
-BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
-                           std::int64_t group, bool relu, char* byte_scratch, T* out, std::int64_t out_stride,
-                           std::int64_t part = kPart) {
-  if (!weight.int8()) {
-    const Product<T, bytes> product{a, a_stride, weight.template panels<T>(group), weight.inputs(), part, relu};
-    return multiply_tiles_with<bytes>(product, rows, weight.outputs(), out, out_stride);
-  }
-  if constexpr (sizeof(T) == sizeof(float)) {
-    multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, byte_scratch, out, out_stride);
-  }
+// Elements of scratch, of one byte, that the product of a block of rows with a weight takes.
+inline std::int64_t product_scratch(std::int64_t rows, const PackedWeight& weight) {
+  if (weight.int8()) return rows * (weight.padded_inputs() + 64 + 8);
+  return weight.strassen() ? strassen_scratch(rows / 2) * (weight.kind() == PackedWeight::Kind::float64 ? 8 : 4) : 0;
 }
 
-inline std::int64_t byte_scratch_size(std::int64_t rows, const PackedWeight& weight) {
-  return weight.int8() ? rows * (weight.padded_inputs() + 64 + 8) : 0;
+// The product of a block of rows with one group of a weight.
+template <int bytes, typename T>
+BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
+                           std::int64_t group, bool relu, char* scratch, T* out, std::int64_t out_stride,
+                           std::int64_t part = kPart) {
+  if (weight.int8()) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, scratch, out, out_stride);
+    }
+    return;
+  }
+  const T* const panels = weight.template panels<T>(group);
+  const std::int64_t depth = weight.inputs();
+  const auto multiply_plainly = [&](std::int64_t first, std::int64_t last, std::int64_t column) {
+    if (first == last || column == weight.outputs()) return;
+    const Product<T, bytes> product{a + first * a_stride, a_stride, panels + column * depth, depth, part, relu};
+    multiply_tiles_with<bytes>(product, last - first, weight.outputs() - column, out + first * out_stride + column, out_stride);
+  };
+  if (!weight.strassen()) return multiply_plainly(0, rows, 0);
+  const std::int64_t pairs = rows / 2, panel_pairs = weight.outputs() / (2 * kPanel);
+  multiply_strassen_with<bytes>(Matrix<T>{a, a_stride}, pairs, panels, depth, panel_pairs, relu, reinterpret_cast<T*>(scratch),
+                                out, out_stride);
+  multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner
+  multiply_plainly(2 * pairs, rows, 0);                      // the row without one
 }
 
 }  // namespace bcnet_fast

@@ -6,6 +6,8 @@
 #include <memory>
 #include <new>
 
+#include "simd.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -41,9 +43,10 @@ inline std::shared_ptr<char> own_pages(std::size_t bytes) {
   return {static_cast<char*>(memory), release};
 }
 
-// Begins to fetch `bytes` bytes into the cache, whether they exist or not; with locality 2 not into its first level.
+// Begins to fetch `bytes` bytes into the cache, whether they exist or not; with locality 2 not into its first level. A call of
+// it that GCC has not inlined early on counts as one without effect, and is left out.
 template <int bytes, int locality = 3>
-inline void prefetch(const void* from) {
+BCNET_INLINE void prefetch(const void* from) {
 #if defined(__GNUC__)
   for (int line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, locality);
 #else

@@ -34,7 +34,11 @@ class PackedWeight {
   // The outputs from `first` to `last` as a weight of its own, which shares the memory; one group, whole panels.
   PackedWeight part(std::int64_t first, std::int64_t last) const;
 
+  // That its products are made by Strassen's algorithm: float32 or float64, an even number of inputs.
+  void use_strassen() { strassen_ = true; }
+
   Kind kind() const { return kind_; }
+  bool strassen() const { return strassen_; }
   bool int8() const { return kind_ == Kind::int8; }
   bool finite() const { return finite_; }  // whether all that was packed is; else it is of no use
   std::int64_t groups() const { return groups_; }
@@ -60,7 +64,7 @@ class PackedWeight {
   bool pack_integers(const GivenWeight<T>& weight, std::int64_t first, int threads);
 
   Kind kind_;
-  bool finite_ = true;
+  bool finite_ = true, strassen_ = false;
   std::int64_t groups_, outputs_, inputs_;
   std::int64_t stride_, bytes_;  // elements from group to group; all memory
   std::shared_ptr<char> panels_;
