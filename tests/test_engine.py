@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bcnet_fast
 from bcnet_fast import _native
 from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
+from bcnet_fast.engine import native
 from bcnet_fast.engine.engine import Engine
 from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
@@ -212,8 +213,21 @@ def test_rewrites_change_what_is_computed(tmp_path):
 
     everything = products(Rewrites())
     for name in REWRITES["bcnet"]:
-        if name != "batched_original":  # which C++ never does
+        if name not in ("batched_original", "strassen"):  # what C++ never does, and what takes the same buffers
             assert products(Rewrites(**{name: False})) != everything, name
+
+
+@needs_native
+def test_strassen_changes_bits_of_float32_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "STRASSEN_FROM", 2)  # else for larger products than those of this network
+    path, features, expected = written(tmp_path, CONFIGS["many"], random_state(MANY))
+    for precision, alike in (("fp32", False), ("fp64", True), ("int8", True)):
+        with_it, without = (
+            bcnet_fast.load(path, device="cpu", precision=precision, rewrites=rewrites)(features)
+            for rewrites in (Rewrites(), Rewrites(strassen=False))
+        )
+        assert torch.equal(with_it.classification, without.classification) is alike
+        assert difference(with_it, expected) < TOLERANCES[precision]
 
 
 @needs_native

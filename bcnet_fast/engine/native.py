@@ -45,6 +45,7 @@ class NativeKernels:
         self.dtype = np.dtype(np.float64 if precision == "fp64" else np.float32)
         self.accumulated = torch.float64 if precision == "fp64" else torch.float32  # the same, as PyTorch has it
         self.buffers: dict[str, np.ndarray] = {}
+        self.views: dict[str, tuple[Any, np.ndarray]] = {}  # the last one of each slot, with its shape
         # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
         self.projects = self.folds = not self.int8
 
@@ -126,12 +127,17 @@ class NativeKernels:
         Padded rows are an odd number of cache lines apart: at a power of two, those of a tile would share a few places
         in the cache.
         """
+        asked, view = self.views.get(slot, (None, None))
+        if asked == (shape, padded):
+            return view
         columns = (-(-shape[-1] // LINE) | 1) * LINE if padded else shape[-1]
         size = math.prod(shape[:-1]) * columns
         held = self.buffers.get(slot)
         if held is None or len(held) < size:
             held = self.buffers[slot] = _pages(size, self.dtype)
-        return held[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
+        view = held[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
+        self.views[slot] = (shape, padded), view
+        return view
 
     def features(self, window: Tensor) -> np.ndarray:
         """[C, T] of any float dtype, device and strides -> [T, C], without a copy where it can be looked at as that."""
@@ -254,7 +260,7 @@ class NativeKernels:
         """softmax(query key^T / sqrt(D)) value for each of the values: [values, ..., T, heads * D']"""
         scale = (query.shape[-1] // heads) ** -0.5
         out = self.buffer(slot, len(values), *query.shape[:-1], values[0].shape[-1])
-        for index in np.ndindex(query.shape[:-2]):
+        for index in itertools.product(*map(range, query.shape[:-2])):
             each = [value[index] for value in values], [o[index] for o in out]
             _native.module.attention(query[index], key[index], *each, heads, scale, torch.get_num_threads())
         return out
@@ -267,7 +273,7 @@ class NativeKernels:
             rows = np.ascontiguousarray(x)[None, None]
             arrays = *(plan[name] for name in BIN_LISTS), plan["sources"]
             _native.module.sample(rows, *arrays, to.reshape(1, anchors, bins, -1), torch.get_num_threads())
-            np.add(to, more, out=to)
+            torch.from_numpy(to).add_(torch.from_numpy(more))  # by all threads
         return out
 
     def project(

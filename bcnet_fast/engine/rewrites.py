@@ -33,8 +33,8 @@ class Rewrites:
     folded_norm: bool = True
     # Positional encodings are constants, and so are their products with weights.
     constant_positions: bool = True
-    # Large products with weights by Strassen's algorithm, applied once: seven eighths of the multiply-adds, and twice the
-    # rounding error of a sum in float32. On a CPU, in float32.
+    # Large products with weights by Strassen's algorithm, applied once: seven eighths of the multiply-adds, twice the
+    # rounding errors. In C++ and float32 alone.
     strassen: bool = True
     # The map of BMN and G-TAD: cells that are no proposals are computed only where valid ones read them.
     valid_cells: bool = True

@@ -21,25 +21,6 @@ constexpr int kBlockBytes = 128;  // two of the largest vectors, whose additions
 template <typename T>
 constexpr int kBlock = kBlockBytes / static_cast<int>(sizeof(T));
 
-// Adds the upper half to the lower, until one element is left.
-template <typename T, typename V>
-BCNET_INLINE T sum_of_halves(V vector) {
-  if constexpr (sizeof(V) > 16) {
-    using Half = Vector<T, sizeof(V) / 2>;
-    Half halves[2];
-    std::memcpy(halves, &vector, sizeof(vector));
-    return sum_of_halves<T>(halves[0] + halves[1]);
-  } else {
-    constexpr int lanes = sizeof(V) / sizeof(T);
-    T elements[lanes];
-    std::memcpy(elements, &vector, sizeof(vector));
-    for (int width = lanes / 2; width; width /= 2) {
-      for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
-    }
-    return elements[0];
-  }
-}
-
 template <int bytes, typename T>
 struct Sums {
   using V = Vector<T, bytes>;
@@ -54,7 +35,7 @@ struct Sums {
     for (int width = vectors / 2; width; width /= 2) {
       for (int k = 0; k < width; ++k) left[k] += left[k + width];
     }
-    return sum_of_halves<T>(left[0]);
+    return sum_of<T>(left[0]);
   }
 };
 

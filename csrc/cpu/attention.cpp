@@ -124,14 +124,13 @@ BCNET_INLINE RowSum<T> softmax_row(T* row, std::int64_t count, T scale) {
   constexpr int lanes = Tiles<T, bytes>::lanes;
   const std::int64_t end = padded(count);
   std::fill(row + count, row + end, -std::numeric_limits<T>::infinity());
-  V highest = load<V>(row);
-  for (std::int64_t i = lanes; i < end; i += lanes) {
-    const V values = load<V>(row + i);
+  V highest = load<V>(row), higher = highest;  // two, so that neither waits for the one before it
+  for (std::int64_t i = 0; i < end; i += 2 * lanes) {
+    const V values = load<V>(row + i), others = load<V>(row + i + lanes);
     highest = values > highest ? values : highest;
+    higher = others > higher ? others : higher;
   }
-  T elements[lanes];
-  std::memcpy(elements, &highest, sizeof(highest));
-  const T most = *std::max_element(elements, elements + lanes);
+  const T most = largest<T>(highest > higher ? highest : higher);
   V sums{};
   for (std::int64_t i = 0; i < end; i += lanes) {
     const V power = (load<V>(row + i) - most) * scale, least = splat<V>(kLeastPower<T>);
@@ -139,10 +138,7 @@ BCNET_INLINE RowSum<T> softmax_row(T* row, std::int64_t count, T scale) {
     sums += values;
     store(row + i, values);
   }
-  std::memcpy(elements, &sums, sizeof(sums));
-  T sum = 0;
-  for (int i = 0; i < lanes; ++i) sum += elements[i];
-  return {most, 1 / sum};
+  return {most, 1 / sum_of<T>(sums)};
 }
 
 // The map of some rows of a head, whose keys are packed, but for a factor of each row, the weight in `sums`.
@@ -204,9 +200,7 @@ BCNET_INLINE void logit_gradients(T* map, T* grad, std::int64_t count, T weight,
     sums += share * load<V>(grad + i);
     store(map + i, share);
   }
-  T elements[lanes], delta = 0;
-  std::memcpy(elements, &sums, sizeof(sums));
-  for (int i = 0; i < lanes; ++i) delta += elements[i];
+  const T delta = sum_of<T>(sums);
   for (std::int64_t i = 0; i < end; i += lanes) {
     store(grad + i, load<V>(map + i) * (load<V>(grad + i) - delta) * scale);
   }

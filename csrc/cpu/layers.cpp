@@ -27,7 +27,10 @@ constexpr std::int64_t kBlockRows = 96;
 
 // Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
 // shorter parts.
-constexpr std::int64_t kConvolutionPart = 32;
+template <typename T>
+constexpr std::int64_t kConvolutionPart = sizeof(T) == sizeof(float) ? 32 : kPart;
+
+constexpr std::int64_t kTransposed = 16;  // channels that are transposed together: a cache line of float32
 
 // After so many rows of a product, a part of the weights that come next is fetched.
 constexpr std::int64_t kRowsAhead = 24;
@@ -67,9 +70,7 @@ BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, 
   multiply<bytes>(from, x.stride, rows, weights.folded, 0, false, scratch, hidden.data + first * hidden.stride, hidden.stride);
   for (std::int64_t r = first; r < last; ++r) {
     T* const row = y.data + r * y.stride;
-    const T* const other = added.data + r * added.stride;
-    for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
-    const RowMoments<T> moments = norm_row<bytes>(row, columns, eps);
+    const RowMoments<T> moments = norm_row<bytes>(row, added.data + r * added.stride, columns, eps);
     T* const to = hidden.data + r * hidden.stride;
     const T* const more = first_of_added.data + r * first_of_added.stride;
     for (std::int64_t i = 0; i < size; ++i) {
@@ -79,34 +80,33 @@ BCNET_INLINE void folded_rows(Matrix<T> x, const FoldedFeedForward<T>& weights, 
   }
 }
 
-template <int bytes, typename T>
-BCNET_INLINE void convolution_rows(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
-                                   const PackedWeight& weight, const Finish<T>& finish, std::int64_t first,
-                                   std::int64_t last, T* unfolded, Output<T> out) {
-  const std::int64_t channels = weight.inputs() / 3, stride = scratch_stride(weight.inputs());
-  for (std::int64_t g = 0; g < weight.groups(); ++g) {
+// The product of one group of a convolution: x has rows of zeros around, and its columns are those of the group.
+template <typename T, int bytes>
+struct ConvolutionProduct {
+  Matrix<T> x;
+  const T* panels;
+  std::int64_t channels;
+  bool relu;
+
+  BCNET_INLINE bool adds() const { return false; }
+  BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
+    const T* const b = panels + column / kPanel * kPanel * 3 * channels + column % kPanel;
     for (std::int64_t tap = 0; tap < 3; ++tap) {
-      const std::int64_t shift = tap - 1;
-      T* const to = unfolded + tap * channels;
-      for (std::int64_t r = first; r < last; ++r) {
-        if (r + shift < 0 || r + shift >= rows) std::fill_n(to + (r - first) * stride, channels, T(0));
-      }
-      const std::int64_t begin = std::max(first, -shift), end = std::min(last, rows - shift);
-      const T* const from = x + g * channels * channel_stride;
-      if (channel_stride == 1) {
-        for (std::int64_t r = begin; r < end; ++r) {
-          std::copy_n(from + (r + shift) * row_stride, channels, to + (r - first) * stride);
-        }
-      } else {
-        for (std::int64_t c = 0; c < channels; ++c) {
-          for (std::int64_t r = begin; r < end; ++r) {
-            to[(r - first) * stride + c] = from[(r + shift) * row_stride + c * channel_stride];
-          }
-        }
-      }
+      multiply_tile<bytes>(count, x.data + (first + tap) * x.stride, x.stride, b + tap * channels * kPanel, kPanel, channels,
+                           kConvolutionPart<T>, relu && tap == 2, to, stride, tap > 0);
     }
-    multiply<bytes>(unfolded, stride, last - first, weight, g, finish.relu && !finish.bias, nullptr,
-                    out.data + first * out.stride + g * weight.outputs(), out.stride, kConvolutionPart);
+  }
+};
+
+template <int bytes, typename T>
+BCNET_INLINE void convolution_rows(Matrix<T> x, const PackedWeight& weight, const Finish<T>& finish, std::int64_t first,
+                                   std::int64_t last, Output<T> out) {
+  const std::int64_t channels = weight.inputs() / 3;
+  for (std::int64_t g = 0; g < weight.groups(); ++g) {
+    const Matrix<T> from{x.data + first * x.stride + g * channels, x.stride};
+    const ConvolutionProduct<T, bytes> product{from, weight.template panels<T>(g), channels, finish.relu && !finish.bias};
+    multiply_tiles_with<bytes>(product, last - first, weight.outputs(), out.data + first * out.stride + g * weight.outputs(),
+                               out.stride);
   }
   finish_rows<bytes>(finish, weight.groups() * weight.outputs(), first, last, out);
 }
@@ -308,10 +308,21 @@ void folded_feed_forward(Matrix<T> x, std::int64_t rows, const FoldedFeedForward
 template <typename T>
 void convolution(const T* x, std::int64_t row_stride, std::int64_t channel_stride, std::int64_t rows,
                  const PackedWeight& weight, const Finish<T>& finish, InstructionSet instruction_set, int threads, Output<T> out) {
+  const std::int64_t channels = weight.groups() * weight.inputs() / 3, stride = scratch_stride(channels);
+  T* const padded = chunk_scratch.take<T>((rows + 2) * stride);
+  std::fill_n(padded, channels, T(0));
+  std::fill_n(padded + (rows + 1) * stride, channels, T(0));
   for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
-    T* const unfolded = number_scratch.take<T>((last - first) * scratch_stride(weight.inputs()));
-    convolution_rows_for(instruction_set, x, row_stride, channel_stride, rows, weight, finish, first, last, unfolded,
-                         out);
+    for (std::int64_t begin = 0; begin < channels; begin += kTransposed) {
+      const std::int64_t end = std::min(channels, begin + kTransposed);
+      for (std::int64_t r = first; r < last; ++r) {
+        T* const to = padded + (r + 1) * stride;
+        for (std::int64_t c = begin; c < end; ++c) to[c] = x[r * row_stride + c * channel_stride];
+      }
+    }
+  });
+  for_row_blocks(rows, threads, [&](std::int64_t first, std::int64_t last) {
+    convolution_rows_for(instruction_set, Matrix<T>{padded, stride}, weight, finish, first, last, out);
   });
 }
 

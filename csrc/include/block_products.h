@@ -59,17 +59,6 @@ struct Product {
   }
 };
 
-template <int bytes, typename T>
-BCNET_INLINE T sum_of(Vector<T, bytes> vector) {
-  constexpr int lanes = Tiles<T, bytes>::lanes;
-  T elements[lanes];
-  std::memcpy(elements, &vector, sizeof(vector));
-  for (int half = lanes / 2; half; half /= 2) {
-    for (int i = 0; i < half; ++i) elements[i] += elements[i + half];
-  }
-  return elements[0];
-}
-
 // A block of rows rounded to 8 bits: x = (q - zero) scale. The scale of a row that is not finite is NaN.
 struct ByteRows {
   std::uint8_t* data;
@@ -92,7 +81,7 @@ BCNET_INLINE void round_row(const float* x, std::int64_t count, std::uint8_t* ou
     highest_of = values > highest_of ? values : highest_of;
     faults += values * 0.0f;
   }
-  float lowest = 0, highest = 0, fault = sum_of<bytes, float>(faults);
+  float lowest = 0, highest = 0, fault = sum_of<float>(faults);
   const auto include = [&](float low, float high) {
     lowest = std::min(lowest, low);
     highest = std::max(highest, high);
@@ -146,31 +135,62 @@ struct RowMoments {
   T mean, scale;  // scale is 1 / deviation
 };
 
-// LayerNorm of a row, in place.
-template <int bytes, typename T>
-BCNET_INLINE RowMoments<T> norm_row(T* row, std::int64_t columns, T eps) {
+// sum over i of f(i) for `count` numbers, where f makes a vector or a number: four sums at a time, so that none waits for the
+// one before it.
+template <typename T, int bytes, typename F>
+BCNET_INLINE T sum_over(std::int64_t count, const F& f) {
   using V = Vector<T, bytes>;
   constexpr int lanes = Tiles<T, bytes>::lanes;
-  const std::int64_t whole = columns / lanes * lanes;
-  const T share = T(1) / static_cast<T>(columns);
-  V sums{};
-  for (std::int64_t i = 0; i < whole; i += lanes) sums += load<V>(row + i);
-  T sum = sum_of<bytes, T>(sums);
-  for (std::int64_t i = whole; i < columns; ++i) sum += row[i];
-  const T mean = sum * share;
-  V squares{};
-  for (std::int64_t i = 0; i < whole; i += lanes) {
+  V sum0{}, sum1{}, sum2{}, sum3{};
+  std::int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    sum0 += f.template at<V>(i);
+    sum1 += f.template at<V>(i + lanes);
+    sum2 += f.template at<V>(i + 2 * lanes);
+    sum3 += f.template at<V>(i + 3 * lanes);
+  }
+  for (; i + lanes <= count; i += lanes) sum0 += f.template at<V>(i);
+  T sum = sum_of<T>((sum0 + sum1) + (sum2 + sum3));
+  for (; i < count; ++i) sum += f.template at<T>(i);
+  return sum;
+}
+
+// The numbers of a row, to which those of another one are added if there is one.
+template <typename T>
+struct AddedNumbers {
+  T* row;
+  const T* other;
+
+  template <typename V>
+  BCNET_INLINE V at(std::int64_t i) const {
+    V value = load<V>(row + i);
+    if (!other) return value;
+    value += load<V>(other + i);
+    store(row + i, value);
+    return value;
+  }
+};
+
+template <typename T>
+struct Squares {
+  const T* row;
+  T mean;
+
+  template <typename V>
+  BCNET_INLINE V at(std::int64_t i) const {
     const V centred = load<V>(row + i) - mean;
-    squares += centred * centred;
-    store(row + i, centred);
+    return centred * centred;
   }
-  T square = sum_of<bytes, T>(squares);
-  for (std::int64_t i = whole; i < columns; ++i) {
-    row[i] -= mean;
-    square += row[i] * row[i];
-  }
+};
+
+// LayerNorm of row + other, in place; other may be null.
+template <int bytes, typename T>
+BCNET_INLINE RowMoments<T> norm_row(T* row, const T* other, std::int64_t columns, T eps) {
+  const T share = T(1) / static_cast<T>(columns);
+  const T mean = sum_over<T, bytes>(columns, AddedNumbers<T>{row, other}) * share;
+  const T square = sum_over<T, bytes>(columns, Squares<T>{row, mean});
   const T scale = 1 / std::sqrt(square * share + eps);
-  for (std::int64_t i = 0; i < columns; ++i) row[i] *= scale;
+  for (std::int64_t i = 0; i < columns; ++i) row[i] = (row[i] - mean) * scale;
   return {mean, scale};
 }
 
@@ -185,11 +205,12 @@ BCNET_INLINE void finish_rows(const Finish<T>& finish, std::int64_t columns, std
         row[i] = finish.relu && value < 0 ? 0 : value;
       }
     }
-    if (finish.added.data) {
-      const T* const other = finish.added.data + r * finish.added.stride;
+    const T* const other = finish.added.data ? finish.added.data + r * finish.added.stride : nullptr;
+    if (finish.norm) {
+      norm_row<bytes>(row, other, columns, finish.eps);
+    } else if (other) {
       for (std::int64_t i = 0; i < columns; ++i) row[i] += other[i];
     }
-    if (finish.norm) norm_row<bytes>(row, columns, finish.eps);
   }
 }
 

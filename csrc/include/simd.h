@@ -110,7 +110,7 @@ BCNET_INLINE V splat(T value) {
   return V{} + value;
 }
 
-// The largest element of a vector of integers.
+// The largest element of a vector. With NaN among them it may be any.
 template <typename T, typename V>
 BCNET_INLINE T largest(V vector) {
   if constexpr (sizeof(V) > 16) {
@@ -124,6 +124,25 @@ BCNET_INLINE T largest(V vector) {
     T result = elements[0];
     for (T element : elements) result = element > result ? element : result;
     return result;
+  }
+}
+
+// The sum of the elements of a vector: the upper half is added to the lower, until one is left.
+template <typename T, typename V>
+BCNET_INLINE T sum_of(V vector) {
+  if constexpr (sizeof(V) > 16) {
+    using Half = Vector<T, sizeof(V) / 2>;
+    Half halves[2];
+    std::memcpy(halves, &vector, sizeof(vector));
+    return sum_of<T>(halves[0] + halves[1]);
+  } else {
+    constexpr int lanes = sizeof(V) / sizeof(T);
+    T elements[lanes];
+    std::memcpy(elements, &vector, sizeof(vector));
+    for (int width = lanes / 2; width; width /= 2) {
+      for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
+    }
+    return elements[0];
   }
 }
 

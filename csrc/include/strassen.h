@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "layers.h"
 #include "memory.h"
@@ -61,14 +62,15 @@ BCNET_INLINE Matrix<T> row_of(Matrix<T> matrix, std::int64_t row) {
 
 // a (b + sign c) for a tile of `rows` rows, which goes to one or two quarters. With each step of the depth, a cache line of
 // what comes next is fetched: parts of panels are too short for the processor to foresee them.
-template <int bytes, int sign, int most_rows = kTileRows<bytes>, typename T>
-BCNET_INLINE void quarter_product(int rows, Matrix<T> a, const T* b, const T* c, std::int64_t depth, const char* next,
+template <int bytes, int most_rows = kTileRows<bytes>, typename Sign, typename T>
+BCNET_INLINE void quarter_product(Sign, int rows, Matrix<T> a, const T* b, const T* c, std::int64_t depth, const char* next,
                                   Quarter<T> one, Quarter<T> other, std::int64_t out_stride) {
   if constexpr (most_rows > 1) {
     if (rows < most_rows) {
-      return quarter_product<bytes, sign, most_rows - 1>(rows, a, b, c, depth, next, one, other, out_stride);
+      return quarter_product<bytes, most_rows - 1>(Sign{}, rows, a, b, c, depth, next, one, other, out_stride);
     }
   }
+  constexpr int sign = Sign::value;
   using V = Vector<T, bytes>;
   constexpr int lanes = Tiles<T, bytes>::lanes;
   Accumulators<T, bytes, most_rows> tile;
@@ -85,6 +87,8 @@ BCNET_INLINE void quarter_product(int rows, Matrix<T> a, const T* b, const T* c,
   add_tile(tile, one, one.data, out_stride);
   if (other.data) add_tile(tile, other, other.data, out_stride);
 }
+
+BCNET_VERSIONS(quarter_product)
 
 // The quarters of a part of the rows, and their sums: of pair r in row r.
 template <typename T>
@@ -161,15 +165,18 @@ BCNET_INLINE void strassen_tile(const LeftQuarters<T>& left, std::int64_t first,
   const Matrix<T> a11 = row_of(left.a11, first), a22 = row_of(left.a22, first);
   const T *const b11 = right.low, *const b21 = b11 + half * kPanel, *const b12 = right.high, *const b22 = b12 + half * kPanel;
   T *const c11 = c.c11, *const c12 = c.c12, *const c21 = c.c21(), *const c22 = c.c22();
-  const auto sum = [&](int number) { return left.sum(number, first); };
+  const auto sum_of_rows = [&](int number) { return left.sum(number, first); };
+  constexpr std::integral_constant<int, 1> sum;
+  constexpr std::integral_constant<int, 0> alone;
+  constexpr std::integral_constant<int, -1> difference;
   const auto next = [&](int number) { return right.next(remaining - number, half); };
-  quarter_product<bytes, 1>(count, sum(0), b11, b22, half, next(0), c.begin(c11), c.begin(c22), stride);
-  quarter_product<bytes, 0>(count, sum(1), b11, b11, half, next(1), c.begin(c21), c.minus(c22), stride);
-  quarter_product<bytes, -1>(count, a11, b12, b22, half, next(2), c.begin(c12), c.plus(c22), stride);
-  quarter_product<bytes, -1>(count, a22, b21, b11, half, next(3), c.plus(c11), c.end(c21), stride);
-  quarter_product<bytes, 0>(count, sum(2), b22, b22, half, next(4), c.minus(c11), c.end(c12), stride);
-  quarter_product<bytes, 1>(count, sum(3), b11, b12, half, next(5), c.end(c22), {}, stride);
-  quarter_product<bytes, 1>(count, sum(4), b21, b22, half, next(6), c.end(c11), {}, stride);
+  quarter_product_with<bytes>(sum, count, sum_of_rows(0), b11, b22, half, next(0), c.begin(c11), c.begin(c22), stride);
+  quarter_product_with<bytes>(alone, count, sum_of_rows(1), b11, b11, half, next(1), c.begin(c21), c.minus(c22), stride);
+  quarter_product_with<bytes>(difference, count, a11, b12, b22, half, next(2), c.begin(c12), c.plus(c22), stride);
+  quarter_product_with<bytes>(difference, count, a22, b21, b11, half, next(3), c.plus(c11), c.end(c21), stride);
+  quarter_product_with<bytes>(alone, count, sum_of_rows(2), b22, b22, half, next(4), c.minus(c11), c.end(c12), stride);
+  quarter_product_with<bytes>(sum, count, sum_of_rows(3), b11, b12, half, next(5), c.end(c22), Quarter<T>{}, stride);
+  quarter_product_with<bytes>(sum, count, sum_of_rows(4), b21, b22, half, next(6), c.end(c11), Quarter<T>{}, stride);
 }
 
 // out = a panels, then ReLU if asked for, of pairs of rows and of pairs of panels, whose partners are `panel_pairs` apart. The

@@ -29,11 +29,15 @@ std::vector<T> unwritten(std::int64_t size) {
   return std::vector<T>(static_cast<std::size_t>(size), std::numeric_limits<T>::quiet_NaN());
 }
 
+// By Strassen's algorithm where that is possible.
 template <typename T>
 PackedWeight random_weight(std::mt19937& random, std::int64_t groups, std::int64_t outputs, std::int64_t inputs,
                            bool int8 = false) {
   const auto values = random_values<T>(random, groups * outputs * inputs);
-  return {bcnet_fast::GivenWeight<T>{values.data(), groups, outputs, inputs, outputs * inputs, inputs, 1}, int8, 3};
+  const bcnet_fast::GivenWeight<T> given{values.data(), groups, outputs, inputs, outputs * inputs, inputs, 1};
+  PackedWeight weight(given, int8, 3);
+  if (!int8 && inputs % 2 == 0) weight.use_strassen();
+  return weight;
 }
 
 // Two groups of a linear layer, and a feed-forward; of int8 too.
