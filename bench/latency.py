@@ -165,9 +165,12 @@ def stages(
 
 def floor_ms(system: System, matched: float, device: str) -> float | None:
     """None on a GPU whose rates bench/roofline.py does not have."""
-    work = 2 * sum(network_floor.network_work(system.config.model, matched).values())
+    model = system.config.model
+    work = 2 * sum(network_floor.network_work(model, matched).values())
     if device == "cpu":
-        exact = 2 * network_floor.attention_work(system.config.model, matched) if system.precision == "int8" else 0.0
+        if is_bcnet(system) and system.precision == "fp32":
+            work -= 2 * network_floor.strassen_work(model, matched) / 8
+        exact = 2 * network_floor.attention_work(model, matched) if system.precision == "int8" else 0.0
         rates = (network_floor.cpu_tflops(p) for p in ("fp32", system.precision))
         return sum(part / rate for part, rate in zip((exact, work - exact), rates, strict=True)) * 1e-9
     known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]

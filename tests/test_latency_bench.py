@@ -28,7 +28,7 @@ def _scripts():
 
 def test_work_of_the_released_network():
     """By hand for T 256, P 1218, width 400, inner 512, hidden 2048, clip 2048 and the 89,664 taps of the plan."""
-    from network_floor import bcnet_work
+    from network_floor import bcnet_work, strassen_work
 
     from bcnet_fast.anchors import make_anchors
     from bcnet_fast.config import BCNetConfig
@@ -55,6 +55,12 @@ def test_work_of_the_released_network():
     assert half["clip level, matched anchors"] == needed / 2
     assert {name for name in whole if whole[name] != half[name]} == {"clip level, matched anchors"}
     assert sum(whole.values()) == pytest.approx(70.9e9, rel=1e-2)
+    # Linear layers, but for what is float64, projected samples, and heads.
+    boundary_and_frames = (35 * 4 + 6) * 256 * 400 * 512 + 16 * feedforward
+    every_anchor = 2 * 1218 * (2 * 512 * 2048 + 2048 * 2048) + 3 * 1218 * 2048 * 512
+    every = boundary_and_frames + every_anchor + 1218 * (3 * 2048 * 512 + 4 * 2048 * 2048)
+    assert strassen_work(BCNetConfig(), 1.0) == every
+    assert strassen_work(BCNetConfig(width=40), 1.0) == 0  # too small for it
 
 
 def test_exponent_of_a_power_law():

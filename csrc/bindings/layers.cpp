@@ -269,6 +269,7 @@ void define_layers(py::module_& module) {
       .def_property_readonly("outputs", &PackedWeight::outputs, "of a group")
       .def_property_readonly("inputs", &PackedWeight::inputs, "of a group")
       .def_property_readonly("int8", &PackedWeight::int8)
+      .def_property_readonly("strassen", &PackedWeight::strassen)
       .def_property_readonly("nbytes", &PackedWeight::bytes);
   define<float>(module);
   define<double>(module);
