@@ -8,7 +8,7 @@ from types import ModuleType
 
 # Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
 # it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
-INTERFACE = 8
+INTERFACE = 9
 CUDA_INTERFACE = 1
 
 

@@ -1,8 +1,9 @@
 """The least work that a network has after the exact rewrites, and the rate at which this processor multiplies.
 
 The work is that of the matrix products and of the gathering of projected samples; softmax, LayerNorm and activations
-are left out, and so is memory, so that the floor errs towards too little. The rate is that of large square matrices,
-by the fastest code that PyTorch has for the precision: its own product, or oneDNN with weights packed beforehand.
+are left out, and so is memory, so that the floor errs towards too little. What Strassen's algorithm saves is a function
+of its own. The rate is that of large square matrices, by the fastest code that PyTorch has for the precision: its own
+product, or oneDNN with weights packed beforehand.
 """
 
 from __future__ import annotations
@@ -103,7 +104,10 @@ def attention_work(model: BCNetConfig, matched: float = 1.0) -> float:
 
 
 def strassen_work(model: BCNetConfig, matched: float = 1.0) -> float:
-    """What of that are products with large weights, of which C++ in float32 saves an eighth (Rewrites.strassen)."""
+    """What of that are products with large weights, of which C++ in float32 saves about an eighth (Rewrites.strassen).
+
+    For networks all of whose sizes are large; none is counted for others.
+    """
     t, d, inner, hidden = model.window, model.width, model.heads * model.head_dim, model.feedforward
     p, clip, layers = (
         len(make_anchors(model.window, model.max_duration)),

@@ -71,7 +71,7 @@ def test_groups_and_parts(rng, instructions, dtype):
     assert error(result, product[:, 32:outputs]) < STRASSEN_BOUND[dtype]
 
 
-@pytest.mark.parametrize("shape", [(31, 66, 130), (2, 64, 600), (200, 514, 64)], ids=str)
+@pytest.mark.parametrize("shape", [(31, 66, 130), (2, 64, 600), (200, 514, 64), (643, 64, 130)], ids=str)
 @every_dtype
 @every_set
 def test_feed_forward_networks(rng, instructions, dtype, shape):
@@ -105,12 +105,37 @@ def test_a_row_depends_on_its_pair_alone(rng, instructions, dtype):
     for first, last in ((0, 2), (40, 62), (100, rows)):
         some = written("linear", last - first, outputs, dtype, x=x[first:last], threads=1, **given)
         assert np.array_equal(some, whole[first:last])
-    bad = x.copy()
-    bad[17, 3] = np.nan
-    result = written("linear", rows, outputs, dtype, x=bad, threads=2, **given)
-    assert np.isnan(result[17]).all()
     rest = np.delete(np.arange(rows), [16, 17])
-    assert np.array_equal(result[rest], whole[rest])
+    for value in (np.nan, np.inf):
+        bad = x.copy()
+        bad[17, 3] = value
+        result = written("linear", rows, outputs, dtype, x=bad, threads=2, **given)
+        assert not np.isfinite(result[17][result[17] != 0]).any()
+        assert np.array_equal(result[rest], whole[rest])
+
+
+@every_dtype
+@every_set
+def test_errors_are_relative_to_the_larger_row_of_a_pair(rng, instructions, dtype):
+    x, weight = draw(rng, dtype, 40, 512), draw(rng, dtype, 256, 512)
+    x[::2] *= 1e-4
+    exact = x.astype(np.float64) @ weight.T.astype(np.float64)
+    result = written("linear", 40, 256, dtype, x=x, weight=packed(weight), threads=2, instruction_set=instructions)
+    assert error(result[1::2], exact[1::2]) < STRASSEN_BOUND[dtype]
+    assert error(result[::2], exact[::2]) < 1e4 * STRASSEN_BOUND[dtype]
+
+
+@every_dtype
+@every_set
+def test_networks_have_the_same_bits_for_any_number_of_threads(rng, instructions, dtype):
+    rows, columns, hidden = 271, 66, 150
+    x, more = draw(rng, dtype, rows, columns), draw(rng, dtype, rows, hidden)
+    first, second = draw(rng, dtype, hidden, columns), draw(rng, dtype, columns, hidden)
+    given = {"x": x, "added": x, "eps": EPS, "instruction_set": instructions}
+    for one, other in ((packed(first), packed(second)), (module.PackedWeight(first), packed(second))):
+        same_bits("feed_forward", rows, columns, dtype, **given, first=one, second=other)
+    given |= {"attention": packed(draw(rng, dtype, columns, columns)), "folded": packed(first), "sums": more[0]}
+    same_bits("folded_feed_forward", rows, columns, dtype, **given, second=packed(second), first_of_added=more)
 
 
 def test_what_it_is_not_for(rng):

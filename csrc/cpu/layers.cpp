@@ -25,8 +25,11 @@ namespace {
 
 constexpr std::int64_t kBlockRows = 96;
 
-// Convolutions come first, so all that follows repeats their errors, and they are little work: their sums are made in
-// shorter parts.
+// Runs are worked on together until they have so many rows.
+constexpr std::int64_t kRunRows = 64;
+
+// Convolutions come first, so all that follows repeats their errors, and they are little work: in float32 their sums are made
+// in shorter parts.
 template <typename T>
 constexpr std::int64_t kConvolutionPart = sizeof(T) == sizeof(float) ? 32 : kPart;
 
@@ -185,7 +188,7 @@ BCNET_INLINE void project_panels(const AnchorWork<T>& work, WorkQueue& queue, T*
         // Of the next bin's weights, which lie elsewhere in memory, the share that these rows have of all.
         const std::int64_t first = depth * row / of.snippets, last = depth * (row + rows) / of.snippets;
         for (std::int64_t k = first; next && k < last; ++k) prefetch<kPanel * sizeof(T), 2>(next + k * kPanel);
-        const Product<T, bytes> product{x + row * of.x.stride, of.x.stride, weight, depth, kPart, false};
+        const Product<T, bytes> product{x + row * of.x.stride, of.x.stride, weight, depth, false};
         multiply_tiles_with<bytes>(product, rows, kPanel, packed + (n * of.snippets + row) * kPanel, kPanel);
       }
     }
@@ -214,6 +217,7 @@ thread_local Scratch chunk_scratch;  // of the thread that calls
 // The two products of a feed-forward network are made for so many rows at a time: enough to read the weights of each only
 // now and then, all threads the same ones, and few enough for the hidden columns to stay in the cache of all.
 constexpr std::int64_t kChunkRows = 640;
+static_assert(kChunkRows % 2 == 0, "pairs of rows stay together");
 
 template <typename T>
 Matrix<T> from_row(Matrix<T> matrix, std::int64_t row) {
@@ -228,11 +232,11 @@ InstructionSet usable(InstructionSet set, const PackedWeight& weight) {
 
 template <typename T>
 void run_runs(const RunWork<T>& work, InstructionSet instruction_set, int threads) {
-  std::vector<std::int64_t> blocks{0};  // of runs that follow each other, kBlockRows long or little more
+  std::vector<std::int64_t> blocks{0};  // of runs that follow each other
   std::int64_t rows = 0;
   for (std::int64_t run = 0; run < work.runs.count; ++run) {
     rows += work.runs.rows(run);
-    if (rows < kBlockRows && run + 1 < work.runs.count) continue;
+    if (rows < kRunRows && run + 1 < work.runs.count) continue;
     blocks.push_back(run + 1);
     rows = 0;
   }

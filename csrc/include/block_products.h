@@ -49,13 +49,13 @@ struct Product {
   const T* a;
   std::int64_t a_stride;
   const T* panels;
-  std::int64_t depth, part;
+  std::int64_t depth;
   bool relu;
 
   BCNET_INLINE bool adds() const { return false; }
   BCNET_INLINE void tile(std::int64_t column, std::int64_t first, int count, T* to, std::int64_t stride) const {
     const T* const b = panels + column / kPanel * kPanel * depth + column % kPanel;
-    multiply_tile<bytes>(count, a + first * a_stride, a_stride, b, kPanel, depth, part, relu, to, stride);
+    multiply_tile<bytes>(count, a + first * a_stride, a_stride, b, kPanel, depth, kPart, relu, to, stride);
   }
 };
 
@@ -240,8 +240,7 @@ inline std::int64_t product_scratch(std::int64_t rows, const PackedWeight& weigh
 // The product of a block of rows with one group of a weight.
 template <int bytes, typename T>
 BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows, const PackedWeight& weight,
-                           std::int64_t group, bool relu, char* scratch, T* out, std::int64_t out_stride,
-                           std::int64_t part = kPart) {
+                           std::int64_t group, bool relu, char* scratch, T* out, std::int64_t out_stride) {
   if (weight.int8()) {
     if constexpr (sizeof(T) == sizeof(float)) {
       multiply_bytes<bytes>(a, a_stride, rows, weight, group, relu, scratch, out, out_stride);
@@ -252,11 +251,11 @@ BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows,
   const std::int64_t depth = weight.inputs();
   const auto multiply_plainly = [&](std::int64_t first, std::int64_t last, std::int64_t column) {
     if (first == last || column == weight.outputs()) return;
-    const Product<T, bytes> product{a + first * a_stride, a_stride, panels + column * depth, depth, part, relu};
+    const Product<T, bytes> product{a + first * a_stride, a_stride, panels + column * depth, depth, relu};
     multiply_tiles_with<bytes>(product, last - first, weight.outputs() - column, out + first * out_stride + column, out_stride);
   };
-  if (!weight.strassen()) return multiply_plainly(0, rows, 0);
   const std::int64_t pairs = rows / 2, panel_pairs = weight.outputs() / (2 * kPanel);
+  if (!weight.strassen() || panel_pairs == 0) return multiply_plainly(0, rows, 0);
   multiply_strassen_with<bytes>(Matrix<T>{a, a_stride}, pairs, panels, depth, panel_pairs, relu, reinterpret_cast<T*>(scratch),
                                 out, out_stride);
   multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner

@@ -38,7 +38,8 @@ struct Finish {
 
 // In all of these, T is float or double, and a weight is of the same kind, or int8 where T is float: then the layer rounds each
 // row of its inputs to 8 bits, with a scale and a zero of its own, and its sums are exact; a row that is not finite
-// becomes NaN. x has `rows` rows, out overlaps nothing, and the result has the same bits for any number of threads.
+// becomes NaN. Where a weight is multiplied with by Strassen's algorithm, rows 2 i and 2 i + 1 have errors relative to the
+// larger of both, and share what is not finite. x has `rows` rows, out overlaps nothing, and the result has the same bits for any number of threads.
 
 // finish(x weight^T)
 template <typename T>

@@ -103,7 +103,7 @@ struct LeftQuarters {
   }
 };
 
-// The sums at some places of the depth, next to each other as many as V has. `left` is known by its quarters' rows there.
+// The sums at some places of the depth, next to each other, as many as V has: a11 to a22 point there.
 template <typename V, typename T>
 BCNET_INLINE void add_quarters_at(const T* a11, const T* a12, const T* a21, const T* a22, T* to, std::int64_t next) {
   const V v11 = load<V>(a11), v12 = load<V>(a12), v21 = load<V>(a21), v22 = load<V>(a22);
@@ -134,8 +134,8 @@ template <typename T>
 struct RightPanels {
   const T *low, *high, *next_low, *next_high;
 
-  // Both next panels in four pieces each, of a cache line for every step of half the depth: the one that is fetched where
-  // so many products remain to be made.
+  // Both next panels, of float32, in four pieces each, of a cache line for every step of half the depth: the one that is
+  // fetched where so many products remain to be made.
   BCNET_INLINE const char* next(std::int64_t remaining, std::int64_t half) const {
     const std::int64_t of_both = std::max<std::int64_t>(8 - remaining, 0);
     return reinterpret_cast<const char*>(of_both < 4 ? next_low : next_high) + of_both % 4 * half * kLine;
@@ -166,9 +166,9 @@ BCNET_INLINE void strassen_tile(const LeftQuarters<T>& left, std::int64_t first,
   const T *const b11 = right.low, *const b21 = b11 + half * kPanel, *const b12 = right.high, *const b22 = b12 + half * kPanel;
   T *const c11 = c.c11, *const c12 = c.c12, *const c21 = c.c21(), *const c22 = c.c22();
   const auto sum_of_rows = [&](int number) { return left.sum(number, first); };
-  constexpr std::integral_constant<int, 1> sum;
-  constexpr std::integral_constant<int, 0> alone;
-  constexpr std::integral_constant<int, -1> difference;
+  constexpr std::integral_constant<int, 1> sum{};
+  constexpr std::integral_constant<int, 0> alone{};
+  constexpr std::integral_constant<int, -1> difference{};
   const auto next = [&](int number) { return right.next(remaining - number, half); };
   quarter_product_with<bytes>(sum, count, sum_of_rows(0), b11, b22, half, next(0), c.begin(c11), c.begin(c22), stride);
   quarter_product_with<bytes>(alone, count, sum_of_rows(1), b11, b11, half, next(1), c.begin(c21), c.minus(c22), stride);

@@ -194,13 +194,16 @@ void check_all(std::mt19937& random) {
       check_products<T>(random, rows, 1, 1, int8);
       check_products<T>(random, rows, 7, 33, int8);
       check_products<T>(random, rows, 18, 31, int8);
+      check_products<T>(random, rows, 18, 131, int8);  // pairs of panels, and columns without a partner
     }
     check_folded<T>(random, rows, 1, 1);
     check_folded<T>(random, rows, 13, 34);
+    check_folded<T>(random, rows, 66, 130);
     check_convolution<T>(random, rows, 1, 1);
     check_convolution<T>(random, rows, 5, 33);
   }
-  check_products<T>(random, 5, 259, 3, false);  // sums in two parts
+  check_products<T>(random, 5, 259, 3, false);   // sums in two parts
+  check_products<T>(random, 27, 258, 66, false);  // and by Strassen's algorithm
   check_attention<T>(random, {1, 0, 1, 1, 1, 1.0});
   check_attention<T>(random, {1, 1, 1, 1, 1, 1.0});
   check_attention<T>(random, {2, 1350, 3, 2, 1, 0.5});  // the most rows in a block
