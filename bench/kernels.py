@@ -43,7 +43,7 @@ WINDOWS, SIZE = 15, 2048
 
 
 def products(x: Any, *weights: Any) -> float:
-    """Multiply-adds of rows with each weight; where rows and columns have pairs, Strassen's algorithm saves an eighth."""
+    """Multiply-adds of rows with each weight; of paired rows and columns, Strassen's algorithm saves an eighth."""
 
     def saved(weight: Any) -> float:
         pair_of_panels = 2 * _native.module.PANEL
