@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import datetime
@@ -12,8 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+from bcnet_fast import _native  # noqa: E402
 from bcnet_fast.doctor import cpu_name  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 from bcnet_fast.files import require_writable  # noqa: E402
@@ -89,6 +92,31 @@ def keep_freed_memory() -> None:
         most = 2**31 - 1
         library.mallopt(-1, most)  # M_TRIM_THRESHOLD
         library.mallopt(-3, most)  # M_MMAP_THRESHOLD
+
+
+@contextlib.contextmanager
+def timed_extension(names: Iterable[str], record: Callable[..., None]) -> Iterator[None]:
+    """Inside the block, these functions of the native extension tell each call: record(name, seconds, *arguments,
+    **options)."""
+    module = _native.module
+
+    def timed(name: str) -> Callable[..., Any]:
+        function = getattr(module, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = function(*arguments, **options)
+            record(name, time.perf_counter() - started, *arguments, **options)
+            return result
+
+        return call
+
+    plain = {name: getattr(module, name) for name in dir(module)}
+    _native.module = SimpleNamespace(**plain | {name: timed(name) for name in names})
+    try:
+        yield
+    finally:
+        _native.module = module
 
 
 def alternate(

@@ -20,8 +20,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import network_floor  # noqa: E402
 import torch  # noqa: E402
-from common import begin, print_table  # noqa: E402
+from common import begin, print_table, timed_extension  # noqa: E402
 from latency import make_features  # noqa: E402
 from systems import lengths_of, threshold_for, variants, write_checkpoint  # noqa: E402
 
@@ -86,27 +86,18 @@ def sample(rows: Any, *_: Any, **__: Any) -> tuple[str, float]:
     return f"{rows.shape[-2]} x {rows.shape[-1]}", 0.0
 
 
-KERNELS = (linear, feed_forward, folded_feed_forward, convolution, attention, project_anchors, sample)
+_DESCRIBED = (linear, feed_forward, folded_feed_forward, convolution, attention, project_anchors, sample)
+KERNELS = {function.__name__: function for function in _DESCRIBED}
 
 
-def timed_kernels(calls: list[tuple[str, float, float]]) -> SimpleNamespace:
-    """The native module, of which the kernels write their name, multiply-adds and seconds to `calls`."""
-    module = _native.module
+def timed_kernels(calls: list[tuple[str, float, float]]) -> AbstractContextManager[None]:
+    """Inside the block, the kernels write their name, multiply-adds and seconds to `calls`."""
 
-    def timed(describe: Callable[..., tuple[str, float]]) -> Callable[..., None]:
-        kernel = getattr(module, describe.__name__)
+    def record(name: str, seconds: float, *arguments: Any, **options: Any) -> None:
+        shape, multiply_adds = KERNELS[name](*arguments, **options)
+        calls.append((f"{name.replace('_', ' ')} {shape}", multiply_adds, seconds))
 
-        def call(*arguments: Any, **options: Any) -> None:
-            started = time.perf_counter()
-            kernel(*arguments, **options)
-            seconds = time.perf_counter() - started
-            shape, products = describe(*arguments, **options)
-            calls.append((f"{describe.__name__.replace('_', ' ')} {shape}", products, seconds))
-
-        return call
-
-    plain = {name: getattr(module, name) for name in dir(module)}
-    return SimpleNamespace(**plain | {describe.__name__: timed(describe) for describe in KERNELS})
+    return timed_extension(KERNELS, record)
 
 
 def large_product() -> Callable[[], float]:
@@ -136,16 +127,13 @@ def measure() -> tuple[list[dict[str, Any]], float]:
     rate, rates = large_product(), []
     calls: list[tuple[str, float, float]] = []
     by_kernel: dict[str, list[list[tuple[float, float]]]] = {}
-    module, _native.module = _native.module, timed_kernels(calls)
-    try:
+    with timed_kernels(calls):
         for _ in range(WINDOWS + 1):
             rates.append(rate())
             calls.clear()
             system.network(window, lengths)
             for name in dict.fromkeys(name for name, *_ in calls):
                 by_kernel.setdefault(name, []).append([rest for other, *rest in calls if other == name])
-    finally:
-        _native.module = module
     typical = statistics.median(rates[1:])
     rows = []
     for name, windows in by_kernel.items():

@@ -5,7 +5,8 @@
 Everything runs in this process, on the same inputs, in turn; nothing is timed before the results of a case agree. Freed
 memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
 median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant prepares
-included; the ratio to the reference; and the operator's floor (bench/roofline.py) in percent of the median. The chart
+included; the ratio to the reference; the operator's floor (bench/roofline.py) in percent of the median; on a CPU, what
+of a call is in the C++ kernel, whose rest is Python and PyTorch, and the floor in percent of that. The chart
 shows how many times faster each operator is than its reference and than its alternatives.
 
 --quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes: it ends within a minute.
@@ -16,10 +17,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,10 +42,11 @@ from common import (  # noqa: E402
     memory_mib,
     print_table,
     summarize,
+    timed_extension,
 )
 from plain_match import match_one_window, search  # noqa: E402
 
-from bcnet_fast import ops  # noqa: E402
+from bcnet_fast import _native, ops  # noqa: E402
 from bcnet_fast._cli import Parser, progress, run  # noqa: E402
 from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
@@ -368,6 +373,9 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
     del results
     timings = time_on_cuda(calls) if device == "cuda" else alternate(calls, seconds=0.5 if quick else 2.0)
     floor = floor_ms(case.work, device)
+    # Projections are PyTorch's products in part.
+    whole = device == "cpu" and case.operator != "anchor_projection"
+    kernel = kernel_ms(calls["bcnet_fast"]) if whole else None
     return [
         {
             "operator": case.operator,
@@ -383,9 +391,25 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
             "floor_percent": None
             if floor is None or not name.startswith("bcnet_fast")
             else 100 * floor / timing.median,
+            "kernel_ms": kernel if name == "bcnet_fast" else None,
+            "kernel_floor_percent": 100 * floor / kernel if name == "bcnet_fast" and floor and kernel else None,
         }
         for name, timing in timings.items()
     ]
+
+
+def kernel_ms(call: Call) -> float | None:
+    """What of a call on the CPU is in the native extension; None where nothing is."""
+    if _native.module is None:
+        return None
+    seconds, totals, until = [], [], time.perf_counter() + 0.3
+    names = [name for name in dir(_native.module) if isinstance(getattr(_native.module, name), BuiltinFunctionType)]
+    with timed_extension(names, lambda _name, taken, *_, **__: seconds.append(taken)):
+        while len(totals) < 3 or time.perf_counter() < until:
+            seconds.clear()
+            call()
+            totals.append(sum(seconds))
+    return 1e3 * statistics.median(totals) or None
 
 
 def floor_ms(work: roofline.Work, device: str) -> float | None:
@@ -461,7 +485,9 @@ def main(argv: list[str] | None = None) -> int:
     facts = environment(args.device)
     print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}; results agree")
     header = ["operator", "mode", "shape", "variant", "median ms", "20 %", "80 %", "peak MiB", "x reference", "% floor"]
+    header += ["kernel ms", "% floor"]
     figures = ("median_ms", "p20_ms", "p80_ms", "peak_mib", "times_reference", "floor_percent")
+    figures += ("kernel_ms", "kernel_floor_percent")
     names = ("operator", "mode", "shape", "variant")
     shown = [[row[n] for n in names] + ["" if row[f] is None else f"{row[f]:.3g}" for f in figures] for row in rows]
     print_table(header, shown)

@@ -22,6 +22,7 @@ from plain_match import look_up, match_one_window
 
 from bcnet_fast import _native
 from bcnet_fast.ops import MatchedProposals, match_proposals, use_backend
+from bcnet_fast.ops.match_proposals import _outputs
 from bcnet_fast.ops.reference import most_pairs
 
 OP = torch.ops.bcnet_fast.match_proposals.default
@@ -208,6 +209,27 @@ def test_threads_share_the_windows(rng):
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
     assert_is_the_loop(MatchedProposals(*(t[-2:] for t in outputs[1])), [*(t[-2:] for t in tensors[:5]), *tensors[5:]])
+
+
+@native_only
+def test_every_instruction_set_sees_what_does_not_fit(rng):
+    *scores, anchors, table = inputs(rng, (2, 37, 7, 5))
+    given = [t.numpy() for t in scores] + [anchors.double().numpy(), table.numpy(), None]
+    outputs = [output.numpy() for output in _outputs(scores[0], table)]
+    for instructions in _native.module.INSTRUCTION_SETS:
+
+        def run(instructions=instructions):
+            options = 0.7, 0.9, 0.8, None, False, 1
+            _native.module.match_proposals(*given, *options, *outputs, instruction_set=instructions)
+
+        run()
+        bad = (("start", given[0], math.nan), ("background", given[4], math.inf), ("table", given[6], 5))
+        for name, array, value in bad:
+            for place in (0, array.size // 2, array.size - 1):
+                kept, array.flat[place] = array.flat[place], value
+                with pytest.raises(ValueError, match=name):
+                    run()
+                array.flat[place] = kept
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: NaN on the CPU is an error")

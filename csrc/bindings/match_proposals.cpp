@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -27,20 +26,15 @@ void require_shape(const Array<T>& array, const char* argument, const std::vecto
   refuse(kOp, argument, shape_of(array), wanted + "]");
 }
 
-// Written without branches, and with a flag as wide as a value, so that compilers vectorise it.
 template <typename T>
-void require_values(const Array<T>& array, const char* argument, T lowest, T highest) {
-  using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  const T* values = array.data();
-  const std::int64_t size = array.size();
-  Flag bad = 0;
-  for (std::int64_t i = 0; i < size; ++i) bad |= ((values[i] >= lowest) & (values[i] <= highest)) ? Flag{0} : Flag{1};
-  if (bad) refuse(kOp, argument, "out of range", "finite numbers in their range");
+void require_values(const Array<T>& array, const char* argument, T lowest, T highest, InstructionSet chosen) {
+  if (all_within(array.data(), static_cast<std::int64_t>(array.size()), lowest, highest, chosen)) return;
+  refuse(kOp, argument, "out of range", "finite numbers in their range");
 }
 
 template <typename T>
-void require_finite(const Array<T>& array, const char* argument) {
-  require_values<T>(array, argument, std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max());
+void require_finite(const Array<T>& array, const char* argument, InstructionSet chosen) {
+  require_values<T>(array, argument, std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max(), chosen);
 }
 
 template <typename T>
@@ -49,7 +43,8 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
                      const Array<std::int32_t>& table, const MaybeArray<std::int64_t>& lengths,
                      double boundary_threshold, double min_classification, double min_regression,
                      std::optional<double> max_snippets, bool clamp_boundaries, int threads, Array<double>& segments,
-                     Array<double>& scores, Array<std::int32_t>& boundaries, Array<std::int64_t>& counts) {
+                     Array<double>& scores, Array<std::int32_t>& boundaries, Array<std::int64_t>& counts,
+                     const std::string& instruction_set) {
   if (start.ndim() != 2) refuse(kOp, "start", shape_of(start), "[W, T]");
   if (table.ndim() != 2) refuse(kOp, "table", shape_of(table), "[T, D]");
   if (anchors.ndim() != 2) refuse(kOp, "anchors", shape_of(anchors), "[P, 2]");
@@ -68,14 +63,15 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
   if (background) require_shape(*background, "background", {windows, anchor_count});
   if (lengths) require_shape(*lengths, "lengths", {windows});
 
-  require_finite(start, "start");
-  require_finite(end, "end");
-  require_finite(classification, "classification");
-  require_finite(regression, "regression");
-  require_finite(anchors, "anchors");
-  if (background) require_finite(*background, "background");
-  if (lengths) require_values<std::int64_t>(*lengths, "lengths", 0, snippets);
-  require_values<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1));
+  const InstructionSet chosen = instruction_set_named(kOp, instruction_set);
+  require_finite(start, "start", chosen);
+  require_finite(end, "end", chosen);
+  require_finite(classification, "classification", chosen);
+  require_finite(regression, "regression", chosen);
+  require_finite(anchors, "anchors", chosen);
+  if (background) require_finite(*background, "background", chosen);
+  if (lengths) require_values<std::int64_t>(*lengths, "lengths", 0, snippets, chosen);
+  require_values<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1), chosen);
 
   const MatchInputs<T> inputs{windows, snippets, durations, anchor_count, start.data(), end.data(),
                               classification.data(), regression.data(), background ? background->data() : nullptr,
@@ -96,7 +92,7 @@ void define(py::module_& module) {
              py::arg("lengths").noconvert().none(true), py::arg("boundary_threshold"), py::arg("min_classification"),
              py::arg("min_regression"), py::arg("max_snippets"), py::arg("clamp_boundaries"), py::arg("threads"),
              py::arg("segments").noconvert(), py::arg("scores").noconvert(), py::arg("boundaries").noconvert(),
-             py::arg("counts").noconvert(),
+             py::arg("counts").noconvert(), instruction_set_argument(),
              "Writes the proposals of each window to its first rows of segments, scores and boundaries, zeros to the others, "
              "and their number to counts.");
 }

@@ -28,8 +28,6 @@
 namespace bcnet_fast {
 namespace {
 
-constexpr int kLine = 64;  // bytes in a cache line
-
 // Copies `used` columns of each of `rows` rows, `stride` apart, to rows of C::width. Further columns there stay as they are.
 template <typename C, typename T>
 BCNET_INLINE void pack(const T* from, std::int64_t rows, std::int64_t stride, int used, T* to) {

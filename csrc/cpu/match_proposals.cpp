@@ -4,12 +4,24 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "parallel.h"
 
 namespace bcnet_fast {
 namespace {
+
+// Written without branches, and with a flag as wide as a value, so that compilers vectorise it.
+template <int bytes, typename T>
+BCNET_INLINE bool values_within(const T* values, std::int64_t count, T lowest, T highest) {
+  using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  Flag bad = 0;
+  for (std::int64_t i = 0; i < count; ++i) bad |= ((values[i] >= lowest) & (values[i] <= highest)) ? Flag{0} : Flag{1};
+  return bad == 0;
+}
+
+BCNET_VERSIONS(values_within)
 
 struct Workspace {
   std::vector<std::int32_t> starts, ends;  // snippets that can be a boundary
@@ -81,6 +93,11 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
 }  // namespace
 
 template <typename T>
+bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set) {
+  return values_within_for(instruction_set, values, count, lowest, highest);
+}
+
+template <typename T>
 void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
   // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows.
   constexpr std::int64_t worth_a_thread = std::int64_t{1} << 15;
@@ -97,6 +114,10 @@ void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, 
   });
 }
 
+template bool all_within(const float*, std::int64_t, float, float, InstructionSet);
+template bool all_within(const double*, std::int64_t, double, double, InstructionSet);
+template bool all_within(const std::int32_t*, std::int64_t, std::int32_t, std::int32_t, InstructionSet);
+template bool all_within(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, InstructionSet);
 template void match_proposals(const MatchInputs<float>&, const MatchOptions&, int, const MatchOutputs&);
 template void match_proposals(const MatchInputs<double>&, const MatchOptions&, int, const MatchOutputs&);
 

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "simd.h"
+
 namespace bcnet_fast {
 
 // W windows of T snippets; P anchors; D durations. Everything is contiguous and finite.
@@ -32,6 +34,10 @@ struct MatchOutputs {
   std::int32_t* boundaries;  // [W, K, 2]
   std::int64_t* counts;      // [W]
 };
+
+// Whether all values are from `lowest` to `highest`, which NaN is not. T may be an integer.
+template <typename T>
+bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set);
 
 // The pairs of window w are written to the first counts[w] of its rows, sorted by start, then end; the other rows become
 // zeros. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.

@@ -14,6 +14,8 @@
 
 namespace bcnet_fast {
 
+constexpr std::int64_t kLine = 64;  // bytes of a cache line
+
 // Asks for pages of 2 MiB where a large output begins to be written: with the usual 4 KiB, the interruptions on their first
 // use take longer than the work itself. The C library takes outputs above 32 MiB from the system anew for every call.
 inline void prefer_huge_pages(void* memory, std::size_t bytes) {
@@ -48,7 +50,7 @@ inline std::shared_ptr<char> own_pages(std::size_t bytes) {
 template <int bytes, int locality = 3>
 BCNET_INLINE void prefetch(const void* from) {
 #if defined(__GNUC__)
-  for (int line = 0; line < bytes; line += 64) __builtin_prefetch(static_cast<const char*>(from) + line, 0, locality);
+  for (int line = 0; line < bytes; line += kLine) __builtin_prefetch(static_cast<const char*>(from) + line, 0, locality);
 #else
   (void)from;
 #endif

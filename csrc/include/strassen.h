@@ -20,8 +20,6 @@
 
 namespace bcnet_fast {
 
-constexpr std::int64_t kLine = 64;  // bytes of a cache line
-
 // Half a part of the depth is summed up in one go.
 constexpr std::int64_t kStrassenPart = 2 * kPart;
 
