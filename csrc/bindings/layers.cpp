@@ -46,7 +46,9 @@ PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, bool st
   if (int8 && given.inputs > kMostBytes) {
     refuse(op, "weight", shape_of(weight), "at most " + std::to_string(kMostBytes) + " inputs for int8");
   }
-  if (strassen && (int8 || given.inputs % 2)) refuse(op, "weight", shape_of(weight), "an even number of inputs for strassen, and no int8");
+  if (strassen && (int8 || sizeof(T) != 4 || given.inputs % 2)) {
+    refuse(op, "weight", shape_of(weight), "float32 and an even number of inputs for strassen, and no int8");
+  }
   auto packed = [&] {
     const py::gil_scoped_release release;
     return PackedWeight(given, int8, threads);

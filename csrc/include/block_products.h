@@ -234,7 +234,7 @@ BCNET_INLINE void multiply_bytes(const float* a, std::int64_t a_stride, std::int
 // Elements of scratch, of one byte, that the product of a block of rows with a weight takes.
 inline std::int64_t product_scratch(std::int64_t rows, const PackedWeight& weight) {
   if (weight.int8()) return rows * (weight.padded_inputs() + 64 + 8);
-  return weight.strassen() ? strassen_scratch(rows / 2) * (weight.kind() == PackedWeight::Kind::float64 ? 8 : 4) : 0;
+  return weight.strassen() ? strassen_scratch(rows / 2) * static_cast<std::int64_t>(sizeof(float)) : 0;
 }
 
 // The product of a block of rows with one group of a weight.
@@ -256,10 +256,12 @@ BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows,
   };
   const std::int64_t pairs = rows / 2, panel_pairs = weight.outputs() / (2 * kPanel);
   if (!weight.strassen() || panel_pairs == 0) return multiply_plainly(0, rows, 0);
-  multiply_strassen_with<bytes>(Matrix<T>{a, a_stride}, pairs, panels, depth, panel_pairs, relu, reinterpret_cast<T*>(scratch),
-                                out, out_stride);
-  multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner
-  multiply_plainly(2 * pairs, rows, 0);                      // the row without one
+  if constexpr (sizeof(T) == sizeof(float)) {
+    multiply_strassen_with<bytes>(Matrix<float>{a, a_stride}, pairs, panels, depth, panel_pairs, relu,
+                                  reinterpret_cast<float*>(scratch), out, out_stride);
+    multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner
+    multiply_plainly(2 * pairs, rows, 0);                      // the row without one
+  }
 }
 
 }  // namespace bcnet_fast

@@ -34,8 +34,8 @@ class PackedWeight {
   // The outputs from `first` to `last` as a weight of its own, which shares the memory; one group, whole panels.
   PackedWeight part(std::int64_t first, std::int64_t last) const;
 
-  // That `linear` and the feed-forward networks multiply with it by Strassen's algorithm. It is of float32 or float64, and has
-  // an even number of inputs.
+  // That `linear` and the feed-forward networks multiply with it by Strassen's algorithm. It is of float32, and has an even
+  // number of inputs.
   void use_strassen() { strassen_ = true; }
 
   Kind kind() const { return kind_; }
