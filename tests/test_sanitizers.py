@@ -18,7 +18,7 @@ COMPILER = os.environ.get("CXX", "c++")
 PROGRAMS = {
     "add_layer_norm": ["cpu/add_layer_norm.cpp"],
     "anchor_sampling": ["cpu/anchor_sampling.cpp"],
-    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "cpu/packed_weight.cpp"],
+    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "cpu/packed_weight.cpp", "cpu/strassen.cpp"],
     "match_proposals": ["cpu/match_proposals.cpp"],
     "parallel": [],
     "soft_nms": ["cpu/soft_nms.cpp"],

@@ -29,6 +29,12 @@ namespace bcnet_fast {
 
 enum class InstructionSet { baseline, avx2, avx512 };
 
+// The one whose vectors have so many bytes.
+template <int bytes>
+constexpr InstructionSet kSetOf = bytes == 64   ? InstructionSet::avx512
+                                  : bytes == 32 ? InstructionSet::avx2
+                                                : InstructionSet::baseline;
+
 // Those that this processor has and this compiler could use, best first.
 inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> usable;
