@@ -255,13 +255,15 @@ BCNET_INLINE void multiply(const T* a, std::int64_t a_stride, std::int64_t rows,
     multiply_tiles_with<bytes>(product, last - first, weight.outputs() - column, out + first * out_stride + column, out_stride);
   };
   const std::int64_t pairs = rows / 2, panel_pairs = weight.outputs() / (2 * kPanel);
-  if (!weight.strassen() || panel_pairs == 0) return multiply_plainly(0, rows, 0);
   if constexpr (sizeof(T) == sizeof(float)) {
-    multiply_strassen(kSetOf<bytes>, Matrix<float>{a, a_stride}, pairs, panels, depth, panel_pairs, relu,
-                                  reinterpret_cast<float*>(scratch), out, out_stride);
-    multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner
-    multiply_plainly(2 * pairs, rows, 0);                      // the row without one
+    if (weight.strassen() && panel_pairs > 0) {
+      multiply_strassen(kSetOf<bytes>, Matrix<float>{a, a_stride}, pairs, panels, depth, panel_pairs, relu,
+                        reinterpret_cast<float*>(scratch), out, out_stride);
+      multiply_plainly(0, 2 * pairs, 2 * kPanel * panel_pairs);  // the columns without a partner
+      return multiply_plainly(2 * pairs, rows, 0);               // the row without one
+    }
   }
+  multiply_plainly(0, rows, 0);
 }
 
 }  // namespace bcnet_fast
