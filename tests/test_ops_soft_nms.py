@@ -127,6 +127,27 @@ def test_native_has_the_bits_of_the_reference_in_a_large_set(rng, dtype, n):
 
 
 @native_only
+@pytest.mark.parametrize("tied", [False, True], ids=["continuous", "ties"])
+@pytest.mark.parametrize("method", METHODS)
+def test_native_has_the_bits_of_the_reference_in_sets_whose_layout_is_renewed(rng, method, tied):
+    # In a long video candidates are moved together while they become fewer; where they overlap as much as in the short
+    # one, the lists of picks become full. Tied candidates are told apart throughout.
+    n = 7000
+    for seconds, threshold in ((900, 0.1), (30, 0.8)):
+        start, length = rng.uniform(0, seconds, n), rng.exponential(8, n)
+        scores = rng.random(n)
+        if tied:
+            start, length, scores = start.round(), length.round(), np.ceil(scores * 40) / 40
+        segments = torch.from_numpy(np.stack([start, start + length], 1)).float()
+        picks = []
+        for backend in ("reference", "native"):
+            with use_backend(backend):
+                scores_in = torch.from_numpy(scores).float()
+                picks.append(soft_nms(segments, scores_in, method=method, iou_threshold=threshold, min_score=0.02))
+        assert all(torch.equal(a, b) for a, b in zip(*picks, strict=True))
+
+
+@native_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_every_instruction_set_and_thread_count_gives_the_same_bits(rng, dtype):
     segments, scores, offsets = random_sets(rng, dtype, grid=False)

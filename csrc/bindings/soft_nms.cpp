@@ -6,17 +6,9 @@
 #include <vector>
 
 #include "common.h"
-#include "soft_nms_rules.h"
 
 namespace bcnet_fast {
 namespace {
-
-template <typename T>
-bool all_usable(const T* segments, const T* scores, std::int64_t n) {
-  bool all = true;
-  for (std::int64_t i = 0; i < n; ++i) all &= usable(segments[2 * i], segments[2 * i + 1], scores[i]);
-  return all;
-}
 
 template <typename T>
 py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array<std::int64_t>& offsets, int method,
@@ -33,12 +25,12 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
   const std::int64_t* bounds = offsets.data();
   bool ordered = bounds[0] == 0 && bounds[sets] == n;
   for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= most;
-  if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^30 candidates");
+  if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^29 candidates");
   if (method < 0 || method > 2) refuse(op, "method", std::to_string(method), "0, 1 or 2");
-  if (!all_usable(segments.data(), scores.data(), n)) {
+  const InstructionSet chosen = instruction_set_named(op, instruction_set);
+  if (!all_usable(segments.data(), scores.data(), n, chosen)) {
     refuse(op, "segments or scores", "not finite or of negative length", "finite numbers, end >= start");
   }
-  const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const SoftNmsOptions options{static_cast<Decay>(method), sigma, threshold_low, threshold_high,
                                min_score, max_proposals, length_epsilon};
   const std::unique_ptr<std::int64_t[]> indices(new std::int64_t[n]);

@@ -394,7 +394,7 @@ std::int64_t workspace_candidates(std::int64_t candidates, std::int64_t sets) {
 
 template <typename T>
 SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64_t largest, std::size_t shared_limit) {
-  if (largest > kMostCandidates) throw std::invalid_argument("soft_nms: a set has more than 2^30 candidates");
+  if (largest > kMostCandidates) throw std::invalid_argument("soft_nms: a set has more than 2^29 candidates");
   // Some candidates for each thread: more threads would do nothing but wait at the barrier.
   constexpr std::int64_t candidates_per_thread = 4;
   SoftNmsPlan plan{};

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #if defined(__CUDACC__)
@@ -23,6 +24,13 @@
 #define BCNET_X86 1
 #define BCNET_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
 #define BCNET_TARGET_AVX512 __attribute__((target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
+#endif
+
+// Hides from the compiler how a vector was made.
+#if defined(BCNET_X86)
+#define BCNET_OPAQUE(vector) asm("" : "+x"(vector))
+#else
+#define BCNET_OPAQUE(vector) (void)(vector)
 #endif
 
 namespace bcnet_fast {
@@ -110,11 +118,72 @@ BCNET_INLINE void store(T* to, V vector) {
   std::memcpy(to, &vector, sizeof(vector));
 }
 
-// The sum, because GCC 12 builds a vector of equal elements one by one in a function with a target.
+// A number in all elements of a vector. By name on x86, because GCC 12 builds a vector of equal elements one by one in a
+// function with a target; from a constant, the sum with zeros does.
 template <typename V, typename T>
 BCNET_INLINE V splat(T value) {
+#if defined(BCNET_X86) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) >= 32) {
+    if (!__builtin_constant_p(value)) {
+      const Vector<T, 16> first{value};
+      V vector;
+      if constexpr (sizeof(T) == 4) {
+        asm("vpbroadcastd %1, %0" : "=v"(vector) : "v"(first));
+      } else {
+        asm("vpbroadcastq %1, %0" : "=v"(vector) : "v"(first));
+      }
+      return vector;
+    }
+  }
+#endif
   return V{} + value;
 }
+
+// A number in all elements of a vector, straight from memory (`splat` would add it to zeros first).
+template <typename T, int bytes>
+BCNET_INLINE Vector<T, bytes> broadcast(const T* from) {
+#if defined(BCNET_X86) && !defined(__CUDACC__)
+  if constexpr (bytes >= 32) {
+    Vector<T, bytes> vector;
+    if constexpr (sizeof(T) == 4) {
+      asm("vbroadcastss %1, %0" : "=v"(vector) : "m"(*from));
+    } else {
+      asm("vbroadcastsd %1, %0" : "=v"(vector) : "m"(*from));
+    }
+    return vector;
+  }
+#endif
+  return splat<Vector<T, bytes>>(*from);
+}
+
+// a > b ? a : b and a < b ? a : b, so b where one is NaN. Compilers make two instructions of that for floating point,
+// which is why they are named for x86; not for 16 bytes, of which a function may have to use another encoding.
+template <typename V>
+BCNET_INLINE V maximum(V a, V b) {
+  return a > b ? a : b;
+}
+template <typename V>
+BCNET_INLINE V minimum(V a, V b) {
+  return a < b ? a : b;
+}
+#if defined(BCNET_X86) && !defined(__CUDACC__)
+#define BCNET_EXTREME(name, T, bytes, code, constraint)                    \
+  template <>                                                              \
+  BCNET_INLINE Vector<T, bytes> name(Vector<T, bytes> a, Vector<T, bytes> b) { \
+    Vector<T, bytes> result;                                               \
+    asm(code : "=v"(result) : constraint(a), "vm"(b));                     \
+    return result;                                                         \
+  }
+#define BCNET_EXTREMES(T, letter)                                          \
+  BCNET_EXTREME(maximum, T, 32, "vmaxp" letter " %2, %1, %0", "v")         \
+  BCNET_EXTREME(minimum, T, 32, "vminp" letter " %2, %1, %0", "v")         \
+  BCNET_EXTREME(maximum, T, 64, "vmaxp" letter " %2, %1, %0", "v")         \
+  BCNET_EXTREME(minimum, T, 64, "vminp" letter " %2, %1, %0", "v")
+BCNET_EXTREMES(float, "s")
+BCNET_EXTREMES(double, "d")
+#undef BCNET_EXTREMES
+#undef BCNET_EXTREME
+#endif
 
 // The largest element of a vector. With NaN among them it may be any.
 template <typename T, typename V>
@@ -123,14 +192,102 @@ BCNET_INLINE T largest(V vector) {
     using Half = Vector<T, sizeof(V) / 2>;
     Half halves[2];
     std::memcpy(halves, &vector, sizeof(vector));
-    return largest<T>(halves[0] > halves[1] ? halves[0] : halves[1]);
+    return largest<T>(maximum(halves[0], halves[1]));
   } else {
-    T elements[sizeof(V) / sizeof(T)];
-    std::memcpy(elements, &vector, sizeof(vector));
-    T result = elements[0];
-    for (T element : elements) result = element > result ? element : result;
-    return result;
+    if constexpr (sizeof(V) == 16) {
+      using Pair = Vector<std::uint64_t, 16>;
+      const Pair pair = bit_cast<Pair>(vector);
+      vector = maximum(vector, bit_cast<V>(Pair{pair[1], pair[0]}));
+      if constexpr (sizeof(T) == 4) vector = maximum(vector, bit_cast<V>(bit_cast<Pair>(vector) >> 32));
+    }
+    T first;
+    std::memcpy(&first, &vector, sizeof(first));
+    return first;
   }
+}
+
+// Bit i: the sign of element i, which is set for a negative number.
+template <typename T, typename V>
+BCNET_INLINE std::uint32_t signs_of(V vector) {
+#if defined(BCNET_X86) && !defined(__CUDACC__)
+  std::uint32_t signs;
+  if constexpr (sizeof(V) == 64 && sizeof(T) == 4) {
+    std::uint16_t mask;
+    asm("vpmovd2m %1, %0" : "=Yk"(mask) : "v"(vector));
+    return mask;
+  } else if constexpr (sizeof(V) == 64) {
+    std::uint16_t mask;
+    asm("vpmovq2m %1, %0" : "=Yk"(mask) : "v"(vector));
+    return mask;
+  } else if constexpr (sizeof(V) == 32 && sizeof(T) == 4) {
+    asm("vmovmskps %1, %0" : "=r"(signs) : "x"(vector));
+    return signs;
+  } else if constexpr (sizeof(V) == 32) {
+    asm("vmovmskpd %1, %0" : "=r"(signs) : "x"(vector));
+    return signs;
+  }
+#endif
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t> elements[lanes];
+  std::memcpy(elements, &vector, sizeof(vector));
+  std::uint32_t bits = 0;
+  for (int i = 0; i < lanes; ++i) bits |= (elements[i] < 0 ? 1u : 0u) << i;
+  return bits;
+}
+
+// The lowest bit that is set, of a number other than 0.
+BCNET_INLINE int lowest_bit(std::uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_ctz(bits);
+#else
+  int lowest = 0;
+  while (!(bits >> lowest & 1)) ++lowest;
+  return lowest;
+#endif
+}
+
+BCNET_INLINE int bit_count(std::uint32_t bits) {
+#if defined(__GNUC__)
+  return __builtin_popcount(bits);
+#else
+  int count = 0;
+  for (; bits; bits &= bits - 1) ++count;
+  return count;
+#endif
+}
+
+// For every number of 8 bits, which of them are set, in order, and how many.
+struct SetBits {
+  std::uint8_t places[256][8] = {};
+  std::uint8_t count[256] = {};
+
+  constexpr SetBits() {
+    for (int bits = 0; bits < 256; ++bits) {
+      for (int i = 0; i < 8; ++i) {
+        if (bits >> i & 1) places[bits][count[bits]++] = static_cast<std::uint8_t>(i);
+      }
+    }
+  }
+};
+
+// Writes first + i to `to` for every element i of a vector whose sign is set, in order; returns how many. There must be room
+// for 16 in any case.
+template <typename T, typename V>
+BCNET_INLINE std::int32_t append_negative(V vector, std::int32_t first, std::int32_t* to) {
+  static constexpr SetBits set;
+  const std::uint32_t signs = signs_of<T>(vector);
+#if defined(BCNET_X86) && !defined(__CUDACC__)
+  if constexpr (sizeof(V) == 64) {
+    alignas(64) static constexpr std::int32_t ascending[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    using Indices = Vector<std::int32_t, 256 / sizeof(T)>;
+    Indices indices = load<Indices>(ascending) + first;
+    asm("vpcompressd %0, %0 %{%1%}%{z%}" : "+v"(indices) : "Yk"(static_cast<std::uint16_t>(signs)));
+    store(to, indices);
+    return bit_count(signs);
+  }
+#endif
+  for (int i = 0; i < 8; ++i) to[i] = first + set.places[signs][i];
+  return set.count[signs];
 }
 
 // The sum of the elements of a vector: the upper half is added to the lower, until one is left.
@@ -149,22 +306,6 @@ BCNET_INLINE T sum_of(V vector) {
       for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
     }
     return elements[0];
-  }
-}
-
-template <typename V>
-BCNET_INLINE bool any_bit(V vector) {
-  if constexpr (sizeof(V) > 16) {
-    using Half = Vector<std::uint64_t, sizeof(V) / 2>;
-    Half halves[2];
-    std::memcpy(halves, &vector, sizeof(vector));
-    return any_bit(halves[0] | halves[1]);
-  } else if constexpr (sizeof(V) == 16) {
-    std::uint64_t halves[2];
-    std::memcpy(halves, &vector, sizeof(vector));
-    return (halves[0] | halves[1]) != 0;
-  } else {
-    return vector != 0;
   }
 }
 
@@ -192,7 +333,7 @@ BCNET_INLINE V exp_nonpositive(V x, float) {
   constexpr float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, round = 12582912.0f;
   constexpr std::uint32_t bias = 127, lift = 64;
   constexpr float lower = 5.42101086e-20f;
-  x = x > lowest ? x : splat<V>(lowest);
+  x = maximum(x, splat<V>(lowest));
   const V shifted = x * log2e + round;
   const V n = shifted - round;
   const V r = (x - n * ln2_high) - n * ln2_low;
@@ -210,7 +351,7 @@ BCNET_INLINE V exp_nonpositive(V x, double) {
   constexpr double round = 6755399441055744.0;
   constexpr std::uint64_t bias = 1023, lift = 128;
   constexpr double lower = 2.938735877055719e-39;
-  x = x > lowest ? x : splat<V>(lowest);
+  x = maximum(x, splat<V>(lowest));
   const V shifted = x * log2e + round;
   const V n = shifted - round;
   const V r = (x - n * ln2_high) - n * ln2_low;

@@ -19,7 +19,11 @@ struct SoftNmsOptions {
   double epsilon;         // added to each length in the tIoU
 };
 
-constexpr std::int64_t kMostCandidates = std::int64_t{1} << 30;  // in one set
+constexpr std::int64_t kMostCandidates = std::int64_t{1} << 29;  // in one set
+
+// Whether all segments [n, 2] and scores [n] may be given to `soft_nms`.
+template <typename T>
+bool all_usable(const T* segments, const T* scores, std::int64_t count, InstructionSet instruction_set);
 
 // segments [n, 2] start and end, scores [n], all finite, with end >= start; offsets [sets + 1], from 0 up to n, not
 // decreasing: set v is the candidates offsets[v] .. offsets[v + 1] - 1. T is float or double, and all arithmetic is done

@@ -46,7 +46,10 @@ struct Rules {
   // The score of a candidate in play, 0 for one that is too low.
   BCNET_INLINE T in_play(T score) const { return score >= lowest_score ? score : T(0); }
 
-  BCNET_INLINE T area(T start, T end) const { return (end - start) + epsilon; }
+  template <typename V>
+  BCNET_INLINE V area(V start, V end) const {
+    return (end - start) + epsilon;
+  }
 
   BCNET_INLINE Picked<T> picked(T start, T end) const {
     const T threshold = threshold_low + threshold_slope * (end - start);
@@ -58,11 +61,10 @@ struct Rules {
 template <Decay decay, typename V, typename T>
 BCNET_INLINE V decay_factor(V start, V end, V area, const Picked<T>& picked, const Rules<T>& rules) {
   const V zero{}, one = splat<V>(T(1));
-  const V left = start > picked.start ? start : splat<V>(picked.start);
-  const V right = end < picked.end ? end : splat<V>(picked.end);
-  const V gap = right - left;
-  const V inter = gap > zero ? gap : zero;
-  const V tiou = inter / ((picked.area + area) - inter);  // NaN for 0 / 0, which no threshold lets through
+  const V picked_start = broadcast<T, sizeof(V)>(&picked.start), picked_end = broadcast<T, sizeof(V)>(&picked.end);
+  const V inter = minimum(end, picked_end) - maximum(start, picked_start);
+  // Negative without overlap, NaN for 0 / 0: no threshold lets them through.
+  const V tiou = inter / ((picked.area + area) - inter);
   if constexpr (decay == Decay::gaussian) {
     return tiou > picked.threshold ? exp_nonpositive(tiou * tiou * rules.exponent_scale, T()) : one;
   } else {

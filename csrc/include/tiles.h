@@ -27,23 +27,6 @@ struct Tiles {
   static_assert(kPanel % width == 0);
 };
 
-// A number in all elements of a vector, straight from memory (`splat` would add it to zeros first).
-template <typename T, int bytes>
-BCNET_INLINE Vector<T, bytes> broadcast(const T* from) {
-#ifdef BCNET_X86
-  if constexpr (bytes >= 32) {
-    Vector<T, bytes> vector;
-    if constexpr (sizeof(T) == 4) {
-      asm("vbroadcastss %1, %0" : "=v"(vector) : "m"(*from));
-    } else {
-      asm("vbroadcastsd %1, %0" : "=v"(vector) : "m"(*from));
-    }
-    return vector;
-  }
-#endif
-  return splat<Vector<T, bytes>>(*from);
-}
-
 template <typename T, int bytes, int rows>
 struct Accumulators {
   using V = Vector<T, bytes>;

@@ -3,7 +3,7 @@
 
 template <typename T>
 void check(std::mt19937& random) {
-  std::vector<int> sizes{0, 1, 2, 15, 16, 17, 33, 200, 0, 700};
+  std::vector<int> sizes{0, 1, 2, 15, 16, 17, 33, 200, 0, 700, 5000};
   for (int i = 0; i < 30; ++i) sizes.push_back(static_cast<int>(random() % 70));
   for (const bool ties : {false, true}) {
     const Sets<T> sets = random_sets<T>(random, sizes, ties);
