@@ -24,7 +24,8 @@ BCNET_INLINE bool values_within(const T* values, std::int64_t count, T lowest, T
 BCNET_VERSIONS(values_within)
 
 struct Workspace {
-  std::vector<std::int32_t> starts, ends;  // snippets that can be a boundary
+  std::vector<std::int32_t> starts, ends;         // snippets that can be a boundary
+  std::vector<double> places, end_probabilities;  // of the ends
 };
 
 // Puts the snippets in [first, last) that can be a boundary into `found`: at least the threshold, or a strict local maximum.
@@ -57,30 +58,38 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
 
   const std::int64_t length = in.lengths ? in.lengths[window] : in.snippets;
   const std::int64_t clamped = options.clamp_boundaries;
-  auto& [starts, ends] = workspace;
+  auto& [starts, ends, places, end_probabilities] = workspace;
   find_boundaries(start, in.snippets, clamped, length, options.boundary_threshold, starts);
   find_boundaries(end, in.snippets, 0, std::min(length, in.snippets - clamped), options.boundary_threshold, ends);
   if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
+  places.assign(ends.begin(), ends.end());
+  end_probabilities.resize(ends.size());
+  for (std::size_t i = 0; i < ends.size(); ++i) end_probabilities[i] = end[ends[i]];
 
-  const std::int32_t* next = ends.data();
-  const std::int32_t* const last = next + ends.size();
+  // Copies, which no store to the outputs can change.
+  const double min_classification = options.min_classification, min_regression = options.min_regression;
+  const double max_snippets = options.max_snippets;
+  const double* const anchors = in.anchors;
+  std::size_t next = 0, last = 0;  // of the ends that go with a start
   for (const std::int32_t s : starts) {
-    while (next != last && *next <= s) ++next;
-    const double start_probability = start[s];
-    for (const std::int32_t* e = next; e != last && *e - s <= in.durations; ++e) {
-      const std::int64_t m = in.table[s * in.durations + (*e - s - 1)];
+    while (next < ends.size() && ends[next] <= s) ++next;
+    while (last < ends.size() && ends[last] - s <= in.durations) ++last;
+    const double place = s, start_probability = start[s];
+    const std::int32_t* const row = in.table + s * in.durations - s - 1;
+    for (std::size_t i = next; i < last; ++i) {
+      const std::int64_t m = row[ends[i]];
       const double action = classification[m], overlap = regression[m];
-      const bool refined = (action > options.min_classification) & (overlap > options.min_regression);
+      const bool refined = (action > min_classification) & (overlap > min_regression);
       const double weight = refined ? 0.5 : 1.0;
-      const double early = (s + (refined ? in.anchors[2 * m] : 0.0)) * weight;
-      const double late = (*e + (refined ? in.anchors[2 * m + 1] : 0.0)) * weight;
+      const double early = (place + (refined ? anchors[2 * m] : 0.0)) * weight;
+      const double late = (places[i] + (refined ? anchors[2 * m + 1] : 0.0)) * weight;
       const double foreground = background ? 1 - double(background[m]) : 1.0;
-      const double confidence = start_probability * double(end[*e]) * action * overlap * foreground;
-      *score++ = late - early >= options.max_snippets ? 0.0 : confidence;
+      const double confidence = start_probability * end_probabilities[i] * action * overlap * foreground;
+      *score++ = late - early >= max_snippets ? 0.0 : confidence;
       *segment++ = early;
       *segment++ = late;
       *boundary++ = s;
-      *boundary++ = *e;
+      *boundary++ = ends[i];
     }
   }
   const std::int64_t count = score - (out.scores + window * out.rows), unused = out.rows - count;
