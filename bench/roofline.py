@@ -123,9 +123,9 @@ def add_layer_norm_backward(rows: int, size: int) -> Work:
 
 
 def match_proposals(windows: int, snippets: int, durations: int, anchors: int) -> Work:
-    """Two boundaries, three anchor scores, anchors and table in; per possible pair four float64 and two int32 out."""
+    """Two boundaries, three anchor scores, anchors and table in; per possible pair three float64 and two int32 out."""
     pairs = sum(min(durations, snippets - 1 - start) for start in range(snippets))
-    fixed = windows * (40 * pairs + 8) + 16 * anchors + 4 * snippets * durations
+    fixed = windows * (32 * pairs + 8) + 16 * anchors + 4 * snippets * durations
     return Work(0, windows * (2 * snippets + 3 * anchors), fixed)
 
 

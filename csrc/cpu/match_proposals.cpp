@@ -70,14 +70,15 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
   const double min_classification = options.min_classification, min_regression = options.min_regression;
   const double max_snippets = options.max_snippets;
   const double* const anchors = in.anchors;
+  const std::int32_t* const table = in.table;
   std::size_t next = 0, last = 0;  // of the ends that go with a start
   for (const std::int32_t s : starts) {
     while (next < ends.size() && ends[next] <= s) ++next;
     while (last < ends.size() && ends[last] - s <= in.durations) ++last;
     const double place = s, start_probability = start[s];
-    const std::int32_t* const row = in.table + s * in.durations - s - 1;
+    const std::int64_t row = s * in.durations - s - 1;
     for (std::size_t i = next; i < last; ++i) {
-      const std::int64_t m = row[ends[i]];
+      const std::int64_t m = table[row + ends[i]];
       const double action = classification[m], overlap = regression[m];
       const bool refined = (action > min_classification) & (overlap > min_regression);
       const double weight = refined ? 0.5 : 1.0;
