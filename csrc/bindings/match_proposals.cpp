@@ -27,14 +27,15 @@ void require_shape(const Array<T>& array, const char* argument, const std::vecto
 }
 
 template <typename T>
-void require_values(const Array<T>& array, const char* argument, T lowest, T highest, InstructionSet chosen) {
-  if (all_within(array.data(), static_cast<std::int64_t>(array.size()), lowest, highest, chosen)) return;
-  refuse(kOp, argument, "out of range", "finite numbers in their range");
+void require_finite(const Array<T>& array, const char* argument, InstructionSet chosen) {
+  if (all_finite(array.data(), static_cast<std::int64_t>(array.size()), chosen)) return;
+  refuse(kOp, argument, "out of range", "finite numbers");
 }
 
 template <typename T>
-void require_finite(const Array<T>& array, const char* argument, InstructionSet chosen) {
-  require_values<T>(array, argument, std::numeric_limits<T>::lowest(), std::numeric_limits<T>::max(), chosen);
+void require_within(const Array<T>& array, const char* argument, T lowest, T highest, InstructionSet chosen) {
+  if (all_within(array.data(), static_cast<std::int64_t>(array.size()), lowest, highest, chosen)) return;
+  refuse(kOp, argument, "out of range", "integers from " + std::to_string(lowest) + " to " + std::to_string(highest));
 }
 
 template <typename T>
@@ -70,8 +71,8 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
   require_finite(regression, "regression", chosen);
   require_finite(anchors, "anchors", chosen);
   if (background) require_finite(*background, "background", chosen);
-  if (lengths) require_values<std::int64_t>(*lengths, "lengths", 0, snippets, chosen);
-  require_values<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1), chosen);
+  if (lengths) require_within<std::int64_t>(*lengths, "lengths", 0, snippets, chosen);
+  require_within<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1), chosen);
 
   const MatchInputs<T> inputs{windows, snippets, durations, anchor_count, start.data(), end.data(),
                               classification.data(), regression.data(), background ? background->data() : nullptr,
@@ -81,7 +82,7 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
   const MatchOutputs outputs{rows, segments.mutable_data(), scores.mutable_data(), boundaries.mutable_data(),
                              counts.mutable_data()};
   const py::gil_scoped_release release;
-  bcnet_fast::match_proposals(inputs, options, threads, outputs);
+  bcnet_fast::match_proposals(inputs, options, chosen, threads, outputs);
 }
 
 template <typename T>

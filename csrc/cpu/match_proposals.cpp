@@ -3,6 +3,7 @@
 #include "match_proposals.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -12,41 +13,70 @@
 namespace bcnet_fast {
 namespace {
 
-// Written without branches, and with a flag as wide as a value, so that compilers vectorise it.
+// Values are checked by a maximum of integers, which compilers vectorise: of the bits of their magnitude, among which those of
+// infinity and of NaN are the largest, and of the unsigned distance from the lowest value that is allowed.
 template <int bytes, typename T>
-BCNET_INLINE bool values_within(const T* values, std::int64_t count, T lowest, T highest) {
-  using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  Flag bad = 0;
-  for (std::int64_t i = 0; i < count; ++i) bad |= ((values[i] >= lowest) & (values[i] <= highest)) ? Flag{0} : Flag{1};
-  return bad == 0;
+BCNET_INLINE bool only_finite(const T* values, std::int64_t count) {
+  using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  constexpr Bits magnitude = std::numeric_limits<Bits>::max();
+  Bits largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Bits bits = bit_cast<Bits>(values[i]) & magnitude;
+    largest = bits > largest ? bits : largest;
+  }
+  return largest < bit_cast<Bits>(std::numeric_limits<T>::infinity());
 }
 
-BCNET_VERSIONS(values_within)
+template <int bytes, typename T>
+BCNET_INLINE bool only_within(const T* values, std::int64_t count, T lowest, T highest) {
+  using Distance = std::make_unsigned_t<T>;
+  Distance largest = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto distance = static_cast<Distance>(static_cast<Distance>(values[i]) - static_cast<Distance>(lowest));
+    largest = distance > largest ? distance : largest;
+  }
+  return largest <= static_cast<Distance>(highest) - static_cast<Distance>(lowest);
+}
 
+BCNET_VERSIONS(only_finite)
+BCNET_VERSIONS(only_within)
+
+template <typename T>
 struct Workspace {
+  std::vector<T> padded;                          // probabilities
   std::vector<std::int32_t> starts, ends;         // snippets that can be a boundary
   std::vector<double> places, end_probabilities;  // of the ends
 };
 
 // Puts the snippets in [first, last) that can be a boundary into `found`: at least the threshold, or a strict local maximum.
-template <typename T>
-void find_boundaries(const T* probability, std::int64_t snippets, std::int64_t first, std::int64_t last, double threshold,
-                     std::vector<std::int32_t>& found) {
+template <int bytes, typename T>
+BCNET_INLINE void find_boundaries(const T* probability, std::int64_t snippets, std::int64_t first, std::int64_t last,
+                                  double threshold, std::vector<T>& padded, std::vector<std::int32_t>& found) {
+  using V = Vector<T, bytes>;
+  constexpr int step = sizeof(V) / sizeof(T), room = 16;  // what a vector, or `append_negative`, may go beyond the end
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  found.resize(snippets);
-  std::int64_t count = 0;
-  for (std::int64_t t = first; t < last; ++t) {
-    const T before = t > 0 ? probability[t - 1] : lowest;
-    const T after = t + 1 < snippets ? probability[t + 1] : lowest;
-    found[count] = static_cast<std::int32_t>(t);
-    count += (double(probability[t]) >= threshold) | ((probability[t] > before) & (probability[t] > after));
+  padded.assign(snippets + 2 + room, lowest);
+  std::copy_n(probability, snippets, padded.data() + 1);
+  // The largest value below the threshold: what is above it, is at least the threshold.
+  T below = static_cast<T>(threshold);
+  if (static_cast<double>(below) >= threshold) below = std::nextafter(below, lowest);
+  found.resize(snippets + room);
+  std::int32_t count = 0;
+  for (std::int64_t t = first; t < last; t += step) {
+    const T* const here = padded.data() + 1 + t;
+    const V neighbour = maximum(load<V>(here - 1), load<V>(here + 1));
+    const V exceeded = minimum(neighbour, splat<V>(below)) - load<V>(here);
+    count += append_negative<T>(exceeded, static_cast<std::int32_t>(t), found.data() + count);
   }
+  while (count > 0 && found[count - 1] >= last) --count;
   found.resize(count);
 }
 
+BCNET_VERSIONS(find_boundaries)
+
 template <typename T>
 void match_window(const MatchInputs<T>& in, const MatchOptions& options, const MatchOutputs& out, std::int64_t window,
-                  Workspace& workspace) {
+                  InstructionSet instruction_set, Workspace<T>& workspace) {
   const T* start = in.start + window * in.snippets;
   const T* end = in.end + window * in.snippets;
   const T* classification = in.classification + window * in.anchor_count;
@@ -58,9 +88,11 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
 
   const std::int64_t length = in.lengths ? in.lengths[window] : in.snippets;
   const std::int64_t clamped = options.clamp_boundaries;
-  auto& [starts, ends, places, end_probabilities] = workspace;
-  find_boundaries(start, in.snippets, clamped, length, options.boundary_threshold, starts);
-  find_boundaries(end, in.snippets, 0, std::min(length, in.snippets - clamped), options.boundary_threshold, ends);
+  auto& [padded, starts, ends, places, end_probabilities] = workspace;
+  const double threshold = options.boundary_threshold;
+  const std::int64_t none = 0, end_length = std::min(length, in.snippets - clamped);
+  find_boundaries_for(instruction_set, start, in.snippets, clamped, length, threshold, padded, starts);
+  find_boundaries_for(instruction_set, end, in.snippets, none, end_length, threshold, padded, ends);
   if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
   places.assign(ends.begin(), ends.end());
   end_probabilities.resize(ends.size());
@@ -103,32 +135,36 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
 }  // namespace
 
 template <typename T>
-bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set) {
-  return values_within_for(instruction_set, values, count, lowest, highest);
+bool all_finite(const T* values, std::int64_t count, InstructionSet instruction_set) {
+  return only_finite_for(instruction_set, values, count);
 }
 
 template <typename T>
-void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs) {
+bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set) {
+  return only_within_for(instruction_set, values, count, lowest, highest);
+}
+
+template <typename T>
+void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, InstructionSet instruction_set, int threads,
+                     const MatchOutputs& outputs) {
   // A thread costs some tens of microseconds to wake, about what it takes to fill this many rows.
   constexpr std::int64_t worth_a_thread = std::int64_t{1} << 15;
   const std::int64_t useful = std::min(inputs.windows, inputs.windows * outputs.rows / worth_a_thread);
   threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
-  std::vector<Workspace> workspaces(threads);
-  for (Workspace& workspace : workspaces) {
-    workspace.starts.reserve(inputs.snippets + 1);  // one may appear twice
-    workspace.ends.reserve(inputs.snippets);
-  }
+  std::vector<Workspace<T>> workspaces(threads);
   WorkQueue queue(inputs.windows);
   run_in_threads(threads, [&](int thread) {
-    for (std::int64_t window; queue.next(window);) match_window(inputs, options, outputs, window, workspaces[thread]);
+    for (std::int64_t window; queue.next(window);) {
+      match_window(inputs, options, outputs, window, instruction_set, workspaces[thread]);
+    }
   });
 }
 
-template bool all_within(const float*, std::int64_t, float, float, InstructionSet);
-template bool all_within(const double*, std::int64_t, double, double, InstructionSet);
+template bool all_finite(const float*, std::int64_t, InstructionSet);
+template bool all_finite(const double*, std::int64_t, InstructionSet);
 template bool all_within(const std::int32_t*, std::int64_t, std::int32_t, std::int32_t, InstructionSet);
 template bool all_within(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, InstructionSet);
-template void match_proposals(const MatchInputs<float>&, const MatchOptions&, int, const MatchOutputs&);
-template void match_proposals(const MatchInputs<double>&, const MatchOptions&, int, const MatchOutputs&);
+template void match_proposals(const MatchInputs<float>&, const MatchOptions&, InstructionSet, int, const MatchOutputs&);
+template void match_proposals(const MatchInputs<double>&, const MatchOptions&, InstructionSet, int, const MatchOutputs&);
 
 }  // namespace bcnet_fast

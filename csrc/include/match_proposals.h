@@ -35,7 +35,11 @@ struct MatchOutputs {
   std::int64_t* counts;      // [W]
 };
 
-// Whether all values are from `lowest` to `highest`, which NaN is not. T may be an integer.
+// Whether all values are finite.
+template <typename T>
+bool all_finite(const T* values, std::int64_t count, InstructionSet instruction_set);
+
+// Whether all integers are from `lowest` to `highest`, which is not below it.
 template <typename T>
 bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set);
 
@@ -43,6 +47,7 @@ bool all_within(const T* values, std::int64_t count, T lowest, T highest, Instru
 // zeros. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.
 // Throws std::bad_alloc when memory runs out.
 template <typename T>
-void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, int threads, const MatchOutputs& outputs);
+void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, InstructionSet instruction_set, int threads,
+                     const MatchOutputs& outputs);
 
 }  // namespace bcnet_fast

@@ -1,4 +1,5 @@
-// Matching proposals: several threads must write what one thread writes, and nothing else.
+// Matching proposals: several threads and every instruction set must write what one thread of the plainest code writes, and
+// nothing else.
 #include "match_proposals.h"
 
 #include <algorithm>
@@ -47,15 +48,17 @@ void check(std::mt19937& random, std::int64_t windows, std::int64_t snippets, st
       const bcnet_fast::MatchInputs<T> inputs{
           windows, snippets, durations, anchor_count, start.data(), end.data(), classification.data(), regression.data(),
           all_inputs ? background.data() : nullptr, anchors.data(), table.data(), all_inputs ? lengths.data() : nullptr};
-      const auto run = [&](int threads) {
+      const auto run = [&](bcnet_fast::InstructionSet instructions, int threads) {
         Outputs outputs(windows, rows);
-        bcnet_fast::match_proposals(inputs, options, threads,
+        bcnet_fast::match_proposals(inputs, options, instructions, threads,
                                     {rows, outputs.segments.data(), outputs.scores.data(), outputs.boundaries.data(),
                                      outputs.counts.data()});
         return outputs;
       };
-      const Outputs expected = run(1);
-      require(run(4) == expected, "threads");
+      const Outputs expected = run(bcnet_fast::InstructionSet::baseline, 1);
+      for (const auto instructions : bcnet_fast::instruction_sets()) {
+        require(run(instructions, 4) == expected, bcnet_fast::name_of(instructions));
+      }
       if (options.boundary_threshold == 0 && !options.clamp_boundaries && !all_inputs) {
         require(expected.counts == std::vector<std::int64_t>(windows, rows), "not all pairs");
       }
