@@ -30,8 +30,9 @@ inline std::string shape_of(const py::array& array) {
 }
 
 inline InstructionSet instruction_set_named(const char* op, const std::string& name) {
+  static const std::vector<InstructionSet> usable = instruction_sets();
   std::string names;
-  for (const InstructionSet set : instruction_sets()) {
+  for (const InstructionSet set : usable) {
     if (name == name_of(set)) return set;
     names += names.empty() ? "" : " or ";
     names += name_of(set);

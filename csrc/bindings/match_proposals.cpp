@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <optional>
-#include <vector>
 
 #include "common.h"
 
@@ -19,7 +19,7 @@ template <typename T>
 using MaybeArray = std::optional<Array<T>>;
 
 template <typename T>
-void require_shape(const Array<T>& array, const char* argument, const std::vector<std::int64_t>& shape) {
+void require_shape(const Array<T>& array, const char* argument, std::initializer_list<std::int64_t> shape) {
   if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
   std::string wanted;
   for (const std::int64_t size : shape) wanted += (wanted.empty() ? "[" : ", ") + std::to_string(size);
@@ -33,9 +33,9 @@ void require_finite(const Array<T>& array, const char* argument, InstructionSet 
 }
 
 template <typename T>
-void require_within(const Array<T>& array, const char* argument, T lowest, T highest, InstructionSet chosen) {
-  if (all_within(array.data(), static_cast<std::int64_t>(array.size()), lowest, highest, chosen)) return;
-  refuse(kOp, argument, "out of range", "integers from " + std::to_string(lowest) + " to " + std::to_string(highest));
+void require_up_to(const Array<T>& array, const char* argument, T highest, InstructionSet chosen) {
+  if (all_up_to(array.data(), static_cast<std::int64_t>(array.size()), highest, chosen)) return;
+  refuse(kOp, argument, "out of range", "integers from 0 to " + std::to_string(highest));
 }
 
 template <typename T>
@@ -71,8 +71,8 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
   require_finite(regression, "regression", chosen);
   require_finite(anchors, "anchors", chosen);
   if (background) require_finite(*background, "background", chosen);
-  if (lengths) require_within<std::int64_t>(*lengths, "lengths", 0, snippets, chosen);
-  require_within<std::int32_t>(table, "table", 0, static_cast<std::int32_t>(anchor_count - 1), chosen);
+  if (lengths) require_up_to<std::int64_t>(*lengths, "lengths", snippets, chosen);
+  require_up_to<std::int32_t>(table, "table", static_cast<std::int32_t>(anchor_count - 1), chosen);
 
   const MatchInputs<T> inputs{windows, snippets, durations, anchor_count, start.data(), end.data(),
                               classification.data(), regression.data(), background ? background->data() : nullptr,

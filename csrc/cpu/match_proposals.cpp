@@ -13,33 +13,30 @@
 namespace bcnet_fast {
 namespace {
 
-// Values are checked by a maximum of integers, which compilers vectorise: of the bits of their magnitude, among which those of
-// infinity and of NaN are the largest, and of the unsigned distance from the lowest value that is allowed.
+// Values are checked by integers without branches, so that compilers vectorise it: the exponent of infinity and of NaN is all
+// ones, and of two differences one is negative where a value is outside of its range.
 template <int bytes, typename T>
 BCNET_INLINE bool only_finite(const T* values, std::int64_t count) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  constexpr Bits magnitude = std::numeric_limits<Bits>::max();
-  Bits largest = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Bits bits = bit_cast<Bits>(values[i]) & magnitude;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest < bit_cast<Bits>(std::numeric_limits<T>::infinity());
+  const auto exponent = bit_cast<Bits>(std::numeric_limits<T>::infinity());
+  Bits bad = 0;
+  for (std::int64_t i = 0; i < count; ++i) bad |= (bit_cast<Bits>(values[i]) & exponent) == exponent ? Bits{-1} : Bits{0};
+  return bad == 0;
 }
 
 template <int bytes, typename T>
-BCNET_INLINE bool only_within(const T* values, std::int64_t count, T lowest, T highest) {
-  using Distance = std::make_unsigned_t<T>;
-  Distance largest = 0;
+BCNET_INLINE bool only_up_to(const T* values, std::int64_t count, T highest) {
+  using Bits = std::make_unsigned_t<T>;
+  Bits bad = 0;
   for (std::int64_t i = 0; i < count; ++i) {
-    const auto distance = static_cast<Distance>(static_cast<Distance>(values[i]) - static_cast<Distance>(lowest));
-    largest = distance > largest ? distance : largest;
+    const auto value = static_cast<Bits>(values[i]);
+    bad |= value | (static_cast<Bits>(highest) - value);
   }
-  return largest <= static_cast<Distance>(highest) - static_cast<Distance>(lowest);
+  return static_cast<T>(bad) >= 0;
 }
 
 BCNET_VERSIONS(only_finite)
-BCNET_VERSIONS(only_within)
+BCNET_VERSIONS(only_up_to)
 
 template <typename T>
 struct Workspace {
@@ -140,8 +137,8 @@ bool all_finite(const T* values, std::int64_t count, InstructionSet instruction_
 }
 
 template <typename T>
-bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set) {
-  return only_within_for(instruction_set, values, count, lowest, highest);
+bool all_up_to(const T* values, std::int64_t count, T highest, InstructionSet instruction_set) {
+  return only_up_to_for(instruction_set, values, count, highest);
 }
 
 template <typename T>
@@ -162,8 +159,8 @@ void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, 
 
 template bool all_finite(const float*, std::int64_t, InstructionSet);
 template bool all_finite(const double*, std::int64_t, InstructionSet);
-template bool all_within(const std::int32_t*, std::int64_t, std::int32_t, std::int32_t, InstructionSet);
-template bool all_within(const std::int64_t*, std::int64_t, std::int64_t, std::int64_t, InstructionSet);
+template bool all_up_to(const std::int32_t*, std::int64_t, std::int32_t, InstructionSet);
+template bool all_up_to(const std::int64_t*, std::int64_t, std::int64_t, InstructionSet);
 template void match_proposals(const MatchInputs<float>&, const MatchOptions&, InstructionSet, int, const MatchOutputs&);
 template void match_proposals(const MatchInputs<double>&, const MatchOptions&, InstructionSet, int, const MatchOutputs&);
 

@@ -39,9 +39,9 @@ struct MatchOutputs {
 template <typename T>
 bool all_finite(const T* values, std::int64_t count, InstructionSet instruction_set);
 
-// Whether all integers are from `lowest` to `highest`, which is not below it.
+// Whether all integers are from 0 to `highest`, which is not negative.
 template <typename T>
-bool all_within(const T* values, std::int64_t count, T lowest, T highest, InstructionSet instruction_set);
+bool all_up_to(const T* values, std::int64_t count, T highest, InstructionSet instruction_set);
 
 // The pairs of window w are written to the first counts[w] of its rows, sorted by start, then end; the other rows become
 // zeros. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.
