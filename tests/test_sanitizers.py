@@ -25,9 +25,9 @@ PROGRAMS = {
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
 }
 # Without optimisation, GCC takes a tenth of the time to compile vectors with checks; a third of that if checks of
-# addresses are calls, and the other sanitizer does not look at what the address sanitizer sees too. The thread sanitizer
-# needs real threads from the emulation; it knows no fences, as it says in a warning. The other gets the code for older
-# devices.
+# addresses are calls, and the other sanitizer does not look at what the address sanitizer sees too. The thread
+# sanitizer needs real threads from the emulation; it knows no fences, as it says in a warning. The other gets the code
+# for older devices.
 SANITIZERS = {
     "address,undefined": [
         *("-O0", "-fno-sanitize-recover=undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
