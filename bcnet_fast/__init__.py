@@ -1,7 +1,7 @@
 """Temporal action proposal generation: BCNet, fast on GPUs and on plain CPUs.
 
 `load` gives a network ready for inference, `ops` the operators on their own, `layers` those of BMN and G-TAD made of
-them, `evaluation` the metrics.
+them, `inference` runs a network over an archive of features, `evaluation` has the metrics.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["evaluation", "layers", "load", "ops"]
+__all__ = ["evaluation", "inference", "layers", "load", "ops"]
 
 
 # Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.
 def __getattr__(name: str) -> Any:
     if name == "load":
         return importlib.import_module(".loading", __name__).load
-    if name in ("evaluation", "layers", "ops"):
+    if name in ("evaluation", "inference", "layers", "ops"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

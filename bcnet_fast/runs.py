@@ -27,6 +27,13 @@ from .errors import InputError
 from .files import atomic_text, require_writable
 
 Row = dict[str, float]
+_STATE = "state.safetensors"
+
+
+def require_new(folder: str | os.PathLike) -> None:
+    """InputError if there is a training in the folder."""
+    if (Path(folder) / _STATE).exists():
+        raise InputError(f"{folder}: holds a training; go on with --resume, or take another --output")
 
 
 class Run:
@@ -47,11 +54,11 @@ class Run:
 
         InputError: a training is there already, or one of other settings is to be resumed.
         """
-        state = self.path("state")
+        if not resume:
+            require_new(self.folder)
+        state = self.folder / _STATE
         if not state.exists():
             return None
-        if not resume:
-            raise InputError(f"{self.folder}: holds a training; go on with --resume, or take another --output")
         tensors, facts = read_training_state(state)
         before = facts["settings"]
         # Whole again: an older version wrote fewer settings, of which the others are the defaults.
@@ -63,7 +70,7 @@ class Run:
         return tensors
 
     def require_writable(self) -> None:
-        require_writable(self.path("state"))
+        require_writable(self.folder / _STATE)
 
     @property
     def best(self) -> float:
@@ -85,7 +92,7 @@ class Run:
             writer.writeheader()
             writer.writerows(self.rows)
         self._to_tensorboard(row)
-        save_training_state(self.path("state"), state, {"settings": self.settings, "rows": self.rows})
+        save_training_state(self.folder / _STATE, state, {"settings": self.settings, "rows": self.rows})
         return better
 
     def _to_tensorboard(self, row: Row) -> None:

@@ -51,7 +51,7 @@ from .errors import InputError
 from .files import read_toml, require_writable
 from .loading import load, resolve_device
 from .protocols import NAMES, Protocol, protocol_for
-from .runs import Run
+from .runs import Run, require_new
 from .training import SHOWN_AN, Processes, Trainer, validate
 
 _KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
@@ -173,6 +173,8 @@ def _make_synthetic(args: argparse.Namespace, processes: Processes) -> None:
             raise InputError(f"{flag}: expected it beside --features, found none")
     if args.train_subset is not None and args.annotations is None:
         raise InputError("--train-subset: expected it beside --annotations, found none")
+    if not args.resume:
+        require_new(args.output)  # before the videos of a training that is there are replaced
     kind, like = SyntheticConfig(), "THUMOS14"
     if args.annotations is not None:
         real, like = read_annotations(args.annotations), args.annotations
@@ -273,7 +275,10 @@ def _times(
 
 def _fitted(args: argparse.Namespace, config: Config, training: Mapping[str, VideoAnnotation]) -> dict[str, Any]:
     archive = _open(args, config, None)
-    return fitted_sizes(archive, training, _times(args, config, archive, training))
+    stated = [parse_settings(args.set), read_toml(args.config) if args.config else {}]
+    widths = [settings.get("model", {}).get("feature_dim") for settings in stated]
+    feature_dim = next((width for width in widths if width is not None), None)
+    return fitted_sizes(archive, training, _times(args, config, archive, training), feature_dim)
 
 
 def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:

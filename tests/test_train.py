@@ -325,6 +325,18 @@ def test_sizes_follow_from_the_data(data, tmp_path, capsys):
     assert config.data.window_stride == 32
 
 
+def test_a_width_that_the_data_does_not_tell_is_stated_beside_fit(data, tmp_path):
+    alike = shutil.copytree(data, tmp_path / "data")
+    for file in (alike / "features").iterdir():
+        np.save(file, np.load(file)[:40])
+    flags = arguments(alike, tmp_path / "out", "--fit", model="bmn")
+    flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.epochs=1", "train.batch_size=64"]
+    with pytest.raises(InputError, match=r"exactly one axis in common.*--set model.feature_dim=C"):
+        train.main(flags)
+    assert train.main([*flags, "model.feature_dim=8"]) == 0
+    assert read_config(tmp_path / "out" / "best.safetensors").model.feature_dim == 8
+
+
 @pytest.mark.parametrize(
     ("epochs", "batch", "windows", "fitted"),
     [
@@ -372,6 +384,10 @@ def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_
     before = (tmp_path / "out" / "data" / "annotations.json").read_bytes()
     flags = ["--preset", "synthetic", "--output", tmp_path / "out", "--device", "cpu", "--resume"]
     assert train.main([str(flag) for flag in [*flags, "--set", "train.epochs=1"]]) == 0
+    assert (tmp_path / "out" / "data" / "annotations.json").read_bytes() == before
+    # Nor does a training that is refused.
+    with pytest.raises(InputError, match="holds a training"):
+        train.main([str(flag) for flag in flags[:-1]])
     assert (tmp_path / "out" / "data" / "annotations.json").read_bytes() == before
 
 

@@ -112,15 +112,19 @@ def check_subset(
 
 
 def fitted_sizes(
-    archive: FeatureArchive, annotations: Mapping[str, VideoAnnotation], times: TimeResolver
+    archive: FeatureArchive,
+    annotations: Mapping[str, VideoAnnotation],
+    times: TimeResolver,
+    feature_dim: int | None = None,
 ) -> dict[str, dict[str, int]]:
     """Settings that follow from the data, as `Config.override` takes them.
 
-    feature_dim is the length of the axis that the arrays have in common. Under sliding windows, max_duration is that of
-    95 % of the instances in snippets, rounded up to a multiple of 8, the window 4 times that, and the windows' stride
-    half of a window: on THUMOS14 this gives the numbers of the paper.
+    feature_dim, unless it is given, is the length of the axis that the arrays have in common. Under sliding windows,
+    max_duration is that of 95 % of the instances in snippets, rounded up to a multiple of 8, the window 4 times that,
+    and the windows' stride half of a window: on THUMOS14 this gives the numbers of the paper.
 
-    archive: opened with or without feature_dim. InputError where more than one axis, or none, is common.
+    archive: opened with or without feature_dim. InputError where feature_dim is to be found, and more than one axis, or
+    none, is common.
     """
     shapes: list[tuple[int, ...]] = []
     lengths: list[float] = []
@@ -135,13 +139,13 @@ def fitted_sizes(
         except InputError:
             continue  # `check_subset` reports it
     common = set.intersection(*map(set, shapes)) - {1} if shapes else set()
-    if len(common) != 1:
+    if feature_dim is None and len(common) != 1:
         found = ", ".join(map(str, shapes[:_NAMED])) or "none that can be read"
         raise InputError(
-            f"--fit: expected arrays that have the length of one axis in common, found the shapes {found}; "
-            "give --set model.feature_dim=C instead"
+            f"--fit: expected arrays that have the length of exactly one axis in common, found the shapes {found}; "
+            "say which it is by --set model.feature_dim=C"
         )
-    fitted = {"model": {"feature_dim": common.pop()}}
+    fitted = {"model": {"feature_dim": common.pop() if feature_dim is None else feature_dim}}
     if lengths:
         longest = max(8, 8 * math.ceil(np.percentile(lengths, _COVERED) / 8))
         fitted["model"] |= {"max_duration": longest, "window": 4 * longest}
