@@ -212,6 +212,22 @@ def test_threads_share_the_windows(rng):
 
 
 @native_only
+def test_every_instruction_set_finds_the_same_boundaries(rng):
+    # Probabilities that are often equal, zeros of both signs among them.
+    *scores, anchors, table = inputs(rng, (9, 61, 20, 5), steps=4)
+    for probability in scores[:2]:
+        probability[(probability == 0) & (torch.rand(probability.shape) < 0.5)] = -0.0
+    given = [t.numpy() for t in scores] + [anchors.double().numpy(), table.numpy(), None]
+    for instructions in _native.module.INSTRUCTION_SETS:
+        for threshold in (0.7, 0.25, 0.0):
+            outputs = _outputs(scores[0], table)
+            options = threshold, 0.9, 0.8, None, False, 1
+            arrays = [output.numpy() for output in outputs]
+            _native.module.match_proposals(*given, *options, *arrays, instruction_set=instructions)
+            assert_is_the_loop(MatchedProposals(*outputs), [*scores, anchors, table], boundary_threshold=threshold)
+
+
+@native_only
 def test_every_instruction_set_sees_what_does_not_fit(rng):
     *scores, anchors, table = inputs(rng, (2, 37, 7, 5))
     given = [t.numpy() for t in scores] + [anchors.double().numpy(), table.numpy(), None]

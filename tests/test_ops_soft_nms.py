@@ -148,6 +148,22 @@ def test_native_has_the_bits_of_the_reference_in_sets_whose_layout_is_renewed(rn
 
 
 @native_only
+@pytest.mark.parametrize("method", METHODS)
+def test_a_mode_without_denormal_numbers_changes_nothing(rng, method):
+    # In it, PyTorch's threads take denormal numbers for zeros; the lowest score above 0 is one.
+    segments, scores, offsets = random_sets(rng, torch.float32, grid=True)
+    with use_backend("native"):
+        expected = soft_nms(segments, scores, method=method, offsets=offsets)
+        try:
+            torch.set_flush_denormal(True)
+            found = soft_nms(segments, scores, method=method, offsets=offsets)
+            assert torch.tensor([1e-40]).mul(1.0).item() == 0  # still on
+        finally:
+            torch.set_flush_denormal(False)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@native_only
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_every_instruction_set_and_thread_count_gives_the_same_bits(rng, dtype):
     segments, scores, offsets = random_sets(rng, dtype, grid=False)

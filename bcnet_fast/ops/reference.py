@@ -109,7 +109,7 @@ def _soft_nms_of_set(segments, scores, method, sigma, threshold_low, threshold_h
         else:
             factor = 1 - tiou if method == "linear" else np.zeros_like(tiou)
             applies = tiou >= threshold
-        score[rest] *= np.where((inter > 0) & applies, factor, 1).astype(score.dtype)
+        score[rest] *= np.where((tiou > 0) & applies, factor, 1).astype(score.dtype)
         picks += 1
 
         dropped = (score[:remaining] < min_score) | (score[:remaining] <= 0)

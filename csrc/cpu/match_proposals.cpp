@@ -1,5 +1,5 @@
-// The work of a window lies in its pairs. They are found by two walks over the lists of possible boundaries, and each is
-// computed without a branch that depends on a score. Vector instructions did not pay: a pair's reads are scattered.
+// The work of a window lies in its pairs. They are found by two walks over the lists of possible boundaries. Vector instructions
+// do not pay for them, since a pair's reads are scattered; they find the boundaries.
 #include "match_proposals.h"
 
 #include <algorithm>
@@ -54,16 +54,16 @@ BCNET_INLINE void find_boundaries(const T* probability, std::int64_t snippets, s
   constexpr T lowest = -std::numeric_limits<T>::infinity();
   padded.assign(snippets + 2 + room, lowest);
   std::copy_n(probability, snippets, padded.data() + 1);
-  // The largest value below the threshold: what is above it, is at least the threshold.
-  T below = static_cast<T>(threshold);
-  if (static_cast<double>(below) >= threshold) below = std::nextafter(below, lowest);
+  T least = static_cast<T>(threshold);
+  if (static_cast<double>(least) < threshold) least = std::nextafter(least, -lowest);
+  const V wanted = splat<V>(least), yes = splat<V>(T(-1)), no = splat<V>(T(1));
   found.resize(snippets + room);
   std::int32_t count = 0;
   for (std::int64_t t = first; t < last; t += step) {
     const T* const here = padded.data() + 1 + t;
-    const V neighbour = maximum(load<V>(here - 1), load<V>(here + 1));
-    const V exceeded = minimum(neighbour, splat<V>(below)) - load<V>(here);
-    count += append_negative<T>(exceeded, static_cast<std::int32_t>(t), found.data() + count);
+    const V value = load<V>(here), neighbour = maximum(load<V>(here - 1), load<V>(here + 1));
+    const V sure = value >= wanted ? yes : no, peak = value > neighbour ? yes : no;
+    count += append_negative<T>(minimum(sure, peak), static_cast<std::int32_t>(t), found.data() + count);
   }
   while (count > 0 && found[count - 1] >= last) --count;
   found.resize(count);
@@ -87,9 +87,9 @@ void match_window(const MatchInputs<T>& in, const MatchOptions& options, const M
   const std::int64_t clamped = options.clamp_boundaries;
   auto& [padded, starts, ends, places, end_probabilities] = workspace;
   const double threshold = options.boundary_threshold;
-  const std::int64_t none = 0, end_length = std::min(length, in.snippets - clamped);
+  const std::int64_t first_end = 0, last_end = std::min(length, in.snippets - clamped);
   find_boundaries_for(instruction_set, start, in.snippets, clamped, length, threshold, padded, starts);
-  find_boundaries_for(instruction_set, end, in.snippets, none, end_length, threshold, padded, ends);
+  find_boundaries_for(instruction_set, end, in.snippets, first_end, last_end, threshold, padded, ends);
   if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
   places.assign(ends.begin(), ends.end());
   end_probabilities.resize(ends.size());

@@ -17,6 +17,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "denormals.h"
 #include "parallel.h"
 #include "simd.h"
 #include "soft_nms_blocks.h"
@@ -147,7 +148,7 @@ BCNET_INLINE ScoreBits<T> visit(Workspace<T>& ws, std::int32_t listed, const Rul
     highest = std::max(highest, entry.known);
   }
   for (std::int32_t i = 0; ws.large() && i < listed; ++i) {
-    const std::int32_t b = ws.list[i], left = in_play<bytes>(ws.blocks[b]), group = b / kLanes<T>;
+    const std::int32_t b = ws.list[i], left = count_in_play<bytes>(ws.blocks[b]), group = b / kLanes<T>;
     ws.all_left += left - ws.left[b];
     ws.left[b] = left;
     if (i + 1 == listed || ws.list[i + 1] / kLanes<T> != group) sum_up<bytes>(ws, group);
@@ -421,12 +422,14 @@ void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, s
   const std::int64_t useful = std::min(sets, offsets[sets] / worth_a_thread);
   threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
 
+  const KeepDenormals keep;  // the lowest score may be one, and so may what two segments share
   const Rules<T> rules(options);
   std::vector<Workspace<T>> workspaces;
   workspaces.reserve(threads);
   for (int t = 0; t < threads; ++t) workspaces.emplace_back(most);
   WorkQueue queue(sets);
   run_in_threads(threads, [&](int thread) {
+    const KeepDenormals keep_here;
     for (std::int64_t v; queue.next(v);) {
       const std::int64_t first = offsets[v];
       counts[v] = solve_for(instruction_set, segments + 2 * first, scores + first,

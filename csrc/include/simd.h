@@ -26,8 +26,14 @@
 #define BCNET_TARGET_AVX512 __attribute__((target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
 
+// Instructions by name, where what GCC makes of plain code is longer. Clang makes better code, and takes no vector that is
+// larger than what a function without a target has.
+#if defined(BCNET_X86) && !defined(__clang__) && !defined(__CUDACC__)
+#define BCNET_BY_NAME 1
+#endif
+
 // Hides from the compiler how a vector was made.
-#if defined(BCNET_X86)
+#ifdef BCNET_BY_NAME
 #define BCNET_OPAQUE(vector) asm("" : "+x"(vector))
 #else
 #define BCNET_OPAQUE(vector) (void)(vector)
@@ -122,7 +128,7 @@ BCNET_INLINE void store(T* to, V vector) {
 // function with a target; from a constant, the sum with zeros does.
 template <typename V, typename T>
 BCNET_INLINE V splat(T value) {
-#if defined(BCNET_X86) && !defined(__CUDACC__)
+#ifdef BCNET_BY_NAME
   if constexpr (sizeof(V) >= 32) {
     if (!__builtin_constant_p(value)) {
       const Vector<T, 16> first{value};
@@ -139,10 +145,10 @@ BCNET_INLINE V splat(T value) {
   return V{} + value;
 }
 
-// A number in all elements of a vector, straight from memory (`splat` would add it to zeros first).
+// A number in all elements of a vector, straight from memory.
 template <typename T, int bytes>
 BCNET_INLINE Vector<T, bytes> broadcast(const T* from) {
-#if defined(BCNET_X86) && !defined(__CUDACC__)
+#ifdef BCNET_BY_NAME
   if constexpr (bytes >= 32) {
     Vector<T, bytes> vector;
     if constexpr (sizeof(T) == 4) {
@@ -166,19 +172,19 @@ template <typename V>
 BCNET_INLINE V minimum(V a, V b) {
   return a < b ? a : b;
 }
-#if defined(BCNET_X86) && !defined(__CUDACC__)
-#define BCNET_EXTREME(name, T, bytes, code, constraint)                    \
-  template <>                                                              \
+#ifdef BCNET_BY_NAME
+#define BCNET_EXTREME(name, T, bytes, code)                                    \
+  template <>                                                                  \
   BCNET_INLINE Vector<T, bytes> name(Vector<T, bytes> a, Vector<T, bytes> b) { \
-    Vector<T, bytes> result;                                               \
-    asm(code : "=v"(result) : constraint(a), "vm"(b));                     \
-    return result;                                                         \
+    Vector<T, bytes> result;                                                   \
+    asm(code : "=v"(result) : "v"(a), "vm"(b));                                \
+    return result;                                                             \
   }
-#define BCNET_EXTREMES(T, letter)                                          \
-  BCNET_EXTREME(maximum, T, 32, "vmaxp" letter " %2, %1, %0", "v")         \
-  BCNET_EXTREME(minimum, T, 32, "vminp" letter " %2, %1, %0", "v")         \
-  BCNET_EXTREME(maximum, T, 64, "vmaxp" letter " %2, %1, %0", "v")         \
-  BCNET_EXTREME(minimum, T, 64, "vminp" letter " %2, %1, %0", "v")
+#define BCNET_EXTREMES(T, letter)                             \
+  BCNET_EXTREME(maximum, T, 32, "vmaxp" letter " %2, %1, %0") \
+  BCNET_EXTREME(minimum, T, 32, "vminp" letter " %2, %1, %0") \
+  BCNET_EXTREME(maximum, T, 64, "vmaxp" letter " %2, %1, %0") \
+  BCNET_EXTREME(minimum, T, 64, "vminp" letter " %2, %1, %0")
 BCNET_EXTREMES(float, "s")
 BCNET_EXTREMES(double, "d")
 #undef BCNET_EXTREMES
@@ -195,7 +201,7 @@ BCNET_INLINE T largest(V vector) {
     return largest<T>(maximum(halves[0], halves[1]));
   } else {
     if constexpr (sizeof(V) == 16) {
-      using Pair = Vector<std::uint64_t, 16>;
+      using Pair = Vector<std::uint64_t, sizeof(V)>;
       const Pair pair = bit_cast<Pair>(vector);
       vector = maximum(vector, bit_cast<V>(Pair{pair[1], pair[0]}));
       if constexpr (sizeof(T) == 4) vector = maximum(vector, bit_cast<V>(bit_cast<Pair>(vector) >> 32));
@@ -209,8 +215,7 @@ BCNET_INLINE T largest(V vector) {
 // Bit i: the sign of element i, which is set for a negative number.
 template <typename T, typename V>
 BCNET_INLINE std::uint32_t signs_of(V vector) {
-#if defined(BCNET_X86) && !defined(__CUDACC__)
-  std::uint32_t signs;
+#ifdef BCNET_BY_NAME
   if constexpr (sizeof(V) == 64 && sizeof(T) == 4) {
     std::uint16_t mask;
     asm("vpmovd2m %1, %0" : "=Yk"(mask) : "v"(vector));
@@ -220,9 +225,11 @@ BCNET_INLINE std::uint32_t signs_of(V vector) {
     asm("vpmovq2m %1, %0" : "=Yk"(mask) : "v"(vector));
     return mask;
   } else if constexpr (sizeof(V) == 32 && sizeof(T) == 4) {
+    std::uint32_t signs;
     asm("vmovmskps %1, %0" : "=r"(signs) : "x"(vector));
     return signs;
   } else if constexpr (sizeof(V) == 32) {
+    std::uint32_t signs;
     asm("vmovmskpd %1, %0" : "=r"(signs) : "x"(vector));
     return signs;
   }
@@ -270,13 +277,13 @@ struct SetBits {
   }
 };
 
-// Writes first + i to `to` for every element i of a vector whose sign is set, in order; returns how many. There must be room
-// for 16 in any case.
+// Writes first + i to `to` for every element i of a vector whose sign is set, in order; returns how many. As many numbers as
+// the vector has elements, and at least 8, are written in any case.
 template <typename T, typename V>
 BCNET_INLINE std::int32_t append_negative(V vector, std::int32_t first, std::int32_t* to) {
   static constexpr SetBits set;
   const std::uint32_t signs = signs_of<T>(vector);
-#if defined(BCNET_X86) && !defined(__CUDACC__)
+#ifdef BCNET_BY_NAME
   if constexpr (sizeof(V) == 64) {
     alignas(64) static constexpr std::int32_t ascending[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     using Indices = Vector<std::int32_t, 256 / sizeof(T)>;

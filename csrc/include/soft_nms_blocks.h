@@ -76,7 +76,7 @@ struct Pick : Picked<T> {
   ScoreBits<T> mark;  // of the candidates that it drops
 };
 
-// Room for the picks that a group has met. It is used up to a line, so that what is read behind the last one meets nothing.
+// Room for the picks that a group has met. The last line of it stays empty, since a vector is read behind the last one.
 template <typename T>
 constexpr std::int32_t kMostLogged = 2 * kLanes<T> * kLanes<T>;
 
@@ -175,7 +175,7 @@ BCNET_INLINE void sum_up(Workspace<T>& ws, std::int32_t group) {
 
 // The number of candidates of a block that are in play.
 template <int bytes, typename T>
-BCNET_INLINE std::int32_t in_play(const Block<T>& block) {
+BCNET_INLINE std::int32_t count_in_play(const Block<T>& block) {
   using I = Vector<ScoreBits<T>, bytes>;
   std::int32_t gone = 0;
   for (int l = 0; l < kLanes<T>; l += sizeof(I) / sizeof(T)) gone += bit_count(signs_of<T>(load<I>(block.score + l)));
@@ -254,6 +254,7 @@ BCNET_INLINE void close_layout(Workspace<T>& ws, std::int32_t count) {
     Block<T>& block = ws.blocks[slot / lanes];
     block.start[slot % lanes] = infinity;
     block.end[slot % lanes] = -infinity;
+    block.area[slot % lanes] = T(0);
     block.score[slot % lanes] = kGone<T>;
   }
   for (std::int32_t b = 0; b < ws.used; ++b) {
@@ -269,9 +270,9 @@ BCNET_INLINE void close_layout(Workspace<T>& ws, std::int32_t count) {
     entry.high = largest<T>(high);
     entry.known = entry.bound = highest_of<bytes>(block);
     ws.seen[b] = ws.visited[b] = 0;
-    ws.left[b] = in_play<bytes>(block);
+    ws.left[b] = count_in_play<bytes>(block);
   }
-  const auto leave_empty = [infinity](Entry<T> entry) {
+  const auto leave_empty = [](Entry<T> entry) {
     entry.low = infinity;
     entry.high = -infinity;
     entry.known = entry.bound = 0;
