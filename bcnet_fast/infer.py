@@ -247,7 +247,7 @@ def run_details(args: argparse.Namespace, config: Config) -> str:
     if args.times:
         flags.append(f"times {Path(args.times).name}")
     parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
-    return ", ".join([*parts, f"protocol {args.protocol}", *flags])
+    return ", ".join([*parts, args.precision, f"protocol {args.protocol}", *flags])
 
 
 def _run(

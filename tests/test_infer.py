@@ -139,7 +139,7 @@ def test_maps_give_complete_submissions_with_any_backend_and_batch(tmp_path, fea
     code, output = run(weights, features, "--model", system, "--plot", tmp_path / "pictures", "--precision", "fp64")
     assert code == 0 and {path.stem for path in (tmp_path / "pictures").iterdir()} == set(LENGTHS)
     content, expected = json.loads(output.read_text()), results_of(output)
-    assert f"{system}, preset small, checkpoint {system}.safetensors" in content["external_data"]["details"]
+    assert f"{system}, preset small, checkpoint {system}.safetensors, fp64, " in content["external_data"]["details"]
     for video, proposals in expected.items():
         # Windows of 24 every 12 snippets, 20 proposals of each, 50 of a video; a window of 7 snippets has 28 cells.
         assert len(proposals) == {"a": 50, "b": 20, "c": 20, "d": 40}[video]
