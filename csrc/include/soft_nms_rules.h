@@ -46,10 +46,7 @@ struct Rules {
   // The score of a candidate in play, 0 for one that is too low.
   BCNET_INLINE T in_play(T score) const { return score >= lowest_score ? score : T(0); }
 
-  template <typename V>
-  BCNET_INLINE V area(V start, V end) const {
-    return (end - start) + epsilon;
-  }
+  BCNET_INLINE T area(T start, T end) const { return (end - start) + epsilon; }
 
   BCNET_INLINE Picked<T> picked(T start, T end) const {
     const T threshold = threshold_low + threshold_slope * (end - start);
