@@ -211,41 +211,60 @@ def test_threads_share_the_windows(rng):
     assert_is_the_loop(MatchedProposals(*(t[-2:] for t in outputs[1])), [*(t[-2:] for t in tensors[:5]), *tensors[5:]])
 
 
+def call_native(tensors, lengths, options, instructions: str) -> MatchedProposals:
+    *scores, anchors, table = tensors
+    given = [None if t is None else t.numpy() for t in (*scores, anchors.double(), table, lengths)]
+    outputs = _outputs(scores[0], table)
+    arrays = [output.numpy() for output in outputs]
+    _native.module.match_proposals(*given, *options.values(), 1, *arrays, instruction_set=instructions)
+    return MatchedProposals(*outputs)
+
+
 @native_only
-def test_every_instruction_set_finds_the_same_boundaries(rng):
-    # Probabilities that are often equal, zeros of both signs among them.
-    *scores, anchors, table = inputs(rng, (9, 61, 20, 5), steps=4)
-    for probability in scores[:2]:
-        probability[(probability == 0) & (torch.rand(probability.shape) < 0.5)] = -0.0
-    given = [t.numpy() for t in scores] + [anchors.double().numpy(), table.numpy(), None]
-    for instructions in _native.module.INSTRUCTION_SETS:
-        for threshold in (0.7, 0.25, 0.0):
-            outputs = _outputs(scores[0], table)
-            options = threshold, 0.9, 0.8, None, False, 1
-            arrays = [output.numpy() for output in outputs]
-            _native.module.match_proposals(*given, *options, *arrays, instruction_set=instructions)
-            assert_is_the_loop(MatchedProposals(*outputs), [*scores, anchors, table], boundary_threshold=threshold)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_every_instruction_set_finds_the_same_pairs(poisoned, rng, dtype):
+    # Probabilities that are often equal, zeros of both signs among them. In D = 9 snippets there are 0 to 9 ends: less
+    # than a vector has places, as many, and more.
+    for size in ((9, 61, 20, 5), (25, 33, 9, 40), (6, 14, 30, 3)):
+        tensors = inputs(rng, size, dtype, steps=4)
+        for probability in tensors[:2]:
+            probability[(probability == 0) & (torch.rand(probability.shape) < 0.5)] = -0.0
+        lengths = torch.from_numpy(rng.integers(0, size[1] + 1, size[0]))
+        for instructions in _native.module.INSTRUCTION_SETS:
+            for threshold, least, longest, clamp in (
+                (0.7, 0.5, 4.5, False),
+                (0.25, -1.0, None, True),
+                (0.0, 2.0, 7, True),
+            ):
+                options = {
+                    "boundary_threshold": threshold,
+                    "min_classification": least,
+                    "min_regression": least,
+                    "max_snippets": longest,
+                    "clamp_boundaries": clamp,
+                }
+                found = call_native(tensors, lengths, options, instructions)
+                assert_is_the_loop(found, tensors, lengths, **options)
+        tensors[4] = None
 
 
 @native_only
 def test_every_instruction_set_sees_what_does_not_fit(rng):
-    *scores, anchors, table = inputs(rng, (2, 37, 7, 5))
-    given = [t.numpy() for t in scores] + [anchors.double().numpy(), table.numpy(), None]
-    outputs = [output.numpy() for output in _outputs(scores[0], table)]
+    tensors, lengths = inputs(rng, (2, 37, 7, 5)), torch.tensor([37, 0])
+    tensors[5] = tensors[5].double()
+    options = dict(enumerate((0.7, 0.9, 0.8, None, False)))
+    bad = [(tensor, math.nan) for tensor in tensors[:6]] + [(tensors[0], math.inf), (tensors[4], -math.inf)]
+    bad += [(tensors[6], 5), (tensors[6], -1), (lengths, 38), (lengths, -1)]
     for instructions in _native.module.INSTRUCTION_SETS:
-
-        def run(instructions=instructions):
-            options = 0.7, 0.9, 0.8, None, False, 1
-            _native.module.match_proposals(*given, *options, *outputs, instruction_set=instructions)
-
-        run()
-        bad = (("start", given[0], math.nan), ("background", given[4], math.inf), ("table", given[6], 5))
-        for name, array, value in bad:
-            for place in (0, array.size // 2, array.size - 1):
-                kept, array.flat[place] = array.flat[place], value
-                with pytest.raises(ValueError, match=name):
-                    run()
-                array.flat[place] = kept
+        call_native(tensors, lengths, options, instructions)
+        for tensor, value in bad:
+            flat = tensor.view(-1)
+            for place in (0, len(flat) // 2, len(flat) - 1):
+                kept = flat[place].item()
+                flat[place] = value
+                with pytest.raises(ValueError, match="a value is out of range"):
+                    call_native(tensors, lengths, options, instructions)
+                flat[place] = kept
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: NaN on the CPU is an error")

@@ -131,13 +131,17 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def call(operator: Callable[..., Any], body: Callable[..., Any], *arguments: Any) -> Any:
     """`operator(*arguments)`, a torch.library operator whose body is `body`, by the short way where there is nothing
-    between them to do.
+    between them to do: PyTorch takes 10 to 70 us from one to the other, longer than some of them run."""
+    return (body if plain(*arguments) else operator)(*arguments)
 
-    PyTorch takes 10 to 70 us from an operator defined in Python to its body, longer than some of them run. That way is
-    needed where gradients are to be prepared, and where more than plain execution is going on: tracing, a transform of
-    torch.func, a mode of PyTorch, profiling, a tensor of another class.
+
+def plain(*arguments: Any) -> bool:
+    """Whether a call with these arguments is execution alone.
+
+    It is not where gradients are to be prepared, and where more is going on: tracing, a transform of torch.func, a mode
+    of PyTorch, profiling, a tensor of another class.
     """
-    plain = not (
+    return not (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or torch.autograd._profiler_enabled()
@@ -146,7 +150,6 @@ def call(operator: Callable[..., Any], body: Callable[..., Any], *arguments: Any
         or torch._C._len_torch_function_stack()
         or any(isinstance(argument, torch.Tensor) and not _is_plain(argument) for argument in arguments)
     )
-    return (body if plain else operator)(*arguments)
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

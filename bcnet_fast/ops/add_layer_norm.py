@@ -8,11 +8,12 @@ import torch
 
 from .. import _native
 from . import reference
-from ._dispatch import LACKING, call, check_number, choose, requested, use_backend
+from ._dispatch import LACKING, call, check_number, choose, plain, requested, use_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# PyTorch needs some 50 us to call an operator defined in Python: on CPUs, two of its own take less for fewer elements.
-WORTH_A_CALL = 2**18
+# With fewer elements than this, two of PyTorch's own operators take less time on a CPU: in plain execution, and where
+# PyTorch has to call ours, for which it needs some 50 us since that is defined in Python.
+WORTH_A_PLAIN_CALL, WORTH_A_CALL = 2**14, 2**18
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
@@ -29,9 +30,9 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     Returns:
         [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
         sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
-        elements gives zeros (for eps > 0). Except that CPU tensors in 16 bits, or of less than 262,144 elements, are
-        left to PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a compiler
-        traces.
+        elements gives zeros (for eps > 0). Except that CPU tensors in 16 bits, or of less than 16,384 elements (262,144
+        where gradients are recorded), are left to PyTorch's own sum and LayerNorm, and their precision, unless a
+        backend is asked for or a compiler traces.
 
     Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
     keeps the output and one number per row, not the inputs.
@@ -47,14 +48,18 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     if x.dtype != residual.dtype and torch.is_autocast_enabled(x.device.type):
         dtype = torch.promote_types(x.dtype, residual.dtype)
         x, residual = x.to(dtype), residual.to(dtype)
-    if not torch.compiler.is_compiling() and _pytorch_is_faster(x) and requested() == "auto":
+    if not torch.compiler.is_compiling() and requested() == "auto" and _pytorch_is_faster(x, residual):
         _check(x, residual, eps)
         return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
     return call(_forward, _run, x, residual, eps)[0]
 
 
-def _pytorch_is_faster(x: torch.Tensor) -> bool:
-    return x.device.type == "cpu" and (x.numel() < WORTH_A_CALL or x.dtype in LACKING["add_layer_norm", "native"])
+def _pytorch_is_faster(x: torch.Tensor, residual: torch.Tensor) -> bool:
+    if x.device.type != "cpu":
+        return False
+    if x.numel() < WORTH_A_PLAIN_CALL or x.dtype in LACKING["add_layer_norm", "native"]:
+        return True
+    return x.numel() < WORTH_A_CALL and not plain(x, residual)
 
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:

@@ -53,12 +53,10 @@ void backward(const Array<T>& grad, const Array<T>& out, const Array<T>& rstd, A
 
 template <typename T>
 void define(py::module_& module) {
-  module.def("add_layer_norm", &forward<T>, py::arg("x").noconvert(), py::arg("residual").noconvert(), py::arg("eps"),
-             py::arg("out").noconvert(), py::arg("rstd").noconvert(), py::arg("threads"), instruction_set_argument(),
-             "Fills out [..., D] and rstd [...].");
-  module.def("add_layer_norm_backward", &backward<T>, py::arg("grad").noconvert(), py::arg("out").noconvert(),
-             py::arg("rstd").noconvert(), py::arg("grad_input").noconvert(), py::arg("threads"),
-             instruction_set_argument(), "Fills grad_input [..., D], the gradient of both inputs.");
+  module.def("add_layer_norm", &forward<T>, arg("x"), arg("residual"), arg("eps"), arg("out"), arg("rstd"), arg("threads"),
+             instruction_set_argument(), "Fills out [..., D] and rstd [...].");
+  module.def("add_layer_norm_backward", &backward<T>, arg("grad"), arg("out"), arg("rstd"), arg("grad_input"),
+             arg("threads"), instruction_set_argument(), "Fills grad_input [..., D], the gradient of both inputs.");
 }
 
 }  // namespace

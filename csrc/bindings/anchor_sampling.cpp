@@ -208,28 +208,27 @@ void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight&
 
 template <typename T>
 void define(py::module_& module) {
-  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-  module.def("sample", &sample<T>, array("rows"), array("first"), array("offsets"), array("weights"), array("sources"),
-             array("out"), py::arg("threads"), instruction_set_argument(),
+  module.def("sample", &sample<T>, arg("rows"), arg("first"), arg("offsets"), arg("weights"), arg("sources"), arg("out"),
+             arg("threads"), instruction_set_argument(),
              "Writes what every bin of every anchor samples to out [B, P, N, C].");
-  module.def("sample_backward", &sample_backward<T>, array("grad"), array("first"), array("offsets"), array("weights"),
-             array("sources"), array("out"), py::arg("threads"), instruction_set_argument(),
+  module.def("sample_backward", &sample_backward<T>, arg("grad"), arg("first"), arg("offsets"), arg("weights"),
+             arg("sources"), arg("out"), arg("threads"), instruction_set_argument(),
              "Writes the gradient of the rows to out [B, G, T, C].");
-  module.def("gather", &gather<T>, array("projected"), array("order"), array("step"), array("offsets"),
-             array("tap_rows"), array("tap_weights"), array("bias"), array("out"), py::arg("relu"), py::arg("threads"), instruction_set_argument(),
+  module.def("gather", &gather<T>, arg("projected"), arg("order"), arg("step"), arg("offsets"), arg("tap_rows"),
+             arg("tap_weights"), arg("bias"), arg("out"), arg("relu"), arg("threads"), instruction_set_argument(),
              "Writes the sum over all bins of what they sample, + bias, ReLU, to out [B, P, O].");
-  module.def("gather_backward", &gather_backward<T>, array("grad"), array("order"), array("step"), array("offsets"),
-             array("tap_rows"), array("tap_weights"), array("out"), py::arg("threads"), instruction_set_argument(),
+  module.def("gather_backward", &gather_backward<T>, arg("grad"), arg("order"), arg("step"), arg("offsets"),
+             arg("tap_rows"), arg("tap_weights"), arg("out"), arg("threads"), instruction_set_argument(),
              "Writes the gradient of what is gathered to out [B, N, T, O].");
-  const auto maybe = [](const char* name) { return py::arg_v(py::arg(name).noconvert().none(true), py::none()); };
-  module.def("project_anchors", &project_anchors_of<T>, array("x"), array("sources"), py::arg("weight"), array("order"),
-             array("step"), array("offsets"), array("tap_rows"), array("tap_weights"), array("out"), maybe("bias"),
-             py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
+  const auto maybe = [](const char* name) { return arg(name) = py::none(); };
+  module.def("project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
+             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("out"), maybe("bias"), arg("relu") = false,
+             maybe("added"), arg("threads"), instruction_set_argument(),
              "Writes the sum over bins n of what they sample of their sequence, times group n of the weight, + bias, + added "
              "or ReLU, to out [P, O].");
-  module.def("project_runs", &project_runs_of<T>, array("x"), array("sources"), py::arg("weight"), array("order"),
-             array("step"), array("offsets"), array("tap_rows"), array("tap_weights"), array("projected"), array("runs"),
-             py::arg("layer"), array("out"), maybe("bias"), maybe("layer_bias"), py::arg("threads"), instruction_set_argument(),
+  module.def("project_runs", &project_runs_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
+             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("projected"), arg("runs"), arg("layer"), arg("out"),
+             maybe("bias"), maybe("layer_bias"), arg("threads"), instruction_set_argument(),
              "For each of the runs [from, to, rows], out rows = ReLU(anchors layer^T + layer_bias), anchors being what "
              "project_anchors makes, after ReLU: so many columns at a time as `projected` has.");
 }

@@ -82,13 +82,12 @@ void backward(const Rows<T>& grad_action, const Rows<T>& grad_background, const 
 
 template <typename T>
 void define(py::module_& module) {
-  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-  module.def("difference_attention", &forward<T>, array("query"), array("key"), array("value_action"), array("value_background"),
-             py::arg("scale"), array("out_action"), array("out_background"), array("lse"), py::arg("threads"),
+  module.def("difference_attention", &forward<T>, arg("query"), arg("key"), arg("value_action"), arg("value_background"),
+             arg("scale"), arg("out_action"), arg("out_background"), arg("lse"), arg("threads"),
              instruction_set_argument(), "Fills the outputs [B, H, Tq, Dv] and lse [B, H, Tq].");
-  module.def("difference_attention_backward", &backward<T>, array("grad_action"), array("grad_background"), array("query"),
-             array("key"), array("value_action"), array("value_background"), py::arg("scale"), array("of_query"), array("of_key"),
-             array("of_action"), array("of_background"), py::arg("threads"), instruction_set_argument(),
+  module.def("difference_attention_backward", &backward<T>, arg("grad_action"), arg("grad_background"), arg("query"),
+             arg("key"), arg("value_action"), arg("value_background"), arg("scale"), arg("of_query"), arg("of_key"),
+             arg("of_action"), arg("of_background"), arg("threads"), instruction_set_argument(),
              "Fills the gradients of query, key and values, of those of the outputs.");
 }
 

@@ -226,27 +226,26 @@ void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Ro
 
 template <typename T>
 void define(py::module_& module) {
-  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
-  const auto maybe = [](const char* name) { return py::arg_v(py::arg(name).noconvert().none(true), py::none()); };
-  const auto eps = py::arg("eps") = py::none();
-  module.def("linear", &linear_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"), py::arg("relu") = false,
-             maybe("added"), eps, py::arg("threads"), instruction_set_argument(),
+  const auto maybe = [](const char* name) { return arg(name) = py::none(); };
+  const auto eps = arg("eps") = py::none();
+  module.def("linear", &linear_of<T>, arg("x"), arg("weight"), arg("out"), maybe("bias"), arg("relu") = false,
+             maybe("added"), eps, arg("threads"), instruction_set_argument(),
              "out = LayerNorm(ReLU(x weight^T + bias) + added); LayerNorm where eps is given.");
-  module.def("feed_forward", &feed_forward_of<T>, array("x"), py::arg("first"), py::arg("second"), array("out"),
-             maybe("added"), eps, py::arg("threads"), instruction_set_argument(),
+  module.def("feed_forward", &feed_forward_of<T>, arg("x"), arg("first"), arg("second"), arg("out"), maybe("added"), eps,
+             arg("threads"), instruction_set_argument(),
              "out = LayerNorm(ReLU(x first^T) second^T + added); LayerNorm where eps is given.");
-  module.def("folded_feed_forward", &folded_feed_forward_of<T>, array("x"), py::arg("attention"), py::arg("folded"),
-             array("sums"), py::arg("second"), array("added"), array("first_of_added"), array("out"), py::arg("eps"),
-             py::arg("threads"), instruction_set_argument(),
+  module.def("folded_feed_forward", &folded_feed_forward_of<T>, arg("x"), arg("attention"), arg("folded"), arg("sums"),
+             arg("second"), arg("added"), arg("first_of_added"), arg("out"), arg("eps"), arg("threads"),
+             instruction_set_argument(),
              "out = LayerNorm(ReLU(y first^T) second^T + y), y = LayerNorm(x attention^T + added), with first folded.");
-  module.def("convolution", &convolution_of<T>, array("x"), py::arg("weight"), array("out"), maybe("bias"),
-             py::arg("relu") = false, maybe("added"), py::arg("threads"), instruction_set_argument(),
+  module.def("convolution", &convolution_of<T>, arg("x"), arg("weight"), arg("out"), maybe("bias"), arg("relu") = false,
+             maybe("added"), arg("threads"), instruction_set_argument(),
              "Three taps over the rows of x, with zeros around: out = ReLU(... + bias) + added.");
-  module.def("linear_runs", &linear_runs_of<T>, array("x"), array("runs"), py::arg("weight"), array("out"), maybe("bias"),
-             py::arg("relu") = false, py::arg("threads"), instruction_set_argument(),
+  module.def("linear_runs", &linear_runs_of<T>, arg("x"), arg("runs"), arg("weight"), arg("out"), maybe("bias"),
+             arg("relu") = false, arg("threads"), instruction_set_argument(),
              "For each of the runs [from of each group, to, rows], out rows = ReLU(sum over groups of x rows weight^T + bias).");
-  module.def("attention", &attention_of<T>, array("query"), array("key"), array("values"), array("outputs"),
-             py::arg("heads"), py::arg("scale"), py::arg("threads"), instruction_set_argument(),
+  module.def("attention", &attention_of<T>, arg("query"), arg("key"), arg("values"), arg("outputs"), arg("heads"),
+             arg("scale"), arg("threads"), instruction_set_argument(),
              "outputs[i] = softmax(query key^T scale) values[i], head by head.");
 }
 
@@ -257,16 +256,16 @@ void define_layers(py::module_& module) {
   module.attr("RUN_PART") = kRunPart;
   module.attr("BYTE_PRODUCTS") = has_byte_products();
   py::class_<PackedWeight>(module, "PackedWeight", "The weights of a linear layer, laid out for its product.")
-      .def(py::init(&pack<float>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
-           py::arg("strassen") = false, py::arg("threads") = 1)
-      .def(py::init(&pack<double>), py::arg("weight").noconvert(), py::arg("groups") = 1, py::arg("int8") = false,
-           py::arg("strassen") = false, py::arg("threads") = 1)
-      .def_static("unpacked", &unpacked, py::arg("groups"), py::arg("outputs"), py::arg("inputs"), py::arg("float64") = false,
+      .def(py::init(&pack<float>), arg("weight"), arg("groups") = 1, arg("int8") = false, arg("strassen") = false,
+           arg("threads") = 1)
+      .def(py::init(&pack<double>), arg("weight"), arg("groups") = 1, arg("int8") = false, arg("strassen") = false,
+           arg("threads") = 1)
+      .def_static("unpacked", &unpacked, arg("groups"), arg("outputs"), arg("inputs"), arg("float64") = false,
                   "Memory for `pack_outputs`, which has to fill all of it.")
-      .def("pack_outputs", &pack_outputs<float>, py::arg("weight").noconvert(), py::arg("first"), py::arg("threads") = 1,
+      .def("pack_outputs", &pack_outputs<float>, arg("weight"), arg("first"), arg("threads") = 1,
            "Packs the outputs from `first` on.")
-      .def("pack_outputs", &pack_outputs<double>, py::arg("weight").noconvert(), py::arg("first"), py::arg("threads") = 1)
-      .def("part", &part_of, py::arg("first"), py::arg("last"), "Some of the outputs, in the same memory.")
+      .def("pack_outputs", &pack_outputs<double>, arg("weight"), arg("first"), arg("threads") = 1)
+      .def("part", &part_of, arg("first"), arg("last"), "Some of the outputs, in the same memory.")
       .def_property_readonly("groups", &PackedWeight::groups)
       .def_property_readonly("outputs", &PackedWeight::outputs, "of a group")
       .def_property_readonly("inputs", &PackedWeight::inputs, "of a group")

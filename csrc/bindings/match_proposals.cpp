@@ -27,18 +27,6 @@ void require_shape(const Array<T>& array, const char* argument, std::initializer
 }
 
 template <typename T>
-void require_finite(const Array<T>& array, const char* argument, InstructionSet chosen) {
-  if (all_finite(array.data(), static_cast<std::int64_t>(array.size()), chosen)) return;
-  refuse(kOp, argument, "out of range", "finite numbers");
-}
-
-template <typename T>
-void require_up_to(const Array<T>& array, const char* argument, T highest, InstructionSet chosen) {
-  if (all_up_to(array.data(), static_cast<std::int64_t>(array.size()), highest, chosen)) return;
-  refuse(kOp, argument, "out of range", "integers from 0 to " + std::to_string(highest));
-}
-
-template <typename T>
 void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>& classification,
                      const Array<T>& regression, const MaybeArray<T>& background, const Array<double>& anchors,
                      const Array<std::int32_t>& table, const MaybeArray<std::int64_t>& lengths,
@@ -65,15 +53,6 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
   if (lengths) require_shape(*lengths, "lengths", {windows});
 
   const InstructionSet chosen = instruction_set_named(kOp, instruction_set);
-  require_finite(start, "start", chosen);
-  require_finite(end, "end", chosen);
-  require_finite(classification, "classification", chosen);
-  require_finite(regression, "regression", chosen);
-  require_finite(anchors, "anchors", chosen);
-  if (background) require_finite(*background, "background", chosen);
-  if (lengths) require_up_to<std::int64_t>(*lengths, "lengths", snippets, chosen);
-  require_up_to<std::int32_t>(table, "table", static_cast<std::int32_t>(anchor_count - 1), chosen);
-
   const MatchInputs<T> inputs{windows, snippets, durations, anchor_count, start.data(), end.data(),
                               classification.data(), regression.data(), background ? background->data() : nullptr,
                               anchors.data(), table.data(), lengths ? lengths->data() : nullptr};
@@ -81,19 +60,19 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
                              max_snippets.value_or(std::numeric_limits<double>::infinity()), clamp_boundaries};
   const MatchOutputs outputs{rows, segments.mutable_data(), scores.mutable_data(), boundaries.mutable_data(),
                              counts.mutable_data()};
-  const py::gil_scoped_release release;
-  bcnet_fast::match_proposals(inputs, options, chosen, threads, outputs);
+  const auto match = [&] {
+    const py::gil_scoped_release release;
+    return bcnet_fast::match_proposals(inputs, options, chosen, threads, outputs);
+  };
+  if (!match()) refuse(kOp, "a value", "out of range", "finite numbers, and integers within their range");
 }
 
 template <typename T>
 void define(py::module_& module) {
-  module.def(kOp, &match_proposals<T>, py::arg("start").noconvert(), py::arg("end").noconvert(),
-             py::arg("classification").noconvert(), py::arg("regression").noconvert(),
-             py::arg("background").noconvert().none(true), py::arg("anchors").noconvert(), py::arg("table").noconvert(),
-             py::arg("lengths").noconvert().none(true), py::arg("boundary_threshold"), py::arg("min_classification"),
-             py::arg("min_regression"), py::arg("max_snippets"), py::arg("clamp_boundaries"), py::arg("threads"),
-             py::arg("segments").noconvert(), py::arg("scores").noconvert(), py::arg("boundaries").noconvert(),
-             py::arg("counts").noconvert(), instruction_set_argument(),
+  module.def(kOp, &match_proposals<T>, arg("start"), arg("end"), arg("classification"), arg("regression"),
+             arg("background"), arg("anchors"), arg("table"), arg("lengths"), arg("boundary_threshold"),
+             arg("min_classification"), arg("min_regression"), arg("max_snippets"), arg("clamp_boundaries"),
+             arg("threads"), arg("segments"), arg("scores"), arg("boundaries"), arg("counts"), instruction_set_argument(),
              "Writes the proposals of each window to its first rows of segments, scores and boundaries, zeros to the others, "
              "and their number to counts.");
 }

@@ -12,11 +12,11 @@ namespace bcnet_fast {
 
 // Rows of a larger array are fine: only neighbours in a row have to lie together.
 template <typename T>
-using Rows = py::array_t<T, 0>;
+using Rows = Array<T, 0>;
 template <typename T>
 using MaybeRows = std::optional<Rows<T>>;
 
-using Index = py::array_t<std::int32_t, py::array::c_style>;
+using Index = Array<std::int32_t>;
 
 template <typename T>
 constexpr auto kSize = static_cast<std::int64_t>(sizeof(T));

@@ -61,10 +61,9 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
 
 template <typename T>
 void define(py::module_& module) {
-  module.def("soft_nms", &soft_nms<T>, py::arg("segments").noconvert(), py::arg("scores").noconvert(),
-             py::arg("offsets").noconvert(), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"),
-             py::arg("threshold_high"), py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"),
-             py::arg("threads"), instruction_set_argument(),
+  module.def("soft_nms", &soft_nms<T>, arg("segments"), arg("scores"), arg("offsets"), arg("method"), arg("sigma"),
+             arg("threshold_low"), arg("threshold_high"), arg("min_score"), arg("max_proposals"), arg("length_epsilon"),
+             arg("threads"), instruction_set_argument(),
              "Segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set; method 0 gaussian, 1 linear, "
              "2 hard.");
 }

@@ -130,7 +130,7 @@ BCNET_VERSIONS(backward_row)
 
 // As many threads as have enough to do to be worth waking.
 int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
-  constexpr std::int64_t worth_a_thread = 65536;  // elements
+  constexpr std::int64_t worth_a_thread = 32768;  // elements, as PyTorch has it
   const std::int64_t most = std::min(rows, rows * columns / worth_a_thread);
   return static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, most)));
 }

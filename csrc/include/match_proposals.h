@@ -7,7 +7,7 @@
 
 namespace bcnet_fast {
 
-// W windows of T snippets; P anchors; D durations. Everything is contiguous and finite.
+// W windows of T snippets; P anchors; D durations. Everything is contiguous; floating-point numbers are to be finite.
 template <typename T>
 struct MatchInputs {
   std::int64_t windows, snippets, durations, anchor_count;
@@ -35,19 +35,12 @@ struct MatchOutputs {
   std::int64_t* counts;      // [W]
 };
 
-// Whether all values are finite.
-template <typename T>
-bool all_finite(const T* values, std::int64_t count, InstructionSet instruction_set);
-
-// Whether all integers are from 0 to `highest`, which is not negative.
-template <typename T>
-bool all_up_to(const T* values, std::int64_t count, T highest, InstructionSet instruction_set);
-
 // The pairs of window w are written to the first counts[w] of its rows, sorted by start, then end; the other rows become
 // zeros. bcnet_fast/ops/match_proposals.py has the definition. All arithmetic is in double.
-// Throws std::bad_alloc when memory runs out.
+// False, and outputs of any values, where an input has a value that it must not have. Throws std::bad_alloc when memory runs
+// out.
 template <typename T>
-void match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, InstructionSet instruction_set, int threads,
+bool match_proposals(const MatchInputs<T>& inputs, const MatchOptions& options, InstructionSet instruction_set, int threads,
                      const MatchOutputs& outputs);
 
 }  // namespace bcnet_fast

@@ -191,25 +191,50 @@ BCNET_EXTREMES(double, "d")
 #undef BCNET_EXTREME
 #endif
 
-// The largest element of a vector. With NaN among them it may be any.
-template <typename T, typename V>
-BCNET_INLINE T largest(V vector) {
+struct Plus {
+  template <typename V>
+  static BCNET_INLINE V of(V a, V b) {
+    return a + b;
+  }
+};
+
+struct Maximum {
+  template <typename V>
+  static BCNET_INLINE V of(V a, V b) {
+    return maximum(a, b);
+  }
+};
+
+// The elements of a vector as one: the upper half is taken with the lower, until one is left.
+template <typename Operation, typename T, typename V>
+BCNET_INLINE T reduced(V vector) {
   if constexpr (sizeof(V) > 16) {
     using Half = Vector<T, sizeof(V) / 2>;
     Half halves[2];
     std::memcpy(halves, &vector, sizeof(vector));
-    return largest<T>(maximum(halves[0], halves[1]));
+    return reduced<Operation, T>(Operation::of(halves[0], halves[1]));
   } else {
     if constexpr (sizeof(V) == 16) {
       using Pair = Vector<std::uint64_t, sizeof(V)>;
       const Pair pair = bit_cast<Pair>(vector);
-      vector = maximum(vector, bit_cast<V>(Pair{pair[1], pair[0]}));
-      if constexpr (sizeof(T) == 4) vector = maximum(vector, bit_cast<V>(bit_cast<Pair>(vector) >> 32));
+      vector = Operation::of(vector, bit_cast<V>(Pair{pair[1], pair[0]}));
+      if constexpr (sizeof(T) == 4) vector = Operation::of(vector, bit_cast<V>(bit_cast<Pair>(vector) >> 32));
     }
     T first;
     std::memcpy(&first, &vector, sizeof(first));
     return first;
   }
+}
+
+template <typename T, typename V>
+BCNET_INLINE T sum_of(V vector) {
+  return reduced<Plus, T>(vector);
+}
+
+// The largest element. With NaN among them it may be any.
+template <typename T, typename V>
+BCNET_INLINE T largest(V vector) {
+  return reduced<Maximum, T>(vector);
 }
 
 // Bit i: the sign of element i, which is set for a negative number.
@@ -295,25 +320,6 @@ BCNET_INLINE std::int32_t append_negative(V vector, std::int32_t first, std::int
 #endif
   for (int i = 0; i < 8; ++i) to[i] = first + set.places[signs][i];
   return set.count[signs];
-}
-
-// The sum of the elements of a vector: the upper half is added to the lower, until one is left.
-template <typename T, typename V>
-BCNET_INLINE T sum_of(V vector) {
-  if constexpr (sizeof(V) > 16) {
-    using Half = Vector<T, sizeof(V) / 2>;
-    Half halves[2];
-    std::memcpy(halves, &vector, sizeof(vector));
-    return sum_of<T>(halves[0] + halves[1]);
-  } else {
-    constexpr int lanes = sizeof(V) / sizeof(T);
-    T elements[lanes];
-    std::memcpy(elements, &vector, sizeof(vector));
-    for (int width = lanes / 2; width; width /= 2) {
-      for (int i = 0; i < width; ++i) elements[i] += elements[i + width];
-    }
-    return elements[0];
-  }
 }
 
 // c0 + c1 x + c2 x^2 + ..., an even number of terms, as (c0 + c1 x) + x^2 ((c2 + c3 x) + x^2 (...)): about half as long a
