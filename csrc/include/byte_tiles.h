@@ -12,10 +12,10 @@ namespace bcnet_fast {
 // Of a product's inputs, so that sums fit in 32 bits.
 constexpr std::int64_t kMostBytes = std::numeric_limits<std::int32_t>::max() / (255 * 127);
 
-// Whether one instruction makes four products and adds them up (AVX-512 VNNI). Tiles of 64 bytes need it, the others have
-// plain code, which is slower than float.
+// Whether one instruction makes four products and adds them up (AVX-512 VNNI), and can be named (simd.h). Tiles of 64 bytes
+// need it, the others have plain code, which is slower than float.
 inline bool has_byte_products() {
-#ifdef BCNET_X86
+#ifdef BCNET_BY_NAME
   return __builtin_cpu_supports("avx512vnni");
 #else
   return false;
@@ -41,7 +41,7 @@ BCNET_INLINE Vector<std::int32_t, bytes> add_byte_products(Vector<std::int32_t, 
   return sum + load<V>(products);
 }
 
-#ifdef BCNET_X86
+#ifdef BCNET_BY_NAME
 // Four bytes in all elements. As an instruction, since GCC 12 would have it that loads of bytes change the accumulators.
 BCNET_INLINE Vector<std::int32_t, 64> broadcast_bytes(const std::uint8_t* from) {
   struct Four { std::uint8_t bytes[4]; };
@@ -67,7 +67,7 @@ struct ByteAccumulators {
   ByteAccumulators<bytes, rows - 1> rest;
 
   BCNET_INLINE void step(const std::uint8_t* a, std::int64_t a_stride, const std::int8_t* b) {
-#ifdef BCNET_X86
+#ifdef BCNET_BY_NAME
     if constexpr (bytes >= 64) {
       const I four = broadcast_bytes(a);
       low = dot_bytes(low, four, load<I>(b));

@@ -318,8 +318,13 @@ BCNET_INLINE std::int32_t append_negative(V vector, std::int32_t first, std::int
     return bit_count(signs);
   }
 #endif
-  for (int i = 0; i < 8; ++i) to[i] = first + set.places[signs][i];
-  return set.count[signs];
+  std::int32_t count = 0;
+  for (int part = 0; part < static_cast<int>(sizeof(V) / sizeof(T)); part += 8) {
+    const std::uint32_t bits = signs >> part & 255;
+    for (int i = 0; i < 8; ++i) to[count + i] = first + part + set.places[bits][i];
+    count += set.count[bits];
+  }
+  return count;
 }
 
 // c0 + c1 x + c2 x^2 + ..., an even number of terms, as (c0 + c1 x) + x^2 ((c2 + c3 x) + x^2 (...)): about half as long a
