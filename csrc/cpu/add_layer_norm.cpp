@@ -138,7 +138,7 @@ int useful_threads(std::int64_t rows, std::int64_t columns, int threads) {
 // Calls body(row) once for each row.
 template <typename Body>
 void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Body& body) {
-  constexpr std::int64_t portion = 8192;  // elements that a thread fetches at a time
+  constexpr std::int64_t portion = 2048;  // elements that a thread fetches at a time
   const std::int64_t step = std::max<std::int64_t>(1, portion / columns);
   threads = useful_threads(rows, columns, threads);
   WorkShares shares((rows + step - 1) / step, threads);
