@@ -278,6 +278,18 @@ def test_choice_by_itself_is_the_same_function(dtype, rows):
         assert result.dtype == dtype and error(result, expected) < BOUNDS[dtype]
 
 
+@pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+@pytest.mark.parametrize(
+    ("rows", "gradients", "pytorch"), [(3, False, True), (300, False, False), (300, True, True), (700, True, False)]
+)
+def test_small_tensors_are_left_to_pytorch(monkeypatch, rows, gradients, pytorch):
+    calls, layer_norm = [], torch.nn.functional.layer_norm
+    monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *a, **k: calls.append(a) or layer_norm(*a, **k))
+    x, residual, _ = inputs((rows, 400))
+    add_layer_norm(x.requires_grad_(gradients), residual)
+    assert bool(calls) == pytorch
+
+
 @pytest.mark.parametrize("choice", ["auto", "reference", native, triton])
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),

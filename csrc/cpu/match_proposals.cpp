@@ -17,7 +17,7 @@ namespace {
 
 // Values are checked by integers without branches, so that compilers vectorise it: the exponent of infinity and of NaN is all
 // ones, and of two differences one is negative where a value is outside of its range.
-template <int bytes, typename T>
+template <typename T>
 BCNET_INLINE bool only_finite(const T* values, std::int64_t count) {
   using Bits = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
   const auto exponent = bit_cast<Bits>(std::numeric_limits<T>::infinity());
@@ -26,7 +26,7 @@ BCNET_INLINE bool only_finite(const T* values, std::int64_t count) {
   return bad == 0;
 }
 
-template <int bytes, typename T>
+template <typename T>
 BCNET_INLINE bool only_up_to(const T* values, std::int64_t count, T highest) {
   using Bits = std::make_unsigned_t<T>;
   Bits bad = 0;
@@ -40,20 +40,20 @@ BCNET_INLINE bool only_up_to(const T* values, std::int64_t count, T highest) {
 // The values that all windows share.
 template <int bytes, typename T>
 BCNET_INLINE bool good_anchors(const MatchInputs<T>& in) {
-  return only_finite<bytes>(in.anchors, 2 * in.anchor_count) &&
-         only_up_to<bytes>(in.table, in.snippets * in.durations, static_cast<std::int32_t>(in.anchor_count - 1));
+  return only_finite(in.anchors, 2 * in.anchor_count) &&
+         only_up_to(in.table, in.snippets * in.durations, static_cast<std::int32_t>(in.anchor_count - 1));
 }
 
 BCNET_VERSIONS(good_anchors)
 
-template <int bytes, typename T>
+template <typename T>
 BCNET_INLINE bool good_window(const MatchInputs<T>& in, std::int64_t window) {
   const std::int64_t to_snippets = window * in.snippets, to_anchors = window * in.anchor_count;
-  return only_finite<bytes>(in.start + to_snippets, in.snippets) && only_finite<bytes>(in.end + to_snippets, in.snippets) &&
-         only_finite<bytes>(in.classification + to_anchors, in.anchor_count) &&
-         only_finite<bytes>(in.regression + to_anchors, in.anchor_count) &&
-         (!in.background || only_finite<bytes>(in.background + to_anchors, in.anchor_count)) &&
-         (!in.lengths || only_up_to<bytes>(in.lengths + window, 1, in.snippets));
+  return only_finite(in.start + to_snippets, in.snippets) && only_finite(in.end + to_snippets, in.snippets) &&
+         only_finite(in.classification + to_anchors, in.anchor_count) &&
+         only_finite(in.regression + to_anchors, in.anchor_count) &&
+         (!in.background || only_finite(in.background + to_anchors, in.anchor_count)) &&
+         (!in.lengths || only_up_to(in.lengths + window, 1, in.snippets));
 }
 
 template <typename T>
@@ -105,6 +105,7 @@ BCNET_INLINE V widened(N narrow) {
   return __builtin_convertvector(narrow, V);
 }
 
+// Four values from anywhere, as doubles.
 template <typename V, typename T>
 BCNET_INLINE V four_of(const T* values, std::int64_t a, std::int64_t b, std::int64_t c, std::int64_t d) {
   return widened<V>(Vector<T, 4 * sizeof(T)>{values[a], values[b], values[c], values[d]});
@@ -147,7 +148,7 @@ BCNET_INLINE std::int64_t match_pairs(const MatchInputs<T>& in, const MatchOptio
   for (const std::int32_t s : workspace.starts) {
     while (next < end_count && ends[next] <= s) ++next;
     while (last < end_count && ends[last] - s <= in.durations) ++last;
-    const std::int32_t* const row = in.table + (s * in.durations - s - 1);
+    const std::int32_t* const row = in.table + s * (in.durations - 1);  // that of end e has place e - 1
     const double place = s, start_probability = in.start[window * in.snippets + s];
     count -= next;  // so that the pair with end i has row count + i
     std::int64_t i = next;
@@ -160,7 +161,7 @@ BCNET_INLINE std::int64_t match_pairs(const MatchInputs<T>& in, const MatchOptio
       for (; i < last && last - next >= 4; i += 4) {
         const std::int64_t first = std::min(i, last - 4), to = count + first;
         const std::int32_t* const at = ends + first;
-        const std::int64_t a = row[at[0]], b = row[at[1]], c = row[at[2]], d = row[at[3]];
+        const std::int64_t a = row[at[0] - 1], b = row[at[1] - 1], c = row[at[2] - 1], d = row[at[3] - 1];
         const V action = four_of<V>(classification, a, b, c, d), overlap = four_of<V>(regression, a, b, c, d);
         V confidence = splat<V>(start_probability) * load<V>(end_probabilities + first) * action * overlap;
         if (background) confidence *= one - four_of<V>(background, a, b, c, d);
@@ -179,7 +180,7 @@ BCNET_INLINE std::int64_t match_pairs(const MatchInputs<T>& in, const MatchOptio
     }
 #endif
     for (; i < last; ++i) {
-      const std::int64_t m = row[ends[i]], to = count + i;
+      const std::int64_t m = row[ends[i] - 1], to = count + i;
       const double action = classification[m], overlap = regression[m];
       const bool refined = (action > min_classification) & (overlap > min_regression);
       const double weight = refined ? 0.5 : 1.0;
@@ -202,7 +203,7 @@ BCNET_INLINE std::int64_t match_pairs(const MatchInputs<T>& in, const MatchOptio
 template <int bytes, typename T>
 BCNET_INLINE bool match_window(const MatchInputs<T>& in, const MatchOptions& options, const MatchOutputs& out,
                                std::int64_t window, Workspace<T>& workspace) {
-  if (!good_window<bytes>(in, window)) return false;
+  if (!good_window(in, window)) return false;
   const T* const start = in.start + window * in.snippets;
   const T* const end = in.end + window * in.snippets;
   const std::int64_t length = in.lengths ? in.lengths[window] : in.snippets;
