@@ -38,62 +38,95 @@ struct Sums {
   }
 };
 
-// Between the passes, z = x + residual lies in `out`: whole blocks of it, and the rest in a block of its own.
+// The forward of a row in three passes. Between them, z = x + residual lies in `out`: whole blocks of it, and the rest in a
+// block of its own.
 //
 // The mean is taken in two steps, of z less its first element, and of z less the first mean: neither an offset common
 // to a row nor an outlier costs digits, and a row of equal elements gives zeros.
-//
-// fetch_next: whether another row follows in x and residual.
 template <int bytes, typename T>
-BCNET_INLINE void forward_row(const T* x, const T* residual, std::int64_t columns, T eps, bool fetch_next, T* out, T* rstd) {
+struct ForwardRow {
   using S = Sums<bytes, T>;
   using V = typename S::V;
-  const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
-  const int left = static_cast<int>(columns - whole);
-  const T share = T(1) / static_cast<T>(columns);
-  const T first = x[0] + residual[0];
-  T last[kBlock<T>];
-  S sum;
-  for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
-    for (int k = 0; k < S::vectors; ++k) {
-      const std::int64_t at = i + k * S::lanes;
-      const V z = load<V>(x + at) + load<V>(residual + at);
-      store(out + at, z);
-      sum.sums[k] += z - first;
-    }
-  }
-  if (left) {
-    for (int i = 0; i < left; ++i) last[i] = x[whole + i] + residual[whole + i];
-    std::fill(last + left, last + kBlock<T>, first);  // which adds nothing
-    for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(last + k * S::lanes) - first;
-  }
-  const T centre = first + sum.total() * share;
 
-  S rest, squares;
-  const auto add_block = [&](const T* block) {
-    for (int k = 0; k < S::vectors; ++k) {
-      const V z = load<V>(block + k * S::lanes) - centre;
-      rest.sums[k] += z;
-      squares.sums[k] += z * z;
+  T *out, last[kBlock<T>];
+  T centre, mean, scale;
+
+  BCNET_INLINE void add(const T* x, const T* residual, std::int64_t columns, T* to) {
+    out = to;
+    const std::int64_t whole = columns / kBlock<T> * kBlock<T>, left = columns - whole;
+    const T first = x[0] + residual[0];
+    S sum;
+    for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
+      for (int k = 0; k < S::vectors; ++k) {
+        const std::int64_t at = i + k * S::lanes;
+        const V z = load<V>(x + at) + load<V>(residual + at);
+        store(out + at, z);
+        sum.sums[k] += z - first;
+      }
     }
+    if (left) {
+      for (std::int64_t i = 0; i < left; ++i) last[i] = x[whole + i] + residual[whole + i];
+      std::fill(last + left, last + kBlock<T>, first);  // which adds nothing
+      for (int k = 0; k < S::vectors; ++k) sum.sums[k] += load<V>(last + k * S::lanes) - first;
+    }
+    centre = first + sum.total() * (T(1) / static_cast<T>(columns));
+  }
+
+  // Fetches what lies from `next` and `next_residual` on, unless null, into the cache.
+  BCNET_INLINE void measure(std::int64_t columns, T eps, const T* next, const T* next_residual) {
+    const std::int64_t whole = columns / kBlock<T> * kBlock<T>, left = columns - whole;
+    S rest, squares;
+    const auto add_block = [&](const T* block) {
+      for (int k = 0; k < S::vectors; ++k) {
+        const V z = load<V>(block + k * S::lanes) - centre;
+        rest.sums[k] += z;
+        squares.sums[k] += z * z;
+      }
+    };
+    for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
+      if (next) {
+        prefetch<kBlockBytes>(next + i);
+        prefetch<kBlockBytes>(next_residual + i);
+      }
+      add_block(out + i);
+    }
+    if (left) {
+      std::fill(last + left, last + kBlock<T>, centre);
+      add_block(last);
+    }
+    const T share = T(1) / static_cast<T>(columns);
+    mean = rest.total() * share;  // no more than rounding left of it, so that its square is safe to subtract
+    scale = T(1) / std::sqrt(squares.total() * share - mean * mean + eps);
+  }
+
+  BCNET_INLINE void write(std::int64_t columns) const {
+    const std::int64_t whole = columns / kBlock<T> * kBlock<T>;
+    for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, ((load<V>(out + i) - centre) - mean) * scale);
+    for (std::int64_t i = whole; i < columns; ++i) out[i] = ((last[i - whole] - centre) - mean) * scale;
+  }
+};
+
+// Rows in [first, end) of `rows`. What a pass needs of the one before is ready only after a chain of additions, or a square
+// root. So of short rows the next is added before one is written; two long ones would not stay in the cache.
+template <int bytes, typename T>
+BCNET_INLINE void forward(const T* x, const T* residual, std::int64_t first, std::int64_t end, std::int64_t rows,
+                          std::int64_t columns, T eps, T* out, T* rstd) {
+  constexpr std::int64_t longest = 4096 / static_cast<std::int64_t>(sizeof(T));
+  const bool overlap = columns <= longest;
+  ForwardRow<bytes, T> both[2];
+  const auto add = [&](std::int64_t r) {
+    if (r < end) both[r & 1].add(x + r * columns, residual + r * columns, columns, out + r * columns);
   };
-  for (std::int64_t i = 0; i < whole; i += kBlock<T>) {
-    if (fetch_next) {
-      prefetch<kBlockBytes>(x + columns + i);
-      prefetch<kBlockBytes>(residual + columns + i);
-    }
-    add_block(out + i);
+  add(first);
+  for (std::int64_t r = first; r < end; ++r) {
+    ForwardRow<bytes, T>& row = both[r & 1];
+    const std::int64_t ahead = r + (overlap ? 2 : 1), at = ahead * columns;
+    row.measure(columns, eps, ahead < rows ? x + at : nullptr, ahead < rows ? residual + at : nullptr);
+    rstd[r] = row.scale;
+    if (overlap) add(r + 1);
+    row.write(columns);
+    if (!overlap) add(r + 1);
   }
-  if (left) {
-    std::fill(last + left, last + kBlock<T>, centre);
-    add_block(last);
-  }
-  const T mean = rest.total() * share;  // no more than rounding left of it, so that its square is safe to subtract
-  const T scale = T(1) / std::sqrt(squares.total() * share - mean * mean + eps);
-
-  *rstd = scale;
-  for (std::int64_t i = 0; i < whole; i += S::lanes) store(out + i, ((load<V>(out + i) - centre) - mean) * scale);
-  for (int i = 0; i < left; ++i) out[whole + i] = ((last[i] - centre) - mean) * scale;
 }
 
 template <int bytes, typename T>
@@ -125,7 +158,7 @@ BCNET_INLINE void backward_row(const T* grad, const T* out, T scale, std::int64_
   for (std::int64_t i = whole; i < columns; ++i) grad_input[i] = ((grad[i] - mean) - out[i] * slope) * scale;
 }
 
-BCNET_VERSIONS(forward_row)
+BCNET_VERSIONS(forward)
 BCNET_VERSIONS(backward_row)
 
 // As many threads as have enough to do to be worth waking.
@@ -145,7 +178,7 @@ void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Bo
   run_in_threads(threads, [&](int thread) {
     for (std::int64_t item; shares.next(thread, item);) {
       const std::int64_t last = std::min(rows, (item + 1) * step);
-      for (std::int64_t row = item * step; row < last; ++row) body(row);
+      body(item * step, last);
     }
   });
 }
@@ -155,18 +188,18 @@ void for_each_row(std::int64_t rows, std::int64_t columns, int threads, const Bo
 template <typename T>
 void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
                     InstructionSet instruction_set, int threads, T* out, T* rstd) {
-  for_each_row(rows, columns, threads, [&](std::int64_t r) {
-    forward_row_for(instruction_set, x + r * columns, residual + r * columns, columns, static_cast<T>(eps),
-                    r + 1 < rows, out + r * columns, rstd + r);
+  for_each_row(rows, columns, threads, [&](std::int64_t first, std::int64_t end) {
+    forward_for(instruction_set, x, residual, first, end, rows, columns, static_cast<T>(eps), out, rstd);
   });
 }
 
 template <typename T>
 void add_layer_norm_backward(const T* grad, const T* out, const T* rstd, std::int64_t rows, std::int64_t columns,
                              InstructionSet instruction_set, int threads, T* grad_input) {
-  for_each_row(rows, columns, threads, [&](std::int64_t r) {
-    backward_row_for(instruction_set, grad + r * columns, out + r * columns, rstd[r], columns,
-                     grad_input + r * columns);
+  for_each_row(rows, columns, threads, [&](std::int64_t first, std::int64_t end) {
+    for (std::int64_t r = first; r < end; ++r) {
+      backward_row_for(instruction_set, grad + r * columns, out + r * columns, rstd[r], columns, grad_input + r * columns);
+    }
   });
 }
 
