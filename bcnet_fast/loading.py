@@ -195,6 +195,9 @@ def _warn_of_slow(device: torch.device, precision: str) -> None:
     if device.type == "cpu" and precision in ("bf16", "fp16"):
         slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
     if precision == "int8" and not _native.module.BYTE_PRODUCTS:
-        slow = "is slower than fp32 on this processor, which has no instruction for products of bytes (AVX-512 VNNI)"
+        slow = (
+            "is slower than fp32 here: the processor has no instruction for products of bytes (AVX-512 VNNI), or the "
+            "extension was built by a compiler other than GCC"
+        )
     if slow:
         warnings.warn(f"precision {precision} {slow}", stacklevel=3)

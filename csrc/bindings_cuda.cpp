@@ -45,13 +45,13 @@ void soft_nms_of(std::uintptr_t segments, std::uintptr_t scores, std::uintptr_t 
 
 template <typename T>
 void define_soft_nms(py::module_& module, const char* plan_name, const char* name) {
-  module.def(plan_name, &plan_soft_nms<T>, arg("candidates"), arg("sets"), arg("largest"),
-             arg("shared_limit"), "How soft_nms is launched for sets of at most `largest` candidates.");
-  module.def(name, &soft_nms_of<T>, arg("segments"), arg("scores"), arg("offsets"), arg("candidates"),
-             arg("sets"), arg("method"), arg("sigma"), arg("threshold_low"), arg("threshold_high"),
-             arg("min_score"), arg("max_proposals"), arg("length_epsilon"), arg("plan"),
-             arg("device"), arg("stream"), arg("workspace"), arg("indices"), arg("picked_scores"),
-             arg("counts"),
+  module.def(plan_name, &plan_soft_nms<T>, py::arg("candidates"), py::arg("sets"), py::arg("largest"),
+             py::arg("shared_limit"), "How soft_nms is launched for sets of at most `largest` candidates.");
+  module.def(name, &soft_nms_of<T>, py::arg("segments"), py::arg("scores"), py::arg("offsets"), py::arg("candidates"),
+             py::arg("sets"), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"), py::arg("threshold_high"),
+             py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"), py::arg("plan"),
+             py::arg("device"), py::arg("stream"), py::arg("workspace"), py::arg("indices"), py::arg("picked_scores"),
+             py::arg("counts"),
              "Starts Soft-NMS on a device; see soft_nms_cuda.h. Method 0 gaussian, 1 linear, 2 hard.");
 }
 
@@ -70,7 +70,7 @@ PYBIND11_MODULE(_C_cuda, module) {
       .def_readonly("shared_candidates", &SoftNmsPlan::shared_candidates)
       .def_readonly("shared_bytes", &SoftNmsPlan::shared_bytes)
       .def_readonly("workspace_bytes", &SoftNmsPlan::workspace_bytes);
-  module.def("soft_nms_shared_limit", &soft_nms_shared_limit, arg("device"),
+  module.def("soft_nms_shared_limit", &soft_nms_shared_limit, py::arg("device"),
              "Bytes of shared memory that a block can have. RuntimeError where the kernels cannot run.");
   define_soft_nms<float>(module, "plan_soft_nms_float32", "soft_nms_float32");
   define_soft_nms<double>(module, "plan_soft_nms_float64", "soft_nms_float64");

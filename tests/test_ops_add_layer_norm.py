@@ -170,7 +170,7 @@ def test_repeats_to_the_bit(backend, device):
 
 @pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("columns", [1, 5, 400, 2047, 70_001])
+@pytest.mark.parametrize("columns", [1, 5, 400, 512, 513, 1024, 1025, 2047, 70_001])
 def test_native_bits_do_not_depend_on_threads_and_instructions(rng, dtype, columns):
     rows = 400_000 // columns
     x, residual, grad = rng.normal(3, 1, (3, rows, columns)).astype(dtype)
@@ -280,9 +280,15 @@ def test_choice_by_itself_is_the_same_function(dtype, rows):
 
 @pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
 @pytest.mark.parametrize(
-    ("rows", "gradients", "pytorch"), [(3, False, True), (300, False, False), (300, True, True), (700, True, False)]
+    ("rows", "gradients", "built", "pytorch"),
+    [
+        *((3, False, True, True), (300, False, True, False), (300, True, True, True), (700, True, True, False)),
+        (700, False, False, True),
+    ],
 )
-def test_small_tensors_are_left_to_pytorch(monkeypatch, rows, gradients, pytorch):
+def test_what_is_left_to_pytorch(monkeypatch, rows, gradients, built, pytorch):
+    if not built:
+        monkeypatch.setattr(_native, "module", None)
     calls, layer_norm = [], torch.nn.functional.layer_norm
     monkeypatch.setattr(torch.nn.functional, "layer_norm", lambda *a, **k: calls.append(a) or layer_norm(*a, **k))
     x, residual, _ = inputs((rows, 400))

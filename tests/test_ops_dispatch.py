@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 from test_sampling import PLANS
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcnet_fast.ops import (
@@ -97,6 +98,24 @@ def test_results_without_gradients_ask_for_none():
     table = torch.zeros(4, 2, dtype=torch.int32)
     found = match_proposals(probability, probability, *[probability[:, :1]] * 3, torch.tensor([[0, 2]]), table)
     assert not any(t.requires_grad for t in found)
+
+
+@pytest.mark.parametrize("rows", [3, 300, 900])
+def test_forward_mode_derivatives_are_an_error_or_right(rows):
+    x, residual, tangent = torch.randn(3, rows, 400)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, tangent)
+        expected = torch.nn.functional.layer_norm(dual + residual, (400,))
+        try:
+            found = add_layer_norm(dual, residual)
+        except NotImplementedError as error:
+            assert str(error) == "add_layer_norm: has no forward-mode derivative, only gradients"
+        else:
+            found, expected = (forward_ad.unpack_dual(t).tangent for t in (found, expected))
+            torch.testing.assert_close(found, expected)
+        assert add_layer_norm(x, residual).shape == x.shape
+        with pytest.raises(NotImplementedError, match="difference_attention: has no forward-mode derivative"):
+            difference_attention(forward_ad.make_dual(X[None], X[None]), *[X[None]] * 3)
 
 
 @pytest.mark.parametrize(

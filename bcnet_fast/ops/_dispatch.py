@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from .. import _native
 from ..errors import BackendError
@@ -131,15 +132,23 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def call(operator: Callable[..., Any], body: Callable[..., Any], *arguments: Any) -> Any:
     """`operator(*arguments)`, a torch.library operator whose body is `body`, by the short way where there is nothing
-    between them to do: PyTorch takes 10 to 70 us from one to the other, longer than some of them run."""
-    return (body if plain(*arguments) else operator)(*arguments)
+    between them to do: PyTorch takes 10 to 70 us from one to the other, longer than some of them run.
+
+    Raises NotImplementedError where forward-mode derivatives are asked for: PyTorch would leave them out in silence.
+    """
+    if plain(*arguments):
+        return body(*arguments)
+    tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+    if _forward_mode() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise NotImplementedError(f"{operator._name}: has no forward-mode derivative, only gradients")
+    return operator(*arguments)
 
 
 def plain(*arguments: Any) -> bool:
     """Whether a call with these arguments is execution alone.
 
-    It is not where gradients are to be prepared, and where more is going on: tracing, a transform of torch.func, a mode
-    of PyTorch, profiling, a tensor of another class.
+    It is not where derivatives are to be prepared, and where more is going on: tracing, a transform of torch.func, a
+    mode of PyTorch, profiling, a tensor of another class.
     """
     return not (
         torch.compiler.is_compiling()
@@ -148,8 +157,13 @@ def plain(*arguments: Any) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
+        or _forward_mode()
         or any(isinstance(argument, torch.Tensor) and not _is_plain(argument) for argument in arguments)
     )
+
+
+def _forward_mode() -> bool:
+    return forward_ad._current_level >= 0
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:

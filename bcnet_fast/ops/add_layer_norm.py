@@ -12,7 +12,7 @@ from ._dispatch import LACKING, call, check_number, choose, plain, requested, us
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # With fewer elements than this, two of PyTorch's own operators take less time on a CPU: in plain execution, and where
-# PyTorch has to call ours, for which it needs some 50 us since that is defined in Python.
+# PyTorch has to call ours (_dispatch.plain), for which it needs some 50 us since that is defined in Python.
 WORTH_A_PLAIN_CALL, WORTH_A_CALL = 2**14, 2**18
 
 
@@ -31,8 +31,9 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
         [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
         sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
         elements gives zeros (for eps > 0). Except that CPU tensors in 16 bits, or of less than 16,384 elements (262,144
-        where gradients are recorded), are left to PyTorch's own sum and LayerNorm, and their precision, unless a
-        backend is asked for or a compiler traces.
+        where PyTorch calls the operator: with gradients, in a mode, in a profiler), and all where there is no native
+        extension, are left to PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a
+        compiler traces.
 
     Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
     keeps the output and one number per row, not the inputs.
@@ -57,9 +58,9 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
 def _pytorch_is_faster(x: torch.Tensor, residual: torch.Tensor) -> bool:
     if x.device.type != "cpu":
         return False
-    if x.numel() < WORTH_A_PLAIN_CALL or x.dtype in LACKING["add_layer_norm", "native"]:
+    if _native.module is None or x.dtype in LACKING["add_layer_norm", "native"]:
         return True
-    return x.numel() < WORTH_A_CALL and not plain(x, residual)
+    return x.numel() < WORTH_A_PLAIN_CALL or (x.numel() < WORTH_A_CALL and not plain(x, residual))
 
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
@@ -81,7 +82,7 @@ def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
 
 
 def _arrays(*tensors: torch.Tensor) -> list:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+    return [tensor.contiguous().numpy(force=True) for tensor in tensors]
 
 
 def _run(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

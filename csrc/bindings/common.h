@@ -15,8 +15,8 @@ namespace bcnet_fast {
 namespace py = pybind11;
 using py::arg;
 
-// A NumPy array of T, contiguous as C has it. As an argument, pybind11's own type makes an empty array and then a second one of
-// what is given, 0.1 us for each argument; this one takes what is given, if it is right, or nothing.
+// A NumPy array of T; with the default flags, contiguous as C has it. As an argument, pybind11's own type makes an empty array
+// before it has NumPy convert what is given, 0.1 us for each argument; this one takes what is given, if it is right, or nothing.
 template <typename T, int flags = py::array::c_style>
 class Array : public py::array_t<T, flags> {
  public:
@@ -57,7 +57,7 @@ namespace pybind11::detail {
 template <typename T, int flags>
 struct pyobject_caster<bcnet_fast::Array<T, flags>> {
   using Array = bcnet_fast::Array<T, flags>;
-  PYBIND11_TYPE_CASTER(Array, handle_type_name<array_t<T>>::name);
+  PYBIND11_TYPE_CASTER(Array, const_name("numpy.typing.NDArray[") + npy_format_descriptor<T>::name + const_name("]"));
 
   bool load(handle source, bool /*convert*/) {
     if (!Array::check_(source)) return false;

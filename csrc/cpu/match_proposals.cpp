@@ -37,7 +37,7 @@ BCNET_INLINE bool only_up_to(const T* values, std::int64_t count, T highest) {
   return static_cast<T>(bad) >= 0;
 }
 
-// The values that all windows share.
+// The values that all windows share. `bytes` says for which instructions it is compiled.
 template <int bytes, typename T>
 BCNET_INLINE bool good_anchors(const MatchInputs<T>& in) {
   return only_finite(in.anchors, 2 * in.anchor_count) &&
@@ -210,9 +210,8 @@ BCNET_INLINE bool match_window(const MatchInputs<T>& in, const MatchOptions& opt
   const std::int64_t clamped = options.clamp_boundaries;
   auto& [padded, starts, ends, end_probabilities] = workspace;
   const double threshold = options.boundary_threshold;
-  const std::int64_t first_end = 0, last_end = std::min(length, in.snippets - clamped);
   find_boundaries<bytes>(start, in.snippets, clamped, length, threshold, padded, starts);
-  find_boundaries<bytes>(end, in.snippets, first_end, last_end, threshold, padded, ends);
+  find_boundaries<bytes>(end, in.snippets, 0, std::min(length, in.snippets - clamped), threshold, padded, ends);
   if (clamped && !starts.empty() && starts[0] == 1) starts.insert(starts.begin(), 1);
   end_probabilities.resize(ends.size());
   for (std::size_t i = 0; i < ends.size(); ++i) end_probabilities[i] = end[ends[i]];

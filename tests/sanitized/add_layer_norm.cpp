@@ -39,6 +39,7 @@ void check_all(std::mt19937& random) {
   for (const int columns : {1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 100}) {
     for (const int rows : {0, 1, 7}) check<T>(random, rows, columns);
   }
+  for (const int columns : {512, 513, 1024, 1025}) check<T>(random, 3, columns);
   check<T>(random, 1100, 257);  // enough for four threads
 }
 

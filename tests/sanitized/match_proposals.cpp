@@ -50,9 +50,9 @@ void check(std::mt19937& random, std::int64_t windows, std::int64_t snippets, st
           all_inputs ? background.data() : nullptr, anchors.data(), table.data(), all_inputs ? lengths.data() : nullptr};
       const auto run = [&](bcnet_fast::InstructionSet instructions, int threads) {
         Outputs outputs(windows, rows);
-        bcnet_fast::match_proposals(inputs, options, instructions, threads,
-                                    {rows, outputs.segments.data(), outputs.scores.data(), outputs.boundaries.data(),
-                                     outputs.counts.data()});
+        const bcnet_fast::MatchOutputs to{rows, outputs.segments.data(), outputs.scores.data(), outputs.boundaries.data(),
+                                          outputs.counts.data()};
+        require(bcnet_fast::match_proposals(inputs, options, instructions, threads, to), "refused");
         return outputs;
       };
       const Outputs expected = run(bcnet_fast::InstructionSet::baseline, 1);
