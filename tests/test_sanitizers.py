@@ -56,10 +56,18 @@ def sanitizer(request, tmp_path_factory) -> str:
     return name
 
 
+def sources(name: str) -> list[Path]:
+    return [ROOT / "tests" / "sanitized" / f"{name}.cpp", *(ROOT / "csrc" / file for file in PROGRAMS[name])]
+
+
 @pytest.fixture(scope="session")
 def compiled(sanitizer, tmp_path_factory):
-    """A function from source files to object files, each compiled once for the sanitizer."""
-    folder, done = tmp_path_factory.mktemp("objects"), {}
+    """A function from source files to object files, each compiled once for the sanitizer.
+
+    Those of all programs are begun with the first: most of the time goes to one large file or another.
+    """
+    folder, objects = tmp_path_factory.mktemp("objects"), {}
+    every = sorted({path for name in PROGRAMS for path in sources(name)}, key=lambda path: -path.stat().st_size)
 
     def compile_file(path: Path) -> Path:
         to = folder / f"{path.parent.name}_{path.name}.o"
@@ -71,12 +79,14 @@ def compiled(sanitizer, tmp_path_factory):
         return to
 
     def compile_files(paths: list[Path]) -> list[Path]:
-        with ThreadPoolExecutor(2) as pool:
-            new = [path for path in paths if path not in done]
-            done.update(zip(new, pool.map(compile_file, new), strict=True))
-        return [done[path] for path in paths]
+        for path in [*paths, *every]:
+            if path not in objects:
+                objects[path] = pool.submit(compile_file, path)
+        return [objects[path].result() for path in paths]
 
-    return compile_files
+    pool = ThreadPoolExecutor(2)
+    yield compile_files
+    pool.shutdown(cancel_futures=True)
 
 
 def run(name: str, sanitizer: str, objects: list[Path], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -89,8 +99,7 @@ def run(name: str, sanitizer: str, objects: list[Path], folder: Path) -> subproc
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_no_bad_access_no_undefined_behaviour_and_no_race(name, sanitizer, compiled, tmp_path):
-    sources = [ROOT / "tests" / "sanitized" / f"{name}.cpp", *(ROOT / "csrc" / file for file in PROGRAMS[name])]
-    done = run(name, sanitizer, compiled(sources), tmp_path)
+    done = run(name, sanitizer, compiled(sources(name)), tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -107,7 +116,7 @@ def test_sanitizers_see_a_mistake_in_a_kernel(sanitizer, compiled, tmp_path):
     assert text.count(right) == 1
     mistaken = tmp_path / "soft_nms.cu"
     mistaken.write_text(text.replace(right, wrong), encoding="utf-8")
-    sources = [ROOT / "tests/sanitized/soft_nms_cuda.cpp", ROOT / "csrc/cpu/soft_nms.cpp", mistaken]
-    done = run("mistaken", sanitizer, compiled(sources), tmp_path)
+    driver, on_cpu, _ = sources("soft_nms_cuda")
+    done = run("mistaken", sanitizer, compiled([driver, on_cpu, mistaken]), tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
