@@ -138,8 +138,7 @@ def call(operator: Callable[..., Any], body: Callable[..., Any], *arguments: Any
     """
     if plain(*arguments):
         return body(*arguments)
-    tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
-    if _forward_mode() and any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+    if _forward_mode() and any(map(_has_tangent, arguments)):
         raise NotImplementedError(f"{operator._name}: has no forward-mode derivative, only gradients")
     return operator(*arguments)
 
@@ -164,6 +163,10 @@ def plain(*arguments: Any) -> bool:
 
 def _forward_mode() -> bool:
     return forward_ad._current_level >= 0
+
+
+def _has_tangent(argument: Any) -> bool:
+    return isinstance(argument, torch.Tensor) and forward_ad.unpack_dual(argument).tangent is not None
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
