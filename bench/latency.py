@@ -76,12 +76,13 @@ from systems import (  # noqa: E402
     write_checkpoint,
 )
 
-from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.config import Config  # noqa: E402
 from bcnet_fast.data.windows import cut  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
 from bcnet_fast.networks.outputs import Output  # noqa: E402
-from bcnet_fast.results.timeline import require_picture_name  # noqa: E402
+from bcnet_fast.progress import progress  # noqa: E402
+from bcnet_fast.results.figure import require_picture_name  # noqa: E402
 from bcnet_fast.storage.checkpoint import read_config  # noqa: E402
 from bcnet_fast.storage.files import write_json  # noqa: E402
 

@@ -35,7 +35,8 @@ from soft_nms import MIN_SCORE, SIGMA, clustered  # noqa: E402
 
 from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
-from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 from bcnet_fast.storage.files import atomic_text  # noqa: E402
 
 

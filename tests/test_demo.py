@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from bcnet_fast import infer
-from bcnet_fast.config import PRESETS
+from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import read_config
 
 

@@ -23,7 +23,8 @@ from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.outputs import BCNetOutput, Output
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.ops import native as _native
-from bcnet_fast.proposals.candidates import match_candidates, needed_anchors, window_proposals
+from bcnet_fast.proposals.candidates import match_candidates, needed_anchors
+from bcnet_fast.proposals.suppression import window_proposals
 from bcnet_fast.protocols import DEFAULT, RELEASES
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")

@@ -10,7 +10,7 @@ import bcnet_fast
 from bcnet_fast.config import BCNetConfig, Config
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.reference.bcnet import BCNet
-from bcnet_fast.proposals.candidates import window_proposals
+from bcnet_fast.proposals.suppression import window_proposals
 from bcnet_fast.protocols import DEFAULT
 
 pytestmark = [

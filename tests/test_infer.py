@@ -21,7 +21,8 @@ from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProp
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.bcnet import BCNet
-from bcnet_fast.results.writer import ResultWriter, entries, write_subtitles
+from bcnet_fast.results.subtitles import write_subtitles
+from bcnet_fast.results.writer import ResultWriter, entries
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
 LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24

@@ -77,7 +77,7 @@ def test_python_post_processing_is_the_packages(rng):
     from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
     from bcnet_fast.geometry.anchors import make_anchors
     from bcnet_fast.networks.outputs import BCNetOutput
-    from bcnet_fast.proposals.candidates import video_proposals, window_proposals
+    from bcnet_fast.proposals.suppression import video_proposals, window_proposals
 
     config = Config(
         "own",
@@ -109,7 +109,7 @@ def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
     from bcnet_fast.config import BMNConfig, Config, MapProposalConfig
     from bcnet_fast.geometry.proposal_map import proposal_map
     from bcnet_fast.networks.outputs import MapOutput
-    from bcnet_fast.proposals.candidates import video_proposals, window_proposals
+    from bcnet_fast.proposals.suppression import video_proposals, window_proposals
 
     settings = MapProposalConfig(
         window_top=30, top=40, max_snippets=9.0, iou_threshold=(0.3, 0.9), boundary_peaks=peaks, boundary_scores=peaks

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import DATA_SETS, PRESETS, BCNetConfig, Config
+from ..config import BCNetConfig, Config
 from ..errors import BackendError, InputError
 from ..networks.engine.engine import Engine, Needed
 from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
@@ -21,6 +21,7 @@ from ..ops import native as _native
 from ..ops import use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
+from ..presets import DATA_SETS, PRESETS
 from ..proposals.candidates import needed_anchors
 from ..protocols import Protocol
 from ..storage.checkpoint import StoredWeights, read_config

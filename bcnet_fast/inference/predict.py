@@ -15,7 +15,7 @@ from ..data.windows import cut, rescale, window_starts
 from ..errors import InputError
 from ..ops import use_backend
 from ..profiling import stage
-from ..proposals.candidates import video_proposals, window_proposals
+from ..proposals.suppression import video_proposals, window_proposals
 from ..protocols import Protocol
 from .model import Model
 

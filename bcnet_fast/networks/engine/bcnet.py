@@ -95,7 +95,7 @@ class BCNetEngine:
     def __init__(
         self, config: BCNetConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `networks.reference.bcnet.BCNet` to tensors, and is not needed afterwards.
+        """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
 
         `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work,
         whose rounding errors all that follows repeats and enlarges.

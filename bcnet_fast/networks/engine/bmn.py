@@ -22,7 +22,7 @@ class BMNEngine:
     def __init__(
         self, config: BMNConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `networks.reference.bmn.BMN` to tensors, and is not needed afterwards."""
+        """`state` maps the parameter names of `reference.bmn.BMN` to tensors, and is not needed afterwards."""
         self.kernels = kernels
 
         def convolution(name: str, channels: int) -> Any:

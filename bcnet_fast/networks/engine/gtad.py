@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...config import GTADConfig
 from ...profiling import stage
+from ..graph import nearest, neighbours
 from ..outputs import MapOutput
-from ..reference.gtad import nearest
 from .map_heads import MapLayers, MapScores
 from .rewrites import Rewrites
 
@@ -35,7 +35,7 @@ class GTADEngine:
     def __init__(
         self, config: GTADConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `networks.reference.gtad.GTAD` to tensors, and is not needed afterwards."""
+        """`state` maps the parameter names of `reference.gtad.GTAD` to tensors, and is not needed afterwards."""
         self.config, self.kernels, self.rewrites = config, kernels, rewrites
         name, groups = "backbone1.0", config.feature_dim // state["backbone1.0.weight"].shape[1]
         self.stem = kernels.convolution_weight(state[f"{name}.weight"], state[f"{name}.bias"], groups)
@@ -78,14 +78,16 @@ class GTADEngine:
         along = kernels.linear(along, weight, bias=bias, added=x, slot="time2")
         if block.own is None:
             tensor = kernels.tensor(x)
-            pairs = torch.cat([neighbours(tensor, graph), tensor.unsqueeze(-2).expand(*graph.shape, -1)], dim=-1)
+            pairs = torch.cat(
+                [neighbours(tensor, graph, dim=-2), tensor.unsqueeze(-2).expand(*graph.shape, -1)], dim=-1
+            )
             weight, bias = block.others
             edges = kernels.linear(kernels.sequence(pairs.flatten(-3, -2)), weight, bias=bias, relu=True, slot="edges0")
         else:
             weight, bias = block.own
             own = kernels.tensor(kernels.linear(x, weight, bias=bias, slot="own"))
             others = kernels.tensor(kernels.linear(x, block.others, slot="others"))
-            edges = kernels.sequence((neighbours(others, graph) + own.unsqueeze(-2)).relu_().flatten(-3, -2))
+            edges = kernels.sequence((neighbours(others, graph, dim=-2) + own.unsqueeze(-2)).relu_().flatten(-3, -2))
         for i, (weight, bias) in enumerate(block.edges):
             edges = kernels.linear(edges, weight, bias=bias, relu=i == 0, slot=f"edges{i + 1}")
         largest = kernels.tensor(edges).unflatten(-2, graph.shape[-2:]).amax(dim=-2)
@@ -104,10 +106,5 @@ class GTADEngine:
             )
             sequence = self._apply(base, self.second, graph)
             tensor = kernels.tensor(sequence)
-            context = kernels.sequence(neighbours(tensor, nearest(tensor.mT, count)).mean(dim=-2))
+            context = kernels.sequence(neighbours(tensor, nearest(tensor.mT, count), dim=-2).mean(dim=-2))
         return self.map(start, end, [sequence, context])
-
-
-def neighbours(x: Tensor, graph: Tensor) -> Tensor:
-    """x [..., T, C], graph [..., T, K] -> the features of each node's neighbours, [..., T, K, C]"""
-    return torch.take_along_dim(x, graph.flatten(-2).unsqueeze(-1), dim=-2).unflatten(-2, graph.shape[-2:])

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...config import BCNetConfig
-from ...geometry.anchors import make_anchors, sampling_weights
+from ...geometry.anchors import make_anchors
 from ..background import background_layer
 from ..outputs import BCNetOutput
+from .dense_sampling import sampling_weights
 from .layers import Attention, FeedForward, InteractionEncoder, PositionalEncoding, backbone, convolution
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config import BMNConfig
-from ...geometry.anchors import sampling_weights
 from ...geometry.proposal_map import proposal_map, sampled_intervals
 from ..outputs import MapOutput
+from .dense_sampling import sampling_weights
 from .layers import convolution
 from .map_heads import MapHeads, map_layers
 
