@@ -11,6 +11,7 @@ import torch
 from common import alternate, print_table
 
 import bcnet_fast
+from bcnet_fast.inference import Predictor
 from bcnet_fast.networks.engine import REWRITES, Rewrites
 from bcnet_fast.networks.outputs import Output
 from bcnet_fast.protocols import DEFAULT
@@ -39,7 +40,7 @@ def measure(checkpoint: Path, window: torch.Tensor, threshold: float | None, dev
 
 def _scores(model: bcnet_fast.inference.model.Model, window: torch.Tensor, lengths: torch.Tensor) -> Output:
     # In host memory, so that a GPU is done when the time is taken.
-    return model.candidates(window, lengths, DEFAULT).map(torch.Tensor.cpu)
+    return Predictor(model, DEFAULT).scores(window, lengths).map(torch.Tensor.cpu)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

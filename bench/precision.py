@@ -39,7 +39,7 @@ from bcnet_fast.evaluation import Results, average_recall, mean_average_precisio
 from bcnet_fast.inference.model import PRECISIONS, Model, load  # noqa: E402
 from bcnet_fast.inference.predict import predict  # noqa: E402
 from bcnet_fast.networks.outputs import BCNetOutput  # noqa: E402
-from bcnet_fast.proposals.suppression import window_proposals  # noqa: E402
+from bcnet_fast.proposals import ProposalGenerator  # noqa: E402
 from bcnet_fast.protocols import DEFAULT  # noqa: E402
 from bcnet_fast.storage.files import write_json  # noqa: E402
 
@@ -80,7 +80,7 @@ def seeded_rows(folder: Path, precisions: list[str]) -> list[list[Any]]:
     for precision in precisions:
         model = loaded(checkpoint, precision)
         outputs[precision] = model(features)
-        found = window_proposals(outputs[precision], lengths, model.config, DEFAULT)
+        found = ProposalGenerator(model.config, DEFAULT).window_proposals(outputs[precision], lengths)
         best[precision] = {"window": np.column_stack([found.segments, found.decayed])}
     return [
         [

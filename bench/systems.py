@@ -30,14 +30,15 @@ from bcnet_fast.convert import convert_bcnet
 from bcnet_fast.data.windows import cut, window_starts
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.inference import Predictor
 from bcnet_fast.inference.model import Model
 from bcnet_fast.networks.outputs import BCNetOutput, MapOutput, Output
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import use_backend
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.proposals.candidates import cell_candidates, match_candidates, needed_anchors
-from bcnet_fast.proposals.suppression import WindowProposals, video_proposals, window_proposals
+from bcnet_fast.proposals import ProposalGenerator, WindowProposals
+from bcnet_fast.proposals.candidates import cell_candidates, match_candidates
 from bcnet_fast.protocols import DEFAULT as PROTOCOL
 from bcnet_fast.storage.checkpoint import read_config, save_checkpoint
 
@@ -222,7 +223,7 @@ class Engine(System):
         return self.model(features)
 
     def network(self, features: Tensor, lengths: Tensor) -> Output:
-        return self.model.candidates(features, lengths, PROTOCOL)
+        return Predictor(self.model, PROTOCOL).scores(features, lengths)
 
     def candidates(self, output: Output, lengths: Tensor) -> Any:
         of_system = match_candidates if isinstance(output, BCNetOutput) else cell_candidates
@@ -231,11 +232,11 @@ class Engine(System):
 
     def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
         with use_backend(self.model.backend):
-            return window_proposals(output, lengths.to(self.model.device), self.config, PROTOCOL)
+            return ProposalGenerator(self.config, PROTOCOL).window_proposals(output, lengths.to(self.model.device))
 
     def merge(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
         with use_backend(self.model.backend):
-            return video_proposals(segments, scores, decayed, self.config, PROTOCOL)
+            return ProposalGenerator(self.config, PROTOCOL).video_proposals(segments, scores, decayed)
 
 
 def example_for(model: Model) -> Tensor:
@@ -371,8 +372,7 @@ def with_threshold(config: Config, threshold: float) -> Config:
 
 def matched_anchors(output: BCNetOutput, lengths: Tensor, config: Config) -> Tensor:
     """Which anchors some boundary pair matches, bool [B, P]."""
-    windows = zip(output.start, output.end, lengths.tolist(), strict=True)
-    return torch.stack([needed_anchors(*window, config, PROTOCOL) for window in windows]).cpu()
+    return ProposalGenerator(config, PROTOCOL).needed_anchors(output, lengths.to(output.start.device)).cpu()
 
 
 def threshold_for(share: float, output: BCNetOutput, lengths: Tensor, config: Config) -> float:

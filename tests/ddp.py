@@ -43,7 +43,7 @@ def gradients(name: str, processes: Processes | None = None) -> dict[str, torch.
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        trainer = Trainer(config, DEFAULT, torch.device("cpu"), processes)
+        trainer = Trainer(config, DEFAULT.losses, torch.device("cpu"), processes)
         rng = np.random.default_rng(0)
         features = torch.from_numpy(rng.standard_normal((BATCH, 4, 16)))
         segments = [np.sort(rng.uniform(0, 16, (count, 2)), axis=1) for count in (0, 2, 1, 2, 1)]

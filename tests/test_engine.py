@@ -17,14 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bcnet_fast
 from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.inference import Predictor
 from bcnet_fast.networks.engine import native
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.outputs import BCNetOutput, Output
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.ops import native as _native
-from bcnet_fast.proposals.candidates import match_candidates, needed_anchors
-from bcnet_fast.proposals.suppression import window_proposals
+from bcnet_fast.proposals import ProposalGenerator
+from bcnet_fast.proposals.candidates import match_candidates
 from bcnet_fast.protocols import DEFAULT, RELEASES
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
@@ -118,10 +119,10 @@ def test_without_background_constraint_there_is_no_such_score(backend, monkeypat
     found, expected = (model(features) for model in made)
     assert found.background is None and expected.background is None
     assert difference(found, expected) < TOLERANCES["fp64"]
-    assert made[0].candidates(features, lengths, DEFAULT).background is None
-    proposals = window_proposals(found, lengths, config, DEFAULT)
+    assert Predictor(made[0], DEFAULT).scores(features, lengths).background is None
+    proposals = ProposalGenerator(config, DEFAULT).window_proposals(found, lengths)
     zeros = dataclasses.replace(found, background=torch.zeros_like(found.classification))
-    wanted = window_proposals(zeros, lengths, config, DEFAULT)
+    wanted = ProposalGenerator(config, DEFAULT).window_proposals(zeros, lengths)
     assert len(proposals.scores) and torch.equal(proposals.scores, wanted.scores)
 
 
@@ -147,10 +148,9 @@ def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, p
     model.config = config = dataclasses.replace(model.config, proposals=FEW)
     window = config.model.window
     lengths = torch.tensor([window, window - 7, window // 3])
-    found, skipped = model.candidates(features, lengths, DEFAULT), 0
+    found, skipped = Predictor(model, DEFAULT).scores(features, lengths), 0
     assert found.columns().keys() == expected.columns().keys()
-    for i, length in enumerate(lengths.tolist()):
-        needed = needed_anchors(full.start[i], full.end[i], length, config, DEFAULT)
+    for i, needed in enumerate(ProposalGenerator(config, DEFAULT).needed_anchors(full, lengths)):
         for name in ("regression", "classification", "background"):
             one, other = getattr(found, name)[i], getattr(full, name)[i]
             if backend == "native":
@@ -183,7 +183,7 @@ def test_without_difference_attention_only_the_needed_anchors_go_through_network
     kernels.feed_forward_each = feed_forward_each
     which = torch.zeros(model.run.network.anchor_count, dtype=torch.bool)
     which[[3, 5, 8]] = True
-    model.run(features[:1], lambda window, start, end: which)
+    model.anchors(features[:1], model.boundaries(features[:1]), which[None])
     assert rows == [MANY.window, MANY.window, 3, 3]
 
 
@@ -209,7 +209,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
             return original(slot, *shape, **options)
 
         kernels.buffer = buffer
-        model.candidates(features, torch.tensor([MANY.window]), DEFAULT)
+        Predictor(model, DEFAULT).scores(features, torch.tensor([MANY.window]))
         return [*made, len(model.run.network.frame_positions)]
 
     everything = products(Rewrites())
@@ -254,8 +254,10 @@ def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
 
     exact = BCNetOutput(**{name: torch.from_numpy(values)[None] for name, values in expected.items()})
     lengths, protocol = torch.tensor([256]), DEFAULT
-    found = window_proposals(model.candidates(features, lengths, protocol), lengths, model.config, protocol)
-    wanted = window_proposals(exact, lengths, model.config, protocol)
+    found = ProposalGenerator(model.config, protocol).window_proposals(
+        Predictor(model, protocol).scores(features, lengths), lengths
+    )
+    wanted = ProposalGenerator(model.config, protocol).window_proposals(exact, lengths)
     assert torch.equal(found.segments, wanted.segments)  # the same proposals in the same order
     torch.testing.assert_close(found.decayed, wanted.decayed, rtol=1e-3, atol=1e-6)
 
@@ -268,19 +270,18 @@ def test_candidates_are_all_that_proposals_depend_on(case, backend):
     window = config.model.window
     lengths = torch.tensor([window, window - 7, window // 3])
     for protocol in (DEFAULT, RELEASES["bcnet"]):
-        full, found = model(features), model.candidates(features, lengths, protocol)
+        full, found = model(features), Predictor(model, protocol).scores(features, lengths)
         for name in ("start", "end", "actionness", "frame_action", "frame_background"):
             assert torch.equal(getattr(found, name), getattr(full, name))
         skipped = 0
-        for i, length in enumerate(lengths.tolist()):
-            needed = needed_anchors(full.start[i], full.end[i], length, config, protocol)
+        for i, needed in enumerate(ProposalGenerator(config, protocol).needed_anchors(full, lengths)):
             for name in ("regression", "classification", "background"):
                 assert torch.equal(getattr(found, name)[i, needed], getattr(full, name)[i, needed])
                 if backend != "reference":
                     assert (getattr(found, name)[i, ~needed] == 0).all()
             skipped += int((~needed).sum())
         assert skipped > 0
-        one, other = (window_proposals(output, lengths, config, protocol) for output in (full, found))
+        one, other = (ProposalGenerator(config, protocol).window_proposals(output, lengths) for output in (full, found))
         assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
 
 
@@ -288,7 +289,7 @@ def test_candidates_are_all_that_proposals_depend_on(case, backend):
 def test_a_window_without_any_pair_of_boundaries(case):
     path, features, _ = case
     model = bcnet_fast.load(path, device="cpu")
-    found = model.candidates(features, torch.tensor([1, 1, 1]), DEFAULT)
+    found = Predictor(model, DEFAULT).scores(features, torch.tensor([1, 1, 1]))
     assert not found.regression.any() and not found.classification.any() and not found.background.any()
     assert found.start.all()
 
@@ -321,7 +322,7 @@ def test_buffers_are_made_once_and_results_stay_as_they_are(case):
     kept = {name: scores.clone() for name, scores in first.columns().items()}
     for _ in range(3):
         model(features.flip(0))
-        model.candidates(features, lengths, DEFAULT)
+        Predictor(model, DEFAULT).scores(features, lengths)
     now = model.run.network.kernels.buffers
     assert now.keys() == buffers.keys() and all(now[slot] is buffers[slot] for slot in now)
     assert all(torch.equal(kept[name], scores) for name, scores in first.columns().items())
@@ -378,9 +379,9 @@ def test_network_and_proposals_by_triton_kernels(triton):
     with bcnet_fast.ops.use_backend("triton"):
         engine = Engine(config.model, state, torch.device("cpu"), "fp32", native=False)
         found = engine.network(features)
-        matched = match_candidates(found, lengths, config, DEFAULT)
+        matched = match_candidates(found, lengths, config, DEFAULT.candidates)
     assert difference(found, expected) < TOLERANCES["fp32"]
-    wanted = match_candidates(found, lengths, config, DEFAULT)
+    wanted = match_candidates(found, lengths, config, DEFAULT.candidates)
     assert wanted.counts.min() > 0
     assert all(torch.equal(a, b) for a, b in zip(matched, wanted, strict=True))
 

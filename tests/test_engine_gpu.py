@@ -8,9 +8,10 @@ from test_engine import CONFIGS, difference, random_state
 
 import bcnet_fast
 from bcnet_fast.config import BCNetConfig, Config
+from bcnet_fast.inference import Predictor
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.reference.bcnet import BCNet
-from bcnet_fast.proposals.suppression import window_proposals
+from bcnet_fast.proposals import ProposalGenerator
 from bcnet_fast.protocols import DEFAULT
 
 pytestmark = [
@@ -74,8 +75,8 @@ def test_the_graph_gives_what_the_network_gives_without_it(case):
 def test_proposals_on_the_device_are_those_of_the_host(case):
     path, features, _ = case
     model, lengths = bcnet_fast.load(path, device="cuda"), torch.tensor([features.shape[-1]] * 3)
-    output = model.candidates(features, lengths, DEFAULT)
+    output = Predictor(model, DEFAULT).scores(features, lengths)
     host = type(output)(**{name: scores.cpu() for name, scores in vars(output).items()})
-    found = window_proposals(output, lengths.cuda(), model.config, DEFAULT)
-    expected = window_proposals(host, lengths, model.config, DEFAULT)
+    found = ProposalGenerator(model.config, DEFAULT).window_proposals(output, lengths.cuda())
+    expected = ProposalGenerator(model.config, DEFAULT).window_proposals(host, lengths)
     assert all(torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True))

@@ -14,8 +14,7 @@ from bcnet_fast.config import BMNConfig, Config, GTADConfig, MapProposalConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.networks.engine.engine import Engine
-from bcnet_fast.networks.engine.map_cells import MapCells
-from bcnet_fast.networks.engine.map_heads import CONVOLUTIONS
+from bcnet_fast.networks.engine.map_cells import CONVOLUTIONS, MapCells
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.ops import native as _native

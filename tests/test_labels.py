@@ -22,7 +22,7 @@ def release_targets(arrays) -> list[Targets]:
             256,
             first=5.0 * snippet,
             stride=5.0,
-            protocol=RELEASES["bcnet"],
+            rules=RELEASES["bcnet"].labels,
         )
         for index, snippet in enumerate(arrays["window_start_snippet"])
     ]
@@ -89,7 +89,7 @@ def test_labels_peak_where_inference_reads_them():
 def test_background_of_two_instances_is_summed_by_default_only():
     segments, anchors = [(0, 4), (6, 10)], np.array([[0, 10]], dtype=np.int32)
     assert window_targets(segments, anchors, 16).anchor_background == pytest.approx([0.2])
-    release = window_targets(segments, anchors, 16, first=0.5, protocol=RELEASES["bcnet"])
+    release = window_targets(segments, anchors, 16, first=0.5, rules=RELEASES["bcnet"].labels)
     assert release.anchor_background == pytest.approx([0.6])
 
 
@@ -102,7 +102,7 @@ def test_instances_without_extent_are_dropped():
 
 def test_an_instance_longer_than_the_window_gives_finite_labels():
     for protocol in (DEFAULT, RELEASES["bcnet"]):
-        targets = window_targets([(-100, 500)], make_anchors(32, 16), 32, protocol=protocol)
+        targets = window_targets([(-100, 500)], make_anchors(32, 16), 32, rules=protocol.labels)
         assert all(np.isfinite(target).all() and target.min() >= 0 and target.max() <= 1 for target in targets)
         assert targets.frame_action.min() == 1 and targets.anchor_background.max() == 0
 

@@ -77,7 +77,7 @@ def test_python_post_processing_is_the_packages(rng):
     from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
     from bcnet_fast.geometry.anchors import make_anchors
     from bcnet_fast.networks.outputs import BCNetOutput
-    from bcnet_fast.proposals.suppression import video_proposals, window_proposals
+    from bcnet_fast.proposals import ProposalGenerator
 
     config = Config(
         "own",
@@ -90,13 +90,18 @@ def test_python_post_processing_is_the_packages(rng):
     clips = [torch.from_numpy(rng.uniform(low, 1, (2, anchors)).astype(np.float32)) for low in (-0.2, 0, 0)]
     output, lengths = BCNetOutput(*frames, *clips), torch.tensor([48, 31])
     slow = plain(lambda features: output, config)
-    expected, found = window_proposals(output, lengths, config, PROTOCOL), slow.postprocess(output, lengths)
+    expected, found = (
+        ProposalGenerator(config, PROTOCOL).window_proposals(output, lengths),
+        slow.postprocess(output, lengths),
+    )
     assert found.window.bincount().tolist() == [40, 40]
     for name, column in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), column, rtol=0, atol=1e-12)
 
     columns = found.segments + 10 * found.window[:, None], found.scores, found.decayed
-    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), slow.merge(*columns), strict=True):
+    for ours, theirs in zip(
+        ProposalGenerator(config, PROTOCOL).video_proposals(*columns), slow.merge(*columns), strict=True
+    ):
         assert len(theirs) == 60
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -109,7 +114,7 @@ def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
     from bcnet_fast.config import BMNConfig, Config, MapProposalConfig
     from bcnet_fast.geometry.proposal_map import proposal_map
     from bcnet_fast.networks.outputs import MapOutput
-    from bcnet_fast.proposals.suppression import video_proposals, window_proposals
+    from bcnet_fast.proposals import ProposalGenerator
 
     settings = MapProposalConfig(
         window_top=30, top=40, max_snippets=9.0, iou_threshold=(0.3, 0.9), boundary_peaks=peaks, boundary_scores=peaks
@@ -119,12 +124,17 @@ def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
     scores = [torch.from_numpy(rng.random((2, *of_one)).astype(np.float32)) for of_one in ((16,), (16,), (2, *shape))]
     output, lengths = MapOutput(*scores), torch.tensor([16, 11])
     slow = plain(lambda features: output, config)
-    expected, found = window_proposals(output, lengths, config, PROTOCOL), slow.postprocess(output, lengths)
+    expected, found = (
+        ProposalGenerator(config, PROTOCOL).window_proposals(output, lengths),
+        slow.postprocess(output, lengths),
+    )
     assert len(found.window) > 40
     for name, column in vars(expected).items():
         torch.testing.assert_close(getattr(found, name), column, rtol=0, atol=1e-12)
     columns = found.segments + 10 * found.window[:, None], found.scores, found.decayed
-    for ours, theirs in zip(video_proposals(*columns, config, PROTOCOL), slow.merge(*columns), strict=True):
+    for ours, theirs in zip(
+        ProposalGenerator(config, PROTOCOL).video_proposals(*columns), slow.merge(*columns), strict=True
+    ):
         assert len(theirs) == 40
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 

@@ -52,7 +52,7 @@ def golden_draws() -> torch.Tensor:
 def test_release_losses_equal_the_public_codes(golden, dtype, tolerance):
     arrays = np.load(golden / "bcnet" / "train.npz")
     targets = default_collate(release_targets(arrays))
-    losses = bcnet_loss(golden_predictions(dtype), targets, draws=golden_draws(), protocol=RELEASES["bcnet"])
+    losses = bcnet_loss(golden_predictions(dtype), targets, draws=golden_draws(), rules=RELEASES["bcnet"].losses)
     expected = dict(zip(arrays["loss_names"].tolist(), arrays["loss_float64"].tolist(), strict=True))
     for golden_name, name in GOLDEN_NAMES.items():
         assert losses[name].dtype == dtype
@@ -64,7 +64,7 @@ def test_sampled_anchors_equal_the_public_codes(golden):
     arrays = np.load(golden / "bcnet" / "train.npz")
     label = torch.from_numpy(arrays["label_clip_iou"])
     for protocol in (DEFAULT, RELEASES["bcnet"]):
-        weights = regression_weights(label, golden_draws(), protocol)
+        weights = regression_weights(label, golden_draws(), protocol.losses)
         np.testing.assert_array_equal(weights.numpy(), arrays["reg_weights"])
 
 
@@ -74,7 +74,7 @@ def test_fewer_medium_than_high_anchors_are_all_taken_and_nothing_else(rng):
     weights = regression_weights(label, draws)
     assert weights.tolist() == [[1.0] * 11 + [0.0] * 4]
     # The public codes compare a masked draw with a negative threshold, once for the medium and once for the low ones.
-    assert regression_weights(label, draws, RELEASES["bcnet"]).tolist() == [[3.0] * 6 + [2.0] * 9]
+    assert regression_weights(label, draws, RELEASES["bcnet"].losses).tolist() == [[3.0] * 6 + [2.0] * 9]
 
 
 def test_sampling_balances_medium_and_low_anchors():
@@ -104,7 +104,7 @@ def test_losses_and_gradients_are_finite_with_labels_of_one_kind(label, predicti
     shapes |= dict.fromkeys(("regression", "classification", "background"), (2, 30))
     output = BCNetOutput(**{name: torch.full(shape, prediction, requires_grad=True) for name, shape in shapes.items()})
     targets = Targets(*(torch.full((2, 30 if name.startswith("anchor") else 8), label) for name in Targets._fields))
-    losses = bcnet_loss(output, targets, protocol=protocol)
+    losses = bcnet_loss(output, targets, rules=protocol.losses)
     assert all(torch.isfinite(loss) for loss in losses.values())
     losses["total"].backward()
     for name in shapes:

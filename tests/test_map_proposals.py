@@ -18,9 +18,9 @@ from bcnet_fast.evaluation import Results
 from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.networks.outputs import MapOutput
 from bcnet_fast.presets import PRESETS
+from bcnet_fast.proposals import ProposalGenerator
 from bcnet_fast.proposals.candidates import cell_candidates, likely_boundaries
-from bcnet_fast.proposals.suppression import suppress, video_proposals, window_proposals
-from bcnet_fast.protocols import DEFAULT, RELEASES, Protocol
+from bcnet_fast.protocols import DEFAULT, RELEASES, CandidateRules, Protocol
 from bcnet_fast.results.fusion import fuse
 
 BMN, GTAD = RELEASES["bmn"], RELEASES["gtad"]
@@ -64,7 +64,7 @@ CASES = {
 def test_release_rows_are_those_of_the_public_code_in_its_order(outputs, expected, name):
     """The stored checksum is over the public code's own rows: segments in snippets, then scores, bit for bit."""
     config, protocol, counts = CASES[name]
-    found = cell_candidates(outputs[name], WHOLE[config.model.window], config, protocol)
+    found = cell_candidates(outputs[name], WHOLE[config.model.window], config, protocol.candidates)
     checksums = np.atleast_1d(expected[name]["rows_sha256"])
     for taken, scores, count, checksum in zip(found.taken, found.scores, counts, checksums, strict=True):
         assert taken.sum() == count
@@ -81,9 +81,9 @@ def assert_list(segments: torch.Tensor, scores: torch.Tensor, stored: np.ndarray
 @pytest.mark.parametrize(("name", "kept"), [("bmn", 100), ("gtad_anet", 100)])
 def test_release_soft_nms_of_a_rescaled_video_is_its_only_one(outputs, expected, name, kept):
     config, protocol, _ = CASES[name]
-    found = window_proposals(outputs[name], WHOLE[100], config, protocol)
+    found = ProposalGenerator(config, protocol).window_proposals(outputs[name], WHOLE[100])
     assert_list(found.segments, found.decayed, expected[name]["softnms"][:kept], 1 / 100)
-    final = video_proposals(found.segments, found.scores, found.decayed, config, protocol)
+    final = ProposalGenerator(config, protocol).video_proposals(found.segments, found.scores, found.decayed)
     assert_list(*final, expected[name]["softnms"][:kept], 1 / 100)
 
 
@@ -92,9 +92,9 @@ def test_release_of_bmn_in_seconds(outputs, expected):
     video = str(stored["video"]).removeprefix("v_")
     about = VideoAnnotation(video, duration=float(stored["duration_second"]), frames=int(stored["duration_frame"]))
     times = TimeResolver(BMN_ANET, table={video: about})
-    found = window_proposals(outputs["bmn"], WHOLE[100], BMN_ANET, BMN)
-    segments, scores = video_proposals(found.segments, found.scores, found.decayed, BMN_ANET, BMN)
-    seconds = times.resolve(video, 100, whole_snippets=BMN.whole_snippets).seconds(segments)
+    found = ProposalGenerator(BMN_ANET, BMN).window_proposals(outputs["bmn"], WHOLE[100])
+    segments, scores = ProposalGenerator(BMN_ANET, BMN).video_proposals(found.segments, found.scores, found.decayed)
+    seconds = times.resolve(video, 100, whole_snippets=BMN.windows.whole_snippets).seconds(segments)
     assert_list(seconds, scores, stored["final"], 1.0)
     # 3285 frames are 205 whole snippets of 16.
     assert times.resolve(video, 100).seconds(100.0) == about.duration
@@ -108,14 +108,14 @@ def test_release_of_bmn_asks_for_the_number_of_frames():
 
 
 def thumos_video(outputs, expected) -> tuple[torch.Tensor, torch.Tensor]:
-    found = window_proposals(outputs["gtad_thumos"], WHOLE[256], GTAD_THUMOS, GTAD)
+    found = ProposalGenerator(GTAD_THUMOS, GTAD).window_proposals(outputs["gtad_thumos"], WHOLE[256])
     offsets = expected["gtad_thumos"]["offset_frames"]
     for window, name in enumerate("AB"):
         mine = found.window == window
         stored = expected["gtad_thumos"][f"softnms_{name}"]
         assert_list(found.segments[mine], found.decayed[mine], stored, 5.0, offsets[window])
     segments = found.segments + torch.from_numpy(offsets // 5)[found.window, None]
-    return video_proposals(segments, found.scores, found.decayed, GTAD_THUMOS, GTAD)
+    return ProposalGenerator(GTAD_THUMOS, GTAD).video_proposals(segments, found.scores, found.decayed)
 
 
 def test_release_of_g_tad_on_two_windows_decays_twice(outputs, expected):
@@ -149,8 +149,8 @@ def test_release_detections_of_g_tad_on_thumos(outputs, expected):
 def test_release_detections_of_g_tad_on_activitynet(outputs, expected):
     stored = expected["gtad_anet"]
     video = str(stored["video"])
-    found = window_proposals(outputs["gtad_anet"], WHOLE[100], GTAD_ANET, GTAD)
-    segments, scores = video_proposals(found.segments, found.scores, found.decayed, GTAD_ANET, GTAD)
+    found = ProposalGenerator(GTAD_ANET, GTAD).window_proposals(outputs["gtad_anet"], WHOLE[100])
+    segments, scores = ProposalGenerator(GTAD_ANET, GTAD).video_proposals(found.segments, found.scores, found.decayed)
     seconds = SnippetTime(None, 0.0, None, float(stored["duration_second"]), rescaled=100).seconds(segments.numpy())
     classes = ClassScores((video,), tuple(map(str, range(200))), stored["class_scores"][None])
     result = detections(video, seconds, scores.numpy(), classes, "product", top_k=2)
@@ -189,39 +189,41 @@ FULL = {(0, 1): 1 / 16, (0, 2): 1 / 8, (0, 3): 1 / 8, (1, 2): 1 / 16, (1, 3): 1 
 def test_both_layouts_read_the_end_at_the_boundary_after_the_last_snippet(layout):
     config = bmn(3, 3, layout)
     output = map_of(config, 0.5, 2.0, START, END)
-    found = rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT))
+    found = rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT.candidates))
     assert found == FULL
     assert list(found) == sorted(FULL, key=(lambda s: s) if layout == "start_end" else (lambda s: (s[1] - s[0], s[0])))
     short = replace(config, model=replace(config.model, max_duration=2))
     output = map_of(short, 0.5, 2.0, START, END)
     del found[0, 3]
-    assert rows_of(cell_candidates(output, torch.tensor([3]), short, DEFAULT)) == found
+    assert rows_of(cell_candidates(output, torch.tensor([3]), short, DEFAULT.candidates)) == found
 
 
 def test_nothing_is_proposed_on_padding_unless_the_protocol_says_so():
     config = bmn(3, 3)
     output = MapOutput.cat([map_of(config, 0.5, 2.0, START, END)] * 3)
     lengths = torch.tensor([3, 2, 1])
-    found = cell_candidates(output, lengths, config, DEFAULT)
+    found = cell_candidates(output, lengths, config, DEFAULT.candidates)
     assert rows_of(found, 0) == FULL
     # Snippet 1 is the last one, so its probability stands for the boundary after it.
     assert rows_of(found, 1) == {(0, 1): 1 / 16, (0, 2): 1 / 16, (1, 2): 1 / 32}
     assert rows_of(found, 2) == {(0, 1): 1 / 4}
     assert (found.scores[~found.taken] == 0).all()
-    padded = cell_candidates(output, lengths, config, Protocol("own", score_padding=True))
+    padded = cell_candidates(output, lengths, config, CandidateRules(score_padding=True))
     assert [rows_of(padded, window) for window in range(3)] == [FULL] * 3
 
 
 def test_a_release_leaves_out_what_reaches_the_window_s_end():
     config = bmn(3, 3)
-    found = cell_candidates(map_of(config, 0.5, 2.0, START, END), torch.tensor([3]), config, BMN)
+    found = cell_candidates(map_of(config, 0.5, 2.0, START, END), torch.tensor([3]), config, BMN.candidates)
     assert rows_of(found) == {segment: score for segment, score in FULL.items() if segment[1] < 3}
 
 
 def test_the_background_and_the_boundaries_are_factors_of_the_confidence():
     config = bmn(3, 3, boundary_scores=False)
     output = map_of(config, 0.5, 0.5, START, END, background=0.75)
-    assert rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT)) == dict.fromkeys(FULL, 1 / 16)
+    assert rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT.candidates)) == dict.fromkeys(
+        FULL, 1 / 16
+    )
 
 
 def test_likely_boundaries_are_strict_peaks_and_what_is_above_half_of_the_highest():
@@ -241,31 +243,33 @@ def test_the_gate_takes_cells_between_likely_boundaries():
     output = map_of(config, 1.0, 1.0, [0.0, 0.1, 0.9, 0.0], [0.0, 0.9, 0.1, 0.0])
     # Starts 0 and 2; ends 1 and 3, and the window's end with 3.
     gated = [(0, 1), (2, 3), (2, 4), (0, 3), (0, 4)]
-    assert list(rows_of(cell_candidates(output, torch.tensor([4]), config, DEFAULT))) == gated
-    found = cell_candidates(output, torch.tensor([4]), config, GTAD)
+    assert list(rows_of(cell_candidates(output, torch.tensor([4]), config, DEFAULT.candidates))) == gated
+    found = cell_candidates(output, torch.tensor([4]), config, GTAD.candidates)
     assert list(rows_of(found)) == [segment for segment in gated if segment[1] < 4]
 
 
 def test_long_candidates_are_not_proposed_and_still_count_for_the_last_one():
     config = bmn(3, 2, max_snippets=2.0, boundary_scores=False)
     output = map_of(config, 0.5, 1.0, START, END)
-    assert rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT)) == {
+    assert rows_of(cell_candidates(output, torch.tensor([3]), config, DEFAULT.candidates)) == {
         (0, 1): 0.5, (0, 2): 0.0, (1, 2): 0.5, (1, 3): 0.0, (2, 3): 0.5
     }  # fmt: skip
-    drop_last = Protocol("own", drop_last=True)
+    drop_last = DEFAULT.with_switch("drop_last")
     for settings, kept in (({"max_snippets": 2.0}, 3), ({"max_snippets": None, "sigma": 100.0}, 4)):
-        found = window_proposals(output, torch.tensor([3]), bmn(3, 2, boundary_scores=False, **settings), drop_last)
+        found = ProposalGenerator(bmn(3, 2, boundary_scores=False, **settings), drop_last).window_proposals(
+            output, torch.tensor([3])
+        )
         assert len(found.scores) == kept
     single = bmn(1, 1)
     one = map_of(single, 0.5, 1.0, [1.0], [1.0])
-    assert len(window_proposals(one, torch.tensor([1]), single, DEFAULT).scores) == 1
-    assert len(window_proposals(one, torch.tensor([1]), single, drop_last).scores) == 0
+    assert len(ProposalGenerator(single, DEFAULT).window_proposals(one, torch.tensor([1])).scores) == 1
+    assert len(ProposalGenerator(single, drop_last).window_proposals(one, torch.tensor([1])).scores) == 0
 
 
 def test_equal_scores_come_in_the_order_of_the_map():
     config = bmn(6, 1)
     output = map_of(config, 0.5, 0.5, [0.0, 1.0, 1.0, 0.0, 1.0, 1.0], [1.0] * 6)
-    found = window_proposals(MapOutput.cat([output, output]), torch.tensor([6, 6]), config, DEFAULT)
+    found = ProposalGenerator(config, DEFAULT).window_proposals(MapOutput.cat([output, output]), torch.tensor([6, 6]))
     assert found.segments[:, 0].tolist() == [1, 2, 4, 5] * 2
     assert found.window.tolist() == [0] * 4 + [1] * 4
     assert found.scores.tolist() == found.decayed.tolist() == [0.25] * 8
@@ -274,8 +278,8 @@ def test_equal_scores_come_in_the_order_of_the_map():
 def test_a_window_without_candidates_gives_no_proposals():
     config = bmn(5, 3)
     output = map_of(config, 0.0, 1.0, [1.0] * 5, [1.0] * 5)
-    found = window_proposals(MapOutput.cat([output, output]), torch.tensor([5, 2]), config, DEFAULT)
-    segments, scores = video_proposals(found.segments, found.scores, found.decayed, config, DEFAULT)
+    found = ProposalGenerator(config, DEFAULT).window_proposals(MapOutput.cat([output, output]), torch.tensor([5, 2]))
+    segments, scores = ProposalGenerator(config, DEFAULT).video_proposals(found.segments, found.scores, found.decayed)
     assert len(found.window) == len(segments) == len(scores) == 0
 
 
@@ -288,7 +292,7 @@ def random_output(config: Config, windows: int) -> MapOutput:
 def plain_rows(output: MapOutput, window: int, length: int, config: Config, protocol: Protocol) -> dict:
     """The candidates of one window by loops over boundaries, in the map's order."""
     settings, size, longest = config.proposals, config.model.window, config.model.max_duration
-    length = size if protocol.score_padding else length
+    length = size if protocol.candidates.score_padding else length
     start, end = (curve[window].double().tolist() for curve in (output.start, output.end))
 
     def likely(curve: list[float], t: int) -> bool:
@@ -299,7 +303,7 @@ def plain_rows(output: MapOutput, window: int, length: int, config: Config, prot
     found = {}
     for first in range(length):
         for after in range(first + 1, min(first + longest, length) + 1):
-            if protocol.skip_window_end and after == size:
+            if protocol.candidates.skip_window_end and after == size:
                 continue
             stop = min(after, length - 1)
             if settings.boundary_peaks:
@@ -332,7 +336,7 @@ def test_candidates_equal_a_loop_over_boundaries(model, settings, protocol):
     config = Config("own", model, proposals=MapProposalConfig(**settings))
     lengths = torch.tensor([13, 9, 2, 1]).clamp(max=model.window)
     output = random_output(config, 4)
-    found = cell_candidates(output, lengths, config, protocol)
+    found = cell_candidates(output, lengths, config, protocol.candidates)
     for window, length in enumerate(lengths.tolist()):
         wanted, rows = plain_rows(output, window, length, config, protocol), rows_of(found, window)
         assert rows.keys() == wanted.keys()
@@ -346,23 +350,25 @@ def test_every_release_switch_changes_the_proposals_alone():
     output, lengths = random_output(config, 3), torch.tensor([20, 20, 11])
 
     def final(protocol: Protocol) -> list[list[float]]:
-        found = window_proposals(output, lengths, config, protocol)
+        found = ProposalGenerator(config, protocol).window_proposals(output, lengths)
         shifted = found.segments + 10 * found.window[:, None]
-        segments, scores = video_proposals(shifted, found.scores, found.decayed, config, protocol)
+        segments, scores = ProposalGenerator(config, protocol).video_proposals(shifted, found.scores, found.decayed)
         return torch.column_stack([segments, scores]).tolist()
 
     baseline = final(DEFAULT)
     for switch in ("score_padding", "skip_window_end", "drop_last", "decay_twice"):
-        assert final(replace(DEFAULT, **{switch: True})) != baseline, switch
+        assert final(DEFAULT.with_switch(switch)) != baseline, switch
 
 
 def test_windows_of_a_batch_do_not_touch_each_other():
     config = Config("own", GTADConfig(window=20, max_duration=8), proposals=MapProposalConfig(window_top=7))
     output, lengths = random_output(config, 3), torch.tensor([20, 4, 11])
-    together = window_proposals(output, lengths, config, DEFAULT)
+    together = ProposalGenerator(config, DEFAULT).window_proposals(output, lengths)
     for window in range(3):
         one = slice(window, window + 1)
-        alone = window_proposals(output.map(lambda scores, one=one: scores[one]), lengths[one], config, DEFAULT)
+        alone = ProposalGenerator(config, DEFAULT).window_proposals(
+            output.map(lambda scores, one=one: scores[one]), lengths[one]
+        )
         assert 0 < len(alone.scores) <= 7
         for column in ("segments", "scores", "decayed"):
             assert torch.equal(getattr(alone, column), getattr(together, column)[together.window == window])
@@ -374,10 +380,10 @@ def test_one_soft_nms_gives_a_rescaled_video_what_two_gave():
         assert config.data.rescale and config.proposals.top == config.proposals.window_top
         draw = torch.rand(300, 2, dtype=torch.float64).mul(100).sort(dim=1).values
         scores, offsets = torch.rand(300, dtype=torch.float64), torch.tensor([0, 300])
-        decayed, kept = suppress(draw, scores, offsets, offsets.diff(), 100, config, DEFAULT)
-        once = video_proposals(draw[kept], scores[kept], decayed, config, DEFAULT)
+        decayed, kept = ProposalGenerator(config, DEFAULT).suppress(draw, scores, offsets, offsets.diff(), 100)
+        once = ProposalGenerator(config, DEFAULT).video_proposals(draw[kept], scores[kept], decayed)
         again = torch.tensor([0, 100])
-        twice, order = suppress(draw[kept], scores[kept], again, again.diff(), 100, config, DEFAULT)
+        twice, order = ProposalGenerator(config, DEFAULT).suppress(draw[kept], scores[kept], again, again.diff(), 100)
         assert torch.equal(once[0], draw[kept][order]) and torch.equal(once[1], twice)
 
 
@@ -385,7 +391,7 @@ def test_a_rescaled_video_keeps_its_best_proposals():
     settings = AnchorProposalConfig(window_top=100, top=2)
     config = replace(PRESETS["bcnet"]["activitynet13"], proposals=settings)
     segments, scores = torch.tensor([[1.0, 9.0], [0.0, 5.0], [2.0, 3.0]]), torch.tensor([0.5, 0.25, 0.125])
-    final = video_proposals(segments, scores, scores, config, RELEASES["bcnet"])
+    final = ProposalGenerator(config, RELEASES["bcnet"]).video_proposals(segments, scores, scores)
     assert final[0].tolist() == [[1.0, 9.0], [0.0, 5.0]] and final[1].tolist() == [0.5, 0.25]
 
 
@@ -395,7 +401,7 @@ def test_a_rescaled_video_keeps_its_best_proposals():
 def test_a_gpu_gives_the_same_proposals(outputs, name):
     config, protocol, _ = CASES[name]
     lengths = WHOLE[config.model.window]
-    wanted = window_proposals(outputs[name], lengths, config, protocol)
-    found = window_proposals(outputs[name].map(torch.Tensor.cuda), lengths.cuda(), config, protocol)
+    wanted = ProposalGenerator(config, protocol).window_proposals(outputs[name], lengths)
+    found = ProposalGenerator(config, protocol).window_proposals(outputs[name].map(torch.Tensor.cuda), lengths.cuda())
     for column, value in vars(wanted).items():
         assert torch.equal(getattr(found, column), value), column

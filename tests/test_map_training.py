@@ -40,7 +40,7 @@ def release_targets(arrays, system: str) -> MapTargets:
             place = {"first": 5.0 * arrays["thumos_window_start_snippet"][index], "stride": 5.0}
         else:
             segments = arrays[f"anet_segments_{index}"] * model.window
-        made.append(map_targets(segments, proposal_map(model), model.window, **place, protocol=RELEASES[system]))
+        made.append(map_targets(segments, proposal_map(model), model.window, **place, rules=RELEASES[system].labels))
     return MapTargets(*(torch.from_numpy(np.stack(column)) for column in zip(*made, strict=True)))
 
 
@@ -119,7 +119,7 @@ def test_release_losses_equal_the_public_codes(arrays, system, case):
     valid = torch.from_numpy(proposal_map(CONFIGS[system].model).valid)
     for dtype, tolerance in ((torch.float32, 2e-6), (torch.float64, 1e-12)):
         output, targets, draws = golden_case(arrays, system, case, dtype)
-        losses = map_loss(output, targets, valid, draws=draws, protocol=RELEASES[system])
+        losses = map_loss(output, targets, valid, draws=draws, rules=RELEASES[system].losses)
         names = ("total", "boundary", "regression", "classification")
         for name, expected in zip(names, arrays[f"{system}_{case}_loss"], strict=True):
             assert losses[name].dtype == dtype and losses[name].isfinite()
@@ -152,7 +152,7 @@ def test_gradients_are_finite_and_only_of_proposals():
         start, end, confidence, background = (
             torch.rand(shape, requires_grad=True) for shape in ((1, 9), (1, 9), (1, 2, 9, 9), (1, 9, 9))
         )
-        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, protocol=DEFAULT)
+        loss = map_loss(MapOutput(start, end, confidence, background), targets, valid, rules=DEFAULT.losses)
         gradients = torch.autograd.grad(loss["total"], (start, end, confidence, background))
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert (gradients[2][..., ~valid] == 0).all() and (gradients[3][..., ~valid] == 0).all()

@@ -14,9 +14,9 @@ from bcnet_fast.geometry.anchors import make_anchors, matching_table
 from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.ops import MatchedProposals
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.proposals import candidates as proposals
+from bcnet_fast.proposals import ProposalGenerator
+from bcnet_fast.proposals import suppression as proposals
 from bcnet_fast.proposals.candidates import match_candidates
-from bcnet_fast.proposals.suppression import video_proposals, window_proposals
 from bcnet_fast.protocols import DEFAULT, NAMES, RELEASES, Protocol, protocol_for
 
 THUMOS14 = PRESETS["bcnet"]["thumos14"]
@@ -71,7 +71,7 @@ def proposals_of(found: MatchedProposals, window: int) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("name", ["model", "synthetic"])
 def test_release_rows_come_out_one_by_one(windows, expected, name):
-    found = match_candidates(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    found = match_candidates(windows[name], torch.tensor([256]), THUMOS14, RELEASE.candidates)
     boundaries, segments, scores = proposals_of(found, 0)
     rows, indices = expected[f"{name}_rows"], expected[f"{name}_aux"].astype(np.int64)
     np.testing.assert_array_equal(boundaries, indices[:, :2])
@@ -85,11 +85,11 @@ def test_release_rows_come_out_one_by_one(windows, expected, name):
 
 @pytest.mark.parametrize("name", ["model", "synthetic"])
 def test_release_soft_nms_of_a_window_and_of_its_video(windows, expected, name):
-    found = window_proposals(windows[name], torch.tensor([256]), THUMOS14, RELEASE)
+    found = ProposalGenerator(THUMOS14, RELEASE).window_proposals(windows[name], torch.tensor([256]))
     for segments, scores, stored in (
         (found.segments, found.decayed, expected[f"{name}_nms120"]),
         (
-            *video_proposals(found.segments, found.scores, found.decayed, THUMOS14, RELEASE),
+            *ProposalGenerator(THUMOS14, RELEASE).video_proposals(found.segments, found.scores, found.decayed),
             expected[f"{name}_nms120_then_nms1000"],
         ),
     ):
@@ -99,9 +99,9 @@ def test_release_soft_nms_of_a_window_and_of_its_video(windows, expected, name):
 
 def test_release_video_of_two_windows(windows, expected):
     both = joined(windows["model"], windows["synthetic"])
-    found = window_proposals(both, torch.tensor([256, 256]), THUMOS14, RELEASE)
+    found = ProposalGenerator(THUMOS14, RELEASE).window_proposals(both, torch.tensor([256, 256]))
     shifted = found.segments + 128 * found.window[:, None]
-    segments, scores = video_proposals(shifted, found.scores, found.decayed, THUMOS14, RELEASE)
+    segments, scores = ProposalGenerator(THUMOS14, RELEASE).video_proposals(shifted, found.scores, found.decayed)
     np.testing.assert_array_equal(segments.numpy() * FRAMES, expected["two_window_unrounded"][:, 1:])
     np.testing.assert_allclose(scores.numpy(), expected["two_window_unrounded"][:, 0], atol=1e-12, rtol=1e-9)
 
@@ -126,7 +126,7 @@ def test_default_candidates_equal_a_loop_over_pairs(window, longest, length, max
         proposals=AnchorProposalConfig(max_snippets=max_snippets),
     )
     outputs = [random_output(rng, config.model) for _ in range(3)]
-    found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT)
+    found = match_candidates(joined(*outputs), torch.tensor([length] * 3), config, DEFAULT.candidates)
     anchors = make_anchors(window, longest).tolist()
     for w, output in enumerate(outputs):
         scores = (output.start, output.end, output.classification, output.regression, output.background)
@@ -145,29 +145,29 @@ def test_every_release_switch_changes_the_proposals_alone(windows):
     lengths = torch.tensor([256, 130])
 
     def final(protocol: Protocol) -> torch.Tensor:
-        found = window_proposals(both, lengths, THUMOS14, protocol)
-        columns = video_proposals(found.segments, found.scores, found.decayed, THUMOS14, protocol)
+        found = ProposalGenerator(THUMOS14, protocol).window_proposals(both, lengths)
+        columns = ProposalGenerator(THUMOS14, protocol).video_proposals(found.segments, found.scores, found.decayed)
         return torch.cat([columns[0], columns[1][:, None]], dim=1)
 
     baseline = final(DEFAULT)
     for switch in ("score_padding", "clamp_boundaries", "drop_last", "decay_twice"):
-        changed = final(dataclasses.replace(DEFAULT, **{switch: True}))
+        changed = final(DEFAULT.with_switch(switch))
         assert changed.shape != baseline.shape or not torch.equal(changed, baseline), switch
 
 
 def test_a_window_without_candidates_gives_no_proposals():
     zeros = np.zeros(256)
     flat = network_output(zeros, zeros, zeros, zeros, zeros, np.zeros(1218), np.zeros(1218), np.zeros(1218))
-    found = window_proposals(joined(flat, flat), torch.tensor([256, 256]), THUMOS14, DEFAULT)
-    segments, scores = video_proposals(found.segments, found.scores, found.decayed, THUMOS14, DEFAULT)
+    found = ProposalGenerator(THUMOS14, DEFAULT).window_proposals(joined(flat, flat), torch.tensor([256, 256]))
+    segments, scores = ProposalGenerator(THUMOS14, DEFAULT).video_proposals(found.segments, found.scores, found.decayed)
     assert len(found.window) == len(segments) == len(scores) == 0
 
 
 def test_a_single_proposal_is_kept_by_default_and_lost_by_the_release(windows):
     segments, scores = torch.tensor([[3.0, 9.0]]).double(), torch.tensor([0.5]).double()
-    kept = video_proposals(segments, scores, scores, THUMOS14, DEFAULT)
+    kept = ProposalGenerator(THUMOS14, DEFAULT).video_proposals(segments, scores, scores)
     assert kept[0].tolist() == [[3.0, 9.0]] and kept[1].tolist() == [0.5]
-    assert len(video_proposals(segments, scores, scores, THUMOS14, RELEASE)[1]) == 0
+    assert len(ProposalGenerator(THUMOS14, RELEASE).video_proposals(segments, scores, scores)[1]) == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,9 +179,9 @@ def test_windows_as_a_gpu_takes_them_give_the_same_proposals(name, monkeypatch):
     shapes |= dict.fromkeys(("regression", "classification", "background"), anchors)
     output = BCNetOutput(**{field: torch.rand(3, size) for field, size in shapes.items()})
     lengths = torch.tensor([40, 1, 13])  # in the second window there is no pair
-    expected = window_proposals(output, lengths, config, protocol_for(name, config))
+    expected = ProposalGenerator(config, protocol_for(name, config)).window_proposals(output, lengths)
     monkeypatch.setattr(proposals, "_on_host", proposals._on_device)
-    found = window_proposals(output, lengths, config, protocol_for(name, config))
+    found = ProposalGenerator(config, protocol_for(name, config)).window_proposals(output, lengths)
     assert len(expected.scores) > 10
     for column, wanted in vars(expected).items():
         assert torch.equal(getattr(found, column), wanted), column

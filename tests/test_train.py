@@ -157,9 +157,11 @@ def make_trainer(data: Path, *settings: str, model: str = "bcnet") -> tuple[Trai
     args = train.build_parser().parse_args(arguments(data, Path("unused"), model=model, settings=settings))
     config = train.resolve_config(args)
     archive = open_features(args.features, feature_dim=8)
-    subsets = train.read_subsets(args, config, archive, train.select_annotations(args, config), DEFAULT, quiet=True)
+    subsets = train.read_subsets(
+        args, config, archive, train.select_annotations(args, config), DEFAULT.windows, quiet=True
+    )
     windows = TrainingWindows(archive, subsets[0].videos, config, DEFAULT)
-    return Trainer(config, DEFAULT, torch.device("cpu")), windows
+    return Trainer(config, DEFAULT.losses, torch.device("cpu")), windows
 
 
 def test_gradients_are_clipped(data):

@@ -28,7 +28,7 @@ def windows_of(annotation: VideoAnnotation, rows: int, config: Config) -> Traini
     features = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
     loaded = [("v", FeatureSequence(features, "[T, C]", "v.npy", rows, "float32"))]
     times = TimeResolver(config, table={"v": annotation})
-    subset = check_subset("training", {"v": annotation}, loaded, times, DEFAULT, kept_bytes=1 << 20)
+    subset = check_subset("training", {"v": annotation}, loaded, times, DEFAULT.windows, kept_bytes=1 << 20)
     return TrainingWindows(None, subset.videos, config, DEFAULT)
 
 

@@ -93,7 +93,7 @@ class GTADEngine:
         largest = kernels.tensor(edges).unflatten(-2, graph.shape[-2:]).amax(dim=-2)
         return kernels.sequence((largest + kernels.tensor(along)).relu_())
 
-    def __call__(self, features: Tensor, needed: object = None) -> MapOutput:
+    def __call__(self, features: Tensor) -> MapOutput:
         """features as the kernels take them, one window or a batch -> scores; all cells are computed."""
         kernels, count = self.kernels, self.config.neighbours
         with stage("sequence"):
