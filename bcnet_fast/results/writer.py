@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,11 +23,11 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 
-def entries(segments: np.ndarray, scores: np.ndarray, labels: list[str] | None = None) -> list[dict[str, Any]]:
+def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Proposals of a video as a submission lists them: segments [n, 2] in seconds, scores [n], at full precision."""
     rows = [{"score": s, "segment": segment} for s, segment in zip(scores.tolist(), segments.tolist(), strict=True)]
     if labels is not None:
-        rows = [{"label": label, **row} for label, row in zip(labels, rows, strict=True)]
+        rows = [{**row, "label": label} for label, row in zip(labels, rows, strict=True)]
     return rows
 
 
@@ -88,10 +89,15 @@ class ResultWriter:
             )
         self._file.truncate(end)
 
-    def add(self, video: str, proposals: list[dict[str, Any]]) -> None:
-        """Store the proposals of one video; they survive if the process dies right after."""
+    def add(self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
+        """Store the proposals of one video; they survive if the process dies right after.
+
+        segments: [n, 2], seconds.
+        scores: [n], in the order in which the file lists them.
+        labels: n names of classes, for detections.
+        """
         self.done[video] = self._file.seek(0, os.SEEK_END)
-        self._append({"video": video, "proposals": proposals})
+        self._append({"video": video, "proposals": entries(segments, scores, labels)})
 
     def _append(self, record: dict[str, Any]) -> None:
         try:
