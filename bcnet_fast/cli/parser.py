@@ -33,9 +33,14 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+def started_by_script() -> bool:
+    """Whether this process is the console script `bcnet`."""
+    return Path(sys.argv[0]).stem == "bcnet"
+
+
 def program(command: str) -> str:
     """How the user starts a command: `bcnet infer` from the console script, else `python -m bcnet_fast.infer`."""
-    return f"bcnet {command}" if Path(sys.argv[0]).stem == "bcnet" else f"{_MODULE}{command}"
+    return f"bcnet {command}" if started_by_script() else f"{_MODULE}{command}"
 
 
 def command_parser(command: str, description: str | None) -> Parser:
