@@ -172,7 +172,11 @@ BPM, ABI = {"bpm_base.0.weight": torch.zeros(1)}, {"frame_model.base_module.0.we
             state_of(SMALL_GTAD),
             "expected weights of BMN, found those of G-TAD, which --gtad takes",
         ),
-        (releases.convert_gtad, state_of(SMALL_BMN), "expected weights of G-TAD, found those of BMN, which --bmn takes"),
+        (
+            releases.convert_gtad,
+            state_of(SMALL_BMN),
+            "expected weights of G-TAD, found those of BMN, which --bmn takes",
+        ),
         (releases.convert_bmn, BPM, r"expected weights of BMN, found those of BCNet \(BPM\), which --bpm takes"),
         (releases.convert_gtad, ABI, r"expected weights of G-TAD, found those of BCNet \(ABI\), which --abi takes"),
         (releases.convert_bmn, opentad(), "expected weights of BMN, found OpenTAD's, which are not supported: "),
