@@ -18,7 +18,6 @@ import itertools
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,22 +26,22 @@ from typing import Any, NamedTuple
 
 # The interpreter replaces the compiler: it must be off before triton is imported.
 os.environ["TRITON_INTERPRET"] = "0"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import torch
+import triton
+from bcnet_fast.kernels._common import TARGETS, Launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
-from bcnet_fast.ops import native as _native  # noqa: E402
-from bcnet_fast.ops.reference import most_pairs  # noqa: E402
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.storage.files import atomic_text  # noqa: E402
+from bcnet_fast.errors import BackendError
+from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals
+from bcnet_fast.ops import native as _native
+from bcnet_fast.ops.reference import most_pairs
+from bcnet_fast.progress import progress
+from bcnet_fast.storage.files import atomic_text
+
+ROOT = Path(__file__).resolve().parent.parent
 
 OLDEST_TRITON = (3, 3)
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
