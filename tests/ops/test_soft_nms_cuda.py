@@ -267,6 +267,16 @@ def test_the_hosts_native_code_has_the_bits_of_the_cpu(rng, monkeypatch):
     assert_same(soft_nms(segments, scores, offsets=offsets, sigma=0.4, min_score=0.01), expected)
 
 
+@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_the_extension_needs_no_cuda_toolkit_where_it_runs():
+    """So a wheel that was built beside nvcc runs on machines that have a driver alone."""
+    module, _ = _native.cuda()
+    table = subprocess.run(["readelf", "-d", module.__file__], capture_output=True, text=True, check=True).stdout
+    needed = {line.partition("[")[2].partition(".so")[0] for line in table.splitlines() if "(NEEDED)" in line}
+    assert needed <= {"libc", "libm", "libdl", "librt", "libpthread", "libgcc_s", "libstdc++", "ld-linux-x86-64"}
+
+
 def build(tree: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", "out", "--build-temp", "work"]
     cleared = {"BCNET_FAST_NATIVE": "0", "CUDA_HOME": "", "CUDA_PATH": "", "PATH": path}
