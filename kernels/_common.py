@@ -80,3 +80,12 @@ def float32_precision() -> str:
     # Where the newer attribute exists, reading the older one can raise.
     precision = getattr(matmul, "fp32_precision", None)
     return "tf32" if precision == "tf32" or (precision is None and matmul.allow_tf32) else "ieee"
+
+
+def product_precision(target: int) -> tuple[str, bool]:
+    """How kernels multiply matrices on `target`: the precision of float32, and whether 16-bit tiles are widened to it.
+
+    Below 80, Triton 3.3 and later have no tensor-core products, and 3.2 no TF32. They multiply float32 copies of 16-bit
+    tiles; Triton 3.3 compiles that only where the kernel makes the copies.
+    """
+    return ("ieee", True) if target < 80 else (float32_precision(), False)
