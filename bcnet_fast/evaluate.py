@@ -22,24 +22,25 @@ from typing import Any
 
 import numpy as np
 
-from ._cli import Parser, run
-from .class_scores import FUSION_RULES, fuse, read_class_scores
-from .config import PRESETS
+from .cli.parser import Parser, run
 from .data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
+from .data.class_scores import read_class_scores
 from .errors import InputError
 from .evaluation import (
     METRICS,
     AverageRecall,
     MeanAveragePrecision,
     MetricSettings,
-    Results,
     average_recall,
     mean_average_precision,
-    read_results,
     without_duplicates,
 )
-from .files import require_writable, write_json
-from .plot import ar_curve, require_picture_name
+from .evaluation.recall_curve import ar_curve
+from .presets import PRESETS
+from .results.figure import require_picture_name
+from .results.fusion import FUSION_RULES, fuse
+from .results.reader import Results, read_results
+from .storage.files import require_writable, write_json
 
 _GROUND_TRUTH = {
     "default": "ground truth as it stands",

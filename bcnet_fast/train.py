@@ -40,19 +40,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ._cli import Parser, progress, run
-from .config import PRESET_NAMES, PRESETS, Config, TrainConfig
-from .data import timing
+from .cli import time_flags
+from .cli.parser import Parser, run
+from .config import Config, TrainConfig
 from .data.annotations import VideoAnnotation, in_subset, read_annotations
 from .data.features import FeatureArchive, iterate, open_features
 from .data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
-from .data.training import Subset, TrainingWindows, check_subset, fitted_sizes
+from .data.timing import TimeResolver
 from .errors import InputError
-from .files import read_toml, require_writable
-from .loading import load, resolve_device
+from .inference.model import load, resolve_device
+from .presets import PRESET_NAMES, PRESETS
+from .progress import progress
 from .protocols import NAMES, Protocol, protocol_for
-from .runs import Run, require_new
-from .training import SHOWN_AN, Processes, Trainer, validate
+from .storage.files import read_toml, require_writable
+from .training.dataset import Subset, TrainingWindows, check_subset, fitted_sizes
+from .training.distributed import Processes
+from .training.run_folder import Run, require_new
+from .training.trainer import Trainer
+from .training.validation import SHOWN_AN, validate
 
 _KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
 _FEWEST_STEPS = 150  # of a fitted training
@@ -95,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="settings that replace those of preset and file, such as model.window=128 or train.ema=0.999",
     )
     system.add_argument("--protocol", choices=NAMES, default="default", help="see docs/protocols.md")
-    timing.add_arguments(parser)
+    time_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default="bcnet_train", help="folder for checkpoints and log")
@@ -156,9 +161,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 def _device_of_this_process(name: str) -> torch.device:
     device = resolve_device(name)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
         # torchrun's number of this process on this machine.
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
@@ -224,9 +229,13 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
         if not processes.first:
             continue
         row = {"epoch": epoch + 1, "learning_rate": trainer.learning_rate(epoch), **losses}
-        # What is validated is the very file that a user gets.
-        model = load(output.save_last(trainer.weights()), device=device)
-        recall, failures = validate(model, archive, validation.truth, times, protocol, args.workers)
+        # What is validated is the very file that a user gets. No name holds the network, so that it ends with the call.
+        checkpoint = output.save_last(trainer.weights())
+        recall, failures = validate(
+            load(checkpoint, device=device), archive, validation.truth, times, protocol, args.workers
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
         better = output.finish_epoch(row, trainer.weights(), trainer.state())
         shown = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))
@@ -265,9 +274,9 @@ def _open(args: argparse.Namespace, config: Config, feature_dim: int | None) -> 
 
 def _times(
     args: argparse.Namespace, config: Config, archive: FeatureArchive, known: Mapping[str, VideoAnnotation]
-) -> timing.TimeResolver:
+) -> TimeResolver:
     """When snippets happen: what --times says, else the annotations."""
-    times = timing.TimeResolver.from_args(args, config, archive)
+    times = time_flags.time_resolver(args, config, archive)
     if not args.times:
         times.table = known
     return times
@@ -310,7 +319,7 @@ def read_subsets(
     protocol: Protocol,
     *,
     quiet: bool,
-) -> tuple[Subset, Subset, timing.TimeResolver]:
+) -> tuple[Subset, Subset, TimeResolver]:
     """Both subsets with every video looked at, and when their snippets happen."""
     times = _times(args, config, archive, {**chosen[1], **chosen[0]})
     subsets = []

@@ -43,12 +43,13 @@ from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from bcnet_fast import _native  # noqa: E402
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.files import atomic_text  # noqa: E402
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
+from bcnet_fast.ops import native as _native  # noqa: E402
 from bcnet_fast.ops.reference import most_pairs  # noqa: E402
+from bcnet_fast.progress import progress  # noqa: E402
+from bcnet_fast.storage.files import atomic_text  # noqa: E402
 
 OLDEST_TRITON = (3, 2)
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -131,7 +132,8 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                 rows, sampled = (
                     empty(batch, *s, channels, dtype=dtype) for s in ((sources, length), (anchors, all_bins))
                 )
-                projected, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
+                projected = empty(all_bins, batch, length, outputs, dtype=dtype)
+                by_bin, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
                 weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
                 launches = {
                     "projection": anchor_sampling.projection_launch(
@@ -145,7 +147,7 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                             sampled, *by_snippet, bins, rows, target
                         )[0],
                         "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
-                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, projected, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, by_bin, target),
                     }
                 for name, launch in launches.items():
                     for config in anchor_sampling.variants(name, dtype, target):

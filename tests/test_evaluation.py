@@ -11,19 +11,20 @@ import numpy as np
 import pytest
 
 from bcnet_fast import evaluate, evaluation
-from bcnet_fast._cli import run
-from bcnet_fast.class_scores import ClassScores, fuse, read_class_scores
+from bcnet_fast.cli.parser import run
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
+from bcnet_fast.data.class_scores import ClassScores, read_class_scores
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import (
     METRICS,
     Results,
     average_recall,
-    descending,
     mean_average_precision,
     read_results,
     without_duplicates,
 )
+from bcnet_fast.results.fusion import fuse
+from bcnet_fast.results.ordering import descending
 
 EXACT = {"rtol": 0, "atol": 1e-9}
 THUMOS, ACTIVITYNET = METRICS["thumos14"], METRICS["activitynet13"]

@@ -22,16 +22,17 @@ from test_reference import SWITCHES
 
 import bcnet_fast
 from bcnet_fast import infer, train
-from bcnet_fast.checkpoint import read_config, read_training_state, save_training_state
-from bcnet_fast.config import PRESETS, Config, TrainConfig
+from bcnet_fast.config import Config, TrainConfig
 from bcnet_fast.data.annotations import read_annotations
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
-from bcnet_fast.data.training import TrainingWindows
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import read_results
+from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT
-from bcnet_fast.training import Trainer
+from bcnet_fast.storage.checkpoint import read_config, read_training_state, save_training_state
+from bcnet_fast.training.dataset import TrainingWindows
+from bcnet_fast.training.trainer import Trainer
 
 # Few channels with a strong signal, and instances of up to 16 snippets.
 EASY = SyntheticConfig(
@@ -414,7 +415,7 @@ def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp
         (["--set", "model.widht=3"], "--set: model: unknown widht; expected some of name, feature_dim"),
         (["--set", "model.width=wide"], "--set: model.width: expected int, found 'wide'"),
         (["--set", "train.ema=1.0"], "--set: train.ema: expected a share from 0 to below 1, found 1.0"),
-        (["--set", "train.precision=fp8"], "--set: train.precision: expected one of fp32, bf16, found 'fp8'"),
+        (["--set", "train.precision=fp8"], "--set: train.precision: expected one of fp32, tf32, bf16, found 'fp8'"),
         (["--set", "train.seed=-1"], "--set: train.seed: expected int from 0 to 2147483647, found -1"),
         (["--set", "train.learning_rate=0"], "--set: train.learning_rate: expected a number above 0, found 0"),
         (["--set", "trian.epochs=3"], "--set: expected settings of model, data, proposals, train; found trian"),

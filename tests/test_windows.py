@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 
-from bcnet_fast.config import PRESETS
 from bcnet_fast.data.annotations import VideoAnnotation, read_annotations
 from bcnet_fast.data.timing import SnippetTime, TimeFlags, TimeResolver
 from bcnet_fast.data.windows import cut, rescale, window_starts
 from bcnet_fast.errors import InputError
+from bcnet_fast.presets import PRESETS
 
 THUMOS, ACTIVITYNET = PRESETS["bcnet"]["thumos14"], PRESETS["bcnet"]["activitynet13"]
 

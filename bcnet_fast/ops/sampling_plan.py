@@ -1,0 +1,318 @@
+"""Sparse sampling plans: which snippets each bin of each anchor reads, and with which weights.
+
+A plan depends on the anchors alone and is built once. Two sampling rules are covered: evenly spaced points (BMN, and
+BCNet after it) and aligned bins (G-TAD). They differ in where the points lie and in what happens at the ends of the
+sequence; both interpolate linearly and average the points of a bin.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Anchors that the native code works on at the same time (csrc/include/anchor_sampling.h has the same number).
+GROUP = 8
+# Anchors whose points are in memory at the same time while a plan is made.
+BLOCK = 256
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingPlan:
+    """Weights that sample N bins for each of P anchors from sequences of T snippets, without their zeros.
+
+    Bin n of anchor p reads the snippets from first[p, n] on, with the weights from offsets[p N + n] up to
+    offsets[p N + n + 1]; a bin may be empty. Made by `interpolated_plan` and `aligned_plan`.
+    """
+
+    length: int  # T
+    bins: tuple[int, ...]  # bins taken from each of the feature sequences; N is their sum
+    longest: int  # most snippets that a bin reads
+    first: Tensor  # [P, N] int32
+    offsets: Tensor  # [P * N + 1] int32
+    weights: Tensor  # [taps] float32 or float64
+    # The same taps by bin and snippet, for gradients: row n * T + t has those of bin n at snippet t.
+    by_snippet_offsets: Tensor  # [N * T + 1] int32
+    by_snippet_anchor: Tensor  # [taps] int32
+    by_snippet_weight: Tensor  # [taps], like weights
+    # The anchors in groups that read alike, filled up with -1, and the taps of group g as rows n * T + t: in list 9 g
+    # those common to all, where each anchor reads step[g] rows after the one before it; in list 9 g + 1 + i those of
+    # its i-th anchor alone. List l is group_rows and group_weights from group_offsets[l] up to group_offsets[l + 1].
+    order: Tensor  # [groups, GROUP] int32
+    step: Tensor  # [groups] int32
+    group_offsets: Tensor  # [groups * (GROUP + 1) + 1] int32
+    group_rows: Tensor  # [listed taps] int32
+    group_weights: Tensor  # [listed taps], like weights
+
+    @property
+    def anchors(self) -> int:
+        """P, the number of anchors."""
+        return self.first.shape[0]
+
+    @property
+    def taps(self) -> int:
+        """The number of weights, over all anchors and bins."""
+        return self.weights.shape[0]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SamplingPlan:
+        """The plan on another device, or with weights of another dtype; itself where nothing changes."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {n: t.to(device, dtype) if t.is_floating_point() else t.to(device) for n, t in tensors.items()}
+        return self if all(getattr(self, name) is t for name, t in moved.items()) else replace(self, **moved)
+
+    def dense(self) -> Tensor:
+        """The weights with their zeros, [P, N, T]: to look at and to test with. BMN's take 130 MB, G-TAD's 540 MB."""
+        count = self.offsets.diff().long()
+        cell = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+        snippet = self.first.flatten()[cell] + torch.arange(self.taps, device=count.device) - self.offsets[cell]
+        dense = self.weights.new_zeros(len(count), self.length)
+        dense[cell, snippet] = self.weights
+        return dense.view(self.anchors, -1, self.length)
+
+
+def interpolated_plan(
+    intervals: np.ndarray, length: int, bins: int = 32, points_per_bin: int = 3, dtype: torch.dtype = torch.float32
+) -> SamplingPlan:
+    """Sample `bins * points_per_bin` points, evenly spaced over each interval, both its ends included (BMN's rule).
+
+    Args:
+        intervals: [P, 2] start and end in snippets, in any order; a NaN leaves all bins of an anchor empty.
+        length: T, snippets in the sequence.
+        bins: N; a bin is the mean of `points_per_bin` points that follow each other.
+        dtype: of the weights, which are rounded to float32 in any case, as the constants of the public releases are.
+
+    A point t gives 1 - f to the snippet trunc(t) and f to ceil(t), with f = t - trunc(t) signed, and what falls outside
+    [0, T - 1] is lost: so points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
+    For BCNet the intervals are `make_anchors(...)` themselves, for BMN `bmn_intervals(T)`.
+
+    Raises ValueError when a number is below 1, or `intervals` is not [P, 2] or infinite, and TypeError when a number or
+    dtype is of another kind.
+    """
+    intervals = _check(
+        "intervals", intervals, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1)
+    )
+    if np.isinf(intervals).any():
+        raise ValueError("sampling plan: intervals must be finite or NaN")
+    count = bins * points_per_bin
+
+    def taps_of(block: np.ndarray) -> _Taps:
+        start, end = block[:, :1], block[:, 1:]
+        points = start + (end - start) / max(count - 1.0, 1.0) * np.arange(count)
+        points = points.reshape(len(points), bins, points_per_bin)
+        lower = np.trunc(points)
+        fraction = points - lower
+        snippet = np.stack([lower, np.ceil(points)])
+        inside = (snippet >= 0) & (snippet < length)  # false for NaN
+        taps = _taps(np.where(inside, snippet, 0.0), np.where(inside, [1.0 - fraction, fraction], 0.0))
+        return taps._replace(weights=(1.0 / points_per_bin * taps.weights).astype(np.float32))
+
+    return _plan(_by_blocks(intervals, taps_of, dtype), intervals, length, (bins,))
+
+
+def aligned_plan(
+    regions: np.ndarray,
+    length: int,
+    bins: tuple[int, ...] = (16, 16),
+    points_per_bin: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> SamplingPlan:
+    """Cut each region into equal bins and average points at the middle of equal parts of a bin (G-TAD's rule, Align1D).
+
+    Args:
+        regions: [P, 2] start and end in snippets; a region shorter than 1 counts as 1 long.
+        length: T, snippets in the sequence.
+        bins: how many bins are taken from each of the feature sequences, over the same region. G-TAD has two sequences:
+            the features, and the mean of their graph neighbours.
+        points_per_bin: points in a bin; 0 takes as many as the bin is long, rounded up.
+        dtype: of the weights, which are computed in float64.
+
+    A point t outside [-1, T] gives 0; up to one snippet outside the sequence it reads the snippet at that end. The mean
+    counts all points. For G-TAD the regions are `gtad_regions(T, D)`.
+
+    Raises ValueError when a number is too small, or `regions` is not [P, 2] and finite, and TypeError when a number or
+    dtype is of another kind.
+    """
+    regions = _check("regions", regions, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
+    if not np.isfinite(regions).all():
+        raise ValueError("sampling plan: regions must be finite")
+
+    def taps_of(block: np.ndarray, number: int) -> _Taps:
+        start, extent = block[:, :1, None], np.maximum(block[:, 1:] - block[:, :1], 1.0)[:, :, None]
+        size = extent / number
+        points_in_bin = np.full_like(size, points_per_bin) if points_per_bin else np.ceil(size)
+        k = np.arange(points_in_bin.max())
+        points = start + np.arange(number)[:, None] * size + (k + 0.5) * size / points_in_bin
+        used = (k < points_in_bin) & (points >= -1) & (points <= length)
+        points = points.clip(0, length - 1)
+        lower = np.floor(points)
+        fraction = points - lower
+        snippet = np.stack([lower, np.minimum(lower + 1, length - 1)])
+        return _taps(snippet, np.where(used, [1 - fraction, fraction], 0.0) / points_in_bin)
+
+    def joined() -> _Taps:
+        parts = {number: _by_blocks(regions, functools.partial(taps_of, number=number), dtype) for number in set(bins)}
+        return _side_by_side([parts[number] for number in bins])
+
+    return _plan(joined(), regions, length, tuple(bins))
+
+
+def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[object, int]) -> np.ndarray:
+    """The intervals as float64; raise for what makes no plan. `least` are pairs of number(s) and the least allowed."""
+    intervals = np.asarray(intervals, dtype=np.float64)
+    if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
+        raise ValueError(f"sampling plan: {name} must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
+    for argument, (given, lowest) in least.items():
+        numbers = given if isinstance(given, tuple) else (given,)
+        if not all(isinstance(number, (int, np.integer)) for number in numbers):
+            raise TypeError(f"sampling plan: {argument} must be of integers, got {given!r}")
+        if min(numbers, default=lowest - 1) < lowest:
+            raise ValueError(f"sampling plan: {argument} must be at least {lowest}, got {given}")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"sampling plan: dtype must be torch.float32 or torch.float64, got {dtype}")
+    return intervals
+
+
+class _Taps(NamedTuple):
+    """What the bins of one feature sequence read: bin n of anchor p `count[p, n]` snippets, from `first[p, n]` on."""
+
+    first: np.ndarray  # [P, N] int32
+    count: np.ndarray  # [P, N] int32
+    weights: np.ndarray  # [sum of count], by anchor, then bin, then snippet
+
+
+def _by_blocks(intervals: np.ndarray, taps_of: Callable[[np.ndarray], _Taps], dtype: torch.dtype) -> _Taps:
+    """The taps of all intervals, made block by block, with weights of a dtype."""
+    made = np.float64 if dtype == torch.float64 else np.float32
+    blocks = [taps_of(intervals[begin : begin + BLOCK]) for begin in range(0, len(intervals), BLOCK)]
+    blocks = [taps._replace(weights=taps.weights.astype(made)) for taps in blocks]
+    return _Taps(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
+
+
+def _taps(snippet: np.ndarray, weight: np.ndarray) -> _Taps:
+    """Sum up points: each of [2, P, N, points] adds its weight to its snippet."""
+    read = weight != 0
+    first = np.where(read, snippet, np.inf).min(axis=(0, 3))
+    last = np.where(read, snippet, -np.inf).max(axis=(0, 3))
+    empty = first == np.inf
+    first = np.where(empty, 0, first).astype(np.int32)
+    count = np.where(empty, 0, last - first + 1).astype(np.int32)
+    origin = _starts(count) - first
+    place = origin[:, :, None] + snippet.astype(np.int64)
+    return _Taps(first, count, np.bincount(place[read], weight[read], minlength=count.sum()))
+
+
+def _side_by_side(parts: list[_Taps]) -> _Taps:
+    """The bins of several feature sequences as those of one."""
+    first, count = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("first", "count"))
+    weights = np.empty(count.sum(), parts[0].weights.dtype)
+    ends = np.cumsum([part.count.shape[1] for part in parts])
+    for part, starts in zip(parts, np.split(_starts(count), ends[:-1], axis=1), strict=True):
+        weights[_places(starts, part.count)] = part.weights
+    return _Taps(first, count, weights)
+
+
+def _plan(taps: _Taps, intervals: np.ndarray, length: int, bins: tuple[int, ...]) -> SamplingPlan:
+    first, count, weights = taps
+    starts = _starts(count)
+    order = _order(intervals)
+    step, common = _steps(order, first, count, starts, weights)
+    arrays = {
+        "first": first,
+        "offsets": np.append(starts, np.int32(len(weights))),
+        "weights": weights,
+        "order": order,
+        "step": step,
+        **_group_lists(order, common, first, count, starts, weights, length),
+        **_by_snippet(first, count, starts, weights, length),
+    }
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return SamplingPlan(length=length, bins=bins, longest=int(count.max()), **tensors)
+
+
+def _starts(count: np.ndarray) -> np.ndarray:
+    """Where each bin's weights begin, int32 [P, N]."""
+    return (np.cumsum(count, dtype=np.int32) - count.ravel()).reshape(count.shape)
+
+
+def _places(starts: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """What bins read or have, bin after bin: `count` numbers each, from `starts` on."""
+    places = np.repeat((starts - _starts(count)).ravel(), count.ravel())
+    places += np.arange(len(places), dtype=np.int32)
+    return places
+
+
+def _by_snippet(first, count, starts, weights, length) -> dict[str, np.ndarray]:
+    """The taps by bin and snippet; bin by bin, since to sort all at once takes more memory than the plan itself."""
+    sizes, anchors, sorted_weights = [], [], []
+    for bin_first, bin_count, bin_starts in zip(first.T, count.T, starts.T, strict=True):
+        snippet = _places(bin_first, bin_count)
+        order = np.argsort(snippet, kind="stable")
+        sizes.append(np.bincount(snippet, minlength=length))
+        anchors.append(np.repeat(np.arange(len(bin_count), dtype=np.int32), bin_count)[order])
+        sorted_weights.append(weights[_places(bin_starts, bin_count)[order]])
+    return {
+        "by_snippet_offsets": np.append(0, np.concatenate(sizes).cumsum()).astype(np.int32),
+        "by_snippet_anchor": np.concatenate(anchors),
+        "by_snippet_weight": np.concatenate(sorted_weights),
+    }
+
+
+def _order(intervals: np.ndarray) -> np.ndarray:
+    """The anchors in groups of one length each, by start: away from the ends they read alike but for the shift."""
+    lengths, kind = np.unique(np.round(intervals[:, 1] - intervals[:, 0], 6), return_inverse=True, equal_nan=True)
+    by_kind = np.lexsort((intervals[:, 0], kind))
+    sizes = np.bincount(kind, minlength=len(lengths))
+    rank = np.arange(len(kind)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    # Lengths take turns, some groups each, so that what is read next is close to what was read just now.
+    place = np.lexsort((rank, kind[by_kind], rank // (4 * GROUP)))
+    rank, kind, anchor = rank[place], kind[by_kind][place], by_kind[place]
+    first_of_group = rank % GROUP == 0
+    order = np.full((first_of_group.sum(), GROUP), -1, np.int32)
+    order[np.cumsum(first_of_group) - 1, rank % GROUP] = anchor
+    return order
+
+
+def _steps(order, first, count, starts, weights) -> tuple[np.ndarray, np.ndarray]:
+    """Of each group, the step [groups], and the bins [groups, N] whose taps are common to it, see `SamplingPlan`."""
+    shift = np.zeros((len(order), first.shape[1]), np.int32)
+    alike = np.ones(shift.shape, bool)
+    for place in range(1, GROUP):
+        group = np.flatnonzero(order[:, place] >= 0)
+        before, after = order[group, place - 1], order[group, place]
+        difference = first[after] - first[before]
+        if place == 1:
+            shift[group] = difference
+        same = (count[before] == count[after]) & (difference == shift[group]) & (difference >= 0)
+        pair, n = np.nonzero(same)
+        taps = count[after[pair], n]
+        tap_pair = np.repeat(np.arange(len(pair)), taps)
+        within = np.arange(len(tap_pair)) - (np.cumsum(taps) - taps)[tap_pair]
+        one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
+        same[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
+        alike[group] &= same
+    # The step of a group is that of the first of its bins that moves; bins that move otherwise are not common.
+    moves = alike & (shift > 0) & (count[order[:, 0]] > 0)
+    step = np.where(moves.any(axis=1), shift[np.arange(len(order)), moves.argmax(axis=1)], 0).astype(np.int32)
+    return step, alike & (shift == step[:, None])
+
+
+def _group_lists(order, common, first, count, starts, weights, length) -> dict[str, np.ndarray]:
+    """The taps of each group: of its common bins as its first anchor reads them, then of the others by anchor."""
+    members = (order >= 0)[:, :, None]
+    used = np.concatenate([common[:, None], ~common[:, None] & members], axis=1)  # [groups, 1 + GROUP, N]
+    group, place, n = np.nonzero(used)
+    anchor = np.concatenate([order[:, :1], order], axis=1)[group, place]
+    taps = count[anchor, n]
+    entry = np.repeat(np.arange(len(taps)), taps)
+    within = np.arange(len(entry)) - (np.cumsum(taps) - taps)[entry]
+    sizes = np.bincount(group * (1 + GROUP) + place, taps, minlength=len(order) * (1 + GROUP))
+    return {
+        "group_offsets": np.append(0, sizes.cumsum()).astype(np.int32),
+        "group_rows": ((n * length + first[anchor, n])[entry] + within).astype(np.int32),
+        "group_weights": weights[starts[anchor, n][entry] + within],
+    }

@@ -1,0 +1,130 @@
+"""From the network's scores to ranked proposals: candidates, matching, refinement, confidence, Soft-NMS.
+
+Paper, section 3.6; the candidates of BMN and G-TAD are the cells of their maps. Times are snippets, counted from the
+window's or the video's first; `infer` turns them into seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..config import Config
+from ..geometry.anchors import make_anchors, matching_table
+from ..geometry.proposal_map import MapConfig, proposal_map
+from ..networks.background import background_scores, constrain
+from ..networks.outputs import BCNetOutput, MapOutput
+from ..ops import MatchedProposals, match_proposals
+from ..ops.constants import cached_tensors
+from ..ops.reference import possible_boundaries
+from ..protocols import Protocol
+
+
+@cached_tensors(16)
+def _anchors_and_table(window: int, max_duration: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The anchors, float64 [P, 2], and the matching table, int32 [T, D], on a device."""
+    anchors, table = make_anchors(window, max_duration), matching_table(window, max_duration)
+    return torch.from_numpy(anchors.astype("float64")).to(device), torch.from_numpy(table.copy()).to(device)
+
+
+def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, protocol: Protocol) -> MatchedProposals:
+    """The proposals of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding."""
+    model, settings = config.model, config.proposals
+    return match_proposals(
+        output.start,
+        output.end,
+        output.classification,
+        output.regression,
+        background_scores(output.background, output.classification),
+        *_anchors_and_table(model.window, model.max_duration, output.start.device),
+        lengths=None if protocol.score_padding else lengths,
+        boundary_threshold=settings.boundary_threshold,
+        min_classification=settings.min_classification,
+        min_regression=settings.min_regression,
+        max_snippets=settings.max_snippets,
+        clamp_boundaries=protocol.clamp_boundaries,
+    )
+
+
+def needed_anchors(start: Tensor, end: Tensor, length: int, config: Config, protocol: Protocol) -> Tensor:
+    """The anchors that `match_candidates` will read of one window, bool [P], on the device of start and end, [T] each.
+
+    These are the anchors that match some pair of possible boundaries among the first `length` snippets.
+    """
+    model = config.model
+    _, table = _anchors_and_table(model.window, model.max_duration, start.device)
+    limit = None if protocol.score_padding else torch.tensor([length], device=start.device)
+    threshold = config.proposals.boundary_threshold
+    starts, ends = (possible_boundaries(p[None], threshold, limit)[0] for p in (start, end))
+    durations = table.shape[1]
+    pairs = starts[:, None] & pad(ends, (0, durations))[1:].unfold(0, durations, 1)
+    needed = torch.zeros(len(make_anchors(model.window, model.max_duration)), dtype=torch.bool, device=start.device)
+    return needed.index_fill(0, table[pairs].long(), True)
+
+
+@dataclass
+class CellCandidates:
+    """The n cells of a map that are intervals of the window, in the map's order, for each of W windows.
+
+    segments [n, 2] int64, snippets; scores [W, n] float64, 0 for cells that are not to be proposed; taken [W, n]: which
+    cells are candidates.
+    """
+
+    segments: Tensor
+    scores: Tensor
+    taken: Tensor
+
+
+@cached_tensors(16)
+def _cells(model: MapConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The valid cells of a map by their numbers row * columns + column [n], and their intervals [n, 2], on a device."""
+    cells = proposal_map(model)
+    bounds = torch.from_numpy(cells.start[cells.valid]), torch.from_numpy(cells.end[cells.valid])
+    return torch.from_numpy(cells.valid.ravel().nonzero()[0]).to(device), torch.stack(bounds, dim=1).to(device)
+
+
+def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, protocol: Protocol) -> CellCandidates:
+    """The cells of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding.
+
+    A cell ends at the boundary before the snippet `end`. At the end of what is looked at there is no such snippet, and
+    the last one stands in for it.
+    """
+    settings, window = config.proposals, config.model.window
+    numbers, segments = _cells(config.model, output.start.device)
+    start, end = segments.T
+    if protocol.score_padding:
+        lengths = torch.full_like(lengths, window)
+    taken = end <= lengths[:, None]
+    if protocol.skip_window_end:
+        taken &= end < window
+    end_snippet = torch.minimum(end, lengths[:, None] - 1)
+    if settings.boundary_peaks:
+        starts, ends = likely_boundaries(output.start, output.end, lengths)
+        taken &= starts[:, start] & ends.gather(1, end_snippet)
+
+    regression, classification = output.confidence.flatten(2)[:, :, numbers].double().unbind(1)
+    scores = classification * regression
+    if settings.boundary_scores:
+        boundaries = output.start.double()[:, start] * output.end.double().gather(1, end_snippet)
+        scores = boundaries * classification * regression
+    background = None if output.background is None else output.background.flatten(1)[:, numbers].double()
+    shown = taken if settings.max_snippets is None else taken & (end - start < settings.max_snippets)
+    return CellCandidates(segments, torch.where(shown, constrain(scores, background), 0.0), taken)
+
+
+def likely_boundaries(start: Tensor, end: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """BSN's rule: which of the first `lengths` snippets can be a start, and which an end; bool [W, T] each.
+
+    A snippet must be a strict local maximum or above half of the window's highest probability. The first one is always
+    a start and never an end, the last one always an end and never a start.
+    """
+    index = torch.arange(start.shape[1], device=start.device)
+    first, last = index == 0, index == lengths[:, None] - 1
+    both = torch.stack([start, end]).masked_fill(index >= lengths[:, None], -torch.inf)
+    before, after = pad(both, (1, 0), value=-torch.inf)[..., :-1], pad(both, (0, 1), value=-torch.inf)[..., 1:]
+    likely = ((both > before) & (both > after)) | (both > 0.5 * both.amax(dim=2, keepdim=True))
+    likely &= ~(first | last)
+    return likely[0] | first, likely[1] | last
