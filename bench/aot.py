@@ -39,11 +39,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
+from bcnet_fast.kernels._common import SHARED_KIB, TARGETS, Launch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
 from bcnet_fast.ops import native as _native  # noqa: E402
@@ -57,16 +57,16 @@ COMPILER = f"triton {triton.__version__}"
 RESULTS = ROOT / "bench" / "results" / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, and blocks (CUDA C++ Programming
-# Guide, technical specifications). All have 65,536 registers.
+# Per multiprocessor: KiB of shared memory, warps, and blocks (CUDA C++ Programming Guide, technical specifications).
+# All have 65,536 registers.
 LIMITS = {
-    75: (64, 64, 32, 16),
-    80: (163, 164, 64, 32),
-    86: (99, 100, 48, 16),
-    89: (99, 100, 48, 24),
-    90: (227, 228, 64, 32),
-    100: (227, 228, 64, 32),
-    120: (99, 100, 48, 24),
+    75: (64, 32, 16),
+    80: (164, 64, 32),
+    86: (100, 48, 16),
+    89: (100, 48, 24),
+    90: (228, 64, 32),
+    100: (228, 64, 32),
+    120: (100, 48, 24),
 }
 # Matched in the machine code (SASS): warp products, warpgroup products (wgmma), fifth-generation products (tcgen05).
 INSTRUCTIONS = {
@@ -223,7 +223,7 @@ def compile_launch(launch: Launch, target: int) -> Any:
     return triton.compile(
         _source(kernel, signature, constants, divisible),
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages},
+        options=launch.options,
     )
 
 
@@ -263,8 +263,8 @@ def figures(usage: str, code: str) -> dict[str, int]:
 
 def blocks_per_multiprocessor(target: int, registers: int, num_warps: int, shared: int) -> int:
     """How many blocks of this size are resident at once; 0 when one does not fit."""
-    block_kib, total_kib, warps, blocks = LIMITS[target]
-    if shared > block_kib * 1024:
+    total_kib, warps, blocks = LIMITS[target]
+    if shared > SHARED_KIB[target] * 1024:
         return 0
     # Registers are handed out to warps in units of 256; from 80 on, each block costs 1 KiB of shared memory more.
     warp_registers = -(-registers * 32 // 256) * 256
@@ -324,7 +324,7 @@ def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
             marker = f"soft_nms_kernelI{letter}E"
             found = next(kernel for (at, name), kernel in kernels.items() if at == target and marker in name)
             for candidates in (120, 1000, 4000, 20000):
-                launch = plan(candidates, 1, candidates, LIMITS[target][0] * 1024)
+                launch = plan(candidates, 1, candidates, SHARED_KIB[target] * 1024)
                 warps = launch.threads // 32
                 yield {
                     "kernel": "soft_nms",
