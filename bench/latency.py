@@ -169,8 +169,8 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
         exact = 2 * floors.attention_work(model, matched) if system.precision == "int8" else 0.0
         rates = (floors.cpu_tflops(p) for p in ("fp32", system.precision))
         return sum(part / rate for part, rate in zip((exact, work - exact), rates, strict=True)) * 1e-9
-    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
-    return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
+    gpu = roofline.known_gpu(torch.cuda.get_device_name())
+    return work / (gpu.fp32 if system.precision == "fp32" else gpu.fp16) * 1e-9 if gpu else None
 
 
 def measure(

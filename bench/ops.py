@@ -409,8 +409,8 @@ def floor_ms(work: roofline.Work, device: str) -> float | None:
     """The floor in float32, None on a GPU whose rates bench/roofline.py does not have."""
     if device == "cpu":
         return roofline.cpu_floor_ms(work)
-    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
-    return roofline.gpu_floor_us(work, known[0], "fp32") / 1e3 if known else None
+    gpu = roofline.known_gpu(torch.cuda.get_device_name())
+    return roofline.gpu_floor_us(work, gpu, "fp32") / 1e3 if gpu else None
 
 
 def time_on_cuda(calls: dict[str, Call]) -> dict[str, Timing]:
