@@ -68,8 +68,12 @@ def build_parser() -> Parser:
     return parser
 
 
+def parse(argv: list[str] | None) -> EvaluateOptions:
+    return EvaluateOptions(**vars(build_parser().parse_args(argv)))
+
+
 def main(argv: list[str] | None = None) -> int:
-    evaluation = evaluate(EvaluateOptions(**vars(build_parser().parse_args(argv))))
+    evaluation = evaluate(parse(argv))
     for warning in evaluation.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(evaluation.table())

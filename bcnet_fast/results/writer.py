@@ -24,11 +24,22 @@ except ImportError:  # Windows has no such locks
 
 
 def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Proposals of a video as a submission lists them: segments [n, 2] in seconds, scores [n], at full precision."""
-    rows = [{"score": s, "segment": segment} for s, segment in zip(scores.tolist(), segments.tolist(), strict=True)]
-    if labels is not None:
-        rows = [{**row, "label": label} for label, row in zip(labels, rows, strict=True)]
-    return rows
+    """Proposals of a video as a submission lists them, at full precision.
+
+    segments: [n, 2], seconds.
+    scores: [n].
+    labels: n names of classes, for detections.
+    """
+    for name, column in (("scores", scores), ("labels", labels)):
+        if column is not None and len(column) != len(segments):
+            raise ValueError(f"found {len(column)} {name}, expected {len(segments)}, one for each segment")
+    rows = zip(scores.tolist(), segments.tolist(), strict=True)
+    if labels is None:
+        return [{"score": score, "segment": segment} for score, segment in rows]
+    return [
+        {"score": score, "segment": segment, "label": label}
+        for (score, segment), label in zip(rows, labels, strict=True)
+    ]
 
 
 class ResultWriter:
@@ -90,14 +101,15 @@ class ResultWriter:
         self._file.truncate(end)
 
     def add(self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
-        """Store the proposals of one video; they survive if the process dies right after.
+        """Store the proposals of one video in the given order; they survive if the process dies right after.
 
         segments: [n, 2], seconds.
-        scores: [n], in the order in which the file lists them.
+        scores: [n].
         labels: n names of classes, for detections.
         """
+        proposals = entries(segments, scores, labels)
         self.done[video] = self._file.seek(0, os.SEEK_END)
-        self._append({"video": video, "proposals": entries(segments, scores, labels)})
+        self._append({"video": video, "proposals": proposals})
 
     def _append(self, record: dict[str, Any]) -> None:
         try:
