@@ -14,7 +14,7 @@ from ..storage.files import atomic_text
 def write_subtitles(
     path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None
 ) -> None:
-    """Write proposals as SubRip (.srt) subtitles in order of time, each with its rank, label and confidence.
+    """Write proposals as SubRip (.srt) subtitles in temporal order, each with its rank, label and confidence.
 
     segments: [n, 2], seconds.
     scores: [n], best first.
@@ -30,7 +30,7 @@ def write_subtitles(
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as SubRip writes them, hh:mm:ss,mmm."""
+    """Format seconds as hh:mm:ss,mmm."""
     milliseconds = max(round(seconds * 1000), 0)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d},{milliseconds % 1000:03d}"
