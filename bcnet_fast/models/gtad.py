@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..ops.precision import gpu_products
 from ..outputs import MapOutput
 from ..reference import gtad as reference
 from ..reference.gtad import GraphBlock, neighbours_of
@@ -14,8 +15,8 @@ from .maps import map_output
 
 @torch.no_grad()
 def nearest(x: Tensor, count: int) -> Tensor:
-    """`reference.gtad.nearest`, which autocast would make in 16 bits."""
-    with torch.autocast(x.device.type, enabled=False):
+    """`reference.gtad.nearest` in float32, though the products around it may be in bfloat16 or TF32."""
+    with torch.autocast(x.device.type, enabled=False), gpu_products():
         return reference.nearest(x, count)
 
 
