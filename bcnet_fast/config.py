@@ -17,7 +17,7 @@ _FROM_0 = ("seed",)  # other whole numbers begin at 1
 _POSITIVE = ("stride", "sigma", "max_snippets", "learning_rate", "decay_factor")
 _NOT_NEGATIVE = ("weight_decay", "gradient_clip")
 _SHARES = ("dropout", "ema")
-_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "bf16")}
+_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ class TrainConfig:
     weight_decay: float = 1e-4
     gradient_clip: float = 0.0  # largest norm of all gradients together; 0 is no limit
     ema: float = 0.0  # decay of the running mean of the weights, which then is the result; 0 is no mean
-    precision: str = "fp32"  # or "bf16": products in bfloat16 (autocast), weights and losses in float32
+    # "bf16": products in bfloat16 (autocast), weights and losses in float32; "tf32": float32 in TF32, on a GPU
+    precision: str = "fp32"
     seed: int = 0  # of the first weights, the order of the windows and all that is drawn
 
 

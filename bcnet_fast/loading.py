@@ -18,13 +18,14 @@ from .engine.rewrites import ALL_REWRITES, Rewrites
 from .errors import BackendError, InputError
 from .ops import use_backend
 from .ops._dispatch import BACKENDS
+from .ops.precision import gpu_products
 from .outputs import Output
 from .proposals import needed_anchors
 from .protocols import Protocol
 from .reference import NETWORKS
 from .reference.layers import shapes_only
 
-PRECISIONS = ("fp32", "fp64", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
 
 
 class Reference:
@@ -41,7 +42,8 @@ class Reference:
         features = features.to(self.device, self.dtype)
         # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
-        return Output.cat([self.network(part) for part in parts])
+        with gpu_products():
+            return Output.cat([self.network(part) for part in parts])
 
 
 class Model:
@@ -92,9 +94,12 @@ class Model:
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """ "auto" takes CUDA where there is one. InputError for a device that this machine lacks."""
+    """A device with its index; "auto" takes CUDA where there is one, "cuda" the current CUDA device.
+
+    InputError for a device that this machine lacks.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -104,6 +109,8 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count() or "none"
         raise InputError(f"--device {name}: expected a CUDA device, found {found} (torch {torch.__version__})")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
@@ -115,17 +122,21 @@ def load(
     backend: str = "auto",
     model: str | None = None,
     rewrites: Rewrites = ALL_REWRITES,
+    graph: bool = True,
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
         precision: "fp32" and "fp64" are exact up to rounding. "int8", of BCNet on a CPU, rounds the weights and inputs
-            of most products to 8 bits; attention and LayerNorm stay float32. "bf16" and "fp16" are for GPUs.
+            of most products to 8 bits; attention and LayerNorm stay float32. "tf32", "bf16" and "fp16" are for GPUs:
+            "fp32" never uses TF32 there, whatever PyTorch's own switches say. They keep the first layers of BCNet's
+            frame level in float32.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
         model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
         rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
+        graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
 
     Random weights follow torch.manual_seed. Warns where the precision is not faster than fp32 on this device.
 
@@ -139,6 +150,7 @@ def load(
     if backend not in BACKENDS:
         raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     resolved = resolve_device(device)
+    require_units(resolved, precision)
     native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config):
         if model is not None and model not in PRESETS:
@@ -160,8 +172,22 @@ def load(
         run: Engine | Reference = Reference(config, state, resolved, precision)
     else:
         with use_backend(backend):
-            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites)
+            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites, graph=graph)
     return Model(run, config, resolved, precision, backend)
+
+
+def require_units(device: torch.device, precision: str) -> None:
+    """InputError for a precision that the device has no arithmetic units for."""
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"precision 'tf32': expected a CUDA device, found {device.type}")
+    if precision in ("tf32", "bf16") and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+            raise InputError(
+                f"precision {precision!r}: expected a GPU of compute capability 8.0 or later, found {name} ({found}); "
+                "fp32 and fp16 run there"
+            )
 
 
 def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bool:

@@ -6,7 +6,6 @@ window's or the video's first; `infer` turns them into seconds.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +17,13 @@ from .background import background_scores, constrain
 from .config import Config
 from .maps import MapConfig, proposal_map
 from .ops import MatchedProposals, match_proposals, soft_nms
+from .ops.constants import cached_tensors
 from .ops.reference import possible_boundaries
 from .outputs import BCNetOutput, MapOutput, Output
 from .protocols import Protocol
 
 
-@functools.lru_cache(maxsize=16)
+@cached_tensors(16)
 def _anchors_and_table(window: int, max_duration: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The anchors, float64 [P, 2], and the matching table, int32 [T, D], on a device."""
     anchors, table = make_anchors(window, max_duration), matching_table(window, max_duration)
@@ -78,7 +78,7 @@ class CellCandidates:
     taken: Tensor
 
 
-@functools.lru_cache(maxsize=16)
+@cached_tensors(16)
 def _cells(model: MapConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     """The valid cells of a map by their numbers row * columns + column [n], and their intervals [n, 2], on a device."""
     cells = proposal_map(model)

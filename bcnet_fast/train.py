@@ -156,9 +156,9 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
 
 def _device_of_this_process(name: str) -> torch.device:
     device = resolve_device(name)
-    if device.type == "cuda" and device.index is None:
+    if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
         # torchrun's number of this process on this machine.
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
@@ -224,9 +224,13 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
         if not processes.first:
             continue
         row = {"epoch": epoch + 1, "learning_rate": trainer.learning_rate(epoch), **losses}
-        # What is validated is the very file that a user gets.
-        model = load(output.save_last(trainer.weights()), device=device)
-        recall, failures = validate(model, archive, validation.truth, times, protocol, args.workers)
+        # What is validated is the very file that a user gets. No name holds the network, so that it ends with the call.
+        checkpoint = output.save_last(trainer.weights())
+        recall, failures = validate(
+            load(checkpoint, device=device), archive, validation.truth, times, protocol, args.workers
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
         better = output.finish_epoch(row, trainer.weights(), trainer.state())
         shown = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))

@@ -35,9 +35,10 @@ from .errors import InputError
 from .evaluation import METRICS, AverageRecall, average_recall
 from .inference import Failure, predict
 from .labels import MapTargets, Targets
-from .loading import Model
+from .loading import Model, require_units
 from .losses import bcnet_loss, map_loss
 from .maps import proposal_map
+from .ops.precision import gpu_products
 from .outputs import Output
 from .protocols import Protocol
 
@@ -101,7 +102,8 @@ class Processes:
             return
         # The others wait while the first one validates.
         patience = datetime.timedelta(hours=6)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, device_id=device if on_gpu else None)
         try:
             yield cls(dist.get_rank(), count)
             # One that ends while others still work may abort, and torchrun then stops them all.
@@ -149,6 +151,8 @@ class Trainer:
     ) -> None:
         self.config, self.device, self.processes = config, device, processes or Processes()
         settings = config.train
+        if device.type == "cuda" or settings.precision == "tf32":
+            require_units(device, settings.precision)
         torch.manual_seed(settings.seed)  # all processes begin with the same weights
         self.network = build_network(config.model).to(device).train()
         self.parameters = dict(self.network.named_parameters())
@@ -169,15 +173,16 @@ class Trainer:
         of the joint batch, see `losses.regression_loss`.
         """
         self.optimizer.zero_grad()  # now, so that the forward does not find the last step's gradients in memory
-        half = self.config.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-            output: Output = self.network(features)
-        if half:
-            output = output.map(Tensor.float)
-        output = output.map(lambda scores: self.processes.gather(scores, rows))
-        targets = type(targets)(*(self.processes.gather(target, rows) for target in targets))
-        losses = self.loss(output, targets, draws)
-        losses["total"].backward()
+        precision = self.config.train.precision
+        with gpu_products(tf32=precision == "tf32"):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                output: Output = self.network(features)
+            if precision == "bf16":
+                output = output.map(Tensor.float)
+            output = output.map(lambda scores: self.processes.gather(scores, rows))
+            targets = type(targets)(*(self.processes.gather(target, rows) for target in targets))
+            losses = self.loss(output, targets, draws)
+            losses["total"].backward()
         self.processes.add_up([p.grad for p in self.network.parameters() if p.grad is not None])
         return losses
 

@@ -121,7 +121,8 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                 rows, sampled = (
                     empty(batch, *s, channels, dtype=dtype) for s in ((sources, length), (anchors, all_bins))
                 )
-                projected, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
+                projected = empty(all_bins, batch, length, outputs, dtype=dtype)
+                by_bin, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
                 weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
                 launches = {
                     "projection": anchor_sampling.projection_launch(
@@ -135,7 +136,7 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                             sampled, *by_snippet, bins, rows, target
                         )[0],
                         "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
-                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, projected, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, by_bin, target),
                     }
                 for name, launch in launches.items():
                     for config in anchor_sampling.variants(name, dtype, target):

@@ -132,7 +132,7 @@ def _sampling_kernel(
 @triton.jit
 def _gather_kernel(
     projected, order, first, offsets, weights, bias, out,
-    places, anchors, bins, length, columns,
+    places, anchors, bins, bin_rows, length, columns,
     HAS_BIAS: tl.constexpr, RELU: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     b, row, column = _block(places, columns, BLOCK_R, BLOCK_C)
@@ -140,14 +140,14 @@ def _gather_kernel(
     p = tl.load(order + place, mask=place < places, other=-1)
     used = p >= 0  # the plan fills its groups up with -1
     p = tl.maximum(p, 0)
-    projected += b.to(tl.int64) * bins * length * columns
+    projected += b.to(tl.int64) * length * columns
     total = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
     end = tl.load(offsets + p * bins, mask=used, other=0)
     for n in range(0, bins):
         cell = p * bins + n
         begin = end
         end = tl.load(offsets + cell + 1, mask=used, other=0)
-        start = n * length + tl.load(first + cell, mask=used, other=0)
+        start = n * bin_rows + tl.load(first + cell, mask=used, other=0)
         total = _add_taps(total, projected, start, weights, begin, end, tl.max(end - begin), column, columns)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
     _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
@@ -274,10 +274,10 @@ def sampling_backward_launches(
 
 
 def gather_launch(projected, first, offsets, weights, order, bias, relu, out, target=None) -> Launch:
-    batch, bins, length, _ = projected.shape
+    bins, batch, length, _ = projected.shape
     arguments = {
         "projected": projected, "order": order, "first": first, "offsets": offsets, "weights": weights, "bias": bias,
-        "places": order.numel(), "anchors": len(first), "bins": bins, "length": length,
+        "places": order.numel(), "anchors": len(first), "bins": bins, "bin_rows": batch * length, "length": length,
         "HAS_BIAS": bias is not None, "RELU": relu,
     }  # fmt: skip
     return _launch("gather", _gather_kernel, out, batch, order.numel(), arguments, target)
@@ -325,7 +325,7 @@ def launch_sampling_backward(grad, by_snippet_offsets, by_snippet_anchor, by_sni
 
 
 def launch_gather(projected, first, offsets, weights, order, bias, relu, out) -> None:
-    """Fill out [B, P, O] from projected [B, N, T, O], bias [O] or None."""
+    """Fill out [B, P, O] from projected [N, B, T, O], bias [O] or None."""
     padded, bias = aligned(out), None if bias is None else aligned(bias)
     gather_launch(aligned(projected), first, offsets, weights, order, bias, relu, padded).run()
     copy_back([padded], [out])

@@ -175,7 +175,7 @@ def test_launches_do_not_grow_with_the_batch():
 
 
 def test_what_cannot_be_had_is_named():
-    with pytest.raises(InputError, match="precision 'int8': expected one of fp32, fp64, bf16, fp16 for bmn"):
+    with pytest.raises(InputError, match="precision 'int8': expected one of fp32, fp64, tf32, bf16, fp16 for bmn"):
         bcnet_fast.load(config_of("bmn"), device="cpu", precision="int8")
     with pytest.raises(InputError, match="model 'bsn': expected one of bcnet, bmn, gtad"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")

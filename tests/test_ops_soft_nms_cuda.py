@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,17 +228,41 @@ def test_the_extension_loads_without_a_device_and_says_so_when_called():
     assert "the CUDA extension cannot use the device (soft_nms: CUDA: " in why
 
 
-def test_a_missing_extension_is_explained(monkeypatch):
+@pytest.fixture
+def no_extension(monkeypatch):
     monkeypatch.setattr(_native, "cuda", lambda: (None, "the CUDA extension was not built"))
     _native.cuda_problem.cache_clear()
-    try:
-        assert dict(doctor.facts())["CUDA extension"] == "no: the CUDA extension was not built"
-        device = torch.device("cuda", 0)
-        assert _dispatch.choose("soft_nms", device) == "reference"
-        with use_backend("native"), pytest.raises(BackendError, match="the CUDA extension was not built"):
-            _dispatch.choose("soft_nms", device)
-    finally:
-        _native.cuda_problem.cache_clear()
+    _dispatch._warn_of_reference.cache_clear()
+    yield torch.device("cuda", 0)
+    _native.cuda_problem.cache_clear()
+    _dispatch._warn_of_reference.cache_clear()
+
+
+def test_a_missing_extension_is_explained_and_the_native_code_of_the_host_takes_over(no_extension, monkeypatch):
+    assert dict(doctor.facts())["CUDA extension"] == "no: the CUDA extension was not built"
+    with use_backend("native"), pytest.raises(BackendError, match="the CUDA extension was not built"):
+        _dispatch.choose("soft_nms", no_extension)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if _native.module is not None:
+            assert _dispatch.choose("soft_nms", no_extension) == "host"
+    monkeypatch.setattr(_native, "module", None)
+    monkeypatch.setattr(_native, "reason", "the native extension was not built")
+    with pytest.warns(UserWarning, match="soft_nms runs as plain PyTorch or NumPy on cuda:0.*: the CUDA extension was"):
+        assert _dispatch.choose("soft_nms", no_extension) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # one warning is enough
+        assert _dispatch.choose("soft_nms", no_extension) == "reference"
+
+
+@pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+def test_the_hosts_native_code_has_the_bits_of_the_cpu(rng, monkeypatch):
+    """On a CPU tensor, since nothing but the copies differs on a GPU; the NumPy loop must not run."""
+    segments, scores, offsets = random_sets(rng, torch.float32, grid=True, count=40)
+    expected = soft_nms(segments, scores, offsets=offsets, sigma=0.4, min_score=0.01)
+    monkeypatch.setattr(OP, "choose", lambda *_: "host")
+    monkeypatch.setattr(OP, "_run_reference", None)
+    assert_same(soft_nms(segments, scores, offsets=offsets, sigma=0.4, min_score=0.01), expected)
 
 
 def build(tree: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -414,7 +414,7 @@ def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp
         (["--set", "model.widht=3"], "--set: model: unknown widht; expected some of name, feature_dim"),
         (["--set", "model.width=wide"], "--set: model.width: expected int, found 'wide'"),
         (["--set", "train.ema=1.0"], "--set: train.ema: expected a share from 0 to below 1, found 1.0"),
-        (["--set", "train.precision=fp8"], "--set: train.precision: expected one of fp32, bf16, found 'fp8'"),
+        (["--set", "train.precision=fp8"], "--set: train.precision: expected one of fp32, tf32, bf16, found 'fp8'"),
         (["--set", "train.seed=-1"], "--set: train.seed: expected int from 0 to 2147483647, found -1"),
         (["--set", "train.learning_rate=0"], "--set: train.learning_rate: expected a number above 0, found 0"),
         (["--set", "trian.epochs=3"], "--set: expected settings of model, data, proposals, train; found trian"),

@@ -308,14 +308,15 @@ class BCNetEngine:
     def frames(self, features: Tensor) -> tuple[Sequence, Sequence | None]:
         """Both sequences, [2, ..., T, d], action first, and their logits [2, ..., T, 1] (None without frame level)."""
         kernels, careful, layer = self.kernels, self.careful, self.frame_layer
-        with stage("frames: convolutions"):
+        with careful.arithmetic(), stage("frames: convolutions"):
             streams = [
                 self._sequence(features, self.frame_base, position, f"frames{i}", careful)
                 for i, position in enumerate(self.frame_positions)
             ]
         with stage("frames: interaction"):
             if layer is not None and layer.attention is not None:
-                streams = [self._unit(layer.attention, x, f"own{i}", careful) for i, x in enumerate(streams)]
+                with careful.arithmetic():
+                    streams = [self._unit(layer.attention, x, f"own{i}", careful) for i, x in enumerate(streams)]
             if careful is not kernels:
                 streams = [kernels.rounded(x, slot=f"own{i}") for i, x in enumerate(streams)]
             both = [streams[0], streams[-1]]

@@ -1,47 +1,142 @@
-"""A network on CUDA as one graph per size of the batch: launched as a whole, without Python between its kernels."""
+"""A network on CUDA as graphs, one per batch size: each is launched as a whole, without Python between its kernels."""
 
 from __future__ import annotations
 
+import threading
+import warnings
+import weakref
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..outputs import Output
 
-WARM_UP = 3  # runs before a capture: kernels are compiled and tuned, and libraries allocate their workspaces
+# Captured batch sizes. They bound both the number of graphs and the memory that the largest of them keeps.
+BATCHES = (1, 2, 4, 8, 16, 32)
+WARM_UP = 3  # runs before a capture: kernels compile, libraries choose algorithms and load their code
+STREAMS = 32  # in PyTorch's pool, from which torch.cuda.Stream takes turns
+
+_streams_in_use: set[tuple[int, int]] = set()  # device, handle
+_captures = threading.Lock()  # one capture at a time in a process
+
+
+def portions(batch: int) -> list[tuple[int, int]]:
+    """Split a batch into replays: (windows, size of the graph) of each.
+
+    A graph is filled up with at most one window for every three that are real.
+    """
+    parts = []
+    while batch:
+        size = next((s for s in BATCHES if batch <= s), BATCHES[-1])
+        if 4 * batch < 3 * size:
+            size = max(s for s in BATCHES if s <= batch)
+        parts.append((min(batch, size), size))
+        batch -= parts[-1][0]
+    return parts
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph with the tensors that it reads and writes at each replay."""
+
+    graph: torch.cuda.CUDAGraph
+    features: Tensor
+    scores: Output
 
 
 class Graphed:
-    """A function of features [B, C, T], captured when a size of the batch is first seen and replayed from then on.
+    """A function of features [B, C, T], captured once for each of `BATCHES` and replayed from then on.
 
-    The outputs of a call are copies, and so stay as they are in the next one.
+    All captures and replays happen on one stream that no other `Graphed` uses. One replay follows another there, so
+    all graphs share one memory pool, which is as large as the largest of them. The pool also holds the workspace of
+    cuBLAS, which PyTorch keeps per stream: warm-up runs on the caller's stream, so the first capture allocates it. Thus
+    graphs of two objects never write to the same memory, and nothing that happens to one breaks the other.
+
+    Events order the caller's stream with the object's own, whichever streams and threads call. The caller has to make
+    sure that only one thread is inside a call. Outputs are copies and stay as they are.
+
+    A failed capture is reported once as a warning; from then on the function runs eagerly.
     """
 
-    def __init__(self, function: Callable[[Tensor], Output], device: torch.device) -> None:
-        self.function, self.device = function, device
-        self.captured: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Output]] = {}
+    def __init__(self, function: Callable[[Tensor], Output], device: torch.device, dtype: torch.dtype) -> None:
+        """dtype: of the graphs' static inputs, to which features are converted."""
+        self.function, self.device, self.dtype = function, device, dtype
+        self.captured: dict[int, Captured] = {}
+        self.problem: str | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._replayed, self._copied = torch.cuda.Event(), torch.cuda.Event()
 
     def __call__(self, features: Tensor) -> Output:
-        if not len(features):
-            return self.function(features)
         with torch.cuda.device(self.device):
-            if features.shape not in self.captured:
-                self.captured[features.shape] = self._capture(features)
-            graph, given, scores = self.captured[features.shape]
-            given.copy_(features)
-            graph.replay()
-            return scores.map(Tensor.clone)
+            # Inside a capture of the caller's, the kernels become part of that graph.
+            if self.problem is not None or torch.cuda.is_current_stream_capturing():
+                return self.function(features.to(self.device, self.dtype))
+            parts, begin = [], 0
+            for windows, size in portions(len(features)):
+                part = features[begin : begin + windows]
+                captured = self._graph_of(size, features.shape[1:])
+                if captured is None:
+                    return self.function(features.to(self.device, self.dtype))
+                parts.append(self._replay(captured, part))
+                begin += windows
+            return Output.cat(parts)
 
-    def _capture(self, features: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Output]:
-        given = features.to(self.device, torch.promote_types(features.dtype, torch.float32), copy=True)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def _replay(self, captured: Captured, features: Tensor) -> Output:
+        stream, caller = self._stream, torch.cuda.current_stream()
+        stream.wait_stream(caller)
+        stream.wait_event(self._copied)  # the last caller may have used another stream
+        with torch.cuda.stream(stream):
+            captured.features[: len(features)].copy_(features)
+            captured.graph.replay()
+            self._replayed.record(stream)
+        caller.wait_event(self._replayed)
+        scores = captured.scores.map(lambda scores: scores[: len(features)].clone())
+        self._copied.record(caller)
+        return scores
+
+    def _graph_of(self, size: int, shape: torch.Size) -> Captured | None:
+        """The graph of a batch size, captured if need be; None where that fails."""
+        if size not in self.captured and self.problem is None:
+            given = torch.zeros(size, *shape, dtype=self.dtype, device=self.device)
             for _ in range(WARM_UP):
                 self.function(given)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            scores = self.function(given)
-        return graph, given, scores
+            try:
+                self.captured[size] = self._capture(given)
+            except Exception as error:  # Whatever it is, the function has just run without a graph.
+                self.problem = f"{type(error).__name__}: {error}"
+                warnings.warn(f"{self.device} runs without CUDA graphs, since a capture failed: {error}", stacklevel=2)
+        return self.captured.get(size)
+
+    def _capture(self, given: Tensor) -> Captured:
+        with _captures:
+            if self._stream is None:
+                self._stream, self._pool = _claim_stream(self.device), torch.cuda.graph_pool_handle()
+                finalizer = weakref.finalize(self, _release, self.captured, self._stream)
+                finalizer.atexit = False  # the process gives everything back by itself
+            self._stream.wait_stream(torch.cuda.current_stream())
+            graph = torch.cuda.CUDAGraph()
+            # Other threads may go on allocating memory while this one captures.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                scores = self.function(given)
+        return Captured(graph, given, scores)
+
+
+def _claim_stream(device: torch.device) -> torch.cuda.Stream:
+    """A stream that neither the caller nor another `Graphed` uses."""
+    taken = torch.cuda.current_stream(device).cuda_stream
+    for _ in range(STREAMS + 1):
+        stream = torch.cuda.Stream(device)
+        key = device.index, stream.cuda_stream
+        if key not in _streams_in_use and stream.cuda_stream != taken:
+            _streams_in_use.add(key)
+            return stream
+    raise RuntimeError(f"other networks use all {STREAMS} streams of {device}")
+
+
+def _release(captured: dict[int, Captured], stream: torch.cuda.Stream) -> None:
+    """Destroy graphs after their last replay, then let others have their stream."""
+    stream.synchronize()
+    captured.clear()
+    _streams_in_use.discard((stream.device.index, stream.cuda_stream))

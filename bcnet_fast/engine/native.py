@@ -49,6 +49,10 @@ class NativeKernels:
         # In 8 bits, sampled features are multiplied in less time than their sparse projections are gathered.
         self.projects = self.folds = not self.int8
 
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing to set: the precision is a matter of the kernels that run."""
+        return contextlib.nullcontext()
+
     # ---- Weights
 
     def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Any]:

@@ -5,6 +5,7 @@ Sequences are tensors [..., B, T, d]. `slot` means nothing here: PyTorch has its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..ops.precision import gpu_products
 from ..sampling import SamplingPlan
 from .maps import MapCells
 
 
 class PortableKernels:
-    """On a device, in the dtype of all weights and sequences."""
+    """On a device, in the dtype of all weights and sequences; float32 in TF32 where that is asked for by name."""
 
     projects = batches = True
     folds = False  # what it saves is less than what the passes over memory take that C++ saves
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(self, device: torch.device, dtype: torch.dtype, tf32: bool = False) -> None:
+        self.device, self.dtype, self.tf32 = device, dtype, tf32
         self.accumulated = torch.promote_types(dtype, torch.float32)  # of sums and results
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[None]:
+        """The precision of products for all calls inside."""
+        return gpu_products(self.tf32)
 
     # ---- Weights; `exact` is a matter of 8 bits alone
 
@@ -62,7 +68,7 @@ class PortableKernels:
 
     def features(self, features: Tensor) -> Tensor:
         """[B, C, T] -> [B, T, C]"""
-        return features.to(self.device, self.dtype).mT
+        return features.to(self.device, self.accumulated).to(self.dtype).mT
 
     def result(self, x: Tensor) -> Tensor:
         return x.to(self.accumulated)

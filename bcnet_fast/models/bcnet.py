@@ -6,7 +6,6 @@ projection, and takes another draw for each anchor that shares a snippet.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -18,6 +17,7 @@ from .. import ops
 from ..anchors import make_anchors
 from ..config import BCNetConfig
 from ..ops._products import linear, two_layers
+from ..ops.constants import cached_tensors
 from ..ops.reference import accumulation_dtype
 from ..outputs import BCNetOutput
 from ..reference import bcnet as reference
@@ -26,7 +26,7 @@ from ..reference.layers import Attention, DifferenceAttention, FeedForward, Inte
 from ..sampling import SamplingPlan, interpolated_plan
 
 
-@functools.lru_cache(maxsize=8)
+@cached_tensors(8)
 def anchor_plan(config: BCNetConfig, device: torch.device, dtype: torch.dtype) -> SamplingPlan:
     anchors = make_anchors(config.window, config.max_duration)
     return interpolated_plan(anchors, config.window, config.bins, config.points_per_bin, dtype).to(device)

@@ -6,8 +6,6 @@ the same. What follows without a look at a neighbouring cell is made for these a
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,19 +13,20 @@ from torch import Tensor, nn
 from .. import ops
 from ..maps import MapConfig, proposal_map, sampled_cells, sampling_plan
 from ..ops._products import linear
+from ..ops.constants import cached_tensors
 from ..ops.reference import accumulation_dtype
 from ..outputs import MapOutput
 from ..reference.maps import MapHeads
 from ..sampling import SamplingPlan
 
 
-@functools.lru_cache(maxsize=8)
+@cached_tensors(8)
 def cells_plan(config: MapConfig, device: torch.device, dtype: torch.dtype) -> SamplingPlan:
     """Of `maps.sampled_cells`."""
     return sampling_plan(config, sampled_cells(proposal_map(config).valid), dtype).to(device)
 
 
-@functools.lru_cache(maxsize=8)
+@cached_tensors(8)
 def valid_cells(config: MapConfig, device: torch.device) -> Tensor:
     """Their numbers row * columns + column, int64."""
     return torch.from_numpy(np.flatnonzero(proposal_map(config).valid)).to(device)

@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,13 +19,15 @@ from .. import _native
 from ..errors import BackendError
 
 BACKENDS = ("auto", "reference", "native", "triton")
+# Of an operator on CUDA: its inputs are copied to the host, where the native code runs. Part of "auto" alone.
+HOST = "host"
 VARIABLE = "BCNET_FAST_BACKEND"
 # What the kernels were checked with. The package asks for less, since PyTorch pins its Triton and must not be replaced.
 OLDEST_TRITON = (3, 2)
 
 # Best first, for each operator and kind of device. The reference runs everywhere and closes every list.
 PREFERENCE: dict[str, dict[str, tuple[str, ...]]] = {
-    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("native", "reference")},
+    "soft_nms": {"cpu": ("native", "reference"), "cuda": ("native", HOST, "reference")},
     "difference_attention": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "anchor_sampling": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
     "add_layer_norm": {"cpu": ("native", "reference", "triton"), "cuda": ("triton", "reference")},
@@ -48,7 +51,7 @@ _override: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend"
 def requested() -> str:
     """The backend asked for by `use_backend`, else by the environment variable BCNET_FAST_BACKEND, else "auto"."""
     name = _override.get() or os.environ.get(VARIABLE) or "auto"
-    if name not in BACKENDS:
+    if name not in (*BACKENDS, HOST):
         raise BackendError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
     return name
 
@@ -75,17 +78,27 @@ def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | N
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and device.type == "cuda":
         return _native.cuda_problem(device.index or 0)
-    if backend == "native":
+    if backend in ("native", HOST):
         return _native.reason
     if backend == "triton":
-        if importlib.util.find_spec("triton") is None:
-            return "the package triton is not installed"
-        import triton
+        return _triton_problem(device)
+    return None
 
-        if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
-            return f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
-        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-            return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
+
+def _triton_problem(device: torch.device) -> str | None:
+    """Why Triton kernels cannot run on a device; None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    import triton
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
+    if device.type == "cuda":
+        from ..kernels._common import launch_problem
+
+        return launch_problem(device.index or 0)
     return None
 
 
@@ -97,11 +110,22 @@ def choose(op: str, device: torch.device, dtype: torch.dtype | None = None) -> s
     name = requested()
     candidates = PREFERENCE[op].get(device.type, ("reference",))
     if name == "auto":
-        return next(b for b in candidates if unusable(op, b, device, dtype) is None)
+        chosen = next(b for b in candidates if unusable(op, b, device, dtype) is None)
+        if chosen == "reference" and device.type == "cuda":
+            _warn_of_reference(op, candidates[0], device)
+        return chosen
     why = unusable(op, name, device, dtype)
     if why is not None:
         raise BackendError(f"backend {name!r} was asked for, but {why}")
     return name
+
+
+@functools.cache
+def _warn_of_reference(op: str, best: str, device: torch.device) -> None:
+    """Say once why an operator is slow on a GPU; a dtype that no kernel takes is no reason."""
+    why = unusable(op, best, device)
+    if why is not None:
+        warnings.warn(f"{op} runs as plain PyTorch or NumPy on {device}, which is slow: {why}", stacklevel=4)
 
 
 def _autocasts(device: str) -> bool:

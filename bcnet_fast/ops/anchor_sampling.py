@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from .. import _native
 from ..sampling import SamplingPlan
 from . import reference
 from ._dispatch import autocast, call, choose, requested, use_backend, without_autocast
+from .constants import cached_tensors
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")
@@ -188,7 +187,7 @@ def _native_tensors(*tensors: Tensor) -> list[Tensor]:
     return [t.detach().to(reference.accumulation_dtype(t.dtype)).contiguous() for t in tensors]
 
 
-@functools.lru_cache(maxsize=32)
+@cached_tensors(32)
 def _sources(bins: tuple[int, ...]) -> Tensor:
     """The feature sequence that each bin reads, [N] int32."""
     return torch.repeat_interleave(torch.arange(len(bins)), torch.tensor(bins)).int()
@@ -287,11 +286,12 @@ _sampling.register_autograd(_sampling_autograd, setup_context=_sampling_context)
 
 
 def _project(rows: Tensor, weight: Tensor, bins: list[int]) -> Tensor:
-    """Every snippet for every bin: rows [B, G, T, C] -> [B, N, T, O]."""
-    projected = rows.new_empty(len(rows), len(weight), rows.shape[2], weight.shape[2])
-    for source, (into, part) in enumerate(zip(projected.split(bins, 1), weight.split(bins), strict=True)):
-        for b in range(len(rows)):
-            torch.matmul(rows[b, source], part, out=into[b])
+    """Project every snippet for every bin by one product per sequence: rows [B, G, T, C] -> [N, B, T, O]."""
+    batch, _, length, channels = rows.shape
+    projected = rows.new_empty(len(weight), batch, length, weight.shape[2])
+    for source, (into, part) in enumerate(zip(projected.split(bins), weight.split(bins), strict=True)):
+        snippets = rows[:, source].reshape(1, -1, channels).expand(len(part), -1, -1)
+        torch.bmm(snippets, part, out=into.flatten(1, 2))
     return projected
 
 
@@ -323,8 +323,10 @@ def _sample_and_project(
     result = rows.new_empty(shape)
     if project_first:
         groups = order, step, group_offsets, group_rows, group_weights
-        tensors = _project(rows, weight, bins), *groups, bias, result
-        _native.module.gather(*(t.numpy() for t in tensors), relu, torch.get_num_threads())
+        for b in range(len(rows)):  # so that the projected snippets of one window fit the cache
+            projected = _project(rows[b : b + 1], weight, bins).transpose(0, 1)
+            tensors = projected, *groups, bias, result[b : b + 1]
+            _native.module.gather(*(t.numpy() for t in tensors), relu, torch.get_num_threads())
     else:
         for begin in range(0, len(first), ANCHORS_AT_A_TIME):
             block = first[begin : begin + ANCHORS_AT_A_TIME]

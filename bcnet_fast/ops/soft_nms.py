@@ -60,7 +60,8 @@ def soft_nms(
     place looked at again. So float32 is a drop-in for their code, except that the very first pick must pass min_score.
 
     On CUDA, all sets are worked on in one launch. The host waits for the device, because the number of picks decides
-    the sizes of the outputs: once, and once more where offsets are given.
+    the sizes of the outputs: once, and once more where offsets are given. Where the CUDA extension was not built, the
+    inputs are copied to the host and the result back.
 
     Not differentiable. float16 and bfloat16 scores must be converted first, since their ties would decide the order.
 
@@ -169,7 +170,7 @@ def _run(
     # while after their work, and would take the processor from ours.
     arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
     arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
-    run = _run_native if backend == "native" else _run_reference
+    run = _run_reference if backend == "reference" else _run_native
     return tuple(torch.from_numpy(array).to(device) for array in run(*arrays, *options))
 
 
