@@ -16,7 +16,7 @@ __all__ = ["evaluation", "inference", "layers", "load", "ops"]
 # Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.
 def __getattr__(name: str) -> Any:
     if name == "load":
-        return importlib.import_module(".loading", __name__).load
+        return importlib.import_module(".inference", __name__).load
     if name in ("evaluation", "inference", "layers", "ops"):
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ._cli import Parser, run
-from .checkpoint import check_state, save_checkpoint
+from .cli.parser import Parser, run
 from .config import DATA_SETS, PRESETS, Config
 from .errors import InputError
-from .files import require_file, require_writable
-from .maps import layout_of
-from .reference import NETWORKS
-from .reference.bcnet import BCNet
-from .reference.bmn import sampling_matrix
-from .reference.layers import shapes_only
+from .geometry.proposal_map import layout_of
+from .networks.reference import NETWORKS
+from .networks.reference.bcnet import BCNet
+from .networks.reference.bmn import sampling_matrix
+from .networks.reference.layers import shapes_only
+from .storage.checkpoint import check_state, save_checkpoint
+from .storage.files import require_file, require_writable
 
 # The release's ABI network holds a clip-level embedding that its forward pass never reads.
 UNUSED = {"abi.query.weight"}
@@ -77,7 +77,7 @@ def read_release(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config) -> dict[str, Tensor]:
-    """Both released state dicts as one state dict of `reference.bcnet.BCNet`, checked key by key.
+    """Both released state dicts as one state dict of `networks.reference.bcnet.BCNet`, checked key by key.
 
     The positional encodings in the files are kept, cut to the rows in use, because their last bits depend on the
     machine that made them; files without them get them rebuilt. InputError lists keys that do not fit.
@@ -99,7 +99,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
 
 
 def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `reference.bmn.BMN` from the public release or mmaction2, and the configuration that fits it.
+    """A state dict of `networks.reference.bmn.BMN` from the public release or mmaction2, and the configuration that fits it.
 
     Channels and bins are those of the file. Its `sample_mask`, if there is one, says which map the network has
     (`maps.ProposalMap`) and how long its longest proposals are; else both are those of `config`. The mask is a constant
@@ -124,7 +124,7 @@ def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tens
 
 
 def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `reference.gtad.GTAD` from the public release, and the configuration that fits it.
+    """A state dict of `networks.reference.gtad.GTAD` from the public release, and the configuration that fits it.
 
     Channels, bins and the size of the convolutions over the map are those of the file; T and D, which no weight depends
     on, are those of `config`. InputError lists keys that do not fit.

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import __version__, _native, ops
-from ._cli import Parser, run
+from . import __version__, ops
+from .cli.parser import Parser, run
 from .errors import BackendError
-from .ops import _dispatch, reference
-from .sampling import bmn_intervals, interpolated_plan
+from .ops import backends as _dispatch
+from .ops import native as _native
+from .ops import reference
+from .ops.sampling_plan import bmn_intervals, interpolated_plan
 
 PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
 

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from ._cli import Parser, run
-from .class_scores import FUSION_RULES, fuse, read_class_scores
+from .cli.parser import Parser, run
 from .config import PRESETS
 from .data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
+from .data.class_scores import FUSION_RULES, fuse, read_class_scores
 from .errors import InputError
 from .evaluation import (
     METRICS,
@@ -38,8 +38,8 @@ from .evaluation import (
     read_results,
     without_duplicates,
 )
-from .files import require_writable, write_json
-from .plot import ar_curve, require_picture_name
+from .results.timeline import ar_curve, require_picture_name
+from .storage.files import require_writable, write_json
 
 _GROUND_TRUTH = {
     "default": "ground truth as it stands",

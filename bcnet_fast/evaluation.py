@@ -28,7 +28,7 @@ import numpy as np
 
 from .data.annotations import VideoAnnotation
 from .errors import InputError
-from .files import parse_json, read_text
+from .storage.files import parse_json, read_text
 
 # Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
 _PAIRS_AT_ONCE = 1 << 20
@@ -300,7 +300,7 @@ def mean_average_precision(
     """
     results = detections if isinstance(detections, Results) else Results.from_dict(detections)
     if results.label is None and len(results.scores):
-        raise ValueError("detections: expected labels, found none (bcnet_fast.class_scores.fuse adds them)")
+        raise ValueError("detections: expected labels, found none (bcnet_fast.results.fusion.fuse adds them)")
     truth = _Truth.of(ground_truth)
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     n_classes = len(truth.label_names)

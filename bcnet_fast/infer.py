@@ -26,22 +26,22 @@ import numpy as np
 import torch
 
 from . import __version__
-from ._cli import Parser, progress, run
-from .checkpoint import read_config
-from .class_scores import ClassScores, fuse, read_class_scores
+from .cli.parser import Parser, progress, run
 from .config import DATA_SETS, PRESETS, Config
 from .data import timing
 from .data.annotations import VideoAnnotation, read_annotations
+from .data.class_scores import ClassScores, fuse, read_class_scores
 from .data.features import FeatureArchive, open_features
 from .errors import InputError
 from .evaluation import Results
-from .files import require_writable
-from .inference import Failure, VideoProposals, predict
-from .loading import PRECISIONS, Model, load
-from .ops._dispatch import BACKENDS, choose, use_backend
+from .inference.model import PRECISIONS, Model, load
+from .inference.predict import Failure, VideoProposals, predict
+from .ops.backends import BACKENDS, choose, use_backend
 from .profiling import record, stage
 from .protocols import NAMES, protocol_for
-from .results import ResultWriter, entries, write_subtitles
+from .results.writer import ResultWriter, entries, write_subtitles
+from .storage.checkpoint import read_config
+from .storage.files import require_writable
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
-        from .demo import run_demo
+        from .cli.demo import run_demo
 
         return run_demo(Path("bcnet_demo"))
     args = build_parser().parse_args(argv)
@@ -311,7 +311,7 @@ def _show(
     if args.srt:
         write_subtitles(Path(args.srt) / f"{name}.srt", proposals[: args.best])
     if args.plot:
-        from .plot import timeline
+        from .results.timeline import timeline
 
         timeline(
             Path(args.plot) / f"{name}.png",

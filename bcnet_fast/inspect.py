@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._cli import Parser, progress, run
-from .checkpoint import read_config
+from .cli.parser import Parser, progress, run
 from .config import DATA_SETS, PRESETS
 from .data import timing
 from .data.features import FeatureArchive, FeatureSequence, StoredArray, iterate, open_features
 from .data.timing import TimeResolver
 from .data.windows import window_starts
 from .errors import InputError
+from .storage.checkpoint import read_config
 
 DESCRIPTION = """\
 Read feature files and print, for each video and summed up: shape, orientation, dtype, snippets that are all zero, the

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import BMNConfig
-from .maps import proposal_map, sampled_intervals
+from .geometry.proposal_map import proposal_map, sampled_intervals
+from .networks.reference.gtad import nearest, neighbours_of
 from .ops import anchor_projection, anchor_sampling
 from .ops.reference import accumulation_dtype
-from .reference.gtad import nearest, neighbours_of
-from .sampling import SamplingPlan, aligned_plan, gtad_regions, interpolated_plan
+from .ops.sampling_plan import SamplingPlan, aligned_plan, gtad_regions, interpolated_plan
 
 # The tensors of a plan, which come after its numbers.
 PLAN_BUFFERS = tuple(f"plan_{field.name}" for field in dataclasses.fields(SamplingPlan)[3:])

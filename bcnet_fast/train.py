@@ -40,19 +40,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from ._cli import Parser, progress, run
+from .cli.parser import Parser, progress, run
 from .config import PRESET_NAMES, PRESETS, Config, TrainConfig
 from .data import timing
 from .data.annotations import VideoAnnotation, in_subset, read_annotations
 from .data.features import FeatureArchive, iterate, open_features
 from .data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
-from .data.training import Subset, TrainingWindows, check_subset, fitted_sizes
 from .errors import InputError
-from .files import read_toml, require_writable
-from .loading import load, resolve_device
+from .inference.model import load, resolve_device
 from .protocols import NAMES, Protocol, protocol_for
-from .runs import Run, require_new
-from .training import SHOWN_AN, Processes, Trainer, validate
+from .storage.files import read_toml, require_writable
+from .training.dataset import Subset, TrainingWindows, check_subset, fitted_sizes
+from .training.run_folder import Run, require_new
+from .training.trainer import SHOWN_AN, Processes, Trainer, validate
 
 _KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
 _FEWEST_STEPS = 150  # of a fitted training

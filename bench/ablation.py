@@ -11,10 +11,10 @@ import torch
 from common import alternate, print_table
 
 import bcnet_fast
-from bcnet_fast.checkpoint import read_config
-from bcnet_fast.engine import REWRITES, Rewrites
-from bcnet_fast.outputs import Output
+from bcnet_fast.networks.engine import REWRITES, Rewrites
+from bcnet_fast.networks.outputs import Output
 from bcnet_fast.protocols import DEFAULT
+from bcnet_fast.storage.checkpoint import read_config
 
 
 def measure(checkpoint: Path, window: torch.Tensor, threshold: float | None, device: str) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def measure(checkpoint: Path, window: torch.Tensor, threshold: float | None, dev
     return [facts | {"rewrites": n, **t._asdict(), "times_all": ratio[n]} for n, t in timings.items()]
 
 
-def _scores(model: bcnet_fast.loading.Model, window: torch.Tensor, lengths: torch.Tensor) -> Output:
+def _scores(model: bcnet_fast.inference.model.Model, window: torch.Tensor, lengths: torch.Tensor) -> Output:
     # In host memory, so that a GPU is done when the time is taken.
     return model.candidates(window, lengths, DEFAULT).map(torch.Tensor.cpu)
 

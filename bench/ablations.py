@@ -34,17 +34,17 @@ sys.path.insert(0, str(ROOT))
 
 from common import begin  # noqa: E402
 
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
 from bcnet_fast.data.annotations import Instance, read_annotations  # noqa: E402
 from bcnet_fast.data.features import open_features  # noqa: E402
 from bcnet_fast.data.timing import TimeResolver  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 from bcnet_fast.evaluation import METRICS, mean_average_precision  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
-from bcnet_fast.inference import Failure, predict  # noqa: E402
-from bcnet_fast.loading import load  # noqa: E402
+from bcnet_fast.inference.model import load  # noqa: E402
+from bcnet_fast.inference.predict import Failure, predict  # noqa: E402
 from bcnet_fast.protocols import DEFAULT  # noqa: E402
-from bcnet_fast.results import entries  # noqa: E402
+from bcnet_fast.results.writer import entries  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 PLAIN, CONSTRAINT = {"background_constraint": False}, {"background_constraint": True}
 # By name: the system, and what replaces the preset's settings of the model.

@@ -36,12 +36,12 @@ from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from bcnet_fast import _native  # noqa: E402
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.files import atomic_text  # noqa: E402
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
+from bcnet_fast.ops import native as _native  # noqa: E402
 from bcnet_fast.ops.reference import most_pairs  # noqa: E402
+from bcnet_fast.storage.files import atomic_text  # noqa: E402
 
 OLDEST_TRITON = (3, 3)
 RESULTS = ROOT / "bench" / "results" / "aot.csv"

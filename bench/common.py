@@ -23,10 +23,10 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from bcnet_fast import _native  # noqa: E402
 from bcnet_fast.doctor import cpu_name  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
-from bcnet_fast.files import require_writable  # noqa: E402
+from bcnet_fast.ops import native as _native  # noqa: E402
+from bcnet_fast.storage.files import require_writable  # noqa: E402
 
 COLUMNS = (
     *("commit", "op", "backend", "mode", "dtype", "shape", "median_ms", "p20_ms", "p80_ms", "peak_mib", "speedup"),

@@ -25,11 +25,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from common import environment  # noqa: E402
 
-from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.data.annotations import read_annotations  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results  # noqa: E402
-from bcnet_fast.files import read_json, require_writable, write_json  # noqa: E402
+from bcnet_fast.storage.files import read_json, require_writable, write_json  # noqa: E402
 
 THUMOS_TRUTH, ACTIVITYNET_TRUTH = "thumos_anno_eval.json", "anet13_val_gt.json"
 

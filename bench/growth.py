@@ -12,10 +12,10 @@ import torch
 from common import alternate, print_table
 
 import bcnet_fast
-from bcnet_fast._cli import progress
-from bcnet_fast.anchors import make_anchors
+from bcnet_fast.cli.parser import progress
 from bcnet_fast.config import PRESETS, Config
-from bcnet_fast.loading import Model
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.inference.model import Model
 
 WINDOWS = (128, 256, 512, 1024, 2048)
 # At T = 512 the anchor rule gives 511 to 4280 anchors.

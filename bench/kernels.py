@@ -33,11 +33,11 @@ from common import begin, print_table, timed_extension  # noqa: E402
 from latency import make_features  # noqa: E402
 from systems import lengths_of, threshold_for, variants, write_checkpoint  # noqa: E402
 
-from bcnet_fast import _native  # noqa: E402
-from bcnet_fast._cli import Parser, run  # noqa: E402
-from bcnet_fast.checkpoint import read_config  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
+from bcnet_fast.ops import native as _native  # noqa: E402
+from bcnet_fast.storage.checkpoint import read_config  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 WINDOWS, SIZE = 15, 2048
 

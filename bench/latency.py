@@ -76,14 +76,14 @@ from systems import (  # noqa: E402
     write_checkpoint,
 )
 
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
-from bcnet_fast.checkpoint import read_config  # noqa: E402
+from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
 from bcnet_fast.config import Config  # noqa: E402
 from bcnet_fast.data.windows import cut  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
-from bcnet_fast.outputs import Output  # noqa: E402
-from bcnet_fast.plot import require_picture_name  # noqa: E402
+from bcnet_fast.networks.outputs import Output  # noqa: E402
+from bcnet_fast.results.timeline import require_picture_name  # noqa: E402
+from bcnet_fast.storage.checkpoint import read_config  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 BATCH, VIDEO_WINDOWS = 8, 5
 QUICK = ("reference", "bcnet_fast fp32", "bcnet_fast int8")

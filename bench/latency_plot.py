@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import growth
 
-from bcnet_fast.files import atomic_path
+from bcnet_fast.storage.files import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -27,13 +27,13 @@ import torch.nn.functional as F  # noqa: E402
 from common import alternate, begin, memory_mib, print_table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.config import PRESETS  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
 from bcnet_fast.layers import BoundaryMatching, GraphAlignConv  # noqa: E402
-from bcnet_fast.reference.bmn import BMN  # noqa: E402
-from bcnet_fast.reference.gtad import GTAD, nearest  # noqa: E402
+from bcnet_fast.networks.reference.bmn import BMN  # noqa: E402
+from bcnet_fast.networks.reference.gtad import GTAD, nearest  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 Layer = Callable[[Tensor], Tensor]
 

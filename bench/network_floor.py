@@ -16,11 +16,11 @@ from collections.abc import Callable
 
 import torch
 
-from bcnet_fast.anchors import make_anchors
 from bcnet_fast.config import BCNetConfig, BMNConfig, GTADConfig, ModelConfig
-from bcnet_fast.engine.native import STRASSEN_FROM
-from bcnet_fast.maps import proposal_map, sampling_plan
-from bcnet_fast.sampling import interpolated_plan
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map, sampling_plan
+from bcnet_fast.networks.engine.native import STRASSEN_FROM
+from bcnet_fast.ops.sampling_plan import interpolated_plan
 
 
 def network_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:

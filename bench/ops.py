@@ -46,13 +46,14 @@ from common import (  # noqa: E402
 )
 from plain_match import match_one_window, search  # noqa: E402
 
-from bcnet_fast import _native, ops  # noqa: E402
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
-from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights  # noqa: E402
+from bcnet_fast import ops  # noqa: E402
+from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
+from bcnet_fast.geometry.anchors import make_anchors, matching_table, sampling_weights  # noqa: E402
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import reference  # noqa: E402
-from bcnet_fast.sampling import SamplingPlan  # noqa: E402
+from bcnet_fast.ops.sampling_plan import SamplingPlan  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 Call = Callable[[], Any]
 

@@ -20,8 +20,8 @@ import numpy as np  # noqa: E402
 from common import alternate, finished, memory_mib  # noqa: E402
 from systems import EXPORTS, lengths_of, variants  # noqa: E402
 
-from bcnet_fast.checkpoint import read_config  # noqa: E402
 from bcnet_fast.errors import BackendError  # noqa: E402
+from bcnet_fast.storage.checkpoint import read_config  # noqa: E402
 
 
 def run_apart(**given: Any) -> dict[str, float | None]:

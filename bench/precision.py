@@ -29,19 +29,19 @@ import torch  # noqa: E402
 from common import environment, print_table  # noqa: E402
 
 from bcnet_fast import convert  # noqa: E402
-from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.data.annotations import Instance  # noqa: E402
 from bcnet_fast.data.features import open_features  # noqa: E402
 from bcnet_fast.data.synthetic import make_videos, write_dataset  # noqa: E402
 from bcnet_fast.data.timing import TimeResolver  # noqa: E402
 from bcnet_fast.data.windows import cut  # noqa: E402
 from bcnet_fast.evaluation import Results, average_recall, mean_average_precision  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
-from bcnet_fast.inference import predict  # noqa: E402
-from bcnet_fast.loading import PRECISIONS, Model, load  # noqa: E402
-from bcnet_fast.outputs import BCNetOutput  # noqa: E402
-from bcnet_fast.proposals import window_proposals  # noqa: E402
+from bcnet_fast.inference.model import PRECISIONS, Model, load  # noqa: E402
+from bcnet_fast.inference.predict import predict  # noqa: E402
+from bcnet_fast.networks.outputs import BCNetOutput  # noqa: E402
+from bcnet_fast.proposals.candidates import window_proposals  # noqa: E402
 from bcnet_fast.protocols import DEFAULT  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
 
 EXACT = "fp64"
 TIOU = np.linspace(0.5, 0.95, 10)

@@ -13,15 +13,15 @@ from importlib import resources
 
 import numpy as np
 
-from bcnet_fast._cli import Parser, run
+from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
 from bcnet_fast.evaluation import average_recall, mean_average_precision
-from bcnet_fast.inference import predict
-from bcnet_fast.loading import load
+from bcnet_fast.inference.model import load
+from bcnet_fast.inference.predict import predict
 from bcnet_fast.protocols import DEFAULT, RELEASES
-from bcnet_fast.results import entries
+from bcnet_fast.results.writer import entries
 
 # Switches of labels and losses act in training only.
 SWITCHES = (

@@ -33,16 +33,10 @@ import torch  # noqa: E402
 from common import environment, keep_freed_memory, print_table  # noqa: E402
 from soft_nms import MIN_SCORE, SIGMA, clustered  # noqa: E402
 
-from bcnet_fast._cli import Parser, run  # noqa: E402
-from bcnet_fast.anchors import make_anchors  # noqa: E402
-from bcnet_fast.files import atomic_text  # noqa: E402
-from bcnet_fast.sampling import (  # noqa: E402
-    SamplingPlan,
-    aligned_plan,
-    bmn_intervals,
-    gtad_regions,
-    interpolated_plan,
-)
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
+from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.storage.files import atomic_text  # noqa: E402
 
 
 class Gpu(NamedTuple):

@@ -27,9 +27,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from common import alternate, environment, print_table, write_csv  # noqa: E402
 
-from bcnet_fast import _native  # noqa: E402
-from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
+from bcnet_fast.ops import native as _native  # noqa: E402
 from bcnet_fast.ops import soft_nms, use_backend  # noqa: E402
 
 SIGMA, MIN_SCORE = 0.5, 0.001

@@ -25,17 +25,17 @@ from soft_nms import python_loop
 from torch import Tensor
 
 import bcnet_fast
-from bcnet_fast import _native
-from bcnet_fast.anchors import make_anchors
-from bcnet_fast.checkpoint import read_config, save_checkpoint
 from bcnet_fast.config import PRESETS, Config
 from bcnet_fast.convert import convert_bcnet
 from bcnet_fast.data.windows import cut, window_starts
-from bcnet_fast.loading import Model
-from bcnet_fast.maps import proposal_map
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.inference.model import Model
+from bcnet_fast.networks.outputs import BCNetOutput, MapOutput, Output
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import use_backend
-from bcnet_fast.outputs import BCNetOutput, MapOutput, Output
-from bcnet_fast.proposals import (
+from bcnet_fast.proposals.candidates import (
     WindowProposals,
     cell_candidates,
     match_candidates,
@@ -44,7 +44,7 @@ from bcnet_fast.proposals import (
     window_proposals,
 )
 from bcnet_fast.protocols import DEFAULT as PROTOCOL
-from bcnet_fast.reference import NETWORKS
+from bcnet_fast.storage.checkpoint import read_config, save_checkpoint
 
 GOLDEN = Path(seeded.__file__).parent / "golden"
 SEED = 101  # of the golden network outputs

@@ -36,15 +36,16 @@ from common import alternate, begin, memory_mib, print_table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 
-from bcnet_fast import models, reference  # noqa: E402
-from bcnet_fast._cli import Parser, progress, run  # noqa: E402
-from bcnet_fast.anchors import make_anchors  # noqa: E402
+from bcnet_fast.cli.parser import Parser, progress, run  # noqa: E402
 from bcnet_fast.config import PRESETS, ModelConfig  # noqa: E402
 from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.files import write_json  # noqa: E402
-from bcnet_fast.labels import map_targets, window_targets  # noqa: E402
-from bcnet_fast.losses import bcnet_loss, map_loss  # noqa: E402
-from bcnet_fast.maps import proposal_map  # noqa: E402
+from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
+from bcnet_fast.geometry.proposal_map import proposal_map  # noqa: E402
+from bcnet_fast.networks import reference
+from bcnet_fast.networks import trainable as models  # noqa: E402
+from bcnet_fast.storage.files import write_json  # noqa: E402
+from bcnet_fast.training.losses import bcnet_loss, map_loss  # noqa: E402
+from bcnet_fast.training.targets import map_targets, window_targets  # noqa: E402
 
 SEED, BATCH, LEARNING_RATE = 17, 4, 1e-4
 VARIANTS = {"reference": reference.NETWORKS, "bcnet_fast": models.NETWORKS}

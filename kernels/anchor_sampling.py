@@ -1,4 +1,4 @@
-"""Anchor sampling and its projection: weighted sums of rows, by a sparse plan (bcnet_fast/sampling.py).
+"""Anchor sampling and its projection: weighted sums of rows, by a sparse plan (bcnet_fast/ops/sampling_plan.py).
 
     sampling      out[p, n] = sum_k w[p, n, k] rows[source(n), first[p, n] + k]
     gather        out[p] = sum_n sum_k w[p, n, k] projected[n, first[p, n] + k]      (+ bias, ReLU)

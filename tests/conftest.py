@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
-from bcnet_fast.ops import _dispatch
+from bcnet_fast.ops import backends as _dispatch
 
 ROOT = Path(__file__).resolve().parent.parent
 # Largest allowed `error` of an operator, for outputs and gradients alike: 4 to 8 roundings of the dtype.

@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import default_collate
 
 from bcnet_fast import train
-from bcnet_fast.anchors import make_anchors
 from bcnet_fast.config import PRESETS, Config
-from bcnet_fast.labels import map_targets, window_targets
-from bcnet_fast.maps import proposal_map
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.protocols import DEFAULT
-from bcnet_fast.training import Processes, Trainer
+from bcnet_fast.training.targets import map_targets, window_targets
+from bcnet_fast.training.trainer import Processes, Trainer
 
 SIZES = {"feature_dim": 4, "window": 16, "max_duration": 8, "base_channels": 8, "background_constraint": False}
 OTHERS = {

@@ -12,12 +12,13 @@ from safetensors.torch import save_file
 from test_reference import SMALL, SWITCHES, ablated
 
 import bcnet_fast
-from bcnet_fast import checkpoint, convert
-from bcnet_fast.checkpoint import StoredWeights, read_config, save_checkpoint
+from bcnet_fast import convert
 from bcnet_fast.config import PRESETS, AnchorProposalConfig, Config
 from bcnet_fast.errors import BackendError, InputError
-from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.reference.bcnet import BCNet
+from bcnet_fast.networks.outputs import BCNetOutput
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.storage import checkpoint
+from bcnet_fast.storage.checkpoint import StoredWeights, read_config, save_checkpoint
 
 CONFIG = Config("small", model=SMALL, proposals=AnchorProposalConfig(max_snippets=None, iou_threshold=(0.5, 0.9)))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcnet_fast.class_scores import ClassScores, read_class_scores
+from bcnet_fast.data.class_scores import ClassScores, read_class_scores
 from bcnet_fast.errors import InputError
 
 

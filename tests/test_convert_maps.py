@@ -11,10 +11,10 @@ import torch
 
 import bcnet_fast
 from bcnet_fast import convert
-from bcnet_fast.checkpoint import read_config
 from bcnet_fast.config import PRESETS, BMNConfig, Config, GTADConfig
 from bcnet_fast.errors import InputError
-from bcnet_fast.reference import NETWORKS
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.storage.checkpoint import read_config
 
 SEED = 101
 SMALL_BMN = BMNConfig(

@@ -8,8 +8,8 @@ from importlib import resources
 from pathlib import Path
 
 from bcnet_fast import infer
-from bcnet_fast.checkpoint import read_config
 from bcnet_fast.config import PRESETS
+from bcnet_fast.storage.checkpoint import read_config
 
 
 def test_the_demo_finds_actions_that_random_weights_do_not(tmp_path, monkeypatch, capsys):

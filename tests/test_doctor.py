@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bcnet_fast import _native, doctor
-from bcnet_fast.ops import _dispatch
+from bcnet_fast import doctor
+from bcnet_fast.ops import backends as _dispatch
+from bcnet_fast.ops import native as _native
 
 
 def test_report_names_every_operator_and_backend_and_passes(capsys):

@@ -15,16 +15,16 @@ from test_reference import SMALL, ablated, golden_fields
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
-from bcnet_fast import _native
 from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
-from bcnet_fast.engine import native
-from bcnet_fast.engine.engine import Engine
-from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import BackendError, InputError
-from bcnet_fast.outputs import BCNetOutput, Output
-from bcnet_fast.proposals import match_candidates, needed_anchors, window_proposals
+from bcnet_fast.networks.engine import native
+from bcnet_fast.networks.engine.engine import Engine
+from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
+from bcnet_fast.networks.outputs import BCNetOutput, Output
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.ops import native as _native
+from bcnet_fast.proposals.candidates import match_candidates, needed_anchors, window_proposals
 from bcnet_fast.protocols import DEFAULT, RELEASES
-from bcnet_fast.reference.bcnet import BCNet
 
 needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
 NATIVE = pytest.param("native", marks=needs_native)
@@ -64,7 +64,7 @@ def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
 def written(tmp_path, config: Config, state: dict[str, torch.Tensor]):
     """A checkpoint, features for three windows, and what the reference says in float64."""
     path = tmp_path / "network.safetensors"
-    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+    bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
     features = torch.randn(3, config.model.feature_dim, config.model.window)
     return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
 
@@ -195,7 +195,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
     for table in ("abi.frame_model.encoder.pos_emb_{}.pe", "abi.encoder.pos_emb_{}.pe"):
         state[table.format("action")] = state[table.format("background")].clone()  # else there is nothing to share
     path = tmp_path / "network.safetensors"
-    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+    bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
 
     def products(rewrites: Rewrites) -> list[tuple]:
         """The buffers that one window takes, one after the other."""

@@ -8,10 +8,10 @@ from test_engine import CONFIGS, difference, random_state
 
 import bcnet_fast
 from bcnet_fast.config import BCNetConfig, Config
-from bcnet_fast.engine.engine import Engine
-from bcnet_fast.proposals import window_proposals
+from bcnet_fast.networks.engine.engine import Engine
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.proposals.candidates import window_proposals
 from bcnet_fast.protocols import DEFAULT
-from bcnet_fast.reference.bcnet import BCNet
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +28,7 @@ def case(request, tmp_path):
     config = CASES[request.param]
     path = tmp_path / "network.safetensors"
     state = random_state(config.model) if request.param != "thumos14" else BCNet(config.model).state_dict()
-    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+    bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
     features = torch.randn(3, config.model.feature_dim, config.model.window)
     return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
 
@@ -64,8 +64,8 @@ def test_a_graph_replays_for_every_size_of_the_batch_and_results_stay(case):
 
 def test_the_graph_gives_what_the_network_gives_without_it(case):
     path, features, _ = case
-    config = bcnet_fast.checkpoint.read_config(path)
-    state = bcnet_fast.checkpoint.StoredWeights(path, BCNet(config.model))
+    config = bcnet_fast.storage.checkpoint.read_config(path)
+    state = bcnet_fast.storage.checkpoint.StoredWeights(path, BCNet(config.model))
     engine = Engine(config.model, state, torch.device("cuda"), "fp32", native=False)
     with torch.inference_mode():
         assert difference(engine(features[:2]), engine._eager(features[:2])) == 0

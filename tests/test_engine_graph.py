@@ -10,9 +10,9 @@ import pytest
 import torch
 from cuda_streams import POOL, Race, Streams
 
-from bcnet_fast.engine import graph
-from bcnet_fast.engine.graph import BATCHES, Graphed, portions
-from bcnet_fast.outputs import Output
+from bcnet_fast.networks.engine import cuda_graph as graph
+from bcnet_fast.networks.engine.cuda_graph import BATCHES, Graphed, portions
+from bcnet_fast.networks.outputs import Output
 
 DEVICES = [torch.device("cpu", index) for index in range(2)]  # the simulation's two devices
 WEIGHT = torch.linspace(-1, 1, 12).view(4, 3)

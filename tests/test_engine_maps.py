@@ -10,14 +10,14 @@ import torch
 from test_engine import NATIVE, CountedOperations, difference, needs_native, triton  # noqa: F401
 
 import bcnet_fast
-from bcnet_fast import _native
 from bcnet_fast.config import BMNConfig, Config, GTADConfig, MapProposalConfig
-from bcnet_fast.engine.engine import Engine
-from bcnet_fast.engine.maps import CONVOLUTIONS, MapCells
-from bcnet_fast.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.errors import InputError
-from bcnet_fast.maps import proposal_map
-from bcnet_fast.reference import NETWORKS
+from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.networks.engine.engine import Engine
+from bcnet_fast.networks.engine.map_heads import CONVOLUTIONS, MapCells
+from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.ops import native as _native
 
 BMN = BMNConfig(
     feature_dim=12, window=19, max_duration=19, base_channels=8, sampled_channels=37, map_channels=5, bins=4,
@@ -55,7 +55,7 @@ def case(request, tmp_path):
     path = tmp_path / "network.safetensors"
     state = NETWORKS[config.model.name](config.model).state_dict()
     state = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items()}
-    bcnet_fast.checkpoint.save_checkpoint(path, state, config)
+    bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
     features = torch.randn(3, config.model.feature_dim, config.model.window)
     return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
 
@@ -67,7 +67,7 @@ def test_every_rewrite_gives_the_reference_s_function(case, backend, monkeypatch
     if backend == "auto":  # without a compiler
         monkeypatch.setattr(_native, "module", None)
         monkeypatch.setattr(_native, "reason", "not here")
-    system = bcnet_fast.checkpoint.read_config(path).model.name
+    system = bcnet_fast.storage.checkpoint.read_config(path).model.name
     for off in (None, *REWRITES[system]):
         rewrites = Rewrites(**{off: False} if off else {})
         model = bcnet_fast.load(path, device="cpu", precision="fp64", backend=backend, rewrites=rewrites)
@@ -85,7 +85,7 @@ def test_float32_stays_near_the_reference(case):
 
 def test_without_background_constraint_there_is_no_such_score(case):
     path, _, expected = case
-    constrained = bcnet_fast.checkpoint.read_config(path).model.background_constraint
+    constrained = bcnet_fast.storage.checkpoint.read_config(path).model.background_constraint
     assert (expected.background is not None) == constrained
     if constrained:
         assert expected.background.shape == expected.confidence[:, 0].shape

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from bcnet_fast import evaluate, evaluation
-from bcnet_fast._cli import run
-from bcnet_fast.class_scores import ClassScores, fuse, read_class_scores
+from bcnet_fast.cli.parser import run
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
+from bcnet_fast.data.class_scores import ClassScores, fuse, read_class_scores
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import (
     METRICS,

@@ -17,12 +17,12 @@ import torch
 from test_reference import SMALL
 
 from bcnet_fast import infer
-from bcnet_fast.checkpoint import save_checkpoint
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
 from bcnet_fast.errors import BackendError, InputError
-from bcnet_fast.reference import NETWORKS
-from bcnet_fast.reference.bcnet import BCNet
-from bcnet_fast.results import ResultWriter, entries, write_subtitles
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.results.writer import ResultWriter, entries, write_subtitles
+from bcnet_fast.storage.checkpoint import save_checkpoint
 
 LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
 CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import bcnet_fast
-from bcnet_fast._cli import run
-from bcnet_fast.checkpoint import save_checkpoint
+from bcnet_fast.cli.parser import run
 from bcnet_fast.config import PRESETS
 from bcnet_fast.errors import InputError
 from bcnet_fast.inspect import main
+from bcnet_fast.storage.checkpoint import save_checkpoint
 
 C = 2048  # of the preset thumos14
 

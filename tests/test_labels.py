@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from torch.utils.data import default_collate
 
-from bcnet_fast.anchors import make_anchors
-from bcnet_fast.labels import Targets, window_targets
+from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.protocols import DEFAULT, RELEASES
+from bcnet_fast.training.targets import Targets, window_targets
 
 
 def release_targets(arrays) -> list[Targets]:

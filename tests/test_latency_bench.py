@@ -12,8 +12,8 @@ import torch
 from test_reference import SMALL
 
 import bcnet_fast
-from bcnet_fast import _native
 from bcnet_fast.config import Config
+from bcnet_fast.ops import native as _native
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -30,9 +30,9 @@ def test_work_of_the_released_network():
     """By hand for T 256, P 1218, width 400, inner 512, hidden 2048, clip 2048 and the 89,664 taps of the plan."""
     from network_floor import bcnet_work, strassen_work
 
-    from bcnet_fast.anchors import make_anchors
     from bcnet_fast.config import BCNetConfig
-    from bcnet_fast.sampling import interpolated_plan
+    from bcnet_fast.geometry.anchors import make_anchors
+    from bcnet_fast.ops.sampling_plan import interpolated_plan
 
     taps = interpolated_plan(make_anchors(256, 64), 256).taps
     assert 2.2 < taps / (1218 * 32) < 2.4
@@ -74,10 +74,10 @@ def test_python_post_processing_is_the_packages(rng):
     """All three stages of a video of two windows, one of them cut short."""
     from systems import PROTOCOL, plain
 
-    from bcnet_fast.anchors import make_anchors
     from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
-    from bcnet_fast.outputs import BCNetOutput
-    from bcnet_fast.proposals import video_proposals, window_proposals
+    from bcnet_fast.geometry.anchors import make_anchors
+    from bcnet_fast.networks.outputs import BCNetOutput
+    from bcnet_fast.proposals.candidates import video_proposals, window_proposals
 
     config = Config(
         "own",
@@ -107,9 +107,9 @@ def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
     from systems import PROTOCOL, plain
 
     from bcnet_fast.config import BMNConfig, Config, MapProposalConfig
-    from bcnet_fast.maps import proposal_map
-    from bcnet_fast.outputs import MapOutput
-    from bcnet_fast.proposals import video_proposals, window_proposals
+    from bcnet_fast.geometry.proposal_map import proposal_map
+    from bcnet_fast.networks.outputs import MapOutput
+    from bcnet_fast.proposals.candidates import video_proposals, window_proposals
 
     settings = MapProposalConfig(
         window_top=30, top=40, max_snippets=9.0, iou_threshold=(0.3, 0.9), boundary_peaks=peaks, boundary_scores=peaks
@@ -134,7 +134,7 @@ def test_work_over_a_map():
     import network_floor
 
     from bcnet_fast.config import BMNConfig
-    from bcnet_fast.maps import proposal_map, sampling_plan
+    from bcnet_fast.geometry.proposal_map import proposal_map, sampling_plan
 
     model = BMNConfig()
     taps = sampling_plan(model, proposal_map(model).valid.ravel().nonzero()[0]).taps
@@ -147,9 +147,9 @@ def test_work_over_a_map():
 def test_matched_anchors_and_the_threshold_for_a_share(rng):
     from systems import matched_anchors, threshold_for
 
-    from bcnet_fast.anchors import make_anchors, matching_table
     from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
-    from bcnet_fast.outputs import BCNetOutput
+    from bcnet_fast.geometry.anchors import make_anchors, matching_table
+    from bcnet_fast.networks.outputs import BCNetOutput
 
     def config(threshold: float) -> Config:
         return Config(

@@ -11,12 +11,12 @@ from conftest import error
 from torch import nn
 
 import bcnet_fast
-from bcnet_fast.anchors import sampling_weights
 from bcnet_fast.config import BMNConfig, GTADConfig
+from bcnet_fast.geometry.anchors import sampling_weights
 from bcnet_fast.layers import BoundaryMatching, GraphAlign, GraphAlignConv
-from bcnet_fast.reference.bmn import BMN
-from bcnet_fast.reference.gtad import GTAD, nearest
-from bcnet_fast.sampling import bmn_intervals
+from bcnet_fast.networks.reference.bmn import BMN
+from bcnet_fast.networks.reference.gtad import GTAD, nearest
+from bcnet_fast.ops.sampling_plan import bmn_intervals
 
 # T, D, N, points, C, O
 SIZES = {

@@ -11,10 +11,10 @@ from seeded import generator
 from test_labels import release_targets
 from torch.utils.data import default_collate
 
-from bcnet_fast.labels import Targets
-from bcnet_fast.losses import bcnet_loss, binary_logistic_loss, regression_loss, regression_weights
-from bcnet_fast.outputs import BCNetOutput
+from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.protocols import DEFAULT, NAMES, RELEASES
+from bcnet_fast.training.losses import bcnet_loss, binary_logistic_loss, regression_loss, regression_weights
+from bcnet_fast.training.targets import Targets
 
 SEED = 101
 GOLDEN_NAMES = {

@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from bcnet_fast.class_scores import ClassScores, fuse
 from bcnet_fast.config import PRESETS, AnchorProposalConfig, BMNConfig, Config, GTADConfig, MapProposalConfig
 from bcnet_fast.data.annotations import VideoAnnotation
+from bcnet_fast.data.class_scores import ClassScores, fuse
 from bcnet_fast.data.timing import SnippetTime, TimeResolver
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import Results
-from bcnet_fast.maps import proposal_map
-from bcnet_fast.outputs import MapOutput
-from bcnet_fast.proposals import cell_candidates, likely_boundaries, suppress, video_proposals, window_proposals
+from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.networks.outputs import MapOutput
+from bcnet_fast.proposals.candidates import (
+    cell_candidates,
+    likely_boundaries,
+    suppress,
+    video_proposals,
+    window_proposals,
+)
 from bcnet_fast.protocols import DEFAULT, RELEASES, Protocol
 
 BMN, GTAD = RELEASES["bmn"], RELEASES["gtad"]

@@ -10,11 +10,11 @@ import torch
 from seeded import generator
 
 from bcnet_fast.config import PRESETS
-from bcnet_fast.labels import MapTargets, map_targets
-from bcnet_fast.losses import map_loss
-from bcnet_fast.maps import proposal_map
-from bcnet_fast.outputs import MapOutput
+from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.networks.outputs import MapOutput
 from bcnet_fast.protocols import DEFAULT, protocol_for
+from bcnet_fast.training.losses import map_loss
+from bcnet_fast.training.targets import MapTargets, map_targets
 
 SEED = 101
 CONFIGS = {

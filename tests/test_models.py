@@ -15,14 +15,15 @@ from test_engine_maps import MODELS
 from test_reference import SMALL, ablated
 from torch.utils.data import default_collate
 
-from bcnet_fast import models, reference
-from bcnet_fast.anchors import make_anchors
 from bcnet_fast.config import DATA_SETS, PRESETS, ModelConfig
-from bcnet_fast.labels import map_targets, window_targets
-from bcnet_fast.losses import bcnet_loss, map_loss
-from bcnet_fast.maps import proposal_map
-from bcnet_fast.outputs import Output
-from bcnet_fast.reference.layers import shapes_only
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map
+from bcnet_fast.networks import reference
+from bcnet_fast.networks import trainable as models
+from bcnet_fast.networks.outputs import Output
+from bcnet_fast.networks.reference.layers import shapes_only
+from bcnet_fast.training.losses import bcnet_loss, map_loss
+from bcnet_fast.training.targets import map_targets, window_targets
 
 CONFIGS = {
     "bcnet": SMALL,

@@ -12,7 +12,7 @@ from conftest import BOUNDS
 from conftest import error as tensor_error
 from test_sampling import PLANS
 
-from bcnet_fast import _native
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import reference
 
 if _native.module is None:

@@ -15,9 +15,9 @@ import pytest
 import torch
 from conftest import BOUNDS, ROOT, dtype, error, needs_triton
 
-from bcnet_fast import _native
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import add_layer_norm, reference, use_backend
+from bcnet_fast.ops import native as _native
 
 FORWARD = torch.ops.bcnet_fast.add_layer_norm.default
 BACKWARD = torch.ops.bcnet_fast.add_layer_norm_backward.default

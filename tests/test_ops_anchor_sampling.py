@@ -14,11 +14,11 @@ from conftest import BOUNDS, error
 from seeded import generator
 from test_sampling import PLANS
 
-from bcnet_fast import _native
-from bcnet_fast.anchors import make_anchors
+from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.ops import anchor_projection, anchor_sampling, use_backend
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops.anchor_sampling import _arguments, cheaper_strategy
-from bcnet_fast.sampling import aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.ops.sampling_plan import aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
 
 STRATEGIES = ("project", "gather")
 # batch, channels, outputs

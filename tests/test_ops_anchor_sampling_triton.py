@@ -18,11 +18,11 @@ import pytest
 import torch
 from conftest import BOUNDS, ROOT, dtype, error
 
-from bcnet_fast.anchors import make_anchors
 from bcnet_fast.errors import BackendError
+from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.ops import anchor_projection, anchor_sampling
-from bcnet_fast.ops._dispatch import use_backend
-from bcnet_fast.sampling import aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.ops.backends import use_backend
+from bcnet_fast.ops.sampling_plan import aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
 
 pytest.importorskip("triton", minversion="3.2")
 kernels = pytest.importorskip("bcnet_fast.kernels.anchor_sampling")

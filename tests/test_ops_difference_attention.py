@@ -19,7 +19,7 @@ from conftest import BOUNDS, ROOT, dtype, error, needs_triton
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import difference_attention, reference
-from bcnet_fast.ops._dispatch import use_backend
+from bcnet_fast.ops.backends import use_backend
 
 TRITON = needs_triton("difference_attention")
 

@@ -20,8 +20,8 @@ import torch
 from conftest import ROOT, needs_triton
 from plain_match import look_up, match_one_window
 
-from bcnet_fast import _native
 from bcnet_fast.ops import MatchedProposals, match_proposals, use_backend
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops.match_proposals import _outputs
 from bcnet_fast.ops.reference import most_pairs
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bcnet_fast import _native
 from bcnet_fast.errors import BackendError
+from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS, _soft_nms
 

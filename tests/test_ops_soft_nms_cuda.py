@@ -21,9 +21,11 @@ import torch
 from bcnet_fast.kernels._common import TARGETS
 from test_ops_soft_nms import OPTIONS, good, random_sets
 
-from bcnet_fast import _native, doctor
+from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError
-from bcnet_fast.ops import _dispatch, soft_nms, use_backend
+from bcnet_fast.ops import backends as _dispatch
+from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent

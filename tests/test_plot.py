@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcnet_fast import plot
 from bcnet_fast.data.annotations import Instance, VideoAnnotation
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import AverageRecall, average_recall
+from bcnet_fast.results import timeline as plot
 
 START = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import BOUNDS, error
 
-from bcnet_fast.ops._products import linear, two_layers
+from bcnet_fast.networks.trainable.onednn_linear import linear, two_layers
 
 SHAPES = [(4, 7, 5), (0, 5), (1, 5), (3, 5)]
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from plain_match import match_one_window, search
 
-from bcnet_fast import proposals
-from bcnet_fast.anchors import make_anchors, matching_table
 from bcnet_fast.config import PRESETS, AnchorProposalConfig, BCNetConfig, Config
+from bcnet_fast.geometry.anchors import make_anchors, matching_table
+from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.ops import MatchedProposals
-from bcnet_fast.outputs import BCNetOutput
-from bcnet_fast.proposals import match_candidates, video_proposals, window_proposals
+from bcnet_fast.proposals import candidates as proposals
+from bcnet_fast.proposals.candidates import match_candidates, video_proposals, window_proposals
 from bcnet_fast.protocols import DEFAULT, NAMES, RELEASES, Protocol, protocol_for
 
 THUMOS14 = PRESETS["bcnet"]["thumos14"]

@@ -15,10 +15,10 @@ import torch
 
 import bcnet_fast
 from bcnet_fast import infer
-from bcnet_fast.anchors import make_anchors, matching_table, sampling_weights
 from bcnet_fast.config import BCNetConfig
-from bcnet_fast.reference.bcnet import BCNet
-from bcnet_fast.reference.layers import DifferenceAttention, sinusoid
+from bcnet_fast.geometry.anchors import make_anchors, matching_table, sampling_weights
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.networks.reference.layers import DifferenceAttention, sinusoid
 
 SMALL = BCNetConfig(
     feature_dim=10,

@@ -9,12 +9,12 @@ import pytest
 import seeded
 import torch
 
-from bcnet_fast import _native
 from bcnet_fast.config import PRESETS, GTADConfig, ModelConfig
-from bcnet_fast.engine import gtad as engine_of_gtad
-from bcnet_fast.engine.engine import Engine
-from bcnet_fast.reference import NETWORKS
-from bcnet_fast.reference.gtad import nearest
+from bcnet_fast.networks.engine import gtad as engine_of_gtad
+from bcnet_fast.networks.engine.engine import Engine
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.networks.reference.gtad import nearest
+from bcnet_fast.ops import native as _native
 
 SEED = 101
 BMN, ANET = PRESETS["bmn"]["activitynet13"].model, PRESETS["gtad"]["activitynet13"].model

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from bcnet_fast.anchors import make_anchors, sampling_weights
-from bcnet_fast.sampling import GROUP, SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.geometry.anchors import make_anchors, sampling_weights
+from bcnet_fast.ops.sampling_plan import (
+    GROUP,
+    SamplingPlan,
+    aligned_plan,
+    bmn_intervals,
+    gtad_regions,
+    interpolated_plan,
+)
 
 PLANS = {
     "bcnet": lambda: interpolated_plan(make_anchors(61, 30), 61, 5, 3),

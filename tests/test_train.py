@@ -22,16 +22,16 @@ from test_reference import SWITCHES
 
 import bcnet_fast
 from bcnet_fast import infer, train
-from bcnet_fast.checkpoint import read_config, read_training_state, save_training_state
 from bcnet_fast.config import PRESETS, Config, TrainConfig
 from bcnet_fast.data.annotations import read_annotations
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
-from bcnet_fast.data.training import TrainingWindows
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import read_results
 from bcnet_fast.protocols import DEFAULT
-from bcnet_fast.training import Trainer
+from bcnet_fast.storage.checkpoint import read_config, read_training_state, save_training_state
+from bcnet_fast.training.dataset import TrainingWindows
+from bcnet_fast.training.trainer import Trainer
 
 # Few channels with a strong signal, and instances of up to 16 snippets.
 EASY = SyntheticConfig(

@@ -7,16 +7,16 @@ import time
 import numpy as np
 import pytest
 
-from bcnet_fast.anchors import make_anchors
 from bcnet_fast.config import PRESETS, Config
 from bcnet_fast.data.annotations import Instance, VideoAnnotation
 from bcnet_fast.data.features import FeatureSequence
 from bcnet_fast.data.timing import TimeResolver
-from bcnet_fast.data.training import TrainingWindows, check_subset
 from bcnet_fast.errors import InputError
-from bcnet_fast.labels import map_targets, window_targets
-from bcnet_fast.maps import proposal_map
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.protocols import DEFAULT
+from bcnet_fast.training.dataset import TrainingWindows, check_subset
+from bcnet_fast.training.targets import map_targets, window_targets
 
 
 def annotated(*segments: tuple[float, float], **facts: float) -> VideoAnnotation:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from ..files import parse_json, read_text
+from ..storage.files import parse_json, read_text
 
 # The 20 classes of the THUMOS14 detection task with their UCF-101 numbers (from 1); in this alphabetical order they
 # are also numbers 0 to 19 of the ground-truth CSV.

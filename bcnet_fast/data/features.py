@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
-from ._layouts import Source, find_source, unreadable
 from .annotations import strip_activitynet_prefix
+from .layouts import Source, find_source, unreadable
 
 _BLOCK_ROWS = 4096  # snippets that are read at once: bounds the memory that thinning or converting a long video takes
 

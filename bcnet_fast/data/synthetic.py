@@ -24,7 +24,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..errors import InputError
-from ..files import write_json
+from ..storage.files import write_json
 from .annotations import Instance, VideoAnnotation
 
 PHASES = 3

@@ -1,8 +1,8 @@
 """The operators, each usable alone in another model."""
 
-from ._dispatch import use_backend
 from .add_layer_norm import add_layer_norm
 from .anchor_sampling import anchor_projection, anchor_sampling
+from .backends import use_backend
 from .difference_attention import difference_attention
 from .match_proposals import MatchedProposals, match_proposals
 from .soft_nms import soft_nms

@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from .. import _native
+from . import native as _native
 from . import reference
-from ._dispatch import LACKING, call, check_number, choose, plain, requested, use_backend
+from .backends import LACKING, call, check_number, choose, plain, requested, use_backend
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # With fewer elements than this, two of PyTorch's own operators take less time on a CPU: in plain execution, and where

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _native
-from ..sampling import SamplingPlan
+from . import native as _native
 from . import reference
-from ._dispatch import autocast, call, choose, requested, use_backend, without_autocast
+from .backends import autocast, call, choose, requested, use_backend, without_autocast
 from .constants import cached_tensors
+from .sampling_plan import SamplingPlan
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 STRATEGIES = ("auto", "project", "gather")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .. import _native
+from . import native as _native
 from . import reference
-from ._dispatch import autocast, call, check_number, choose, requested, use_backend, without_autocast
+from .backends import autocast, call, check_number, choose, requested, use_backend, without_autocast
 
 # The Triton kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128

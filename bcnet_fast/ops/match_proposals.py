@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .. import _native
+from . import native as _native
 from . import reference
-from ._dispatch import call, check_number, choose
+from .backends import call, check_number, choose
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ANCHOR_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
-from .. import _native
+from . import native as _native
 from . import reference
-from ._dispatch import call, check_number, choose
+from .backends import call, check_number, choose
 
 METHODS = ("gaussian", "linear", "hard")
 DTYPES = (torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-// Weighted sums of snippets by a sparse plan (bcnet_fast/sampling.py). T is float or double.
+// Weighted sums of snippets by a sparse plan (bcnet_fast/ops/sampling_plan.py). T is float or double.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace bcnet_fast {
 
-constexpr int kGroup = 8;  // anchors worked on at the same time; GROUP in bcnet_fast/sampling.py
+constexpr int kGroup = 8;  // anchors worked on at the same time; GROUP in bcnet_fast/ops/sampling_plan.py
 
 // Bin n of anchor p reads the snippets from first[p * bins + n] on, with the weights from offsets[p * bins + n] up to
 // offsets[p * bins + n + 1].

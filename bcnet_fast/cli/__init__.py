@@ -1,0 +1,1 @@
+"""What commands share: flags, errors, exit codes, and the demo."""

@@ -1,0 +1,112 @@
+"""The demo of `python -m bcnet_fast.infer`: the whole main job on videos that are made on the spot.
+
+Synthetic untrimmed videos from a seed that no training used, the small network that the package brings, and, for
+comparison, the same network with random weights. Everything goes through the files that a user would have.
+"""
+
+from __future__ import annotations
+
+import shutil
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import infer
+from ..data.annotations import VideoAnnotation, read_annotations
+from ..data.features import open_features
+from ..data.synthetic import make_videos, write_dataset
+from ..data.timing import TimeResolver
+from ..evaluation import AverageRecall, Results, average_recall, read_results
+from ..inference.model import load
+from ..inference.predict import predict
+from ..protocols import DEFAULT
+from ..storage.checkpoint import read_config
+
+VIDEOS = 8
+SEED = 7
+POINTS = (5, 10, 50, 100)
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+
+
+def run_demo(folder: Path) -> int:
+    """Make the videos, run the bundled network, and print what it found beside the truth; returns the exit code."""
+    threads = torch.get_num_threads()
+    # The network is so small that threads would mostly wait for each other.
+    torch.set_num_threads(1)
+    try:
+        return _run_demo(folder)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_demo(folder: Path) -> int:
+    checkpoint = resources.files("bcnet_fast") / "assets" / "demo.safetensors"
+    config = read_config(str(checkpoint))
+    output, pictures = folder / "proposals.json", folder / "pictures"
+    # What an earlier demo left, interrupted or of another version, must not mix with this one.
+    shutil.rmtree(folder / "features", ignore_errors=True)
+    (folder / "proposals.json.partial").unlink(missing_ok=True)
+    features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
+    print(f"BCNet demo: {VIDEOS} synthetic untrimmed videos, made now from seed {SEED}; the network never saw them")
+    arguments = {
+        "--checkpoint": checkpoint,
+        "--features": features,
+        "--times": annotations,
+        "--output": output,
+        "--plot": pictures,
+        "--ground-truth": annotations,
+        "--device": "cpu",
+    }
+    print("running: python -m bcnet_fast.infer " + " ".join(f"{flag} {value}" for flag, value in arguments.items()))
+    code = infer.main([str(part) for pair in arguments.items() for part in pair])
+
+    truth = read_annotations(annotations)
+    results = read_results(output)
+    first = next(iter(truth))
+    _print_beside_truth(truth[first], results)
+
+    torch.manual_seed(SEED)
+    untrained = load(config, device="cpu")
+    archive = open_features(features, feature_dim=config.model.feature_dim)
+    times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
+    random = {}
+    for found in predict(untrained, archive, archive.ids, times, DEFAULT):
+        random[found.video] = np.column_stack([found.segments, found.scores])
+
+    print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
+    print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))
+    for name, proposals in (("trained (bundled)", results), ("same, random weights", random)):
+        recall = _recall(truth, proposals)
+        print(f"{name:>24}" + "".join(f"{100 * recall.at(an):8.1f}" for an in POINTS))
+    print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
+    print(
+        f"next: python -m bcnet_fast.evaluate --proposals {output} --ground-truth {annotations} "
+        "--preset activitynet13 --subset demo"
+    )
+    return code
+
+
+def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np.ndarray]) -> AverageRecall:
+    return average_recall(truth, proposals, tiou_thresholds=THRESHOLDS, max_proposals=POINTS[-1])
+
+
+def _print_beside_truth(annotation: VideoAnnotation, results: Results) -> None:
+    """For each true instance of a video, the highest-ranked proposal that overlaps it with a tIoU of at least 0.5."""
+    mine = results.video == results.video_names.index(annotation.id)
+    segments, scores = results.segments[mine], results.scores[mine]
+    print(
+        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action beside the highest-ranked of "
+        f"{len(scores)} proposals with tIoU >= 0.5"
+    )
+    print(f"{'true action':>18}  {'label':<10}{'proposal':>18}{'tIoU':>8}{'rank':>6}{'confidence':>12}")
+    for instance in annotation.instances:
+        start, end = segments.T
+        overlap = np.maximum(np.minimum(end, instance.end) - np.maximum(start, instance.start), 0)
+        tiou = overlap / (end - start + instance.end - instance.start - overlap)
+        row = f"{instance.start:8.2f} -{instance.end:7.2f} s  {instance.label:<10}"
+        if (tiou >= 0.5).any():
+            best = int(np.argmax(tiou >= 0.5))
+            row += f"{start[best]:8.2f} -{end[best]:7.2f} s{tiou[best]:8.2f}{best + 1:6d}{scores[best]:12.3f}"
+        print(row)

@@ -1,0 +1,1 @@
+"""Anchors and proposal maps: which intervals a network scores."""

@@ -1,0 +1,229 @@
+"""`bcnet_fast.load`: from a checkpoint file or a preset's name to a network ready for inference."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..config import DATA_SETS, PRESETS, BCNetConfig, Config
+from ..errors import BackendError, InputError
+from ..networks.engine.engine import Engine, Needed
+from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
+from ..networks.outputs import Output
+from ..networks.reference import NETWORKS
+from ..networks.reference.layers import shapes_only
+from ..ops import native as _native
+from ..ops import use_backend
+from ..ops.backends import BACKENDS
+from ..ops.precision import gpu_products
+from ..proposals.candidates import needed_anchors
+from ..protocols import Protocol
+from ..storage.checkpoint import StoredWeights, read_config
+
+PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
+
+
+class Reference:
+    """The network as plain PyTorch, run as `Engine` is."""
+
+    def __init__(self, config: Config, state: Mapping[str, Tensor], device: torch.device, precision: str) -> None:
+        self.device, self.dtype = device, torch.float64 if precision == "fp64" else torch.float32
+        network = NETWORKS[config.model.name](config.model)
+        network.load_state_dict(dict(state))
+        self.network = network.to(device, self.dtype).eval()
+
+    @torch.inference_mode()
+    def __call__(self, features: Tensor, needed: Needed | None = None) -> Output:
+        features = features.to(self.device, self.dtype)
+        # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
+        parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
+        with gpu_products():
+            return Output.cat([self.network(part) for part in parts])
+
+
+class Model:
+    """A network prepared for inference, with everything that belongs to it: configuration, device, precision.
+
+    `run` is the engine, or the reference where backend is "reference"; `backend` is also that of the operators which
+    turn scores into proposals.
+    """
+
+    def __init__(
+        self, run: Engine | Reference, config: Config, device: torch.device, precision: str, backend: str
+    ) -> None:
+        self.run, self.config, self.device, self.precision, self.backend = run, config, device, precision, backend
+
+    def __repr__(self) -> str:
+        return f"Model({self.config.model.name}, preset {self.config.preset}, {self.device}, {self.precision})"
+
+    def __call__(self, features: Tensor) -> Output:
+        """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64).
+
+        ValueError when the shape is another. Calls from several threads wait for each other.
+        """
+        self._check(features)
+        with use_backend(self.backend):
+            return self.run(features)
+
+    def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> Output:
+        """The same scores as far as proposals depend on them: anchors that no pair of boundaries matches may have 0.
+
+        lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which
+        saves the more time the clearer the boundaries are.
+        """
+        self._check(features)
+        if not isinstance(self.config.model, BCNetConfig):
+            return self(features)
+        numbers = lengths.tolist()
+
+        def needed(window: int, start: Tensor, end: Tensor) -> Tensor:
+            return needed_anchors(start, end, numbers[window], self.config, protocol)
+
+        with use_backend(self.backend):
+            return self.run(features, needed)
+
+    def _check(self, features: Tensor) -> None:
+        expected = (self.config.model.feature_dim, self.config.model.window)
+        if features.ndim != 3 or features.shape[1:] != expected:
+            raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """A device with its index; "auto" takes CUDA where there is one, "cuda" the current CUDA device.
+
+    InputError for a device that this machine lacks.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: expected auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "none"
+        raise InputError(f"--device {name}: expected a CUDA device, found {found} (torch {torch.__version__})")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def load(
+    checkpoint_or_preset: str | os.PathLike | Config,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    backend: str = "auto",
+    model: str | None = None,
+    rewrites: Rewrites = ALL_REWRITES,
+    graph: bool = True,
+) -> Model:
+    """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
+
+    Args:
+        device: "auto", "cpu", "cuda" or a torch.device.
+        precision: "fp32" and "fp64" are exact up to rounding. "int8", of BCNet on a CPU, rounds the weights and inputs
+            of most products to 8 bits; attention and LayerNorm stay float32. "tf32", "bf16" and "fp16" are for GPUs:
+            "fp32" never uses TF32 there, whatever PyTorch's own switches say. They keep the first layers of BCNet's
+            frame level in float32.
+        backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
+            otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
+        model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
+        rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
+        graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
+
+    Random weights follow torch.manual_seed. Warns where the precision is not faster than fp32 on this device.
+
+    Raises:
+        InputError: a missing, damaged or unfitting checkpoint, an absent device, an unknown precision or one that the
+            device or backend does not have.
+        BackendError: a backend that is unknown or cannot be used here.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if backend not in BACKENDS:
+        raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    resolved = resolve_device(device)
+    require_units(resolved, precision)
+    native = _by_native_kernels(resolved, precision, backend)
+    if not isinstance(checkpoint_or_preset, Config):
+        if model is not None and model not in PRESETS:
+            raise InputError(f"model {model!r}: expected one of {', '.join(PRESETS)}")
+        presets = PRESETS[model or "bcnet"]
+        checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
+    if isinstance(checkpoint_or_preset, Config):
+        config = checkpoint_or_preset
+        state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
+    else:
+        config, state = _stored(checkpoint_or_preset)
+    if model is not None and model != config.model.name:
+        raise InputError(f"model {model!r}: expected {config.model.name}, which these weights are of")
+    if precision == "int8" and config.model.name != "bcnet":
+        others = ", ".join(name for name in PRECISIONS if name != "int8")
+        raise InputError(f"precision 'int8': expected one of {others} for {config.model.name}; int8 is for bcnet")
+    _warn_of_slow(resolved, precision)
+    if backend == "reference":
+        run: Engine | Reference = Reference(config, state, resolved, precision)
+    else:
+        with use_backend(backend):
+            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites, graph=graph)
+    return Model(run, config, resolved, precision, backend)
+
+
+def require_units(device: torch.device, precision: str) -> None:
+    """InputError for a precision that the device has no arithmetic units for."""
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError(f"precision 'tf32': expected a CUDA device, found {device.type}")
+    if precision in ("tf32", "bf16") and device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
+            raise InputError(
+                f"precision {precision!r}: expected a GPU of compute capability 8.0 or later, found {name} ({found}); "
+                "fp32 and fp16 run there"
+            )
+
+
+def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bool:
+    """Whether the engine runs on the C++ kernels; raises where what was asked for cannot be had."""
+    exact = precision in ("fp32", "fp64")
+    if backend == "reference" and not exact:
+        raise InputError(f"precision {precision!r}: expected fp32 or fp64 with backend 'reference'")
+    possible = device.type == "cpu" and _native.module is not None and backend in ("auto", "native")
+    if backend == "native" and device.type == "cpu" and _native.module is None:
+        raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
+    if precision == "int8" and not possible:
+        why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
+        raise InputError(
+            f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}"
+        )
+    return possible and (exact or precision == "int8")
+
+
+def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
+    if not Path(path).exists():
+        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(DATA_SETS)}"
+        raise InputError(f"{path}: expected {expected}; found nothing there")
+    config = read_config(path)
+    with shapes_only():
+        network = NETWORKS[config.model.name](config.model)
+    return config, StoredWeights(path, network)
+
+
+def _warn_of_slow(device: torch.device, precision: str) -> None:
+    slow = None
+    if device.type == "cpu" and precision in ("bf16", "fp16"):
+        slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
+    if precision == "int8" and not _native.module.BYTE_PRODUCTS:
+        slow = (
+            "is slower than fp32 here: the processor has no instruction for products of bytes (AVX-512 VNNI), or the "
+            "extension was built by a compiler other than GCC"
+        )
+    if slow:
+        warnings.warn(f"precision {precision} {slow}", stacklevel=3)

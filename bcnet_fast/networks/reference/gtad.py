@@ -1,0 +1,133 @@
+"""G-TAD (Xu et al., "G-TAD: Sub-Graph Localization for Temporal Action Detection", CVPR 2020) in plain PyTorch.
+
+The specification as code: any device, float32 and float64, trainable. Parameter names are those of the public release,
+whose alignment of sub-graphs exists in CUDA only; here it is a product with a dense matrix, independent of the sparse
+operators that have to agree with it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...config import GTADConfig
+from ...geometry.proposal_map import proposal_map, sampled_intervals
+from ..outputs import MapOutput
+from .layers import convolution
+from .map_heads import MapHeads, map_layers
+
+CELLS_AT_A_TIME = 1024  # of the sampling matrix, which takes several times as much memory while it is made
+
+
+def nearest(x: Tensor, count: int) -> Tensor:
+    """The graph: for each node of x [..., C, T] its `count` nearest (Euclidean), itself included, [..., T, count].
+
+    Never in 16 bits: distances are differences of larger numbers.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    squares = (x * x).sum(dim=-2)
+    distance = squares.unsqueeze(-1) - 2 * x.mT @ x + squares.unsqueeze(-2)
+    return distance.topk(count, dim=-1, largest=False).indices
+
+
+def neighbours_of(x: Tensor, graph: Tensor) -> Tensor:
+    """x [B, C, T], graph [B, T, K] -> the features of each node's neighbours, [B, C, T, K]"""
+    index = graph.flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    return x.gather(2, index).unflatten(2, graph.shape[1:])
+
+
+class GraphBlock(nn.Module):
+    """A GCNeXt block: a branch along time and one along the edges of the graph, added to the input."""
+
+    def __init__(self, width: int, hidden: int, groups: int) -> None:
+        super().__init__()
+        relu = nn.ReLU()
+        self.tconvs = nn.Sequential(
+            nn.Conv1d(width, hidden, 1), relu, nn.Conv1d(hidden, hidden, 3, padding=1, groups=groups), relu,
+            nn.Conv1d(hidden, width, 1),
+        )  # fmt: skip
+        self.sconvs = nn.Sequential(
+            nn.Conv2d(2 * width, hidden, 1), relu, nn.Conv2d(hidden, hidden, 1, groups=groups), relu,
+            nn.Conv2d(hidden, width, 1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor, graph: Tensor) -> Tensor:
+        """x [B, C, T], graph [B, T, K] -> [B, C, T]"""
+        others = neighbours_of(x, graph)
+        edges = torch.cat([others, x[..., None].expand_as(others)], dim=1)
+        return torch.relu(self.tconvs(x) + x + self.sconvs(edges).amax(dim=-1))
+
+
+def aligned_weights(regions: np.ndarray, length: int, bins: int, dtype: torch.dtype) -> Tensor:
+    """The rule of Align1D as a dense matrix [T, bins, P]; regions [P, 2] in snippets.
+
+    A region, at least 1 long, is cut into bins, and a bin into as many parts as it is snippets long, rounded up. At the
+    middle of each part the sequence is read: by linear interpolation, held at its ends for one snippet, and 0 beyond.
+    """
+    weights = torch.zeros(length, bins, len(regions), dtype=dtype)
+    for begin in range(0, len(regions), CELLS_AT_A_TIME):
+        part = regions[begin : begin + CELLS_AT_A_TIME]
+        size = np.maximum(part[:, 1] - part[:, 0], 1.0) / bins
+        points = np.ceil(size)
+        dense = np.zeros((length, bins, len(part)))
+        for n in range(bins):
+            for k in range(int(points.max())):
+                t = part[:, 0] + n * size + (k + 0.5) * size / points
+                cell = np.flatnonzero((k < points) & (t >= -1) & (t <= length))
+                held = t[cell].clip(0, length - 1)
+                lower = np.floor(held).astype(np.int64)
+                upper = np.minimum(lower + 1, length - 1)
+                np.add.at(dense, (lower, n, cell), (1 - (held - lower)) / points[cell])
+                np.add.at(dense, (upper, n, cell), (held - lower) / points[cell])
+        weights[:, :, begin : begin + CELLS_AT_A_TIME] = torch.from_numpy(dense)
+    return weights
+
+
+class GTAD(MapHeads):
+    """Sub-graph localization: features [B, C, T] -> `MapOutput`."""
+
+    sampling: list[Tensor]  # of the sequence and of its neighbours, [T, bins * D * T], made when first needed
+
+    def __init__(self, config: GTADConfig) -> None:
+        super().__init__()
+        self.config, self.shape = config, proposal_map(config).shape
+        width, sampled, cell = config.base_channels, config.sampled_channels, config.map_channels
+
+        def block() -> GraphBlock:
+            return GraphBlock(width, config.block_channels, config.block_groups)
+
+        self.backbone1 = nn.Sequential(convolution(config.feature_dim, width), nn.ReLU(), block())
+        self.regu_s = nn.Sequential(block(), nn.Conv1d(width, 1, 1), nn.Sigmoid())
+        self.regu_e = nn.Sequential(block(), nn.Conv1d(width, 1, 1), nn.Sigmoid())
+        self.backbone2 = nn.Sequential(block())
+        bins, kernel = config.inner_bins + config.context_bins, config.map_kernel
+        self.localization = map_layers(
+            nn.Conv2d(width * bins, sampled, 1), (sampled, cell, cell, cell, 2), (1, kernel, kernel, 1)
+        )
+        self.add_background(cell, config.background_constraint)
+        self.sampling = []
+
+    def sample(self, sequence: Tensor, graph: Tensor) -> Tensor:
+        """The alignment of sub-graphs: [B, C, T] and its graph -> [B, C * bins of both, D, T], bins fastest."""
+        config = self.config
+        counts = config.inner_bins, config.context_bins
+        if not self.sampling:
+            regions = sampled_intervals(config)
+            made = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
+            self.sampling = [made[n].to(sequence.device) for n in counts]
+        streams = sequence, neighbours_of(sequence, graph).mean(dim=-1)
+        parts = [
+            (x @ matrix).unflatten(-1, (count, *self.shape))
+            for x, matrix, count in zip(streams, self.sampling, counts, strict=True)
+        ]
+        return torch.cat(parts, dim=2).flatten(1, 2)
+
+    def forward(self, features: Tensor) -> MapOutput:
+        stem = self.backbone1[1](self.backbone1[0](features))
+        base = self.backbone1[2](stem, nearest(stem, self.config.neighbours))
+        graph = nearest(base, self.config.neighbours)
+        start, end = (head[1:](head[0](base, graph)) for head in (self.regu_s, self.regu_e))
+        sequence = self.backbone2[0](base, graph)
+        cells = self.sample(sequence, nearest(sequence, self.config.neighbours))
+        return self.scores(start, end, cells, self.localization)

@@ -1,0 +1,218 @@
+"""Two pictures: average recall against the number of proposals, and the timeline of one video.
+
+Written without a display, to .png, .svg or .pdf by the file's suffix, whole or not at all. matplotlib is imported on
+the first call, so that a command that draws nothing does not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.annotations import Instance
+from ..errors import InputError
+from ..evaluation import AverageRecall
+from ..storage.files import atomic_path
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_START, _END, _INSTANCE = "#1b7f5c", "#c2452d", "#35507a"
+_MUTED = "#666666"
+# Columns of a picture: a longer curve is drawn as its maxima, so that no peak is lost between two pixels.
+_COLUMNS = 1000
+
+
+def require_picture_name(path: str | os.PathLike) -> None:
+    """InputError unless the name ends like a picture that can be written."""
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
+
+
+def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "") -> None:
+    """Draw the recall at each tIoU threshold and their mean against the average number of proposals."""
+    import matplotlib
+
+    figure = _figure(7.0, 4.6)
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(result.tiou_thresholds)))
+    for threshold, recall, colour in zip(result.tiou_thresholds, result.recall, colours, strict=True):
+        axes.plot(result.proposals_per_video, 100 * recall, color=colour, lw=1.0, label=f"tIoU {threshold:.2f}")
+    axes.plot(result.proposals_per_video, 100 * result.average_recall, color="black", lw=2.4, label="mean (AR)")
+    axes.set_xlabel("average number of proposals a video (AN)", fontsize=9)
+    axes.set_ylabel("recall in %", fontsize=9)
+    axes.set_xlim(0, result.proposals_per_video[-1])
+    axes.set_ylim(0, 100)
+    axes.grid(color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    _clear_frame(axes)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
+    counts = f"{result.videos} videos, {result.instances} instances, {result.proposals} proposals"
+    figure.suptitle(f"Average recall, AUC {result.auc:.2f} %", x=0.01, ha="left", fontsize=12, fontweight="bold")
+    axes.set_title(f"{title}\n{counts}".strip(), loc="left", fontsize=8, color=_MUTED)
+    _save(figure, path)
+
+
+def timeline(
+    path: str | os.PathLike,
+    *,
+    video_id: str,
+    duration_s: float,
+    boundary: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+    proposals: np.ndarray | None = None,
+    ground_truth: Sequence[Instance] | None = None,
+) -> None:
+    """Draw one video from 0 to `duration_s` seconds: annotated instances, boundary probabilities, best proposals.
+
+    `boundary`: times in seconds, start and end probabilities, each [n]. `proposals` [n, 3]: start and end in seconds
+    and confidence, in any order; the best one is drawn at the top, each in a row of its own. What is None has no panel.
+    """
+    ranked = None if proposals is None else proposals[np.argsort(-proposals[:, 2], kind="stable")]
+    labels = sorted({instance.label for instance in ground_truth or ()})
+    panels: list[tuple[str, float]] = []  # name and height in inches
+    if ground_truth is not None:
+        panels.append(("instances", 0.16 + 0.22 * max(len(labels), 1)))
+    if boundary is not None:
+        panels.append(("boundary", 1.5))
+    if ranked is not None:
+        panels.append(("proposals", 0.2 + min(max(0.2 * len(ranked), 0.5), 5.0)))
+    if not panels:
+        raise ValueError("timeline: expected boundary, proposals or ground_truth, found none of them")
+
+    heights = [height for _, height in panels]
+    figure = _figure(10.0, sum(heights) + 0.35 * len(panels) + 0.6)
+    grid = figure.add_gridspec(len(panels), 2, height_ratios=heights, width_ratios=(1, 0.014), wspace=0.02)
+    first: Axes | None = None
+    for row, (name, _) in enumerate(panels):
+        axes = first = figure.add_subplot(grid[row, 0], sharex=first)
+        if name == "instances":
+            _draw_instances(axes, ground_truth, labels)
+        elif name == "boundary":
+            _draw_boundary(axes, *boundary)
+        else:
+            _draw_proposals(figure, axes, figure.add_subplot(grid[row, 1]), ranked, duration_s)
+        if name != "instances":
+            for instance in ground_truth or ():
+                axes.axvspan(instance.start, instance.end, color=_INSTANCE, alpha=0.10, lw=0, zorder=0)
+        axes.grid(axis="x", color="0.92", lw=0.8)
+        axes.set_axisbelow(True)
+        _clear_frame(axes)
+        axes.tick_params(labelbottom=row == len(panels) - 1)
+    axes.set_xlim(0, duration_s)
+    axes.set_xlabel("time in the video", fontsize=9)
+    _label_time(axes, duration_s)
+    # Names are text: a dollar sign in one starts no formula, and bytes that are no text are replaced.
+    name = video_id.encode("utf-8", "replace").decode()
+    figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    _save(figure, path)
+
+
+def _draw_instances(axes: Axes, instances: Sequence[Instance], labels: list[str]) -> None:
+    axes.barh(
+        [labels.index(instance.label) for instance in instances],
+        [instance.end - instance.start for instance in instances],
+        left=[instance.start for instance in instances],
+        height=0.76,
+        color=_INSTANCE,
+        edgecolor="white",
+        lw=0.5,
+    )
+    axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    _title(axes, f"ground truth ({len(instances)})")
+
+
+def _draw_boundary(axes: Axes, times: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
+    # The end's curve hangs down from the axis, so that neither hides the other.
+    for values, sign, colour, name in ((start, 1, _START, "start"), (end, -1, _END, "end")):
+        x, y = _maxima(np.asarray(times), np.asarray(values))
+        axes.plot(x, sign * y, color=colour, lw=0.9, label=name)
+        axes.fill_between(x, sign * y, color=colour, alpha=0.25, lw=0)
+    axes.axhline(0, color="0.3", lw=0.8)
+    axes.set_ylim(-1.03, 1.03)
+    axes.set_yticks([-1, -0.5, 0, 0.5, 1], ["1", "0.5", "0", "0.5", "1"])
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, frameon=False, fontsize=8, borderpad=0)
+    _title(axes, "boundary probability: start up, end down")
+
+
+def _maxima(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The largest y, with its x, of each of at most _COLUMNS equal stretches."""
+    stretches = np.array_split(np.arange(len(y)), min(_COLUMNS, max(len(y), 1)))
+    peaks = [stretch[np.argmax(y[stretch])] for stretch in stretches if len(stretch)]
+    return x[peaks], y[peaks]
+
+
+def _draw_proposals(figure: Figure, axes: Axes, bar: Axes, ranked: np.ndarray, duration_s: float) -> None:
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.ticker import MaxNLocator
+
+    best = float(ranked[:, 2].max(initial=0.0))
+    scale, colours = Normalize(0.0, best if best > 0 else 1.0), matplotlib.colormaps["plasma_r"]
+    axes.barh(
+        np.arange(1, len(ranked) + 1),
+        # At least two pixels wide, or a short proposal of a long video is not to be seen.
+        np.maximum(ranked[:, 1] - ranked[:, 0], duration_s / 500),
+        left=ranked[:, 0],
+        height=0.78,
+        color=colours(scale(ranked[:, 2])),
+        edgecolor="0.25",
+        lw=0.4,
+    )
+    axes.set_ylim(max(len(ranked), 1) + 0.6, 0.4)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    axes.set_ylabel("rank", fontsize=8)
+    figure.colorbar(ScalarMappable(scale, colours), cax=bar).set_label("confidence", fontsize=8)
+    bar.tick_params(labelsize=7)
+    _title(axes, f"best proposals ({len(ranked)})")
+
+
+def _label_time(axes: Axes, duration_s: float) -> None:
+    """Ticks at round times: seconds below two minutes, else m:ss or h:mm:ss."""
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+    steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
+    step = next((step for step in steps if duration_s / step <= 12), duration_s / 10)
+
+    def text(seconds: float, _: int) -> str:
+        if duration_s < 120:
+            return f"{seconds:g} s"
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if duration_s >= 3600 else f"{minutes}:{rest:02d}"
+
+    axes.xaxis.set_major_locator(MultipleLocator(step))
+    axes.xaxis.set_major_formatter(FuncFormatter(text))
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", fontsize=8.5, color=_MUTED, pad=4)
+
+
+def _clear_frame(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure in inches with its own canvas: no global state of pyplot, no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: str | os.PathLike) -> None:
+    require_picture_name(path)
+    with atomic_path(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes
+        figure.savefig(temporary, dpi=130)

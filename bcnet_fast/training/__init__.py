@@ -1,0 +1,1 @@
+"""Training on windows of features with annotated instances."""

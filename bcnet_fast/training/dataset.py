@@ -1,0 +1,241 @@
+"""A data set to train on: the videos of an archive that can be used, the windows taken of them, and their labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..config import BCNetConfig, Config
+from ..data.annotations import Instance, VideoAnnotation
+from ..data.features import FeatureArchive, FeatureSequence
+from ..data.timing import SnippetTime, TimeResolver
+from ..data.windows import cut, rescale, window_starts
+from ..errors import InputError
+from ..geometry.anchors import make_anchors
+from ..geometry.proposal_map import proposal_map
+from ..protocols import Protocol
+from .targets import MapTargets, Targets, map_targets, window_targets
+
+VISIBLE = 0.9  # a window is trained on when it shows more than this part of some instance, as in the public releases
+_COVERED = 95  # percent of the instances that the longest proposal of fitted sizes covers: 64 snippets on THUMOS14
+_NAMED = 3  # videos in a remark
+# Instances further than this from a window have no part in its labels: these look 3 snippets away at most.
+_MARGIN = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """One usable video. `annotation` has no instance without extent."""
+
+    annotation: VideoAnnotation
+    snippets: int  # as the network counts them: of a rescaled video those of the window
+    segments: np.ndarray  # [G, 2] float64, of the instances that the features reach, in units from boundary 0
+    stride: float  # units of a snippet: video frames under sliding windows, snippets of a rescaled video
+    features: np.ndarray | None  # [snippets, C], where they are kept in memory
+
+    def lengths(self) -> np.ndarray:
+        """Of the instances, in snippets."""
+        return (self.segments[:, 1] - self.segments[:, 0]) / self.stride
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The usable videos of a subset, and a line for everything that was left out."""
+
+    name: str
+    videos: list[Video]
+    remarks: list[str]
+
+    @property
+    def truth(self) -> dict[str, VideoAnnotation]:
+        return {video.annotation.id: video.annotation for video in self.videos}
+
+
+def check_subset(
+    name: str,
+    annotations: Mapping[str, VideoAnnotation],
+    loaded: Iterable[tuple[str, FeatureSequence | InputError]],
+    times: TimeResolver,
+    protocol: Protocol,
+    *,
+    kept_bytes: int = 0,
+) -> Subset:
+    """Look at every video once, so that nothing stops a training later on.
+
+    loaded: the features of those of `annotations` that have some, as `features.iterate` gives them.
+    kept_bytes: of features that may stay in memory, the first ones.
+
+    Raises InputError when no video can be used, or none has an instance.
+    """
+    videos: list[Video] = []
+    failures: dict[str, str] = {}
+    seen = set()
+    empty = outside = 0
+    for identity, found in loaded:
+        seen.add(identity)
+        try:
+            if isinstance(found, InputError):
+                raise found
+            time = times.resolve(identity, len(found.features), whole_snippets=protocol.whole_snippets)
+        except InputError as error:
+            failures[identity] = str(error)
+            continue
+        features = as_seen(found.features, times.config)
+        annotation = annotations[identity]
+        instances = tuple(i for i in annotation.instances if i.end > i.start)
+        empty += len(annotation.instances) - len(instances)
+        segments, stride = _place(instances, time)
+        reached = (segments[:, 1] > 0) & (segments[:, 0] < len(features) * stride)
+        outside += int((~reached).sum())
+        kept_bytes -= features.nbytes
+        kept = features if kept_bytes >= 0 else None
+        videos.append(Video(replace(annotation, instances=instances), len(features), segments[reached], stride, kept))
+
+    if not videos and failures:
+        more = f" (and {len(failures) - 1} more videos)" if len(failures) > 1 else ""
+        raise InputError(f"{next(iter(failures.values()))}{more}")
+    if not any(len(video.segments) for video in videos):
+        raise InputError(f"{name}: expected annotated instances, found none in {len(videos)} videos with features")
+    idle = [video.annotation.id for video in videos if not len(video.segments)]
+    remarks = [
+        _remark("without features", [identity for identity in annotations if identity not in seen]),
+        _remark("without instances", idle),
+        *(f"left out: {reason}" for reason in failures.values()),
+        f"{empty} instances without extent dropped" if empty else "",
+        f"{outside} instances lie where there are no features" if outside else "",
+    ]
+    return Subset(name, videos, [f"{name}: {remark}" for remark in remarks if remark])
+
+
+def fitted_sizes(
+    archive: FeatureArchive,
+    annotations: Mapping[str, VideoAnnotation],
+    times: TimeResolver,
+    feature_dim: int | None = None,
+) -> dict[str, dict[str, int]]:
+    """Settings that follow from the data, as `Config.override` takes them.
+
+    feature_dim, unless it is given, is the length of the axis that the arrays have in common. Under sliding windows,
+    max_duration is that of 95 % of the instances in snippets, rounded up to a multiple of 8, the window 4 times that,
+    and the windows' stride half of a window: on THUMOS14 this gives the numbers of the paper.
+
+    archive: opened with or without feature_dim. InputError where feature_dim is to be found, and more than one axis, or
+    none, is common.
+    """
+    shapes: list[tuple[int, ...]] = []
+    lengths: list[float] = []
+    for identity in archive.ids:
+        if identity not in annotations:
+            continue
+        try:
+            shapes.append(archive.stored(identity).shape)
+            if not times.config.data.rescale:
+                segments, stride = _place(annotations[identity].instances, times.resolve(identity, 0))
+                lengths += ((segments[:, 1] - segments[:, 0]) / stride).tolist()
+        except InputError:
+            continue  # `check_subset` reports it
+    common = set.intersection(*map(set, shapes)) - {1} if shapes else set()
+    if feature_dim is None and len(common) != 1:
+        found = ", ".join(map(str, shapes[:_NAMED])) or "none that can be read"
+        raise InputError(
+            f"--fit: expected arrays that have the length of exactly one axis in common, found the shapes {found}; "
+            "say which it is by --set model.feature_dim=C"
+        )
+    fitted = {"model": {"feature_dim": common.pop() if feature_dim is None else feature_dim}}
+    if lengths:
+        longest = max(8, 8 * math.ceil(np.percentile(lengths, _COVERED) / 8))
+        fitted["model"] |= {"max_duration": longest, "window": 4 * longest}
+        fitted["data"] = {"window_stride": 2 * longest}
+    return fitted
+
+
+def _remark(what: str, names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return f"{len(names)} videos {what} ({shown})" if names else ""
+
+
+def as_seen(features: np.ndarray, config: Config) -> np.ndarray:
+    """Features [T, C] as the windows are cut from them: rescaled where the configuration says so."""
+    return rescale(features, config.model.window).T if config.data.rescale else features
+
+
+def _place(instances: Sequence[Instance], time: SnippetTime) -> tuple[np.ndarray, float]:
+    """Segments [G, 2] and a snippet's length in the unit of the window: video frames, as the release's labels need."""
+    seconds = np.array([(i.start, i.end) for i in instances], dtype=np.float64).reshape(-1, 2)
+    if time.rescaled is not None:
+        return seconds / time.duration * time.rescaled, 1.0
+    return seconds * time.fps - time.offset, time.stride
+
+
+class TrainingWindows(Dataset):
+    """Windows and their targets: item i is (features [C, T] float32, `Targets` or, of BMN and G-TAD, `MapTargets`).
+
+    Windows are those of inference, and of these the ones that show more than 90 % of an instance. `considered` is the
+    number of all of them. `starts` is where each begins now, see `shift`. Can be pickled; files are opened by the
+    process that reads.
+    """
+
+    def __init__(self, archive: FeatureArchive, videos: Sequence[Video], config: Config, protocol: Protocol) -> None:
+        """InputError when no window shows enough of any instance."""
+        self.archive, self.videos, self.config, self.protocol = archive, list(videos), config, protocol
+        self.windows: list[tuple[int, int]] = []  # number of the video, first snippet
+        self.considered = 0
+        window, data = config.model.window, config.data
+        for number, video in enumerate(self.videos):
+            starts = [0]
+            if not data.rescale:
+                keep_tail = not protocol.skip_short_tail
+                starts = window_starts(video.snippets, window, data.window_stride, keep_tail=keep_tail)
+            self.considered += len(starts)
+            self.windows += [(number, start) for start in starts if _shows_an_instance(video, start, window)]
+        if not self.windows:
+            raise InputError(
+                f"model.window: expected windows that show more than {VISIBLE:.0%} of an instance, found none among "
+                f"{self.considered} windows of {window} snippets; take a longer one"
+            )
+        self.starts = [start for _, start in self.windows]
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Targets | MapTargets]:
+        video, start = self.videos[self.windows[index][0]], self.starts[index]
+        features = video.features
+        if features is None:
+            features = as_seen(self.archive.load(video.annotation.id).features, self.config)
+        return cut(features, [start], self.config.model.window)[0], self.targets(video, start)
+
+    def shift(self, rng: np.random.Generator) -> None:
+        """Have each window begin up to half a stride earlier or later, inside its video.
+
+        One that would not show enough of an instance stays where it was first. A rescaled video has no other place.
+        """
+        window, half = self.config.model.window, self.config.data.window_stride // 2
+        moves = rng.integers(-half, half + 1, size=len(self.windows)).tolist()
+        for index, ((number, start), move) in enumerate(zip(self.windows, moves, strict=True)):
+            video = self.videos[number]
+            moved = min(max(start + move, 0), max(video.snippets - window, 0))
+            self.starts[index] = moved if _shows_an_instance(video, moved, window) else start
+
+    def targets(self, video: Video, start: int) -> Targets | MapTargets:
+        """Of the window that begins with snippet `start`."""
+        model, stride = self.config.model, video.stride
+        first = start * stride
+        near = video.segments[:, 1] > first - _MARGIN * stride
+        near &= video.segments[:, 0] < first + (model.window + _MARGIN) * stride
+        place = {"first": first, "stride": stride, "protocol": self.protocol}
+        if isinstance(model, BCNetConfig):
+            anchors = make_anchors(model.window, model.max_duration)
+            return window_targets(video.segments[near], anchors, model.window, **place)
+        return map_targets(video.segments[near], proposal_map(model), model.window, **place)
+
+
+def _shows_an_instance(video: Video, start: int, window: int) -> bool:
+    first, last = start * video.stride, min(start + window, video.snippets) * video.stride
+    begin, end = video.segments.T
+    shown = np.minimum(end, last) - np.maximum(begin, first)
+    return bool((shown > VISIBLE * (end - begin)).any())

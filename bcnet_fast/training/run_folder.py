@@ -1,0 +1,136 @@
+"""The folder of a training: checkpoints, what a resumed training needs, and the log.
+
+    best.safetensors    the checkpoint of the epoch with the highest validation AUC
+    last.safetensors    that of the last finished epoch
+    state.safetensors   weights, the optimizer's moments and the log so far: what --resume goes on from
+    log.csv             the losses and the validation recall of every epoch
+    tensorboard/        the same for TensorBoard, where it is installed
+
+Every file is replaced as a whole, the state as the last one: after a kill at any moment, the epoch that was not
+finished begins again, and what is written for it replaces what there was.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..config import Config
+from ..errors import InputError
+from ..storage.checkpoint import read_training_state, save_checkpoint, save_training_state
+from ..storage.files import atomic_text, require_writable
+
+Row = dict[str, float]
+_STATE = "state.safetensors"
+
+
+def require_new(folder: str | os.PathLike) -> None:
+    """InputError if there is a training in the folder."""
+    if (Path(folder) / _STATE).exists():
+        raise InputError(f"{folder}: holds a training; go on with --resume, or take another --output")
+
+
+class Run:
+    """One training in its folder; `rows` is the log, a row for each finished epoch."""
+
+    def __init__(self, folder: str | os.PathLike, config: Config, facts: dict[str, Any]) -> None:
+        """facts: what else decides the results, as JSON has it; a resumed training must have the same."""
+        self.folder, self.config = Path(folder), config
+        self.settings = _as_json({"config": config.to_dict(), **facts})
+        self.rows: list[Row] = []
+        self._board: Any = None
+
+    def path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+    def begin(self, *, resume: bool) -> dict[str, Tensor] | None:
+        """Check that the folder can be used; returns the tensors to go on from, or None for a new training.
+
+        InputError: a training is there already, or one of other settings is to be resumed.
+        """
+        if not resume:
+            require_new(self.folder)
+        state = self.folder / _STATE
+        if not state.exists():
+            return None
+        tensors, facts = read_training_state(state)
+        before = facts["settings"]
+        # Whole again: an older version wrote fewer settings, of which the others are the defaults.
+        before["config"] = _as_json(Config.from_dict(before["config"], str(state)).to_dict())
+        differences = _differences(before, self.settings)
+        if differences:
+            raise InputError(f"{state}: expected a training of the same settings, found other {'; '.join(differences)}")
+        self.rows = facts["rows"]
+        return tensors
+
+    def require_writable(self) -> None:
+        require_writable(self.folder / _STATE)
+
+    @property
+    def best(self) -> float:
+        """The highest validation AUC so far, in percent."""
+        return max((row["AUC"] for row in self.rows), default=float("-inf"))
+
+    def save_last(self, weights: dict[str, Tensor]) -> Path:
+        save_checkpoint(self.path("last"), weights, self.config)
+        return self.path("last")
+
+    def finish_epoch(self, row: Row, weights: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
+        """Write everything of an epoch; returns whether it is the best so far."""
+        better = row["AUC"] > self.best
+        if better:
+            save_checkpoint(self.path("best"), weights, self.config)
+        self.rows.append(row)
+        with atomic_text(self.folder / "log.csv") as file:
+            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._to_tensorboard(row)
+        save_training_state(self.folder / _STATE, state, {"settings": self.settings, "rows": self.rows})
+        return better
+
+    def _to_tensorboard(self, row: Row) -> None:
+        if self._board is None:
+            self._board = _tensorboard(self.folder / "tensorboard", int(row["epoch"]))
+        if self._board:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._board.add_scalar(name, value, int(row["epoch"]))
+            self._board.flush()
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings))  # which turns tuples into lists
+
+
+def _tensorboard(folder: Path, epoch: int) -> Any:
+    """A writer that drops what an interrupted training wrote for `epoch` and later ones; False without TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print(
+            "note: no TensorBoard log, which needs: pip install tensorboard; log.csv has the same numbers",
+            file=sys.stderr,
+        )
+        return False
+    return SummaryWriter(str(folder), purge_step=epoch)
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], name: str = "") -> list[str]:
+    """Settings that differ, as text; more epochs may be asked for."""
+    if name == "config.train.epochs" or before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys([*before, *now]))
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [f"{name.removeprefix('config.')} ({before}, now {now})"]
