@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT)]
 from contact.runner import FAILING, Interrupted, Run  # noqa: E402
 from contact.steps import STEPS, Step  # noqa: E402
 
-from bcnet_fast._cli import Parser, run  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run  # noqa: E402
 from bcnet_fast.errors import InputError  # noqa: E402
 
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ BENCH = Path(__file__).resolve().parent.parent
 # This file's own folder, which Python puts first, would hide the package that it is part of.
 sys.path[:1] = [str(BENCH), str(BENCH.parent)]
 
-from contact.context import Context, Skip, Stop  # noqa: E402
+from contact.context import Context, Skip, Stop, summary  # noqa: E402
 
 
 def find(target: str) -> Callable[[Context], None]:
@@ -57,10 +58,11 @@ def main() -> None:
     word = os.read(0, 64)
     if not word:
         os._exit(1)
-    limit = float(word)
+    limit, sent = map(float, word.split())
+    limit -= min(max(0.0, time.time() - sent), 0.9 * limit)  # what importing took since then
     end_with_driver()
     # Where the threads are shortly before the driver kills this process; from C, so it needs no lock of Python's.
-    faulthandler.dump_traceback_later(max(0.1, limit - min(2.0, 0.1 * limit)))
+    faulthandler.dump_traceback_later(limit - min(2.0, 0.3 * limit))
     if hasattr(signal, "alarm"):
         signal.alarm(int(limit) + 10)  # the default action ends the process, even if it hangs and the driver is gone
     context = Context(request["device"], Path(request["out"]), Path(request["events"]), limit)
@@ -76,8 +78,7 @@ def main() -> None:
         context.record("end", {"stop": str(stop)})
     except Exception as error:
         traceback.print_exc()
-        first = (str(error).strip().splitlines() or [""])[0]
-        context.record("end", {"error": f"{type(error).__name__}: {first}"[:300]})
+        context.record("end", {"error": summary(error)})
     sys.stdout.flush()
     sys.stderr.flush()
     # What happens at the end of a process that holds graphs is a step of its own, and must not spoil the others.

@@ -70,9 +70,18 @@ class Context:
         """A file that was written below the output folder."""
         self.record("files", str(path.relative_to(self.out)))
 
-    def attempt(self, name: str, function: Callable[..., Any], *arguments: Any, seconds: float = 2.0) -> Any:
+    def attempt(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        seconds: float = 2.0,
+        others: bool = False,
+    ) -> Any:
         """The function's result; None where it raises, which is recorded as a failure of `name`, or where fewer than
         `seconds` are left, so that a slow machine ends a step with a shorter table and not with a timeout.
+
+        others: whether this is other people's code, whose errors are notes and no failures.
         """
         if self.left() < seconds + min(3.0, 0.1 * self.limit):
             self.left_out.append(name)
@@ -83,8 +92,11 @@ class Context:
             raise
         except Exception as error:
             traceback.print_exc()
-            first = (str(error).strip().splitlines() or [""])[0]
-            self.failure(f"{name}: {type(error).__name__}: {first}"[:400])
+            text = f"{name}: {summary(error)}"
+            if others:
+                self.note(text)
+            else:
+                self.failure(text)
         self._require_device()
         return None
 
@@ -97,8 +109,7 @@ class Context:
         try:
             torch.cuda.synchronize()
         except Exception as error:
-            first = str(error).strip().splitlines()[0]
-            raise RuntimeError(f"the device is lost to this process: {first}") from error
+            raise RuntimeError(f"the device is lost to this process: {summary(error)}") from error
 
     def finish(self) -> None:
         """The step came to its end."""
@@ -112,6 +123,12 @@ class Context:
         path = self.out / "work" / name
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+
+def summary(error: BaseException) -> str:
+    """Kind and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def _plain(value: Any) -> Any:

@@ -106,10 +106,10 @@ def sanitizer_path() -> str | None:
 
 
 def _native_extension() -> str:
-    from bcnet_fast import _native
+    from bcnet_fast.ops import native
 
-    found = "yes" if _native.module is not None else f"no ({first_line(str(_native.reason))})"
-    module, reason = _native.cuda()
+    found = "yes" if native.module is not None else f"no ({first_line(str(native.reason))})"
+    module, reason = native.cuda()
     return f"{found}; CUDA extension: {'yes' if module is not None else f'no ({first_line(str(reason))})'}"
 
 

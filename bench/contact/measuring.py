@@ -32,17 +32,6 @@ def precisions(context: Any, *names: str) -> list[str]:
     return list(names)
 
 
-@contextlib.contextmanager
-def float32_products(precision: str) -> Iterator[None]:
-    """Inside the block, PyTorch multiplies float32 matrices on CUDA in TF32 for "tf32", else in full."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """The largest of ||found - exact|| / ||exact|| over pairs of tensors."""
     pairs = zip(found, exact, strict=True)

@@ -14,15 +14,16 @@ from soft_nms import clustered, dense
 from torch import Tensor
 
 from bcnet_fast import ops
-from bcnet_fast.anchors import make_anchors, matching_table
-from bcnet_fast.sampling import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.geometry.anchors import make_anchors, matching_table
+from bcnet_fast.ops import backends, native
+from bcnet_fast.ops.precision import gpu_products
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
 
 from .context import Context
 from .measuring import (
     DTYPES,
     captured,
     error,
-    float32_products,
     milliseconds,
     on_side_stream,
     poisoned_memory,
@@ -35,8 +36,8 @@ from .measuring import (
 # Of ||found - exact|| / ||exact||, where exact is float64 on the same inputs, rounded to the dtype.
 BOUNDS = {"fp32": 4e-6, "tf32": 4e-3, "fp16": 2e-3, "bf16": 1.6e-2}
 WHY = (
-    "Errors are norms relative to float64 on the same inputs. Bounds: fp32 4e-6, 32 units of its last place, since sums of "
-    "a thousand terms are made in it; tf32 4e-3, 4 units of its 10 bits, since both factors of a product are cut to it; "
+    "Errors are norms relative to float64 on the same inputs. Bounds: fp32 4e-6, 32 units of its last place, since it "
+    "holds sums of a thousand terms; tf32 4e-3, 4 units of its 10 bits, since both factors of a product are cut to it; "
     "fp16 2e-3 and bf16 1.6e-2, 2 units, since results and what is kept between products are rounded to it once each."
 )
 FAST = "triton"
@@ -117,7 +118,9 @@ def add_layer_norm(context: Context) -> None:
         for shape in ((3, 40), (2, 5, 33)) if context.small else ((2, 1218, 2048), (8, 256, 400), (7, 33)):
             rows = int(np.prod(shape[:-1]))
             tensors = [_random(context, *shape) for _ in range(2)]
-            yield Case(" x ".join(map(str, shape)), tensors, ops.add_layer_norm, roofline.add_layer_norm(rows, shape[-1]))
+            yield Case(
+                " x ".join(map(str, shape)), tensors, ops.add_layer_norm, roofline.add_layer_norm(rows, shape[-1])
+            )
 
     _run(context, cases(), ("fp32", "fp16", "bf16"))
 
@@ -164,20 +167,16 @@ def _run(context: Context, cases: Iterator[Case], names: tuple[str, ...]) -> Non
     context.note(WHY)
     used = precisions(context, *names)
     if context.interpreted:
-        context.note("Kernels run in Triton's interpreter, which multiplies no matrices in bfloat16: those are left out.")
+        context.note(
+            "Kernels run in Triton's interpreter, which multiplies no matrices in bfloat16: those are left out."
+        )
     for case in cases:
         for precision in used:
             if context.interpreted and case.dots and precision == "bf16":
                 continue
             context.attempt(f"{case.shape}, {precision}, {FAST}", _check, context, case, precision, FAST)
-        fallback = "native" if context.small and _has_native() else "reference"
+        fallback = "native" if context.small and native.module is not None else "reference"
         context.attempt(f"{case.shape}, fp32, {fallback}", _check, context, case, "fp32", fallback)
-
-
-def _has_native() -> bool:
-    from bcnet_fast import _native
-
-    return _native.module is not None
 
 
 def _check(context: Context, case: Case, precision: str, backend: str) -> None:
@@ -198,7 +197,7 @@ def _check(context: Context, case: Case, precision: str, backend: str) -> None:
         with torch.no_grad():
             return case.call(*given)
 
-    with float32_products(precision), ops.use_backend(backend):
+    with gpu_products(tf32=precision == "tf32"), ops.use_backend(backend):
         started = time.perf_counter()
         found = run()
         synchronize(device)
@@ -321,13 +320,22 @@ def _sets(rng: np.random.Generator, small: bool) -> Iterator[tuple[str, tuple[np
     offsets = np.cumsum([0, *sizes]).tolist()
     start, length = rng.integers(0, 256, offsets[-1]), rng.integers(1, 65, offsets[-1])
     scores = np.round(rng.random(offsets[-1]), 2)
-    yield f"{len(sizes)} sets of 0 to {max(sizes)}", (np.stack([start, start + length], 1).astype(float), scores), offsets
+    yield (
+        f"{len(sizes)} sets of 0 to {max(sizes)}",
+        (np.stack([start, start + length], 1).astype(float), scores),
+        offsets,
+    )
 
 
 def _check_suppression(
     context: Context, dtype: str, name: str, segments: Tensor, scores: Tensor, offsets: list[int], method: str
 ) -> None:
-    options = {"sigma": 0.5, "min_score": 0.001, "method": method, "iou_threshold": 0.0 if method == "gaussian" else 0.4}
+    options = {
+        "sigma": 0.5,
+        "min_score": 0.001,
+        "method": method,
+        "iou_threshold": 0.0 if method == "gaussian" else 0.4,
+    }
     sets = torch.tensor(offsets)
     expected = ops.soft_nms(segments, scores, offsets=sets, **options)
     there = [t.to(context.device) for t in (segments, scores, sets)]
@@ -355,6 +363,4 @@ def _check_suppression(
 
 
 def _unusable(backend: str, device: str) -> str | None:
-    from bcnet_fast.ops import _dispatch
-
-    return None if backend == "auto" else _dispatch.unusable("soft_nms", backend, torch.device(device))
+    return None if backend == "auto" else backends.unusable("soft_nms", backend, torch.device(device))

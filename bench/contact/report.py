@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ def render(
     name = environment.get("device") or {"cpu": "a CPU", "cuda": "a GPU"}.get(device, device)
     lines = [f"# First contact with {name}", ""]
     about = [(shown, environment[shown]) for shown in SHOWN if environment.get(shown)]
-    lines += _table(["", ""], [("date", date), *about]) + [""]
+    lines += [*_table(["", ""], [("date", date), *about]), ""]
     lines += [_summary(results, seconds, budget, steps), "", "## Failures", ""]
     failing = [r for r in results if r["status"] in ("failed", "timeout", "crashed")]
     if not failing:
@@ -27,7 +28,7 @@ def render(
     overview = [(r["step"], r["status"], f"{r['seconds']:.1f}", r["reason"]) for r in results]
     lines += [*_table(["step", "status", "seconds", "remark"], overview), ""]
     for result in results:
-        if result["status"] != "skipped" or result["rows"] or result["facts"]:
+        if result["status"] != "skipped" or result["rows"] or result["facts"] or result["notes"]:
             lines += _step(result)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -67,10 +68,14 @@ def _step(result: dict[str, Any]) -> list[str]:
     for name, value in text.items():
         lines += [f"{name}:", "", "```text", *str(value).splitlines(), "```", ""]
     if result["notes"]:
-        lines += [*(f"- {note}" for note in result["notes"]), ""]
+        lines += [*(line for note in result["notes"] for line in _wrapped(note)), ""]
     if result["files"]:
         lines += ["Files: " + ", ".join(f"`{file}`" for file in result["files"]), ""]
     return lines
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 110, initial_indent="- ", subsequent_indent="  ", break_long_words=False)
 
 
 def _cell(value: Any) -> str:

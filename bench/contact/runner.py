@@ -36,7 +36,7 @@ UNKILLABLE_S = 5.0  # a process that hangs inside the GPU's driver may not even 
 class Result:
     """What is known of a step; a line of results.jsonl.
 
-    status: ok, failed (a check did not hold, or an exception), timeout, crashed (the process ended by itself) or skipped.
+    status: ok, failed (a check did not hold, or an exception), timeout, crashed (the process ended by itself), skipped.
     reason: one line for all but ok.
     facts, rows, notes, failures, files: as the step recorded them, also where it did not come to its end.
     output: last lines of the process, the traceback among them, of a step that did not end well.
@@ -81,7 +81,7 @@ class Process:
 
     def go(self, limit: float) -> None:
         with contextlib.suppress(OSError):  # it is gone already: `wait` will see that
-            self.popen.stdin.write(f"{limit}\n".encode())
+            self.popen.stdin.write(f"{limit} {time.time()}\n".encode())
             self.popen.stdin.flush()
 
     def wait(self, limit: float) -> int | None:
@@ -217,6 +217,8 @@ class Run:
         result.status, result.reason = _verdict(code, end, result.failures, allowed)
         if result.status in FAILING:
             result.output = process.output()
+            if step.rival:
+                result.status, result.reason = "skipped", f"rival: {result.status}, {result.reason}"
         return result
 
     def _add(self, result: Result) -> None:
