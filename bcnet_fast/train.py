@@ -51,7 +51,7 @@ from .errors import InputError
 from .inference.model import load, resolve_device
 from .presets import PRESET_NAMES, PRESETS
 from .progress import progress
-from .protocols import NAMES, Protocol, protocol_for
+from .protocols import NAMES, WindowRules, protocol_for
 from .storage.files import read_toml, require_writable
 from .training.dataset import Subset, TrainingWindows, check_subset, fitted_sizes
 from .training.distributed import Processes
@@ -209,12 +209,14 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
     protocol = protocol_for(args.protocol, config)
     archive = _open(args, config, config.model.feature_dim)
     _require_width(archive, config, chosen[0])
-    training, validation, times = read_subsets(args, config, archive, chosen, protocol, quiet=not processes.first)
+    training, validation, times = read_subsets(
+        args, config, archive, chosen, protocol.windows, quiet=not processes.first
+    )
     windows = TrainingWindows(archive, training.videos, config, protocol)
     if args.fit:
         preset = PRESETS[args.model][args.preset].train
         config = resolve_config(args, fitted | {"train": fitted_epochs(preset, config.train.batch_size, len(windows))})
-    trainer = Trainer(config, protocol, device, processes)
+    trainer = Trainer(config, protocol.losses, device, processes)
     output = Run(args.output, config, {"protocol": args.protocol, "windows": _digest(windows)})
     state = output.begin(resume=args.resume)
     if state is not None:
@@ -316,7 +318,7 @@ def read_subsets(
     config: Config,
     archive: FeatureArchive,
     chosen: Sequence[Mapping[str, VideoAnnotation]],
-    protocol: Protocol,
+    rules: WindowRules,
     *,
     quiet: bool,
 ) -> tuple[Subset, Subset, TimeResolver]:
@@ -331,7 +333,7 @@ def read_subsets(
                 f"found {len(archive.ids)} others, such as {archive.ids[0]!r}"
             )
         loaded = progress(iterate(archive, here, workers=args.workers), len(here), f"{name} videos read", hidden=quiet)
-        subsets.append(check_subset(name, videos, loaded, times, protocol, kept_bytes=kept))
+        subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
     ids = [video for subset in subsets for video in subset.truth]
     if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
         stride = f"{config.data.stride:g} video frames apart, as {config.preset} has it"

@@ -34,27 +34,25 @@ from typing import Any, NamedTuple
 
 # The interpreter replaces the compiler: it must be off before triton is imported.
 os.environ["TRITON_INTERPRET"] = "0"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from bcnet_fast.kernels._common import SHARED_KIB, TARGETS, Launch  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import torch
+import triton
+from bcnet_fast.kernels._common import SHARED_KIB, TARGETS, Launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
-from bcnet_fast.ops import native as _native  # noqa: E402
-from bcnet_fast.ops.reference import most_pairs  # noqa: E402
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.storage.files import atomic_text  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.errors import BackendError
+from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals
+from bcnet_fast.ops import native as _native
+from bcnet_fast.ops.reference import most_pairs
+from bcnet_fast.progress import progress
+from bcnet_fast.storage.files import atomic_text
 
 OLDEST_TRITON = (3, 2)
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
 COMPILER = f"triton {triton.__version__}"
-RESULTS = ROOT / "bench" / "results" / "aot.csv"
+RESULTS = Path(__file__).with_name("results") / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 # Per multiprocessor: KiB of shared memory, warps, and blocks (CUDA C++ Programming Guide, technical specifications).

@@ -31,25 +31,23 @@ from __future__ import annotations
 
 import csv
 import functools
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from support.environment import environment
+from support.soft_nms_cases import MIN_SCORE, SIGMA, clustered
+from support.tables import print_table
+from support.timing import keep_freed_memory
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from common import environment, keep_freed_memory, print_table  # noqa: E402
-from soft_nms import MIN_SCORE, SIGMA, clustered  # noqa: E402
-
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
-from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions  # noqa: E402
-from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan  # noqa: E402
-from bcnet_fast.storage.files import atomic_text  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
+from bcnet_fast.storage.files import atomic_text
 
 
 class Gpu(NamedTuple):

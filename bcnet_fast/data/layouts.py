@@ -10,14 +10,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..storage.files import require_file
+
+# Imported by the functions that need it, so that all other layouts work where it is not installed.
+if TYPE_CHECKING:
+    import h5py
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ARRAY_NAMES = ("feats", "features")  # of the feature array where a file or an HDF5 group holds several arrays
@@ -33,7 +36,7 @@ def find_source(path: Path) -> Source:
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
             return _Files({path.stem: path}, f"{path.suffix.lower()} file")
-        if path.suffix.lower() in HDF5_SUFFIXES or h5py.is_hdf5(path):
+        if path.suffix.lower() in HDF5_SUFFIXES or _is_hdf5(path):
             return _Hdf5(path)
         raise InputError(f"{path}: expected a file of the kind {_KINDS} or .h5, found {path.suffix or 'no suffix'!r}")
     try:
@@ -58,6 +61,12 @@ def find_source(path: Path) -> Source:
     if len(suffixes) > 1:
         raise InputError(f"{path}: expected files of one kind, found {' and '.join(suffixes)}")
     return _Files(videos, f"folder of {suffixes[0]} files")
+
+
+def _is_hdf5(path: Path) -> bool:
+    import h5py
+
+    return h5py.is_hdf5(path)
 
 
 def unreadable(where: object, expected: str, error: Exception) -> str:
@@ -206,6 +215,8 @@ class _SideBySide:
 
 
 def _open_hdf5(path: Path) -> h5py.File:
+    import h5py
+
     require_file(path, "an HDF5 file of features")
     try:
         return h5py.File(path, "r")
@@ -224,6 +235,8 @@ def _listing(path: Path) -> Iterator[h5py.File]:
 
 
 def _is_group(file: h5py.File, name: str) -> bool:
+    import h5py
+
     try:
         return file.get(name, getclass=True) is h5py.Group
     except (KeyError, OSError, RuntimeError):
@@ -231,6 +244,8 @@ def _is_group(file: h5py.File, name: str) -> bool:
 
 
 def _dataset(files: _Hdf5Files, path: Path, name: str) -> h5py.Dataset:
+    import h5py
+
     where = f"{path}: {name}"
     try:
         dataset = files.get(path)[name]

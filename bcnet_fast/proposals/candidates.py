@@ -16,11 +16,11 @@ from ..config import Config
 from ..geometry.anchors import make_anchors, matching_table
 from ..geometry.proposal_map import MapConfig, proposal_map
 from ..networks.background import background_scores, constrain
-from ..networks.outputs import BCNetOutput, MapOutput
+from ..networks.outputs import BCNetOutput, Boundaries, MapOutput
 from ..ops import MatchedProposals, match_proposals
 from ..ops.constants import cached_tensors
 from ..ops.reference import possible_boundaries
-from ..protocols import Protocol
+from ..protocols import CandidateRules
 
 
 @cached_tensors(16)
@@ -30,7 +30,7 @@ def _anchors_and_table(window: int, max_duration: int, device: torch.device) -> 
     return torch.from_numpy(anchors.astype("float64")).to(device), torch.from_numpy(table.copy()).to(device)
 
 
-def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, protocol: Protocol) -> MatchedProposals:
+def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, rules: CandidateRules) -> MatchedProposals:
     """The proposals of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding."""
     model, settings = config.model, config.proposals
     return match_proposals(
@@ -40,29 +40,31 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, proto
         output.regression,
         background_scores(output.background, output.classification),
         *_anchors_and_table(model.window, model.max_duration, output.start.device),
-        lengths=None if protocol.score_padding else lengths,
+        lengths=None if rules.score_padding else lengths,
         boundary_threshold=settings.boundary_threshold,
         min_classification=settings.min_classification,
         min_regression=settings.min_regression,
         max_snippets=settings.max_snippets,
-        clamp_boundaries=protocol.clamp_boundaries,
+        clamp_boundaries=rules.clamp_boundaries,
     )
 
 
-def needed_anchors(start: Tensor, end: Tensor, length: int, config: Config, protocol: Protocol) -> Tensor:
-    """The anchors that `match_candidates` will read of one window, bool [P], on the device of start and end, [T] each.
+def needed_anchors(boundaries: Boundaries, lengths: Tensor, config: Config, rules: CandidateRules) -> Tensor:
+    """The anchors that `match_candidates` will read, bool [W, P].
 
-    These are the anchors that match some pair of possible boundaries among the first `length` snippets.
+    These are the anchors that match some pair of possible boundaries among the first `lengths` [W] snippets.
     """
     model = config.model
-    _, table = _anchors_and_table(model.window, model.max_duration, start.device)
-    limit = None if protocol.score_padding else torch.tensor([length], device=start.device)
+    _, table = _anchors_and_table(model.window, model.max_duration, boundaries.start.device)
+    limit = None if rules.score_padding else lengths
     threshold = config.proposals.boundary_threshold
-    starts, ends = (possible_boundaries(p[None], threshold, limit)[0] for p in (start, end))
+    starts, ends = (possible_boundaries(p, threshold, limit) for p in (boundaries.start, boundaries.end))
     durations = table.shape[1]
-    pairs = starts[:, None] & pad(ends, (0, durations))[1:].unfold(0, durations, 1)
-    needed = torch.zeros(len(make_anchors(model.window, model.max_duration)), dtype=torch.bool, device=start.device)
-    return needed.index_fill(0, table[pairs].long(), True)
+    ends_after = pad(ends, (0, durations))[:, 1:].unfold(1, durations, 1)  # [W, T, D]
+    window, start, duration = (starts[:, :, None] & ends_after).nonzero(as_tuple=True)
+    needed = starts.new_zeros(len(starts), len(make_anchors(model.window, model.max_duration)))
+    needed[window, table[start, duration].long()] = True
+    return needed
 
 
 @dataclass
@@ -86,7 +88,7 @@ def _cells(model: MapConfig, device: torch.device) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(cells.valid.ravel().nonzero()[0]).to(device), torch.stack(bounds, dim=1).to(device)
 
 
-def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, protocol: Protocol) -> CellCandidates:
+def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, rules: CandidateRules) -> CellCandidates:
     """The cells of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding.
 
     A cell ends at the boundary before the snippet `end`. At the end of what is looked at there is no such snippet, and
@@ -95,10 +97,10 @@ def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, protocol
     settings, window = config.proposals, config.model.window
     numbers, segments = _cells(config.model, output.start.device)
     start, end = segments.T
-    if protocol.score_padding:
+    if rules.score_padding:
         lengths = torch.full_like(lengths, window)
     taken = end <= lengths[:, None]
-    if protocol.skip_window_end:
+    if rules.skip_window_end:
         taken &= end < window
     end_snippet = torch.minimum(end, lengths[:, None] - 1)
     if settings.boundary_peaks:

@@ -1,4 +1,4 @@
-"""Soft-NMS over the candidates of a window, and over the windows of a video."""
+"""Ranked proposals: Soft-NMS over the candidates of a window, and over the windows of a video."""
 
 from __future__ import annotations
 
@@ -9,36 +9,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..config import Config
-from ..networks.outputs import MapOutput, Output
+from ..networks.outputs import Boundaries, MapOutput, Output
 from ..ops import MatchedProposals, soft_nms
 from ..protocols import Protocol
-from .candidates import CellCandidates, cell_candidates, match_candidates
-
-
-def suppress(
-    segments: Tensor, scores: Tensor, offsets: Tensor, sizes: Tensor, top: int, config: Config, protocol: Protocol
-) -> tuple[Tensor, Tensor]:
-    """Soft-NMS of many sets: set v is rows offsets[v] to offsets[v + 1]; at most `top` rows of each are kept.
-
-    sizes [V] are the candidates in each set, to which rows of score 0 that fill it up do not belong.
-
-    Returns the decayed scores and the indices of the kept rows, set after set, best first.
-    """
-    settings = config.proposals
-    _, decayed, kept = soft_nms(
-        segments / config.model.window,  # the unit of the width-dependent threshold
-        scores,
-        sigma=settings.sigma,
-        iou_threshold=settings.iou_threshold,
-        max_proposals=top,
-        offsets=offsets,
-    )
-    if protocol.drop_last:
-        group = torch.bucketize(kept, offsets[1:], right=True)
-        first = torch.searchsorted(group, group)
-        wanted = torch.arange(len(kept), device=kept.device) - first < sizes[group] - 1
-        decayed, kept = decayed[wanted], kept[wanted]
-    return decayed, kept
+from .candidates import CellCandidates, cell_candidates, match_candidates, needed_anchors
 
 
 @dataclass
@@ -55,20 +29,69 @@ class WindowProposals:
     decayed: Tensor
 
 
-def window_proposals(output: Output, lengths: Tensor, config: Config, protocol: Protocol) -> WindowProposals:
-    """The best `window_top` proposals of each of W windows; `lengths` [W] are the snippets that are not padding."""
-    if isinstance(output, MapOutput):
-        cells = cell_candidates(output, lengths, config, protocol)
-        segments, scores, offsets = _by_score(cells)
-        counts = cells.taken.sum(dim=1)
-    else:
-        found = match_candidates(output, lengths, config, protocol)
-        segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
-        counts = found.counts
-    decayed, kept = suppress(segments, scores, offsets, counts, config.proposals.window_top, config, protocol)
-    window = torch.bucketize(kept, offsets, right=True) - 1
-    columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device
-    return WindowProposals(columns[:, 0].long(), columns[:, 1:3], columns[:, 3], columns[:, 4])
+class ProposalGenerator:
+    """From scores to proposals, for one configuration and protocol."""
+
+    def __init__(self, config: Config, protocol: Protocol) -> None:
+        self.config, self.candidate_rules, self.rules = config, protocol.candidates, protocol.suppression
+
+    def needed_anchors(self, boundaries: Boundaries, lengths: Tensor) -> Tensor:
+        """The anchors whose scores `window_proposals` will read, bool [W, P], of BCNet."""
+        return needed_anchors(boundaries, lengths, self.config, self.candidate_rules)
+
+    def window_proposals(self, output: Output, lengths: Tensor) -> WindowProposals:
+        """The best `window_top` proposals of each of W windows; `lengths` [W] are the snippets that are not padding."""
+        if isinstance(output, MapOutput):
+            cells = cell_candidates(output, lengths, self.config, self.candidate_rules)
+            segments, scores, offsets = _by_score(cells)
+            counts = cells.taken.sum(dim=1)
+        else:
+            found = match_candidates(output, lengths, self.config, self.candidate_rules)
+            segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
+            counts = found.counts
+        decayed, kept = self.suppress(segments, scores, offsets, counts, self.config.proposals.window_top)
+        window = torch.bucketize(kept, offsets, right=True) - 1
+        columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device
+        return WindowProposals(columns[:, 0].long(), columns[:, 1:3], columns[:, 3], columns[:, 4])
+
+    def video_proposals(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
+        """Merge the proposals of all windows of one video: segments [n, 2] in snippets of the video, scores [n].
+
+        Returns (segments [k, 2], scores [k]), best first, at most `top` of them. A rescaled video has one window, whose
+        Soft-NMS is the only one.
+        """
+        top = self.config.proposals.top
+        if self.config.data.rescale:
+            return segments[:top], decayed[:top]
+        confidence = decayed if self.rules.decay_twice else scores
+        offsets = torch.tensor([0, len(confidence)])
+        final, kept = self.suppress(segments, confidence, offsets, offsets.diff(), top)
+        return segments[kept], final
+
+    def suppress(
+        self, segments: Tensor, scores: Tensor, offsets: Tensor, sizes: Tensor, top: int
+    ) -> tuple[Tensor, Tensor]:
+        """Soft-NMS of many sets: set v is rows offsets[v] to offsets[v + 1]; at most `top` rows of each are kept.
+
+        sizes [V] are the candidates in each set, to which rows of score 0 that fill it up do not belong.
+
+        Returns the decayed scores and the indices of the kept rows, set after set, best first.
+        """
+        settings = self.config.proposals
+        _, decayed, kept = soft_nms(
+            segments / self.config.model.window,  # the unit of the width-dependent threshold
+            scores,
+            sigma=settings.sigma,
+            iou_threshold=settings.iou_threshold,
+            max_proposals=top,
+            offsets=offsets,
+        )
+        if self.rules.drop_last:
+            group = torch.bucketize(kept, offsets[1:], right=True)
+            first = torch.searchsorted(group, group)
+            wanted = torch.arange(len(kept), device=kept.device) - first < sizes[group] - 1
+            decayed, kept = decayed[wanted], kept[wanted]
+        return decayed, kept
 
 
 def _by_score(cells: CellCandidates) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,19 +120,3 @@ def _on_device(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
     windows, rows = found.scores.shape
     offsets = torch.arange(windows + 1, device=found.scores.device) * rows
     return found.segments.flatten(0, 1), found.scores.flatten(), offsets
-
-
-def video_proposals(
-    segments: Tensor, scores: Tensor, decayed: Tensor, config: Config, protocol: Protocol
-) -> tuple[Tensor, Tensor]:
-    """Merge the proposals of all windows of one video: segments [n, 2] in snippets of the video, scores [n].
-
-    Returns (segments [k, 2], scores [k]), best first, at most `top` of them. A rescaled video has one window, whose
-    Soft-NMS is the only one.
-    """
-    if config.data.rescale:
-        return segments[: config.proposals.top], decayed[: config.proposals.top]
-    confidence = decayed if protocol.decay_twice else scores
-    offsets = torch.tensor([0, len(confidence)])
-    final, kept = suppress(segments, confidence, offsets, offsets.diff(), config.proposals.top, config, protocol)
-    return segments[kept], final

@@ -26,7 +26,7 @@ from ..networks import trainable as models
 from ..networks.outputs import Output
 from ..ops.precision import gpu_products
 from ..progress import progress
-from ..protocols import Protocol
+from ..protocols import LossRules
 from .dataset import TrainingWindows
 from .distributed import Processes
 from .losses import bcnet_loss, map_loss
@@ -61,12 +61,12 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.weight)
 
 
-def loss_function(model: ModelConfig, protocol: Protocol, device: torch.device) -> Callable[..., Losses]:
+def loss_function(model: ModelConfig, rules: LossRules, device: torch.device) -> Callable[..., Losses]:
     """(output, targets, draws) -> the parts of the objective of a system."""
     if isinstance(model, BCNetConfig):
-        return lambda output, targets, draws: bcnet_loss(output, targets, draws=draws, protocol=protocol)
+        return lambda output, targets, draws: bcnet_loss(output, targets, draws=draws, rules=rules)
     valid = torch.from_numpy(proposal_map(model).valid).to(device)
-    return lambda output, targets, draws: map_loss(output, targets, valid, draws=draws, protocol=protocol)
+    return lambda output, targets, draws: map_loss(output, targets, valid, draws=draws, rules=rules)
 
 
 class Trainer:
@@ -75,7 +75,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        protocol: Protocol,
+        rules: LossRules,
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
@@ -90,7 +90,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.loss = loss_function(config.model, protocol, device)
+        self.loss = loss_function(config.model, rules, device)
 
     def learning_rate(self, epoch: int) -> float:
         settings = self.config.train
