@@ -64,9 +64,26 @@ def find_source(path: Path) -> Source:
 
 
 def _is_hdf5(path: Path) -> bool:
-    import h5py
+    """Whether the signature of HDF5 is where its format allows it: at byte 0, 512, 1024, 2048 and so on."""
+    signature, offset = b"\x89HDF\r\n\x1a\n", 0
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with open(path, "rb") as file:
+        while len(found := file.read(len(signature))) == len(signature):
+            if found == signature:
+                return True
+            offset = max(512, 2 * offset)
+            file.seek(offset)
+    return False
 
-    return h5py.is_hdf5(path)
+
+def _import_h5py(path: Path) -> Any:
+    """h5py, which only this layout needs. InputError says how to install it."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{path}: reading HDF5 needs h5py: pip install 'bcnet_fast[hdf5]'") from error
+    return h5py
 
 
 def unreadable(where: object, expected: str, error: Exception) -> str:
@@ -215,9 +232,8 @@ class _SideBySide:
 
 
 def _open_hdf5(path: Path) -> h5py.File:
-    import h5py
-
     require_file(path, "an HDF5 file of features")
+    h5py = _import_h5py(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
