@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from .cli.parser import Parser, run
-from .config import DATA_SETS, PRESETS, Config
+from .config import Config
 from .errors import InputError
 from .geometry.proposal_map import layout_of
 from .networks.reference import NETWORKS
 from .networks.reference.bcnet import BCNet
 from .networks.reference.bmn import sampling_matrix
 from .networks.reference.layers import shapes_only
+from .presets import DATA_SETS, PRESETS
 from .storage.checkpoint import check_state, save_checkpoint
 from .storage.files import require_file, require_writable
 
@@ -99,7 +100,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
 
 
 def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `networks.reference.bmn.BMN` from the public release or mmaction2, and the configuration that fits it.
+    """A state dict of `reference.bmn.BMN` and its configuration, from the public release or from mmaction2.
 
     Channels and bins are those of the file. Its `sample_mask`, if there is one, says which map the network has
     (`maps.ProposalMap`) and how long its longest proposals are; else both are those of `config`. The mask is a constant

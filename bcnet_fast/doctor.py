@@ -20,10 +20,11 @@ import torch
 from . import __version__, ops
 from .cli.parser import Parser, run
 from .errors import BackendError
+from .geometry.proposal_map import bmn_intervals
 from .ops import backends as _dispatch
 from .ops import native as _native
 from .ops import reference
-from .ops.sampling_plan import bmn_intervals, interpolated_plan
+from .ops.sampling_plan import interpolated_plan
 
 PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
 

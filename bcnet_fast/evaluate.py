@@ -23,22 +23,23 @@ from typing import Any
 import numpy as np
 
 from .cli.parser import Parser, run
-from .config import PRESETS
 from .data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
-from .data.class_scores import FUSION_RULES, fuse, read_class_scores
+from .data.class_scores import read_class_scores
 from .errors import InputError
 from .evaluation import (
     METRICS,
     AverageRecall,
     MeanAveragePrecision,
     MetricSettings,
-    Results,
     average_recall,
     mean_average_precision,
-    read_results,
     without_duplicates,
 )
-from .results.timeline import ar_curve, require_picture_name
+from .evaluation.recall_curve import ar_curve
+from .presets import PRESETS
+from .results.figure import require_picture_name
+from .results.fusion import FUSION_RULES, fuse
+from .results.reader import Results, read_results
 from .storage.files import require_writable, write_json
 
 _GROUND_TRUTH = {

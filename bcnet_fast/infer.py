@@ -26,20 +26,25 @@ import numpy as np
 import torch
 
 from . import __version__
-from .cli.parser import Parser, progress, run
-from .config import DATA_SETS, PRESETS, Config
-from .data import timing
+from .cli import time_flags
+from .cli.parser import Parser, run
+from .config import Config
 from .data.annotations import VideoAnnotation, read_annotations
-from .data.class_scores import ClassScores, fuse, read_class_scores
+from .data.class_scores import ClassScores, read_class_scores
 from .data.features import FeatureArchive, open_features
+from .data.timing import TimeResolver
 from .errors import InputError
-from .evaluation import Results
 from .inference.model import PRECISIONS, Model, load
 from .inference.predict import Failure, VideoProposals, predict
 from .ops.backends import BACKENDS, choose, use_backend
+from .presets import DATA_SETS, PRESETS
 from .profiling import record, stage
+from .progress import progress
 from .protocols import NAMES, protocol_for
-from .results.writer import ResultWriter, entries, write_subtitles
+from .results.fusion import fuse
+from .results.reader import Results
+from .results.subtitles import write_subtitles
+from .results.writer import ResultWriter, entries
 from .storage.checkpoint import read_config
 from .storage.files import require_writable
 
@@ -65,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--protocol", choices=NAMES, default="default", help="the system's own release: docs/protocols.md"
     )
 
-    timing.add_arguments(parser)
+    time_flags.add_arguments(parser)
 
     labels = parser.add_argument_group("labels (detections instead of proposals)")
     labels.add_argument("--labels", metavar="FILE", help="video-level class scores; docs/formats.md has the layouts")
@@ -165,9 +170,9 @@ def infer(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def resolve_times(args: argparse.Namespace, config: Config, archive: FeatureArchive) -> timing.TimeResolver:
+def resolve_times(args: argparse.Namespace, config: Config, archive: FeatureArchive) -> TimeResolver:
     """When snippets happen; InputError before any work when that cannot be known, a note when it is only assumed."""
-    times = timing.TimeResolver.from_args(args, config, archive)
+    times = time_flags.time_resolver(args, config, archive)
     if args.times:
         times.require_match(archive.ids, args.features, args.times)
         unused = len(times.table) - len(times.matched(archive.ids))
@@ -255,7 +260,7 @@ def _run(
     model: Model,
     archive: FeatureArchive,
     videos: list[str],
-    times: timing.TimeResolver,
+    times: TimeResolver,
     truth: dict[str, VideoAnnotation],
     class_scores: ClassScores | None,
     writer: ResultWriter,

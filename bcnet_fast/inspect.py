@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cli.parser import Parser, progress, run
-from .config import DATA_SETS, PRESETS
-from .data import timing
+from .cli import time_flags
+from .cli.parser import Parser, run
 from .data.features import FeatureArchive, FeatureSequence, StoredArray, iterate, open_features
 from .data.timing import TimeResolver
 from .data.windows import window_starts
 from .errors import InputError
+from .presets import DATA_SETS, PRESETS
+from .progress import progress
 from .storage.checkpoint import read_config
 
 DESCRIPTION = """\
@@ -143,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--videos", type=int, metavar="N", help="read only the first N videos (default: all)")
     parser.add_argument("--all", action="store_true", help=f"list every video, not only the first {LISTED}")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read (0: only this one)")
-    timing.add_arguments(parser)
+    time_flags.add_arguments(parser)
     args = parser.parse_args(argv)
     if args.videos is not None and args.videos < 1:
         raise InputError(f"--videos: expected 1 or more, found {args.videos}")
@@ -159,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     if feature_dim is None and (args.preset or args.checkpoint):
         feature_dim = config.model.feature_dim
     archive = open_features(args.path, feature_dim=feature_dim, every=args.every, strip_prefix=config.data.strip_prefix)
-    resolver = TimeResolver.from_args(args, config, archive)
+    resolver = time_flags.time_resolver(args, config, archive)
     resolver.require_match(archive.ids, args.path, args.times)
     videos = archive.ids[: args.videos]
     part = f", of which the first {len(videos)} are read" if len(videos) < len(archive.ids) else ""

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .config import BMNConfig
-from .geometry.proposal_map import proposal_map, sampled_intervals
-from .networks.reference.gtad import nearest, neighbours_of
+from .geometry.proposal_map import gtad_regions, proposal_map, sampled_intervals
+from .networks.graph import nearest, neighbours
 from .ops import anchor_projection, anchor_sampling
 from .ops.reference import accumulation_dtype
-from .ops.sampling_plan import SamplingPlan, aligned_plan, gtad_regions, interpolated_plan
+from .ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 
 # The tensors of a plan, which come after its numbers.
 PLAN_BUFFERS = tuple(f"plan_{field.name}" for field in dataclasses.fields(SamplingPlan)[3:])
@@ -134,7 +134,7 @@ class _Graph:
         if self.style == 2 and index is None:
             raise ValueError("style 2 takes neighbours from index, [B, T, K]; got None")
         graph = nearest(x, self.k) if self.style == 1 else index
-        return torch.stack([x, neighbours_of(x, graph).mean(dim=-1)], dim=1)
+        return torch.stack([x, neighbours(x, graph).mean(dim=-1)], dim=1)
 
 
 class GraphAlign(_Planned):

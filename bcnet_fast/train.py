@@ -40,19 +40,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from .cli.parser import Parser, progress, run
-from .config import PRESET_NAMES, PRESETS, Config, TrainConfig
-from .data import timing
+from .cli import time_flags
+from .cli.parser import Parser, run
+from .config import Config, TrainConfig
 from .data.annotations import VideoAnnotation, in_subset, read_annotations
 from .data.features import FeatureArchive, iterate, open_features
 from .data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
+from .data.timing import TimeResolver
 from .errors import InputError
 from .inference.model import load, resolve_device
-from .protocols import NAMES, Protocol, protocol_for
+from .presets import PRESET_NAMES, PRESETS
+from .progress import progress
+from .protocols import NAMES, WindowRules, protocol_for
 from .storage.files import read_toml, require_writable
 from .training.dataset import Subset, TrainingWindows, check_subset, fitted_sizes
+from .training.distributed import Processes
 from .training.run_folder import Run, require_new
-from .training.trainer import SHOWN_AN, Processes, Trainer, validate
+from .training.trainer import Trainer
+from .training.validation import SHOWN_AN, validate
 
 _KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
 _FEWEST_STEPS = 150  # of a fitted training
@@ -95,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="settings that replace those of preset and file, such as model.window=128 or train.ema=0.999",
     )
     system.add_argument("--protocol", choices=NAMES, default="default", help="see docs/protocols.md")
-    timing.add_arguments(parser)
+    time_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default="bcnet_train", help="folder for checkpoints and log")
@@ -204,12 +209,14 @@ def train(args: argparse.Namespace, config: Config, device: torch.device, proces
     protocol = protocol_for(args.protocol, config)
     archive = _open(args, config, config.model.feature_dim)
     _require_width(archive, config, chosen[0])
-    training, validation, times = read_subsets(args, config, archive, chosen, protocol, quiet=not processes.first)
+    training, validation, times = read_subsets(
+        args, config, archive, chosen, protocol.windows, quiet=not processes.first
+    )
     windows = TrainingWindows(archive, training.videos, config, protocol)
     if args.fit:
         preset = PRESETS[args.model][args.preset].train
         config = resolve_config(args, fitted | {"train": fitted_epochs(preset, config.train.batch_size, len(windows))})
-    trainer = Trainer(config, protocol, device, processes)
+    trainer = Trainer(config, protocol.losses, device, processes)
     output = Run(args.output, config, {"protocol": args.protocol, "windows": _digest(windows)})
     state = output.begin(resume=args.resume)
     if state is not None:
@@ -269,9 +276,9 @@ def _open(args: argparse.Namespace, config: Config, feature_dim: int | None) -> 
 
 def _times(
     args: argparse.Namespace, config: Config, archive: FeatureArchive, known: Mapping[str, VideoAnnotation]
-) -> timing.TimeResolver:
+) -> TimeResolver:
     """When snippets happen: what --times says, else the annotations."""
-    times = timing.TimeResolver.from_args(args, config, archive)
+    times = time_flags.time_resolver(args, config, archive)
     if not args.times:
         times.table = known
     return times
@@ -311,10 +318,10 @@ def read_subsets(
     config: Config,
     archive: FeatureArchive,
     chosen: Sequence[Mapping[str, VideoAnnotation]],
-    protocol: Protocol,
+    rules: WindowRules,
     *,
     quiet: bool,
-) -> tuple[Subset, Subset, timing.TimeResolver]:
+) -> tuple[Subset, Subset, TimeResolver]:
     """Both subsets with every video looked at, and when their snippets happen."""
     times = _times(args, config, archive, {**chosen[1], **chosen[0]})
     subsets = []
@@ -326,7 +333,7 @@ def read_subsets(
                 f"found {len(archive.ids)} others, such as {archive.ids[0]!r}"
             )
         loaded = progress(iterate(archive, here, workers=args.workers), len(here), f"{name} videos read", hidden=quiet)
-        subsets.append(check_subset(name, videos, loaded, times, protocol, kept_bytes=kept))
+        subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
     ids = [video for subset in subsets for video in subset.truth]
     if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
         stride = f"{config.data.stride:g} video frames apart, as {config.preset} has it"

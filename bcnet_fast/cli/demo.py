@@ -18,10 +18,11 @@ from ..data.annotations import VideoAnnotation, read_annotations
 from ..data.features import open_features
 from ..data.synthetic import make_videos, write_dataset
 from ..data.timing import TimeResolver
-from ..evaluation import AverageRecall, Results, average_recall, read_results
+from ..evaluation import AverageRecall, average_recall
 from ..inference.model import load
 from ..inference.predict import predict
 from ..protocols import DEFAULT
+from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
 
 VIDEOS = 8

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,18 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation import Results, descending
 from ..storage.files import parse_json, read_json, read_text, require_file
-from .annotations import THUMOS14_CLASSES, VideoAnnotation, read_table, strip_activitynet_prefix
+from .annotations import THUMOS14_CLASSES, read_table, strip_activitynet_prefix
 
 _EXPECTED = "class scores (UntrimmedNet npy, npz, npy with a JSON list, CUHK JSON, {video: {label: score}} JSON, CSV)"
-
-FUSION_RULES = {
-    "product": "score x class score",
-    "sqrt": "square root of score x class score",
-    "bcnet": "2 classes, score x softmax of the raw class scores, the 400 best of a video",
-    "gtad": "200 best proposals of a video, 2 classes, score x raw class score to 6 decimals, times to 0.1 s",
-}
 
 
 @dataclass(frozen=True)
@@ -88,93 +79,6 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
         videos = strip_activitynet_prefix(dict.fromkeys(class_scores.videos), str(path))
         class_scores = replace(class_scores, videos=tuple(videos))
     return class_scores
-
-
-def fuse(
-    proposals: Results,
-    class_scores: ClassScores,
-    rule: str = "product",
-    *,
-    top_k: int = 1,
-    videos: Mapping[str, VideoAnnotation] | None = None,
-) -> Results:
-    """Detections from proposals: every proposal once for each of the best classes of its video.
-
-    `rule` is a key of FUSION_RULES; the two public THUMOS14 rules `bcnet` and `gtad` have their own number of classes
-    and leave `top_k` aside. `gtad` cuts segments to the length that `videos` states. Proposals of a video without class
-    scores are dropped. Detections of a video stay together; the videos keep their order.
-    """
-    if rule not in FUSION_RULES:
-        raise ValueError(f"rule: expected one of {', '.join(FUSION_RULES)}, found {rule!r}")
-    if top_k < 1:
-        raise ValueError(f"top_k: expected at least 1, found {top_k}")
-    if rule == "gtad":
-        proposals = _best_of_each_video(proposals, 200)
-
-    known = [name for name in proposals.video_names if name in class_scores]
-    given = class_scores.scores[[class_scores.row_of[name] for name in known]]
-    labels = descending(given)[:, : 2 if rule in ("bcnet", "gtad") else top_k]
-    weights = np.take_along_axis(_softmax(given) if rule == "bcnet" else given, labels, axis=1)
-
-    place = {name: row for row, name in enumerate(known)}
-    rows = np.array([place.get(name, -1) for name in proposals.video_names], dtype=np.int64)[proposals.video]
-    kept = np.flatnonzero(rows >= 0)
-    entry = np.repeat(kept, labels.shape[1])
-    label, weight = labels[rows[kept]].reshape(-1), weights[rows[kept]].reshape(-1).astype(np.float64)
-    usable = np.isfinite(weight)
-    entry, label, weight = entry[usable], label[usable], weight[usable]
-
-    segments, scores = proposals.segments[entry], proposals.scores[entry] * weight
-    if rule == "sqrt":
-        if (scores < 0).any():
-            raise ValueError("rule sqrt: expected scores of at least 0, found a negative one")
-        scores = np.sqrt(scores)
-    if rule == "gtad":
-        segments = _cut_to_video(segments, proposals.video[entry], proposals.video_names, videos or {})
-        segments, scores = np.round(segments, 1), np.round(scores, 6)
-    detections = replace(
-        proposals,
-        video=proposals.video[entry],
-        segments=segments,
-        scores=scores,
-        label_names=class_scores.labels,
-        label=label,
-    )
-    return _best_of_each_video(detections, 400) if rule == "bcnet" else detections
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    # Without the usual shift by the maximum, and each row summed in its own memory order: float32 then rounds as in
-    # the public code.
-    if (scores > 80).any():
-        raise ValueError(f"rule bcnet: expected class scores like probabilities, found {scores.max()}")
-    powers = np.exp(np.ascontiguousarray(scores))
-    return np.where(np.isfinite(scores), powers / powers.sum(axis=1, keepdims=True), -np.inf)
-
-
-def _cut_to_video(
-    segments: np.ndarray, video: np.ndarray, names: tuple[str, ...], videos: Mapping[str, VideoAnnotation]
-) -> np.ndarray:
-    """Segments [n, 2] in seconds between 0 and the last frame, by way of frames, as the public code rounds them."""
-    fps, frames = np.ones(len(names)), np.full(len(names), np.inf)
-    for index, name in enumerate(names):
-        about = videos.get(name)
-        if about is not None and about.fps and about.frames:
-            fps[index], frames[index] = about.fps, about.frames
-        elif about is not None and about.duration:
-            frames[index] = about.duration
-    return np.clip(segments * fps[video, None], 0.0, frames[video, None]) / fps[video, None]
-
-
-def _best_of_each_video(results: Results, count: int) -> Results:
-    """The `count` best entries of each video, best first."""
-    by_video = np.argsort(results.video, kind="stable")
-    parts = np.split(by_video, np.flatnonzero(np.diff(results.video[by_video])) + 1)
-    kept = np.concatenate([part[descending(results.scores[part])[:count]] for part in parts])
-    label = None if results.label is None else results.label[kept]
-    return replace(
-        results, video=results.video[kept], segments=results.segments[kept], scores=results.scores[kept], label=label
-    )
 
 
 def _from_arrays(path: Path) -> ClassScores:

@@ -6,7 +6,6 @@ rescaled to T snippets. docs/formats.md lists the values of the public layouts.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +15,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import InputError
-from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
-from .features import FeatureArchive
+from .annotations import VideoAnnotation, strip_activitynet_prefix
 
 Boundary = TypeVar("Boundary", float, np.ndarray)
 
@@ -69,26 +67,6 @@ class TimeFacts:
     offset: float  # video frame of boundary 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which rows are taken and when they happen, the same in every command."""
-    group = parser.add_argument_group("rows and time (flag before --times before preset)")
-    group.add_argument(
-        "--every", type=int, metavar="N", help="take every N-th row of the files (default: 1; two-stream layout: 5)"
-    )
-    group.add_argument("--fps", type=float, metavar="F", help="video frames a second, of all videos")
-    group.add_argument(
-        "--stride", type=float, metavar="S", help="video frames between neighbouring rows of the feature files"
-    )
-    group.add_argument("--offset", type=float, metavar="O", help="video frame at which the first row begins")
-    group.add_argument("--duration", type=float, metavar="D", help="seconds, of all videos (for a single video)")
-    group.add_argument(
-        "--times",
-        metavar="FILE",
-        help="time of each video: a CSV with a column video and any of fps, stride, offset, duration, frames, "
-        "or an annotation file",
-    )
-
-
 class TimeResolver:
     """Puts together what flags, a table and the preset say, in this order of precedence.
 
@@ -111,13 +89,6 @@ class TimeResolver:
         self.table = table or {}
         self.every = every
         self.row_stride = row_stride
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace, config: Config, archive: FeatureArchive) -> TimeResolver:
-        """Build from the flags of `add_arguments`. InputError for a flag out of range or an unusable --times file."""
-        flags = TimeFlags(args.fps, args.stride, args.offset, args.duration)
-        table = read_annotations(args.times, strip_prefix=config.data.strip_prefix) if args.times else None
-        return cls(config, flags, table, every=archive.every, row_stride=archive.row_stride)
 
     def matched(self, videos: Collection[str]) -> list[str]:
         """The videos that the table knows; ids are compared as they are."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..config import BMNConfig, GTADConfig
-from ..ops.sampling_plan import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from ..ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 
 MapConfig = BMNConfig | GTADConfig
 
@@ -56,7 +56,7 @@ def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
     """What the network samples for each cell, float64 [rows * columns, 2] in snippets; NaN where BMN samples nothing.
 
     Both systems add `ratio` of an interval's length on both sides, by a rule that goes with the layout:
-    `sampling.bmn_intervals` with "start_end", `sampling.gtad_regions` with "duration_start".
+    `bmn_intervals` with "start_end", `gtad_regions` with "duration_start".
     """
     if layout_of(config) == "start_end":
         intervals = bmn_intervals(config.window, ratio)
@@ -82,3 +82,28 @@ def sampling_plan(config: MapConfig, cells: np.ndarray, dtype: torch.dtype = tor
     if isinstance(config, BMNConfig):
         return interpolated_plan(intervals, config.window, config.bins, config.points_per_bin, dtype)
     return aligned_plan(intervals, config.window, (config.inner_bins, config.context_bins), dtype=dtype)
+
+
+def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
+    """What BMN samples for the cells (start, end) of its map, float64 [T * T, 2], NaN where end < start.
+
+    The snippets s to e, both included, are L = e - s + 1 long, and `ratio * (L + 1)` is added on both sides.
+    """
+    start, end = np.indices((length, length)).reshape(2, -1).astype(np.float64)
+    extent = end - start + 2
+    intervals = np.stack([start - extent * ratio, end + 1 + extent * ratio], axis=1)
+    intervals[end < start] = np.nan
+    return intervals
+
+
+def gtad_regions(length: int, max_duration: int, ratio: float = 0.5) -> np.ndarray:
+    """What G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
+
+    The snippets s to s + d, both included; `ratio * (d + 1)` is added on both sides of [s, s + d]. Cells that reach
+    beyond the sequence get the region [0, 0], so they are not empty, but all alike.
+    """
+    duration, start = np.indices((max_duration, length)).reshape(2, -1).astype(np.float64)
+    extension = (duration + 1) * ratio
+    regions = np.stack([start - extension, start + duration + extension], axis=1)
+    regions[start + duration >= length] = 0
+    return regions

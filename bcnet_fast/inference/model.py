@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import DATA_SETS, PRESETS, BCNetConfig, Config
+from ..config import Config
 from ..errors import BackendError, InputError
-from ..networks.engine.engine import Engine, Needed
+from ..networks.engine.engine import Engine
 from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
 from ..networks.outputs import Output
 from ..networks.reference import NETWORKS
@@ -21,8 +21,7 @@ from ..ops import native as _native
 from ..ops import use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
-from ..proposals.candidates import needed_anchors
-from ..protocols import Protocol
+from ..presets import DATA_SETS, PRESETS
 from ..storage.checkpoint import StoredWeights, read_config
 
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -38,7 +37,7 @@ class Reference:
         self.network = network.to(device, self.dtype).eval()
 
     @torch.inference_mode()
-    def __call__(self, features: Tensor, needed: Needed | None = None) -> Output:
+    def __call__(self, features: Tensor) -> Output:
         features = features.to(self.device, self.dtype)
         # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
@@ -70,22 +69,24 @@ class Model:
         with use_backend(self.backend):
             return self.run(features)
 
-    def candidates(self, features: Tensor, lengths: Tensor, protocol: Protocol) -> Output:
-        """The same scores as far as proposals depend on them: anchors that no pair of boundaries matches may have 0.
+    @property
+    def skips_anchors(self) -> bool:
+        """Whether BCNet's anchors can be computed in part: `boundaries` first, then `anchors` for those that matter."""
+        return isinstance(self.run, Engine) and self.run.skips_anchors
 
-        lengths [B] are the snippets of each window that are not padding. On a CPU the others are not computed, which
-        saves the more time the clearer the boundaries are.
-        """
+    def boundaries(self, features: Tensor) -> Output:
+        """The first step: boundary probabilities of features [B, C, T], B >= 1. Requires: `skips_anchors`."""
         self._check(features)
-        if not isinstance(self.config.model, BCNetConfig):
-            return self(features)
-        numbers = lengths.tolist()
-
-        def needed(window: int, start: Tensor, end: Tensor) -> Tensor:
-            return needed_anchors(start, end, numbers[window], self.config, protocol)
-
         with use_backend(self.backend):
-            return self.run(features, needed)
+            return self.run.boundaries(features)
+
+    def anchors(self, features: Tensor, boundaries: Output, needed: Tensor) -> Output:
+        """The second step: all scores, where anchors outside of needed, bool [B, P], have the score 0.
+
+        The others have the bits that a call of the model gives them.
+        """
+        with use_backend(self.backend):
+            return self.run.anchors(features, boundaries, needed)
 
     def _check(self, features: Tensor) -> None:
         expected = (self.config.model.feature_dim, self.config.model.window)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from ..data.features import FeatureArchive, FeatureSequence, iterate
 from ..data.timing import SnippetTime, TimeResolver
 from ..data.windows import cut, rescale, window_starts
 from ..errors import InputError
+from ..networks.outputs import Output
 from ..ops import use_backend
 from ..profiling import stage
-from ..proposals.candidates import video_proposals, window_proposals
-from ..protocols import Protocol
+from ..proposals import ProposalGenerator, WindowProposals
+from ..protocols import DEFAULT, Protocol
 from .model import Model
 
 
@@ -42,18 +43,157 @@ class Failure:
     reason: str
 
 
-@dataclass
-class _Pending:
+class CollectedVideo:
     """A video of which some windows are still on their way through the network."""
 
-    video: str
-    snippets: int  # that the network's windows cover
-    time: SnippetTime
-    starts: list[int]
-    largest: float  # magnitude of a feature value
-    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)  # segments, scores, decayed of a window
-    finite: bool = True  # all scores of the network so far
-    boundary: np.ndarray | None = None  # [3, snippets]: sums of start and end probability, and their count
+    def __init__(self, name: str, snippets: int, time: SnippetTime, starts: Sequence[int], largest: float) -> None:
+        """snippets: that the windows cover; starts: the first of each window; largest: magnitude of a feature."""
+        self.name, self.snippets, self.time, self.largest = name, snippets, time, largest
+        self.windows, self.missing = len(starts), len(starts)
+        self.finite = True  # all scores of the network so far
+        self.parts: list[tuple[Tensor, Tensor, Tensor]] = []  # segments, scores, decayed of a window
+        self.boundary = np.zeros((3, snippets))  # sums of start and end probability, and their count
+
+    def add(self, window: Window, found: WindowProposals, row: int, boundary: np.ndarray, finite: bool) -> None:
+        """Take over the proposals of row `row` of a batch and its probabilities, [2, T]."""
+        of_window = found.window == row
+        segments = found.segments[of_window] + window.start
+        self.parts.append((segments, found.scores[of_window], found.decayed[of_window]))
+        covered = slice(window.start, window.start + window.length)
+        self.boundary[:2, covered] += boundary[:, : window.length]
+        self.boundary[2, covered] += 1
+        self.finite &= finite
+        self.missing -= 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a video from snippet `start` on, of which the first `length` snippets are not padding."""
+
+    video: CollectedVideo
+    start: int
+    length: int
+
+
+class Predictor:
+    """A model with the rules of a protocol: features of videos to proposals in seconds."""
+
+    def __init__(self, model: Model, protocol: Protocol = DEFAULT) -> None:
+        self.model, self.protocol = model, protocol
+        self.proposals = ProposalGenerator(model.config, protocol)
+
+    def __call__(
+        self,
+        archive: FeatureArchive,
+        videos: Sequence[str],
+        times: TimeResolver,
+        *,
+        batch_size: int = 8,
+        workers: int = 0,
+    ) -> Iterator[VideoProposals | Failure]:
+        """Yield the proposals of each video, or its failure, in any order.
+
+        Memory is bounded by `batch_size` windows and a few videos, however large the archive is.
+        """
+        batch: list[tuple[Window, np.ndarray]] = []
+        for name, loaded in iterate(archive, videos, workers=workers, prefetch=2):
+            try:
+                if isinstance(loaded, InputError):
+                    raise loaded
+                with stage("windows"):
+                    windows = self.windows(name, loaded, times)
+            except InputError as error:
+                yield Failure(name, str(error))
+                continue
+            for window in windows:
+                batch.append(window)
+                if len(batch) == batch_size:
+                    yield from self._finish(batch)
+        if batch:
+            yield from self._finish(batch)
+
+    def windows(self, name: str, loaded: FeatureSequence, times: TimeResolver) -> Iterable[tuple[Window, np.ndarray]]:
+        """The windows of a video with their features [C, T], cut one by one."""
+        config, rules, features = self.model.config, self.protocol.windows, loaded.features
+        size = config.model.window
+        time = times.resolve(name, len(features), whole_snippets=rules.whole_snippets)
+        largest = float(np.abs(features).max())
+        if config.data.rescale:
+            video = CollectedVideo(name, size, time, [0], largest)
+            return [(Window(video, 0, size), rescale(features, size))]
+        keep_tail = not rules.skip_short_tail
+        starts = window_starts(len(features), size, config.data.window_stride, keep_tail=keep_tail)
+        video = CollectedVideo(name, len(features), time, starts, largest)
+        return (
+            (Window(video, start, min(size, len(features) - start)), cut(features, [start], size)[0])
+            for start in starts
+        )
+
+    def scores(self, features: Tensor, lengths: Tensor) -> Output:
+        """The scores of features [B, C, T] as far as proposals depend on them; lengths [B] are not padding.
+
+        On a CPU, BCNet's clip level is computed only for the anchors that some pair of boundaries matches, which saves
+        the more time the clearer the boundaries are. The others have the score 0.
+        """
+        model = self.model
+        if not model.skips_anchors:
+            return model(features)
+        boundaries = model.boundaries(features)
+        with stage("anchors that are needed"):
+            needed = self.proposals.needed_anchors(boundaries, lengths)
+        return model.anchors(features, boundaries, needed)
+
+    def _finish(self, batch: list[tuple[Window, np.ndarray]]) -> Iterator[VideoProposals | Failure]:
+        """Run a batch of windows, empty it, and yield the videos that are complete with it."""
+        windows = [window for window, _ in batch]
+        features = torch.from_numpy(np.stack([features for _, features in batch]))
+        batch.clear()  # the stack is a copy
+        with stage("network"):
+            lengths = torch.tensor([window.length for window in windows])
+            output, finite = _finite(self.scores(features, lengths))
+        with use_backend(self.model.backend), stage("window proposals"):
+            found = self.proposals.window_proposals(output, lengths.to(self.model.device))
+        boundary = torch.stack([output.start, output.end], dim=1).cpu().numpy()
+        for row, (window, good) in enumerate(zip(windows, finite.tolist(), strict=True)):
+            video = window.video
+            video.add(window, found, row, boundary[row], good)
+            if not video.missing:
+                yield self._video_proposals(video) if video.finite else self._overflow(video)
+
+    def _video_proposals(self, video: CollectedVideo) -> VideoProposals:
+        """Merge the windows of a video and turn snippets into seconds."""
+        with use_backend(self.model.backend), stage("video proposals"):
+            segments, scores = self.proposals.video_proposals(*map(torch.cat, zip(*video.parts, strict=True)))
+        seconds, confidence = video.time.seconds(segments.numpy()), scores.numpy()
+        duration = video.time.duration or video.time.seconds(float(video.snippets))
+        rules = self.protocol.output
+        if rules.round_output:
+            seconds, confidence = np.round(seconds, 1), np.round(confidence, 6)
+        if not rules.keep_outside:
+            seconds = np.clip(seconds, 0.0, duration)
+            inside = seconds[:, 0] < seconds[:, 1]
+            seconds, confidence = seconds[inside], confidence[inside]
+        start, end, count = video.boundary
+        # Under the release protocol the last snippets of a video may belong to no window.
+        count = np.maximum(count, 1)
+        times = video.time.seconds(np.arange(video.snippets, dtype=np.float64))
+        return VideoProposals(
+            video.name, seconds, confidence, video.windows, duration, times, start / count, end / count
+        )
+
+    def _overflow(self, video: CollectedVideo) -> Failure:
+        return Failure(
+            video.name,
+            f"video {video.name!r}: expected finite scores from the network, found NaN or infinity "
+            f"(largest feature value {video.largest:.3g}, precision {self.model.precision})",
+        )
+
+
+def _finite(output: Output) -> tuple[Output, Tensor]:
+    """The scores with 0 in place of windows that have NaN or infinity, and which windows are finite, bool [B]."""
+    finite = torch.stack([scores.flatten(1).isfinite().all(dim=1) for scores in output.columns().values()]).all(dim=0)
+    output = output.map(lambda scores: torch.where(finite.view(-1, *[1] * (scores.dim() - 1)), scores, 0.0))
+    return output, finite.cpu()
 
 
 def predict(
@@ -61,103 +201,10 @@ def predict(
     archive: FeatureArchive,
     videos: Sequence[str],
     times: TimeResolver,
-    protocol: Protocol,
+    protocol: Protocol = DEFAULT,
     *,
     batch_size: int = 8,
     workers: int = 0,
 ) -> Iterator[VideoProposals | Failure]:
-    """Run the network over `videos` and yield each one's proposals, or its failure, in any order.
-
-    Memory is bounded by `batch_size` windows and a few videos, however large the archive is.
-    """
-    queue: list[tuple[_Pending, int, np.ndarray]] = []
-    for video, loaded in iterate(archive, videos, workers=workers, prefetch=2):
-        try:
-            if isinstance(loaded, InputError):
-                raise loaded
-            with stage("windows"):
-                windows, pending = _prepare(video, loaded, model, times, protocol)
-        except InputError as error:
-            yield Failure(video, str(error))
-            continue
-        for index, window in enumerate(windows):
-            queue.append((pending, index, window))  # [C, T]
-            if len(queue) == batch_size:
-                yield from _run(queue, model, protocol)
-    if queue:
-        yield from _run(queue, model, protocol)
-
-
-def _prepare(
-    video: str, loaded: FeatureSequence, model: Model, times: TimeResolver, protocol: Protocol
-) -> tuple[Iterable[np.ndarray], _Pending]:
-    """The windows of a video, [C, T] each, made one by one, and what has to be remembered of it."""
-    data, window, features = model.config.data, model.config.model.window, loaded.features
-    time = times.resolve(video, len(features), whole_snippets=protocol.whole_snippets)
-    largest = float(np.abs(features).max())
-    if data.rescale:
-        return [rescale(features, window)], _Pending(video, window, time, [0], largest)
-    starts = window_starts(len(features), window, data.window_stride, keep_tail=not protocol.skip_short_tail)
-    windows = (cut(features, [start], window)[0] for start in starts)
-    return windows, _Pending(video, len(features), time, starts, largest)
-
-
-def _run(
-    queue: list[tuple[_Pending, int, np.ndarray]], model: Model, protocol: Protocol
-) -> Iterator[VideoProposals | Failure]:
-    """Network and first Soft-NMS for one batch of windows, which is emptied; yields the videos complete with it."""
-    size = model.config.model.window
-    lengths = torch.tensor([min(size, pending.snippets - pending.starts[index]) for pending, index, _ in queue])
-    features = torch.from_numpy(np.stack([window for _, _, window in queue]))
-    places = [(pending, index) for pending, index, _ in queue]
-    queue.clear()  # the windows are in memory once more
-    with stage("network"):
-        output = model.candidates(features, lengths, protocol)
-    finite = torch.stack([scores.flatten(1).isfinite().all(dim=1) for scores in output.columns().values()]).all(dim=0)
-    output = output.map(lambda scores: torch.where(finite.view(-1, *[1] * (scores.dim() - 1)), scores, 0.0))
-    with use_backend(model.backend), stage("window proposals"):
-        found = window_proposals(output, lengths.to(model.device), model.config, protocol)
-    probabilities = torch.stack([output.start, output.end], dim=1).cpu().numpy()
-    finite = finite.cpu()
-    for row, (pending, index) in enumerate(places):
-        start, length = pending.starts[index], int(lengths[row])
-        pending.finite &= bool(finite[row])
-        mine = found.window == row
-        pending.parts.append((found.segments[mine] + start, found.scores[mine], found.decayed[mine]))
-        if pending.boundary is None:
-            pending.boundary = np.zeros((3, pending.snippets))
-        pending.boundary[:2, start : start + length] += probabilities[row, :, :length]
-        pending.boundary[2, start : start + length] += 1
-        if len(pending.parts) == len(pending.starts):
-            yield _finish(pending, model, protocol) if pending.finite else _overflow(pending, model)
-
-
-def _overflow(pending: _Pending, model: Model) -> Failure:
-    return Failure(
-        pending.video,
-        f"video {pending.video!r}: expected finite scores from the network, found NaN or infinity "
-        f"(largest feature value {pending.largest:.3g}, precision {model.precision})",
-    )
-
-
-def _finish(pending: _Pending, model: Model, protocol: Protocol) -> VideoProposals:
-    """Merge the windows of a video and turn snippets into seconds."""
-    segments, scores, decayed = (torch.cat(column) for column in zip(*pending.parts, strict=True))
-    with use_backend(model.backend), stage("video proposals"):
-        segments, scores = video_proposals(segments, scores, decayed, model.config, protocol)
-    seconds, confidence = pending.time.seconds(segments.numpy()), scores.numpy()
-    end_of_snippets = pending.time.seconds(float(pending.snippets))
-    duration = pending.time.duration or end_of_snippets
-    if protocol.round_output:
-        seconds, confidence = np.round(seconds, 1), np.round(confidence, 6)
-    if not protocol.keep_outside:
-        seconds = np.clip(seconds, 0.0, duration)
-        inside = seconds[:, 0] < seconds[:, 1]
-        seconds, confidence = seconds[inside], confidence[inside]
-    start, end, count = pending.boundary
-    # Under the release protocol the last snippets of a video may belong to no window.
-    count = np.maximum(count, 1)
-    times = pending.time.seconds(np.arange(pending.snippets, dtype=np.float64))
-    return VideoProposals(
-        pending.video, seconds, confidence, len(pending.starts), duration, times, start / count, end / count
-    )
+    """`Predictor(model, protocol)` over an archive, in one call."""
+    return Predictor(model, protocol)(archive, videos, times, batch_size=batch_size, workers=workers)

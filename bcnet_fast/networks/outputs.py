@@ -36,7 +36,14 @@ class Output:
 
 
 @dataclass
-class BCNetOutput(Output):
+class Boundaries(Output):
+    """Boundary probabilities of BCNet, [B, T] each."""
+
+    actionness: Tensor
+
+
+@dataclass
+class BCNetOutput(Boundaries):
     """Scores of BCNet; probabilities in [0, 1] unless said.
 
     start, end, actionness [B, T]; frame_action, frame_background [B, T]; regression [B, P] is linear and unbounded;
@@ -44,7 +51,6 @@ class BCNetOutput(Output):
     frame_background are None without frame level, background without background constraint.
     """
 
-    actionness: Tensor
     frame_action: Tensor | None
     frame_background: Tensor | None
     regression: Tensor

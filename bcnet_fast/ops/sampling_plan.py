@@ -161,31 +161,6 @@ def aligned_plan(
     return _plan(joined(), regions, length, tuple(bins))
 
 
-def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
-    """What BMN samples for the cells (start, end) of its map, float64 [T * T, 2], NaN where end < start.
-
-    The snippets s to e, both included, are L = e - s + 1 long, and `ratio * (L + 1)` is added on both sides.
-    """
-    start, end = np.indices((length, length)).reshape(2, -1).astype(np.float64)
-    extent = end - start + 2
-    intervals = np.stack([start - extent * ratio, end + 1 + extent * ratio], axis=1)
-    intervals[end < start] = np.nan
-    return intervals
-
-
-def gtad_regions(length: int, max_duration: int, ratio: float = 0.5) -> np.ndarray:
-    """What G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
-
-    The snippets s to s + d, both included; `ratio * (d + 1)` is added on both sides of [s, s + d]. Cells that reach
-    beyond the sequence get the region [0, 0], so they are not empty, but all alike.
-    """
-    duration, start = np.indices((max_duration, length)).reshape(2, -1).astype(np.float64)
-    extension = (duration + 1) * ratio
-    regions = np.stack([start - extension, start + duration + extension], axis=1)
-    regions[start + duration >= length] = 0
-    return regions
-
-
 def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[object, int]) -> np.ndarray:
     """The intervals as float64; raise for what makes no plan. `least` are pairs of number(s) and the least allowed."""
     intervals = np.asarray(intervals, dtype=np.float64)

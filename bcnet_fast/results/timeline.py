@@ -7,56 +7,21 @@ the first call, so that a command that draws nothing does not wait for it.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.annotations import Instance
-from ..errors import InputError
-from ..evaluation import AverageRecall
-from ..storage.files import atomic_path
+from .figure import MUTED, clear_frame, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _START, _END, _INSTANCE = "#1b7f5c", "#c2452d", "#35507a"
-_MUTED = "#666666"
 # Columns of a picture: a longer curve is drawn as its maxima, so that no peak is lost between two pixels.
 _COLUMNS = 1000
-
-
-def require_picture_name(path: str | os.PathLike) -> None:
-    """InputError unless the name ends like a picture that can be written."""
-    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
-
-
-def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "") -> None:
-    """Draw the recall at each tIoU threshold and their mean against the average number of proposals."""
-    import matplotlib
-
-    figure = _figure(7.0, 4.6)
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, len(result.tiou_thresholds)))
-    for threshold, recall, colour in zip(result.tiou_thresholds, result.recall, colours, strict=True):
-        axes.plot(result.proposals_per_video, 100 * recall, color=colour, lw=1.0, label=f"tIoU {threshold:.2f}")
-    axes.plot(result.proposals_per_video, 100 * result.average_recall, color="black", lw=2.4, label="mean (AR)")
-    axes.set_xlabel("average number of proposals a video (AN)", fontsize=9)
-    axes.set_ylabel("recall in %", fontsize=9)
-    axes.set_xlim(0, result.proposals_per_video[-1])
-    axes.set_ylim(0, 100)
-    axes.grid(color="0.9", lw=0.8)
-    axes.set_axisbelow(True)
-    _clear_frame(axes)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    counts = f"{result.videos} videos, {result.instances} instances, {result.proposals} proposals"
-    figure.suptitle(f"Average recall, AUC {result.auc:.2f} %", x=0.01, ha="left", fontsize=12, fontweight="bold")
-    axes.set_title(f"{title}\n{counts}".strip(), loc="left", fontsize=8, color=_MUTED)
-    _save(figure, path)
 
 
 def timeline(
@@ -86,7 +51,7 @@ def timeline(
         raise ValueError("timeline: expected boundary, proposals or ground_truth, found none of them")
 
     heights = [height for _, height in panels]
-    figure = _figure(10.0, sum(heights) + 0.35 * len(panels) + 0.6)
+    figure = new_figure(10.0, sum(heights) + 0.35 * len(panels) + 0.6)
     grid = figure.add_gridspec(len(panels), 2, height_ratios=heights, width_ratios=(1, 0.014), wspace=0.02)
     first: Axes | None = None
     for row, (name, _) in enumerate(panels):
@@ -102,7 +67,7 @@ def timeline(
                 axes.axvspan(instance.start, instance.end, color=_INSTANCE, alpha=0.10, lw=0, zorder=0)
         axes.grid(axis="x", color="0.92", lw=0.8)
         axes.set_axisbelow(True)
-        _clear_frame(axes)
+        clear_frame(axes)
         axes.tick_params(labelbottom=row == len(panels) - 1)
     axes.set_xlim(0, duration_s)
     axes.set_xlabel("time in the video", fontsize=9)
@@ -110,7 +75,7 @@ def timeline(
     # Names are text: a dollar sign in one starts no formula, and bytes that are no text are replaced.
     name = video_id.encode("utf-8", "replace").decode()
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _draw_instances(axes: Axes, instances: Sequence[Instance], labels: list[str]) -> None:
@@ -192,27 +157,4 @@ def _label_time(axes: Axes, duration_s: float) -> None:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=8.5, color=_MUTED, pad=4)
-
-
-def _clear_frame(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure in inches with its own canvas: no global state of pyplot, no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    require_picture_name(path)
-    with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes
-        figure.savefig(temporary, dpi=130)
+    axes.set_title(text, loc="left", fontsize=8.5, color=MUTED, pad=4)

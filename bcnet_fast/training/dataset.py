@@ -17,7 +17,7 @@ from ..data.windows import cut, rescale, window_starts
 from ..errors import InputError
 from ..geometry.anchors import make_anchors
 from ..geometry.proposal_map import proposal_map
-from ..protocols import Protocol
+from ..protocols import Protocol, WindowRules
 from .targets import MapTargets, Targets, map_targets, window_targets
 
 VISIBLE = 0.9  # a window is trained on when it shows more than this part of some instance, as in the public releases
@@ -60,7 +60,7 @@ def check_subset(
     annotations: Mapping[str, VideoAnnotation],
     loaded: Iterable[tuple[str, FeatureSequence | InputError]],
     times: TimeResolver,
-    protocol: Protocol,
+    rules: WindowRules,
     *,
     kept_bytes: int = 0,
 ) -> Subset:
@@ -80,7 +80,7 @@ def check_subset(
         try:
             if isinstance(found, InputError):
                 raise found
-            time = times.resolve(identity, len(found.features), whole_snippets=protocol.whole_snippets)
+            time = times.resolve(identity, len(found.features), whole_snippets=rules.whole_snippets)
         except InputError as error:
             failures[identity] = str(error)
             continue
@@ -181,14 +181,14 @@ class TrainingWindows(Dataset):
 
     def __init__(self, archive: FeatureArchive, videos: Sequence[Video], config: Config, protocol: Protocol) -> None:
         """InputError when no window shows enough of any instance."""
-        self.archive, self.videos, self.config, self.protocol = archive, list(videos), config, protocol
+        self.archive, self.videos, self.config, self.rules = archive, list(videos), config, protocol.labels
         self.windows: list[tuple[int, int]] = []  # number of the video, first snippet
         self.considered = 0
         window, data = config.model.window, config.data
         for number, video in enumerate(self.videos):
             starts = [0]
             if not data.rescale:
-                keep_tail = not protocol.skip_short_tail
+                keep_tail = not protocol.windows.skip_short_tail
                 starts = window_starts(video.snippets, window, data.window_stride, keep_tail=keep_tail)
             self.considered += len(starts)
             self.windows += [(number, start) for start in starts if _shows_an_instance(video, start, window)]
@@ -227,7 +227,7 @@ class TrainingWindows(Dataset):
         first = start * stride
         near = video.segments[:, 1] > first - _MARGIN * stride
         near &= video.segments[:, 0] < first + (model.window + _MARGIN) * stride
-        place = {"first": first, "stride": stride, "protocol": self.protocol}
+        place = {"first": first, "stride": stride, "rules": self.rules}
         if isinstance(model, BCNetConfig):
             anchors = make_anchors(model.window, model.max_duration)
             return window_targets(video.segments[near], anchors, model.window, **place)

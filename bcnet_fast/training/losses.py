@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..networks.outputs import BCNetOutput, MapOutput
-from ..protocols import DEFAULT, Protocol
+from ..protocols import DEFAULT, LossRules
 from .targets import MapTargets, Targets
 
 FRAME_THRESHOLD = 0.5  # a label above it makes a snippet positive
 ANCHOR_THRESHOLD = 0.8  # the same for an anchor
 CELL_THRESHOLD = 0.9  # and for the action label of a map's cell
 REGRESSION_WEIGHT = 10.0  # of the objective over a map
-PADDED_COUNT = 10  # of protocol.padded_counts
+PADDED_COUNT = 10  # of LossRules.padded_counts
 HIGH_TIOU, LOW_TIOU = 0.7, 0.3  # anchors above, between and below are balanced in the regression loss
 
 
@@ -36,7 +36,7 @@ def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, pa
     return sum((losses * kind).sum() / (kind.sum() + padding).clamp(min=1) for kind in kinds) / 2
 
 
-def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = DEFAULT) -> Tensor:
+def regression_weights(label: Tensor, draws: Tensor, rules: LossRules = DEFAULT.losses) -> Tensor:
     """BMN's sampling balance: all labels above 0.7, and as many of (0.3, 0.7] and of (0, 0.3] on average, weigh 1.
 
     label: float32 tIoU of any shape; draws: uniform in [0, 1), [2, *label.shape], for the medium and the low labels.
@@ -49,18 +49,18 @@ def regression_weights(label: Tensor, draws: Tensor, protocol: Protocol = DEFAUL
     for draw, group in zip(draws, (medium, low), strict=True):
         ratio = high.sum() / group.sum()  # NaN, which takes nothing, when both are 0
         taken = draw * group > 1 - ratio
-        weights = weights + (taken if protocol.oversample else taken & group)
+        weights = weights + (taken if rules.oversample else taken & group)
     return weights
 
 
 def regression_loss(
-    prediction: Tensor, label: Tensor, draws: Tensor | None = None, protocol: Protocol = DEFAULT
+    prediction: Tensor, label: Tensor, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
 ) -> Tensor:
     """Smooth L1 (beta 1) over the anchors that `regression_weights` takes; 0 when it takes none.
 
     prediction, label: [B, P]; draws: [2, B, P] uniform in [0, 1), by default from PyTorch's generator.
     """
-    weights = regression_weights(label, _draws(label, draws), protocol)
+    weights = regression_weights(label, _draws(label, draws), rules)
     loss = F.smooth_l1_loss(prediction * weights, label * weights, reduction="sum")
     return loss / weights.sum().clamp(min=1)
 
@@ -75,7 +75,7 @@ def background_loss(prediction: Tensor, label: Tensor) -> Tensor:
 
 
 def bcnet_loss(
-    output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, protocol: Protocol = DEFAULT
+    output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
 ) -> dict[str, Tensor]:
     """All parts of L = L1 + L2 for a batch, as scalars.
 
@@ -92,7 +92,7 @@ def bcnet_loss(
     if output.frame_action is not None:
         losses["frame_action"] = logistic(output.frame_action, targets.frame_action, FRAME_THRESHOLD)
         losses["frame_background"] = logistic(output.frame_background, targets.frame_background, FRAME_THRESHOLD)
-    losses["regression"] = regression_loss(output.regression, targets.anchor_action, draws, protocol)
+    losses["regression"] = regression_loss(output.regression, targets.anchor_action, draws, rules)
     losses["classification"] = logistic(output.classification, targets.anchor_action, ANCHOR_THRESHOLD)
     if output.background is not None:
         losses["background"] = background_loss(output.background, targets.anchor_background)
@@ -109,7 +109,7 @@ def map_loss(
     valid: Tensor,
     *,
     draws: Tensor | None = None,
-    protocol: Protocol = DEFAULT,
+    rules: LossRules = DEFAULT.losses,
 ) -> dict[str, Tensor]:
     """All parts of BMN's and G-TAD's objective for a batch, as scalars.
 
@@ -123,9 +123,9 @@ def map_loss(
     logistic, inside = binary_logistic_loss, valid.expand_as(targets.action)
     action = targets.action * valid
     prediction, classification = output.confidence.unbind(1)
-    weights = regression_weights(action, _draws(action, draws), protocol)
+    weights = regression_weights(action, _draws(action, draws), rules)
     square = ((prediction - action) * weights).square().sum()
-    padding = PADDED_COUNT if protocol.padded_counts else 0
+    padding = PADDED_COUNT if rules.padded_counts else 0
     losses = {
         "start": logistic(output.start, targets.start, FRAME_THRESHOLD),
         "end": logistic(output.end, targets.end, FRAME_THRESHOLD),
@@ -133,7 +133,7 @@ def map_loss(
         "classification": logistic(classification[inside], action[inside], CELL_THRESHOLD, padding),
     }
     losses["boundary"] = losses["start"] + losses["end"]
-    of_regression, of_classification = (REGRESSION_WEIGHT, 1.0)[:: -1 if protocol.swapped_weights else 1]
+    of_regression, of_classification = (REGRESSION_WEIGHT, 1.0)[:: -1 if rules.swapped_weights else 1]
     losses["total"] = (
         losses["boundary"] + of_regression * losses["regression"] + of_classification * losses["classification"]
     )

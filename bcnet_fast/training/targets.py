@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ..geometry.proposal_map import ProposalMap
 from ..networks.background import background_labels
-from ..protocols import DEFAULT, Protocol
+from ..protocols import DEFAULT, LabelRules
 
 
 class Targets(NamedTuple):
@@ -46,7 +46,7 @@ def window_targets(
     *,
     first: float = 0.0,
     stride: float = 1.0,
-    protocol: Protocol = DEFAULT,
+    rules: LabelRules = DEFAULT.labels,
 ) -> Targets:
     """Targets of the window whose snippet t covers the video frames [first + t * stride, first + (t + 1) * stride).
 
@@ -67,22 +67,22 @@ def window_targets(
     boundary = first + stride * np.arange(window)  # frame where each snippet begins
     origin = first
     snippet = boundary
-    if protocol.early_labels:
+    if rules.early_labels:
         snippet = boundary - stride / 2
         origin = int(first - stride / 2)
 
     frame_action = _largest(_overlap(snippet, snippet + stride, segments)) / stride
     regions = (segments[:, [edge]] + 1.5 * stride * np.array([-1.0, 1.0]) for edge in (0, 1))
-    around = boundary - stride / 2, boundary + stride * (1.5 if protocol.wide_boundaries else 0.5)
+    around = boundary - stride / 2, boundary + stride * (1.5 if rules.wide_boundaries else 0.5)
     start, end = (_largest(_overlap(*around, r)) / (around[1] - around[0]) for r in regions)
 
     anchor_start, anchor_end = (origin + stride * anchors.astype(np.float64)).T
     length = anchor_end - anchor_start
-    if protocol.cut_instances:
+    if rules.cut_instances:
         segments = segments.clip(origin, origin + stride * window)
     overlap = _overlap(anchor_start, anchor_end, segments)
     anchor_action = _largest(overlap / (length + (segments[:, 1:] - segments[:, :1]) - overlap))
-    anchor_background = background_labels(overlap, length, largest=protocol.largest_overlap)
+    anchor_background = background_labels(overlap, length, largest=rules.largest_overlap)
 
     # Rounded first: which labels lie above a loss's threshold must not depend on a difference in the last bit.
     frame_action, start, end, anchor_action, anchor_background = (
@@ -98,11 +98,11 @@ def map_targets(
     *,
     first: float = 0.0,
     stride: float = 1.0,
-    protocol: Protocol = DEFAULT,
+    rules: LabelRules = DEFAULT.labels,
 ) -> MapTargets:
     """Targets of a map: `window_targets` with its cells as anchors."""
     anchors = np.stack([cells.start[cells.valid], cells.end[cells.valid]], axis=1)
-    targets = window_targets(segments, anchors, window, first=first, stride=stride, protocol=protocol)
+    targets = window_targets(segments, anchors, window, first=first, stride=stride, rules=rules)
     action, background = np.zeros((2, *cells.shape), np.float32)
     action[cells.valid], background[cells.valid] = targets.anchor_action, targets.anchor_background
     return MapTargets(targets.start, targets.end, action, background)

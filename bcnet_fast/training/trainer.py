@@ -11,40 +11,28 @@ is the gradient of the joint batch, whatever the losses are.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import os
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..cli.parser import progress
 from ..config import BCNetConfig, Config, ModelConfig
-from ..data.annotations import VideoAnnotation
-from ..data.features import FeatureArchive
-from ..data.timing import TimeResolver
 from ..errors import InputError
-from ..evaluation import METRICS, AverageRecall, average_recall
 from ..geometry.proposal_map import proposal_map
-from ..inference.model import Model, require_units
-from ..inference.predict import Failure, predict
+from ..inference.model import require_units
 from ..networks import trainable as models
 from ..networks.outputs import Output
 from ..ops.precision import gpu_products
-from ..protocols import Protocol
+from ..progress import progress
+from ..protocols import LossRules
 from .dataset import TrainingWindows
+from .distributed import Processes
 from .losses import bcnet_loss, map_loss
 from .targets import MapTargets, Targets
 
 Losses = dict[str, Tensor]
-VALIDATION = METRICS["activitynet13"]  # tIoU 0.5:0.05:0.95, AN 1 to 100, on every data set
-SHOWN_AN = (10, 50, 100)
 _ORDER, _DRAWS, _DROPOUT, _SHIFTS = range(4)  # what is drawn
 
 
@@ -73,70 +61,12 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.weight)
 
 
-def loss_function(model: ModelConfig, protocol: Protocol, device: torch.device) -> Callable[..., Losses]:
+def loss_function(model: ModelConfig, rules: LossRules, device: torch.device) -> Callable[..., Losses]:
     """(output, targets, draws) -> the parts of the objective of a system."""
     if isinstance(model, BCNetConfig):
-        return lambda output, targets, draws: bcnet_loss(output, targets, draws=draws, protocol=protocol)
+        return lambda output, targets, draws: bcnet_loss(output, targets, draws=draws, rules=rules)
     valid = torch.from_numpy(proposal_map(model).valid).to(device)
-    return lambda output, targets, draws: map_loss(output, targets, valid, draws=draws, protocol=protocol)
-
-
-class Processes:
-    """Who takes part in a training: this process alone, or all those that torchrun started."""
-
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
-        self.rank, self.count = rank, count
-
-    @property
-    def first(self) -> bool:
-        """Whether this process is the one that writes files and prints."""
-        return self.rank == 0
-
-    @classmethod
-    @contextlib.contextmanager
-    def join(cls, device: torch.device) -> Iterator[Processes]:
-        """Those of torchrun's environment variables, with gloo on CPUs and NCCL on GPUs."""
-        count = int(os.environ.get("WORLD_SIZE", "1"))
-        if count == 1:
-            yield cls()
-            return
-        # The others wait while the first one validates.
-        patience = datetime.timedelta(hours=6)
-        on_gpu = device.type == "cuda"
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, device_id=device if on_gpu else None)
-        try:
-            yield cls(dist.get_rank(), count)
-            # One that ends while others still work may abort, and torchrun then stops them all.
-            dist.barrier()
-        finally:
-            dist.destroy_process_group()
-
-    def part(self, batch: Sequence[int]) -> list[int]:
-        """This process's windows of a batch."""
-        return np.array_split(np.asarray(batch), self.count)[self.rank].tolist()
-
-    def gather(self, mine: Tensor, rows: Sequence[int]) -> Tensor:
-        """The rows of all processes, of which this one's keep their gradient; `rows` has the number of each."""
-        if self.count == 1:
-            return mine
-        # Collectives need equal shapes, and a batch that the processes do not divide has parts of two sizes.
-        padded = mine.new_zeros(max(rows), *mine.shape[1:])
-        padded[: len(mine)] = mine.detach()
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        parts = [part[:count] for part, count in zip(parts, rows, strict=True)]
-        parts[self.rank] = mine
-        return torch.cat(parts)
-
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all processes."""
-        if self.count == 1:
-            return
-        together = torch.cat([tensor.flatten() for tensor in tensors])
-        dist.all_reduce(together)
-        parts = together.split([tensor.numel() for tensor in tensors])
-        for tensor, part in zip(tensors, parts, strict=True):
-            tensor.copy_(part.view_as(tensor))
+    return lambda output, targets, draws: map_loss(output, targets, valid, draws=draws, rules=rules)
 
 
 class Trainer:
@@ -145,7 +75,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        protocol: Protocol,
+        rules: LossRules,
         device: torch.device,
         processes: Processes | None = None,
     ) -> None:
@@ -160,7 +90,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        self.loss = loss_function(config.model, protocol, device)
+        self.loss = loss_function(config.model, rules, device)
 
     def learning_rate(self, epoch: int) -> float:
         settings = self.config.train
@@ -293,27 +223,3 @@ def _mixed(*entropy: int) -> int:
 
 def _seed_torch(*entropy: int) -> None:
     torch.manual_seed(_mixed(*entropy))
-
-
-def validate(
-    model: Model,
-    archive: FeatureArchive,
-    truth: Mapping[str, VideoAnnotation],
-    times: TimeResolver,
-    protocol: Protocol,
-    workers: int = 0,
-) -> tuple[AverageRecall, list[Failure]]:
-    """Average recall of the model's proposals, by the ActivityNet protocol, and the videos on which it failed."""
-    proposals: dict[str, Any] = {}
-    failures = []
-    found = predict(model, archive, list(truth), times, protocol, workers=workers)
-    # In a log file, a line for every epoch is enough.
-    for result in progress(found, len(truth), "videos validated", hidden=not sys.stderr.isatty()):
-        if isinstance(result, Failure):
-            failures.append(result)
-        else:
-            proposals[result.video] = np.column_stack([result.segments, result.scores])
-    recall = average_recall(
-        truth, proposals, tiou_thresholds=VALIDATION.recall_thresholds, max_proposals=VALIDATION.max_proposals
-    )
-    return recall, failures

@@ -7,7 +7,7 @@ A result lies in the buffer that `slot` names, and is gone once that is written 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...geometry.anchors import make_anchors
 from ...ops.anchor_sampling import cheaper_strategy
 from ...ops.sampling_plan import interpolated_plan
 from ...profiling import stage
-from ..outputs import BCNetOutput
+from ..outputs import BCNetOutput, Boundaries
 from .rewrites import Rewrites
 
 Sequence = Any  # [..., T, d], an array or tensor of the kernels
@@ -95,7 +95,7 @@ class BCNetEngine:
     def __init__(
         self, config: BCNetConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `networks.reference.bcnet.BCNet` to tensors, and is not needed afterwards.
+        """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
 
         `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work,
         whose rounding errors all that follows repeats and enlarges.
@@ -246,26 +246,30 @@ class BCNetEngine:
 
     # ---- Inference
 
-    def __call__(self, features: Tensor, needed: Callable[[Tensor, Tensor], Tensor] | None = None) -> BCNetOutput:
-        """features as the kernels take them, one window or a batch -> scores.
+    def __call__(self, features: Tensor) -> BCNetOutput:
+        """features as the kernels take them, one window or a batch -> scores."""
+        return self.anchors(features, self.boundaries(features))
 
-        `needed` goes from start and end probabilities of one window, [T] each, to the anchors to compute, bool [P]; the
-        others get the score 0.
+    def boundaries(self, features: Tensor) -> Boundaries:
+        """The first step: boundary probabilities, which decide what anchors are read."""
+        logits = self.kernels.result(self.boundary(features)).view(-1, self.config.window, 3)
+        actionness, start, end = logits.sigmoid().unbind(-1)
+        return Boundaries(start, end, actionness)
+
+    def anchors(self, features: Tensor, boundaries: Boundaries, needed: Tensor | None = None) -> BCNetOutput:
+        """The second step: frame level and clip level.
+
+        needed: bool [P], of one window: the anchors to compute. The others get the score 0.
         """
-        result, window = self.kernels.result, self.config.window
-        boundary = result(self.boundary(features)).view(-1, window, 3)
+        result, start = self.kernels.result, boundaries.start
         both, frames = self.frames(features)
-        frames = (None, None) if frames is None else result(frames).view(2, -1, window).sigmoid().unbind(0)
-        actionness, start, end = boundary.sigmoid().unbind(-1)
-        which = None
-        if needed is not None and self.rewrites.matched_anchors:
-            with stage("anchors that are needed"):
-                which = needed(start[0], end[0]).nonzero()[:, 0]
+        frames = (None, None) if frames is None else result(frames).view(2, *start.shape).sigmoid().unbind(0)
+        which = None if needed is None else needed.nonzero()[:, 0]
         if which is not None and not len(which):
-            action, background = boundary.new_zeros(1, 0, 2), boundary.new_zeros(1, 0, 1)
+            action, background = start.new_zeros(1, 0, 2), start.new_zeros(1, 0, 1)
         else:
-            made = self.clips(both, which)
-            action, background = (x if x is None else result(x).view(len(boundary), -1, x.shape[-1]) for x in made)
+            logits = self.clips(both, which)
+            action, background = (x if x is None else result(x).view(len(start), -1, x.shape[-1]) for x in logits)
         # As logits, so that each has its place in the row: a sigmoid's last bit can depend on that.
         regression = self._placed(action[..., 0], which, 0.0)
         classification = self._placed(action[..., 1], which, -torch.inf).sigmoid()
@@ -273,7 +277,7 @@ class BCNetEngine:
             background = None
         else:
             background = self._placed(background[..., 0], which, -torch.inf).sigmoid()
-        return BCNetOutput(start, end, actionness, *frames, regression, classification, background)
+        return BCNetOutput(*vars(boundaries).values(), *frames, regression, classification, background)
 
     def _placed(self, scores: Tensor, which: Tensor | None, others: float) -> Tensor:
         """[B, needed] -> [B, P], where anchors that are not computed have the score `others`."""

@@ -22,7 +22,7 @@ class BMNEngine:
     def __init__(
         self, config: BMNConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `networks.reference.bmn.BMN` to tensors, and is not needed afterwards."""
+        """`state` maps the parameter names of `reference.bmn.BMN` to tensors, and is not needed afterwards."""
         self.kernels = kernels
 
         def convolution(name: str, channels: int) -> Any:
@@ -42,7 +42,7 @@ class BMNEngine:
         self.sequence = convolution("x_1d_p.0", width)
         self.map = MapScores(config, state, LAYERS, kernels, rewrites)
 
-    def __call__(self, features: Tensor, needed: object = None) -> MapOutput:
+    def __call__(self, features: Tensor) -> MapOutput:
         """features as the kernels take them, one window or a batch -> scores; all cells are computed."""
         kernels = self.kernels
         with stage("sequence"):

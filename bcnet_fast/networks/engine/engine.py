@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -28,8 +27,6 @@ DTYPES = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
-# From the number of a window and its start and end probabilities, [T] each, to the anchors that will be read, bool [P].
-Needed = Callable[[int, Tensor, Tensor], Tensor]
 
 
 class Engine:
@@ -50,7 +47,7 @@ class Engine:
 
         graph: whether a GPU runs the network as CUDA graphs.
         """
-        self.config, self.device, self.native = config, device, native
+        self.config, self.device, self.native, self.rewrites = config, device, native, rewrites
         self.kernels = kernels = _kernels(device, precision, native, rewrites)
         # A CPU has float64 at half the rate of float32; a GPU has float32 without TF32 at a fraction of the rate of 16
         # bits. Either costs little in the one percent of the work that is done this way.
@@ -64,38 +61,55 @@ class Engine:
         self._graph = Graphed(self._eager, device, kernels.accumulated) if on_gpu and graph else None
         self._lock = threading.Lock()
 
-    @torch.inference_mode()
-    def __call__(self, features: Tensor, needed: Needed | None = None) -> Output:
-        """features [B, C, T] of any float dtype and device -> scores on the engine's device.
+    @property
+    def skips_anchors(self) -> bool:
+        """Whether `boundaries` and `anchors` save work: for BCNet on a CPU.
 
-        With `needed`, the other anchors have the score 0. On a GPU all are computed: which ones are needed is known on
-        the device alone, and to wait for that would take longer.
+        A GPU computes all anchors: only the device knows which ones are needed, and waiting for it would take longer.
         """
+        return self.device.type == "cpu" and self.config.name == "bcnet" and self.rewrites.matched_anchors
+
+    @torch.inference_mode()
+    def __call__(self, features: Tensor) -> Output:
+        """features [B, C, T] of any float dtype and device -> scores on the engine's device."""
         with self._lock:
             if not len(features):
                 one = features.new_zeros(1, *features.shape[1:])
-                return self._window(one, None).map(lambda scores: scores[:0])
+                return self._eager(one).map(lambda scores: scores[:0])
             if self._graph is not None:
                 return self._graph(features)
-            if self.device.type == "cuda":
-                with torch.cuda.device(self.device):
-                    return self._eager(features)
-            # One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
+            return self._eager(features)
+
+    @torch.inference_mode()
+    def boundaries(self, features: Tensor) -> Output:
+        """BCNet's boundary probabilities of features [B, C, T], B >= 1. Requires: `skips_anchors`."""
+        with self._lock, self.kernels.arithmetic():
+            return Output.cat([self.network.boundaries(window) for window in self._windows(features)])
+
+    @torch.inference_mode()
+    def anchors(self, features: Tensor, boundaries: Output, needed: Tensor) -> Output:
+        """All scores of the same features, where anchors outside of needed, bool [B, P], have the score 0."""
+        with self._lock, self.kernels.arithmetic():
             return Output.cat(
                 [
-                    self._window(window[None], None if needed is None else functools.partial(needed, i))
-                    for i, window in enumerate(features)
+                    self.network.anchors(window, boundaries.map(lambda scores, i=i: scores[i : i + 1]), needed[i])
+                    for i, window in enumerate(self._windows(features))
                 ]
             )
 
     def _eager(self, features: Tensor) -> Output:
         with self.kernels.arithmetic():
-            return self.network(features)
+            if self.device.type == "cpu":
+                return Output.cat([self.network(window) for window in self._windows(features)])
+            with torch.cuda.device(self.device):
+                return self.network(features)
 
-    def _window(self, features: Tensor, needed: Callable[[Tensor, Tensor], Tensor] | None) -> Output:
-        """One window, [1, C, T]; C++ takes it without the first axis."""
-        with self.kernels.arithmetic():
-            return self.network(features[0] if self.native else features, needed)
+    def _windows(self, features: Tensor) -> Iterator[Tensor]:
+        """The windows as a CPU takes them: [C, T] in C++, else [1, C, T].
+
+        One window fills a CPU. Taken one by one they need less memory, and give the same bits in any batch.
+        """
+        return iter(features if self.native else features.split(1))
 
 
 def _kernels(device: torch.device, precision: str, native: bool, rewrites: Rewrites) -> NativeKernels | PortableKernels:

@@ -1,7 +1,7 @@
 """The exact rewrites of the network that the engine makes, each of which can be switched off alone.
 
-All of them give the same function as `bcnet_fast.networks.reference`, summed in another order. The engine without one of them,
-`Rewrites(constant_positions=False)`, shows what a difference comes from, and what each is worth.
+All of them give the same function as `bcnet_fast.networks.reference`, summed in another order. The engine without one
+of them, `Rewrites(constant_positions=False)`, shows where a difference comes from and what each rewrite is worth.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch import Tensor
 from ... import ops
 from ...ops.precision import gpu_products
 from ...ops.sampling_plan import SamplingPlan
-from .map_heads import MapCells
+from .map_cells import MapCells
 
 
 class PortableKernels:

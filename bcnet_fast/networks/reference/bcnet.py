@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ...config import BCNetConfig
-from ...geometry.anchors import make_anchors, sampling_weights
+from ...geometry.anchors import make_anchors
 from ..background import background_layer
 from ..outputs import BCNetOutput
+from .dense_sampling import sampling_weights
 from .layers import Attention, FeedForward, InteractionEncoder, PositionalEncoding, backbone, convolution
 
 
@@ -111,7 +112,8 @@ class ActionBackgroundInteraction(nn.Module):
             config = self.config
             anchors = make_anchors(config.window, config.max_duration)
             weights = sampling_weights(anchors, config.window, config.bins, config.points_per_bin)
-            self.sampling = torch.from_numpy(weights).flatten(1).to(self.base_module[0].weight)
+            with torch.inference_mode(False):  # a training may come later
+                self.sampling = torch.from_numpy(weights).flatten(1).to(self.base_module[0].weight)
         clips = self.base_module(sequence.transpose(1, 2)) @ self.sampling  # [B, C', N * P]
         return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config import BMNConfig
-from ...geometry.anchors import sampling_weights
 from ...geometry.proposal_map import proposal_map, sampled_intervals
 from ..outputs import MapOutput
+from .dense_sampling import sampling_weights
 from .layers import convolution
 from .map_heads import MapHeads, map_layers
 
@@ -57,7 +57,8 @@ class BMN(MapHeads):
         """The boundary-matching layer: [B, C, T] -> each cell's N sampled vectors, [B, C, N, rows, columns]"""
         config = self.config
         if self.sampling is None:
-            self.sampling = sampling_matrix(config).flatten(1).to(sequence)
+            with torch.inference_mode(False):  # a training may come later
+                self.sampling = sampling_matrix(config).flatten(1).to(sequence)
         return (sequence @ self.sampling).unflatten(-1, (config.bins, *self.shape))
 
     def forward(self, features: Tensor) -> MapOutput:

@@ -13,28 +13,12 @@ from torch import Tensor, nn
 
 from ...config import GTADConfig
 from ...geometry.proposal_map import proposal_map, sampled_intervals
+from ..graph import nearest, neighbours
 from ..outputs import MapOutput
 from .layers import convolution
 from .map_heads import MapHeads, map_layers
 
 CELLS_AT_A_TIME = 1024  # of the sampling matrix, which takes several times as much memory while it is made
-
-
-def nearest(x: Tensor, count: int) -> Tensor:
-    """The graph: for each node of x [..., C, T] its `count` nearest (Euclidean), itself included, [..., T, count].
-
-    Never in 16 bits: distances are differences of larger numbers.
-    """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    squares = (x * x).sum(dim=-2)
-    distance = squares.unsqueeze(-1) - 2 * x.mT @ x + squares.unsqueeze(-2)
-    return distance.topk(count, dim=-1, largest=False).indices
-
-
-def neighbours_of(x: Tensor, graph: Tensor) -> Tensor:
-    """x [B, C, T], graph [B, T, K] -> the features of each node's neighbours, [B, C, T, K]"""
-    index = graph.flatten(1)[:, None].expand(-1, x.shape[1], -1)
-    return x.gather(2, index).unflatten(2, graph.shape[1:])
 
 
 class GraphBlock(nn.Module):
@@ -54,7 +38,7 @@ class GraphBlock(nn.Module):
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:
         """x [B, C, T], graph [B, T, K] -> [B, C, T]"""
-        others = neighbours_of(x, graph)
+        others = neighbours(x, graph)
         edges = torch.cat([others, x[..., None].expand_as(others)], dim=1)
         return torch.relu(self.tconvs(x) + x + self.sconvs(edges).amax(dim=-1))
 
@@ -114,9 +98,10 @@ class GTAD(MapHeads):
         counts = config.inner_bins, config.context_bins
         if not self.sampling:
             regions = sampled_intervals(config)
-            made = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
-            self.sampling = [made[n].to(sequence.device) for n in counts]
-        streams = sequence, neighbours_of(sequence, graph).mean(dim=-1)
+            with torch.inference_mode(False):  # a training may come later
+                made = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
+                self.sampling = [made[n].to(sequence.device) for n in counts]
+        streams = sequence, neighbours(sequence, graph).mean(dim=-1)
         parts = [
             (x @ matrix).unflatten(-1, (count, *self.shape))
             for x, matrix, count in zip(streams, self.sampling, counts, strict=True)

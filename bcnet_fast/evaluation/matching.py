@@ -1,0 +1,63 @@
+"""Ranked results beside the instances that they overlap, in the order of the public evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..results.ordering import descending
+
+# Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
+_PAIRS_AT_ONCE = 1 << 20
+
+
+def ranking(scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Order [N] by group and, within it, best score first, and the rank [N] from 0 within the group of each of them."""
+    order = np.argsort(group, kind="stable")
+    first = np.searchsorted(group[order], group[order])
+    for members in np.split(order, np.flatnonzero(np.diff(first)) + 1):
+        members[:] = members[descending(scores[members])]
+    return order, np.arange(len(order)) - first
+
+
+def count_ties(group: np.ndarray, scores: np.ndarray) -> int:
+    """How many of the entries, given in the order of `ranking`, have the score of another one of their group."""
+    same = (np.diff(group) == 0) & (np.diff(scores) == 0)
+    return int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
+
+
+def overlapping_pairs(
+    group: np.ndarray, segments: np.ndarray, truth_group: np.ndarray, truth_segments: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pairs (row, instance) of the same group with their tIoU, by row and instance, a bounded number at a time."""
+    by_group = np.argsort(truth_group, kind="stable")
+    first = np.searchsorted(truth_group[by_group], group, side="left")
+    count = np.searchsorted(truth_group[by_group], group, side="right") - first
+    end = np.cumsum(count)
+    row = 0
+    while row < len(group):
+        before = end[row] - count[row]
+        stop = max(row + 1, int(np.searchsorted(end, before + _PAIRS_AT_ONCE, side="right")))
+        rows = np.repeat(np.arange(row, stop), count[row:stop])
+        place_in_row = np.arange(len(rows)) - (end[rows] - count[rows] - before)
+        instances = by_group[first[rows] + place_in_row]
+        yield rows, instances, pairwise_tiou(segments[rows], truth_segments[instances])
+        row = stop
+
+
+def by_preference(row: np.ndarray, tiou: np.ndarray) -> np.ndarray:
+    """Order of the pairs of `overlapping_pairs` that lists the instances of every row by descending tIoU."""
+    order = np.arange(len(row))
+    _, first, count = np.unique(row, return_index=True, return_counts=True)
+    for length in np.unique(count):
+        pairs = first[count == length, None] + np.arange(length)
+        order[pairs] = np.take_along_axis(pairs, descending(tiou[pairs]), axis=1)
+    return order
+
+
+def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """tIoU of segments [n, 2] with segments [n, 2], in the public order of operations; NaN for two of no length."""
+    inter = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0.0)
+    with np.errstate(invalid="ignore"):
+        return inter / ((b[:, 1] - b[:, 0]) + (a[:, 1] - a[:, 0]) - inter)

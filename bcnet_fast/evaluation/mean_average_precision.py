@@ -1,0 +1,137 @@
+"""Mean average precision of labelled detections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.annotations import VideoAnnotation
+from ..results.reader import Results
+from .ground_truth import Truth, missing_videos, unknown_videos
+from .matching import by_preference, count_ties, overlapping_pairs, ranking
+
+
+@dataclass(frozen=True)
+class MeanAveragePrecision:
+    """What `mean_average_precision` found; C classes of the ground truth, T thresholds."""
+
+    tiou_thresholds: np.ndarray  # [T]
+    labels: tuple[str, ...]  # [C]
+    average_precision: np.ndarray  # [C, T]
+    videos: int  # with instances
+    instances: int
+    detections: int  # used, so without the unknown labels
+    unknown_labels: dict[str, int]  # label that no instance has -> detections set aside
+    videos_without_proposals: tuple[str, ...]  # all their instances are missed
+    videos_without_ground_truth: tuple[str, ...]  # their detections are false positives
+    tied_detections: int  # with the score of another one of the same class
+
+    @property
+    def mean(self) -> np.ndarray:
+        """mAP [T] at each threshold, between 0 and 1."""
+        return self.average_precision.mean(axis=0)
+
+    @property
+    def average(self) -> float:
+        """The mean of mAP over the thresholds."""
+        return float(self.mean.mean())
+
+
+def mean_average_precision(
+    ground_truth: Mapping[str, VideoAnnotation],
+    detections: Results | Mapping[str, Any],
+    *,
+    tiou_thresholds: Sequence[float],
+) -> MeanAveragePrecision:
+    """Interpolated average precision of labelled detections for every class and tIoU threshold.
+
+    By descending score, each detection takes the free instance of its class and video with the highest tIoU, if that
+    is not below the threshold. `detections` may also be what `Results.from_dict` takes. ValueError without any instance
+    or without labels.
+    """
+    results = detections if isinstance(detections, Results) else Results.from_dict(detections)
+    if results.label is None and len(results.scores):
+        raise ValueError("detections: expected labels, found none (bcnet_fast.results.fusion.fuse adds them)")
+    truth = Truth.of(ground_truth)
+    thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
+    n_classes = len(truth.label_names)
+
+    code_of = {name: code for code, name in enumerate(truth.label_names)}
+    codes = np.array([code_of.get(name, -1) for name in results.label_names], dtype=np.int64)
+    label = codes[results.label] if len(codes) else np.zeros(0, dtype=np.int64)
+    known = label >= 0
+    counts = np.bincount(results.label, minlength=len(codes)) if len(codes) else []
+    unknown = {name: int(n) for name, code, n in zip(results.label_names, codes, counts, strict=True) if code < 0}
+
+    order, rank = ranking(results.scores[known], label[known])
+    order = np.flatnonzero(known)[order]
+    label = label[order]
+    video = truth.index_of_videos(results)[order]
+    group = np.where(video < 0, -1, video * n_classes + label)
+    true_positive = np.zeros((len(thresholds), len(order)), dtype=bool)
+    truth_group = truth.video * n_classes + truth.label
+    candidates = []
+    for row, instance, tiou in overlapping_pairs(group, results.segments[order], truth_group, truth.segments):
+        tiou[np.isnan(tiou)] = np.inf
+        preferred = by_preference(row, tiou)
+        preferred = preferred[tiou[preferred] >= thresholds.min()]
+        candidates.append((row[preferred], instance[preferred], tiou[preferred]))
+    if candidates:
+        row, instance, tiou = (np.concatenate(column) for column in zip(*candidates, strict=True))
+        for positives, threshold in zip(true_positive, thresholds, strict=True):
+            enough = tiou >= threshold
+            positives[_match(row[enough], instance[enough])] = True
+
+    positives_of_class = np.bincount(truth.label, minlength=n_classes)
+    first = np.searchsorted(label, np.arange(n_classes + 1))
+    precision = np.zeros((n_classes, len(thresholds)))
+    for code in range(n_classes):
+        of_class = slice(first[code], first[code + 1])
+        for column, positives in enumerate(true_positive[:, of_class]):
+            ranks = rank[of_class][positives]
+            precision[code, column] = _interpolated_precision(ranks, positives_of_class[code])
+
+    return MeanAveragePrecision(
+        tiou_thresholds=thresholds,
+        labels=truth.label_names,
+        average_precision=precision,
+        videos=len(truth.video_names),
+        instances=len(truth.video),
+        detections=len(order),
+        unknown_labels=unknown,
+        videos_without_proposals=missing_videos(results, truth),
+        videos_without_ground_truth=unknown_videos(results, truth),
+        tied_detections=count_ties(label, results.scores[order]),
+    )
+
+
+def _match(row: np.ndarray, instance: np.ndarray) -> np.ndarray:
+    """Rows that get an instance when every row in turn takes its first free one; pairs come in order of preference.
+
+    A pair that is the first of those left both for its row and for its instance is taken in the sequential rule too,
+    so all such pairs are taken at once, their rows and instances leave, and the rest goes round again.
+    """
+    matched = []
+    while len(row):
+        position = np.arange(len(row))
+        first_of_instance = np.full(instance.max() + 1, len(row))
+        np.minimum.at(first_of_instance, instance, position)
+        first_of_row = np.append(True, row[1:] != row[:-1])
+        taken = first_of_row & (first_of_instance[instance] == position)
+        matched.append(row[taken])
+        gone = np.zeros(instance.max() + 1, dtype=bool)
+        gone[instance[taken]] = True
+        left = ~gone[instance] & ~np.isin(row, row[taken])
+        row, instance = row[left], instance[left]
+    return np.concatenate(matched) if matched else np.zeros(0, dtype=np.int64)
+
+
+def _interpolated_precision(ranks: np.ndarray, n_positives: int) -> float:
+    """Average precision over all recall points, from the ranks [k] (from 0) of the true positives."""
+    found = np.arange(1, len(ranks) + 1)
+    # Between two true positives precision only falls, so its envelope needs the true positives alone.
+    envelope = np.maximum.accumulate((found / (ranks + 1.0))[::-1])[::-1]
+    return float(np.sum(np.diff(found / n_positives, prepend=0.0) * envelope))

@@ -1,0 +1,140 @@
+"""The presets: sizes, windows, thresholds and training of each system on each kind of data."""
+
+from __future__ import annotations
+
+from .config import (
+    AnchorProposalConfig,
+    BCNetConfig,
+    BMNConfig,
+    Config,
+    DataConfig,
+    GTADConfig,
+    MapProposalConfig,
+    TrainConfig,
+)
+
+_THUMOS14, _ACTIVITYNET13 = DataConfig(), DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True)
+
+
+_SYNTHETIC = DataConfig(window_stride=48, stride=8.0)
+
+
+_BMN_NMS = {"sigma": 0.4, "iou_threshold": (0.5, 0.9), "window_top": 100, "top": 100, "max_snippets": None}
+
+
+_GTAD_NMS = {"sigma": 0.8, "window_top": 100, "top": 100, "max_snippets": None}
+
+
+_SYNTHETIC_SIZES = {"feature_dim": 32, "window": 96, "max_duration": 32}
+
+
+_SYNTHETIC_TRAINING = TrainConfig(
+    epochs=12, batch_size=16, shift_windows=True, learning_rate=2e-3, decay_every=9, weight_decay=0.0
+)
+
+
+# By system, then by data set.
+PRESETS: dict[str, dict[str, Config]] = {
+    "bcnet": {
+        "thumos14": Config("thumos14", BCNetConfig(), _THUMOS14, AnchorProposalConfig()),
+        # The paper gives T = 100, 16 frames a snippet and C = 400 (section 4.2); the public release has no ActivityNet
+        # code, so the Soft-NMS settings are those of BMN, which the paper follows, and anchors reach the whole video.
+        "activitynet13": Config(
+            "activitynet13",
+            BCNetConfig(feature_dim=400, window=100, max_duration=100),
+            _ACTIVITYNET13,
+            AnchorProposalConfig(**_BMN_NMS),
+        ),
+        "synthetic": Config(
+            "synthetic",
+            BCNetConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                width=64,
+                heads=2,
+                head_dim=32,
+                feedforward=128,
+                boundary_layers=3,
+                clip_channels=8,
+                bins=16,
+            ),
+            _SYNTHETIC,
+            AnchorProposalConfig(top=200, max_snippets=None),
+            _SYNTHETIC_TRAINING,
+        ),
+    },
+    "bmn": {
+        # The public release has no THUMOS14 code: the map and the training are those of OpenTAD, the map also that of
+        # mmaction2, with G-TAD's window.
+        "thumos14": Config(
+            "thumos14",
+            BMNConfig(feature_dim=2048, window=256, max_duration=64, map_layout="duration_start"),
+            _THUMOS14,
+            MapProposalConfig(window_top=200),
+            TrainConfig(epochs=8, decay_every=5),
+        ),
+        # The release counts an epoch before it begins: its 7th of 9, the first after every 7, is decayed already.
+        "activitynet13": Config(
+            "activitynet13",
+            BMNConfig(),
+            _ACTIVITYNET13,
+            MapProposalConfig(**_BMN_NMS),
+            TrainConfig(epochs=9, learning_rate=1e-3, decay_every=6),
+        ),
+        "synthetic": Config(
+            "synthetic",
+            BMNConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                sampled_channels=64,
+                map_channels=32,
+                bins=16,
+                map_layout="duration_start",
+            ),
+            _SYNTHETIC,
+            MapProposalConfig(top=200, max_snippets=None),
+            _SYNTHETIC_TRAINING,
+        ),
+    },
+    "gtad": {
+        "thumos14": Config(
+            "thumos14",
+            GTADConfig(),
+            _THUMOS14,
+            MapProposalConfig(window_top=200, top=200, boundary_scores=False),
+            TrainConfig(batch_size=8, learning_rate=4e-5, decay_every=5, gradient_clip=1.0),
+        ),
+        # The branch `anet` of the public release.
+        "activitynet13": Config(
+            "activitynet13",
+            GTADConfig(feature_dim=400, window=100, max_duration=100, inner_bins=32, context_bins=4, map_kernel=1),
+            _ACTIVITYNET13,
+            MapProposalConfig(**_GTAD_NMS, boundary_peaks=True, boundary_scores=False),
+            TrainConfig(learning_rate=4e-3, decay_every=5),
+        ),
+        "synthetic": Config(
+            "synthetic",
+            GTADConfig(
+                **_SYNTHETIC_SIZES,
+                base_channels=64,
+                block_channels=32,
+                block_groups=8,
+                sampled_channels=64,
+                map_channels=32,
+                inner_bins=8,
+                context_bins=8,
+            ),
+            _SYNTHETIC,
+            # Unlike in the presets of its release, with the probabilities of start and end as factors, as in the other
+            # two systems: a small map alone ranks worse.
+            MapProposalConfig(top=200, max_snippets=None),
+            _SYNTHETIC_TRAINING,
+        ),
+    },
+}
+
+
+PRESET_NAMES = tuple(PRESETS["bcnet"])
+
+
+DATA_SETS = ("thumos14", "activitynet13")  # the public ones, of which there are released weights and metrics

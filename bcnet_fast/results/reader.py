@@ -1,0 +1,110 @@
+"""Proposals and detections of many videos, and the submission files that hold them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..storage.files import parse_json, read_text
+
+
+@dataclass(frozen=True)
+class Results:
+    """Proposals or detections of many videos in columns, in file order.
+
+    `video` [N] and `label` [N] (None without labels) are int64 indices into the names; `segments` [N, 2] float64 are
+    seconds; `scores` [N] are float64.
+    """
+
+    video_names: tuple[str, ...]
+    video: np.ndarray
+    segments: np.ndarray
+    scores: np.ndarray
+    label_names: tuple[str, ...] = ()
+    label: np.ndarray | None = None
+
+    @staticmethod
+    def from_dict(results: Mapping[str, Any], source: str = "results") -> Results:
+        """Build from {video: list of {"segment": [start, end], "score", "label"} or array [n, 3] (start, end, score)}.
+
+        `label` is given for all entries or for none. InputError names `source`, the video and the entry that is no
+        such object, has a NaN or infinite number, or ends before it starts.
+        """
+        lists = {name: _entries(entries, name, source) for name, entries in results.items()}
+        video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists.values()])
+        flat = [entry for entries in lists.values() for entry in entries]
+        try:
+            segments = np.array([entry["segment"] for entry in flat], dtype=np.float64).reshape(len(flat), 2)
+            scores = np.array([entry["score"] for entry in flat], dtype=np.float64).reshape(len(flat))
+            usable = np.isfinite(segments).all(1) & np.isfinite(scores) & (segments[:, 0] <= segments[:, 1])
+        except (TypeError, KeyError, ValueError, OverflowError):
+            usable = np.array([_is_usable(entry) for entry in flat])
+        if not usable.all():
+            wrong = int(np.argmin(usable))
+            raise InputError(
+                f"{source}: video {list(lists)[video[wrong]]!r}: expected a finite score and a segment of two finite "
+                f"numbers in order, found {str(flat[wrong])[:120]}"
+            )
+        labelled = ["label" in entry for entry in flat]
+        if not any(labelled):
+            return Results(tuple(lists), video, segments, scores)
+        if not all(labelled):
+            name = list(lists)[video[labelled.index(False)]]
+            raise InputError(f"{source}: expected a label in every entry or in none, found video {name!r} without one")
+        codes: dict[str, int] = {}
+        label = np.array([codes.setdefault(str(entry["label"]), len(codes)) for entry in flat])
+        return Results(tuple(lists), video, segments, scores, tuple(codes), label)
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """The inverse of `from_dict`: the value of `results` in a submission file."""
+        results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.video_names}
+        columns = zip(self.video.tolist(), self.segments.tolist(), self.scores.tolist(), strict=True)
+        for position, (video, segment, score) in enumerate(columns):
+            entry = {"score": score, "segment": segment}
+            if self.label is not None:
+                entry["label"] = self.label_names[self.label[position]]
+            results[self.video_names[video]].append(entry)
+        return results
+
+
+def _entries(entries: Any, name: str, source: str) -> list[Any]:
+    if isinstance(entries, np.ndarray):
+        if entries.ndim != 2 or entries.shape[1] != 3:
+            raise InputError(f"{source}: video {name!r}: expected an array [n, 3], found {list(entries.shape)}")
+        return [{"segment": row[:2], "score": row[2]} for row in entries.tolist()]
+    if not isinstance(entries, list):
+        raise InputError(f"{source}: video {name!r}: expected a list of proposals, found {str(entries)[:80]}")
+    return entries
+
+
+def _is_usable(entry: Any) -> bool:
+    try:
+        start, end = (float(time) for time in entry["segment"])
+        return bool(np.isfinite([start, end, float(entry["score"])]).all()) and start <= end
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return False
+
+
+def read_results(path: str | os.PathLike) -> Results:
+    """Read a submission JSON, {"results": {video: [{"score", "segment", "label"}]}}, plain or gzip.
+
+    InputError: no such file, not this layout, no video, a video given twice, a wrong entry (`Results.from_dict`).
+    """
+    expected = 'proposals as JSON, {"results": {video: [{"score", "segment"}]}}'
+    text = read_text(path, expected)
+    content = parse_json(text, path, expected, unique_keys=False)
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
+        found = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: expected {expected}, found {found}")
+    if not content["results"]:
+        raise InputError(f"{path}: expected {expected}, found no video in it")
+    results = Results.from_dict(content["results"], str(path))
+    if text.count('"segment"') != len(results.scores):
+        # Most likely a video that is there twice, of which JSON keeps the last: this says which.
+        parse_json(text, path, expected)
+    return results

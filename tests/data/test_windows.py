@@ -1,0 +1,163 @@
+"""Windows, rescaling, and where snippets lie in time."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from bcnet_fast.data.annotations import VideoAnnotation, read_annotations
+from bcnet_fast.data.timing import SnippetTime, TimeFlags, TimeResolver
+from bcnet_fast.data.windows import cut, rescale, window_starts
+from bcnet_fast.errors import InputError
+from bcnet_fast.presets import PRESETS
+
+THUMOS, ACTIVITYNET = PRESETS["bcnet"]["thumos14"], PRESETS["bcnet"]["activitynet13"]
+
+
+def test_window_starts_equal_the_public_release(golden):
+    cases = json.loads((golden / "windows_inference.json").read_text())
+    assert len(cases) == 24
+    for frames, case in cases.items():
+        snippets = len(range(0, int(frames), 5))
+        assert snippets == case["snippets"]
+        assert window_starts(snippets, 256, 128, keep_tail=False) == case["starts"], frames
+
+
+@pytest.mark.parametrize("window", [1, 7, 100])
+def test_default_windows_leave_no_snippet_out(window):
+    for snippets in range(1, 5 * window + 3):
+        starts = window_starts(snippets, window, max(1, window // 2), keep_tail=True)
+        covered = {t for start in starts for t in range(start, start + window)}
+        assert covered >= set(range(snippets))
+        assert starts == sorted(set(starts)) and starts[0] == 0
+        assert len(starts) == 1 or starts[-1] + window <= snippets
+
+
+def test_cut_copies_snippets_and_pads_with_zeros(rng):
+    features = rng.standard_normal((11, 3)).astype(np.float32)
+    windows = cut(features, [0, 4, 8], 6)
+    assert windows.shape == (3, 3, 6) and windows.dtype == np.float32 and windows.flags.c_contiguous
+    for window, start in zip(windows, [0, 4, 8], strict=True):
+        part = features[start : start + 6]
+        np.testing.assert_array_equal(window[:, : len(part)], part.T)
+        assert not window[:, len(part) :].any()
+
+
+def test_rescale_is_linear_between_cell_centres(rng):
+    features = rng.standard_normal((37, 4)).astype(np.float32)
+    np.testing.assert_array_equal(rescale(features, 37), features.T)
+    for snippets in (1, 5, 36, 100, 333):
+        positions = (np.arange(snippets) + 0.5) * 37 / snippets - 0.5
+        expected = [np.interp(positions, np.arange(37), channel) for channel in features.T]
+        result = rescale(features, snippets)
+        assert result.dtype == np.float32 and result.shape == (4, snippets)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("time", "boundary", "seconds"),
+    [
+        (SnippetTime(5, 0, 30, None), 6, 1.0),  # two-stream THUMOS14
+        (SnippetTime(4, 8, 25, None), 3, 0.8),  # ActionFormer's I3D
+        (SnippetTime(16, 8, 15, 100.0), 0, 8 / 15),  # TSP
+        (SnippetTime(16, 0, None, 124.23, rescaled=100), 50, 62.115),  # ActivityNet
+    ],
+)
+def test_seconds_of_the_public_layouts(time, boundary, seconds):
+    assert time.seconds(boundary) == pytest.approx(seconds, rel=1e-12)
+    np.testing.assert_allclose(time.seconds(np.array([boundary, boundary])), [seconds, seconds])
+
+
+def _resolver(config=THUMOS, *, every=1, row_stride=None, flags=None, **row) -> TimeResolver:
+    return TimeResolver(config, flags, {"a": VideoAnnotation("a", **row)}, every=every, row_stride=row_stride)
+
+
+def test_flags_go_before_the_table_and_the_table_before_the_preset():
+    row = {"fps": 25.0, "feature_stride": 8.0, "feature_offset": 4.0, "duration": 10.0}
+    assert _resolver(**row).resolve("a", 9) == SnippetTime(8.0, 4.0, 25.0, 10.0)
+    flags = TimeFlags(fps=30.0, stride=2.0, offset=1.0, duration=20.0)
+    assert _resolver(flags=flags, **row).resolve("a", 9) == SnippetTime(2.0, 1.0, 30.0, 20.0)
+    assert _resolver(flags=TimeFlags(offset=0.0), **row).resolve("a", 9) == SnippetTime(8.0, 0.0, 25.0, 10.0)
+    assert _resolver(fps=25.0).resolve("a", 9) == SnippetTime(5.0, 0.0, 25.0, None)
+    assert _resolver(flags=flags).resolve("not in the table", 9) == SnippetTime(2.0, 1.0, 30.0, 20.0)
+
+
+def test_stride_counts_rows_of_the_file_and_every_multiplies_it():
+    assert _resolver(fps=30.0, every=5, row_stride=1.0).resolve("a", 9).stride == 5.0
+    assert _resolver(fps=30.0, every=4, row_stride=1.0).resolve("a", 9).stride == 4.0
+    assert _resolver(fps=30.0, every=2, feature_stride=8.0).resolve("a", 9).stride == 16.0
+    assert _resolver(fps=30.0, every=2, flags=TimeFlags(stride=3.0)).resolve("a", 9).stride == 6.0
+    with pytest.raises(InputError, match=r"video 'a': expected the video frames between rows.*give --stride"):
+        _resolver(fps=30.0, every=2).resolve("a", 9)
+
+
+def test_fps_and_duration_follow_from_frames():
+    assert _resolver(frames=250, duration=10.0).resolve("a", 9).fps == 25.0
+    assert _resolver(frames=250, flags=TimeFlags(duration=5.0)).resolve("a", 9).fps == 50.0
+    assert _resolver(frames=250, fps=25.0).resolve("a", 9).duration == 10.0
+    for row in ({}, {"frames": 250}, {"duration": 10.0}):
+        with pytest.raises(InputError, match="video 'a': expected its frames per second, found none; give --fps"):
+            _resolver(**row).resolve("a", 9)
+
+
+def test_rescaled_videos_need_a_duration():
+    assert _resolver(ACTIVITYNET, duration=50.0).resolve("a", 100).seconds(10) == 5.0
+    assert _resolver(ACTIVITYNET, frames=1500, fps=30.0).resolve("a", 100).duration == 50.0
+    # 90 rows of 16 frames: they were not rescaled before, so they tell how long the video is.
+    assert _resolver(ACTIVITYNET, fps=30.0).resolve("a", 90).duration == 48.0
+    assert _resolver(ACTIVITYNET, fps=30.0, flags=TimeFlags(stride=15.0)).resolve("a", 100).duration == 50.0
+    with pytest.raises(InputError, match="video 'a': expected its duration in seconds, found none; give --duration"):
+        _resolver(ACTIVITYNET).resolve("a", 90)
+    with pytest.raises(InputError, match="100 rows that may have been rescaled already; give --duration"):
+        _resolver(ACTIVITYNET, fps=30.0).resolve("a", 100)
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ({"fps": 0.0}, "--fps: expected a positive number, found 0.0"),
+        ({"stride": -1.0}, "--stride: expected a positive number, found -1.0"),
+        ({"duration": float("nan")}, "--duration: expected a positive number, found nan"),
+        ({"offset": float("inf")}, "--offset: expected a finite number, found inf"),
+    ],
+)
+def test_flags_out_of_range_are_refused(flags, found):
+    with pytest.raises(InputError, match=re.escape(found)):
+        TimeFlags(**flags)
+
+
+def test_table_is_matched_by_the_ids_as_they_are():
+    resolver = TimeResolver(THUMOS, None, {"v_a": VideoAnnotation("v_a"), "b": VideoAnnotation("b")})
+    assert resolver.matched(["a", "b", "c"]) == ["b"]
+    resolver.require_match(["a", "b"], "folder", "times.csv")
+    with pytest.raises(InputError) as caught:
+        resolver.require_match(["a"], "folder", "times.csv")
+    assert str(caught.value) == (
+        "times.csv: expected some of the 1 videos of folder, such as 'a', found 2 others, such as 'v_a'; "
+        "they agree without the prefix v_, which --preset activitynet13 drops"
+    )
+    with pytest.raises(InputError, match=r"such as 'z', found 2 others, such as 'v_a'$"):
+        resolver.require_match(["z"], "folder", "times.csv")
+    TimeResolver(THUMOS).require_match(["z"], "folder", "no table")
+
+
+def test_times_come_from_a_small_csv(tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text("video,fps,stride,offset\na,25,4,8\nb,,2,\n")
+    resolver = TimeResolver(THUMOS, TimeFlags(fps=30.0), read_annotations(path))
+    assert resolver.resolve("b", 9) == SnippetTime(2.0, 0.0, 30.0, None)
+    resolver = TimeResolver(THUMOS, None, read_annotations(path))
+    assert resolver.resolve("a", 9) == SnippetTime(4.0, 8.0, 25.0, None)
+
+
+def test_real_features_last_as_long_as_their_annotation_says(shared):
+    for folder, name in (("salads50", "annotations_knife.json"), ("video_lite0", "annotations.json")):
+        table = read_annotations(shared / "data" / folder / name)
+        resolver = TimeResolver(THUMOS, None, table)
+        for path in sorted((shared / "data" / folder / "features").glob("*.npy")):
+            rows = len(np.load(path, mmap_mode="r"))
+            time = resolver.resolve(path.stem, rows)
+            assert time.seconds(rows) == pytest.approx(time.duration, abs=0.2), path
