@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import memory_mib
+from support.timing import memory_mib
 from torch import Tensor
 
 from .context import Context, Skip

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import roofline
 import torch
-from soft_nms import clustered, dense
+from support.soft_nms_cases import clustered, dense
 from torch import Tensor
 
 from bcnet_fast import ops
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
+from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.ops import backends, native
 from bcnet_fast.ops.precision import gpu_products
-from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, bmn_intervals, gtad_regions, interpolated_plan
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 
 from .context import Context
 from .measuring import (

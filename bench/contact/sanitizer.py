@@ -18,7 +18,8 @@ import torch
 
 from bcnet_fast import ops
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
-from bcnet_fast.ops.sampling_plan import aligned_plan, gtad_regions, interpolated_plan
+from bcnet_fast.geometry.proposal_map import gtad_regions
+from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
 from contact.context import Context, Skip
 from contact.machine import sanitizer_path
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import roofline
 import torch
-from network_floor import network_work
+from support.floors import network_work
 
 from bcnet_fast.config import Config
 from bcnet_fast.inference import Model
@@ -17,7 +17,7 @@ from bcnet_fast.networks.reference.layers import shapes_only
 
 from .context import Context
 from .engine import require_graph
-from .measuring import DTYPES, milliseconds, precisions, predicted_ms, published
+from .measuring import DTYPES, milliseconds, precisions, predicted_ms
 from .networks import NAMES, config_of, features_of, load
 
 WITHOUT_EFFECT = ("matched_anchors", "folded_norm", "strassen")  # by the engine's own choice on a GPU
@@ -55,7 +55,7 @@ def _rates(context: Context) -> None:
     """What the device itself does, beside what its vendor says."""
     if context.device == "cpu":
         return
-    rates = published(torch.cuda.get_device_name())
+    rates = roofline.known_gpu(torch.cuda.get_device_name())
     context.fact("published rates", f"{rates}" if rates else f"none known for {torch.cuda.get_device_name()}")
     from bcnet_fast.ops.precision import gpu_products
 

@@ -17,7 +17,6 @@ from training import batch, compare
 
 import bcnet_fast
 from bcnet_fast import profiling, train
-from bcnet_fast.config import PRESETS
 from bcnet_fast.data.annotations import VideoAnnotation
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticConfig, SyntheticVideo, make_videos, write_dataset
@@ -25,6 +24,7 @@ from bcnet_fast.data.timing import TimeResolver
 from bcnet_fast.evaluation import average_recall
 from bcnet_fast.inference import Failure, predict
 from bcnet_fast.ops.precision import gpu_products
+from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.training.trainer import Trainer
 
@@ -158,7 +158,7 @@ def training_steps(context: Context) -> None:
 def _five_steps(context: Context, system: str, preset: str, precision: str) -> None:
     config = PRESETS[system][preset].override({"train": {"precision": precision}}, "first contact")
     device = torch.device(context.device, 0) if context.device == "cuda" else torch.device("cpu")
-    trainer = Trainer(config, DEFAULT, device)
+    trainer = Trainer(config, DEFAULT.losses, device)
     features, targets, _ = batch(config.model, context.device)
     cells = targets.anchor_action if hasattr(targets, "anchor_action") else targets.action
     draws = torch.rand(2, len(features), *cells.shape[1:], generator=torch.Generator().manual_seed(0)).to(device)

@@ -13,9 +13,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 from contact.runner import Run
 from contact.steps import STEPS, Step
 

@@ -1,19 +1,15 @@
-"""What the first contact does on a GPU, on a CPU that passes for one (fake_cuda.py)."""
+"""What the first contact does on a GPU, on a CPU that passes for one (helpers/fake_cuda.py)."""
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 
 import pytest
 from conftest import ROOT, needs_triton
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 from contact.runner import Run
 from contact.steps import STEPS
 
-FAKE = ROOT / "tests" / "fake_cuda.py"
+FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
 FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
 # Processes of their own, a second device and compilers are not faked.
 NOT_FAKED = ("sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
@@ -37,9 +33,8 @@ def test_steps_run_on_a_device_that_passes_for_a_gpu(tmp_path, names):
         if step.name in names
     ]
     results = {result.step: result for result in Run(steps, tmp_path, "cpu", 3000.0).all()}
-    assert {name: (result.status, result.reason) for name, result in results.items()} == dict.fromkeys(
-        names, ("ok", "")
-    )
+    endings = {name: (result.status, result.reason) for name, result in results.items()}
+    assert endings == dict.fromkeys(names, ("ok", ""))
     if names == FIRST:
         assert results["environment"].facts["device"].startswith("NVIDIA H100")
         assert {row["precision"] for row in results["engine_graphs"].rows} == {"fp32", "tf32", "fp16", "bf16"}
