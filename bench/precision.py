@@ -12,7 +12,6 @@ tIoU 0.5:0.05:0.95 in percent, and how much they differ from those of float64, i
 from __future__ import annotations
 
 import dataclasses
-import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -20,28 +19,28 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from support import seeded
+from support.environment import environment
+from support.tables import print_table
+
+from bcnet_fast import convert
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.data.annotations import Instance
+from bcnet_fast.data.features import open_features
+from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.data.timing import TimeResolver
+from bcnet_fast.data.windows import cut
+from bcnet_fast.evaluation import Results, average_recall, mean_average_precision
+from bcnet_fast.inference.model import PRECISIONS, Model, load
+from bcnet_fast.inference.predict import predict
+from bcnet_fast.networks.outputs import BCNetOutput
+from bcnet_fast.proposals import ProposalGenerator
+from bcnet_fast.protocols import DEFAULT
+from bcnet_fast.storage.files import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import numpy as np  # noqa: E402
-import seeded  # noqa: E402
-import torch  # noqa: E402
-from common import environment, print_table  # noqa: E402
-
-from bcnet_fast import convert  # noqa: E402
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.data.annotations import Instance  # noqa: E402
-from bcnet_fast.data.features import open_features  # noqa: E402
-from bcnet_fast.data.synthetic import make_videos, write_dataset  # noqa: E402
-from bcnet_fast.data.timing import TimeResolver  # noqa: E402
-from bcnet_fast.data.windows import cut  # noqa: E402
-from bcnet_fast.evaluation import Results, average_recall, mean_average_precision  # noqa: E402
-from bcnet_fast.inference.model import PRECISIONS, Model, load  # noqa: E402
-from bcnet_fast.inference.predict import predict  # noqa: E402
-from bcnet_fast.networks.outputs import BCNetOutput  # noqa: E402
-from bcnet_fast.proposals import ProposalGenerator  # noqa: E402
-from bcnet_fast.protocols import DEFAULT  # noqa: E402
-from bcnet_fast.storage.files import write_json  # noqa: E402
 
 EXACT = "fp64"
 TIOU = np.linspace(0.5, 0.95, 10)
