@@ -221,6 +221,21 @@ def operators(found: dict[str, Any]) -> str:
     return table(header, lines)
 
 
+def floors(found: dict[str, Any]) -> str:
+    """Shares of the least time that the processor allows, of those operators and shapes that have one."""
+    header = ["operator", "shape", "a call, ms", "of the floor", "kernel, ms", "of the floor"]
+    lines = []
+    for row in found["rows"]:
+        if row["variant"] != OURS or row["floor_percent"] is None:
+            continue
+        share, of_kernel = row["floor_percent"], row["kernel_floor_percent"]
+        kernel = [number(row["kernel_ms"]), "" if of_kernel is None else f"{of_kernel:.0f} %"]
+        backward = " with backward" if "backward" in row["mode"] else ""
+        call = [number(row["median_ms"]), f"{share:.0f} %"]
+        lines.append([f"`{row['operator']}`{backward}", row["shape"], *call, *kernel])
+    return table(header, lines)
+
+
 def layers(found: dict[str, Any]) -> str:
     lines = []
     for (layer, mode), rows in groups(found, "layer", "mode").items():
@@ -297,6 +312,22 @@ def compiled() -> str:
     return table(["GPU generation", "kernel variants compiled", "with register spills", "most registers"], lines)
 
 
+def predicted_floors() -> str:
+    """Bounds from datasheets: nothing here was timed."""
+    with open(RESULTS / "roofline_gpus.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    devices = list(dict.fromkeys(row["GPU"] for row in rows))
+    by_shape: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        by_shape.setdefault((row["operator"].strip(), row["shape"]), {})[row["GPU"]] = row["predicted floor fp16 us"]
+    lines = [
+        [name, shape, *(number(float(of_shape[device])) for device in devices)]
+        for (name, shape), of_shape in by_shape.items()
+        if name != "the same, dense form"
+    ]
+    return table(["predicted floor, fp16, µs", "shape", *devices], lines)
+
+
 def paper_table(name: str, systems: Sequence[str]) -> str:
     found = json.loads((RESULTS / f"ablations_{name}.json").read_text(encoding="utf-8"))["seeds"]
     columns = list(next(iter(found.values()))[0])
@@ -324,7 +355,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": lambda: each_machine("training", training),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "soft-nms": soft_nms,
+    "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
+    "predicted-floors": predicted_floors,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
