@@ -27,6 +27,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->)", re.DOTALL)
 
 OURS = "bcnet_fast"
+SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 NAMES = {
     "reference": "PyTorch, eager",
     "torch.compile": "torch.compile",
@@ -86,7 +87,7 @@ def with_ratio(row: dict[str, Any], base: dict[str, Any], step: str) -> str:
     value, reference = median(row, step), median(base, step)
     if value is None or reference is None:
         return ""
-    ratio = f" ({times(reference / value)})" if row["variant"].startswith(OURS) else ""
+    ratio = f"{SPACE}({times(reference / value)})" if row["variant"].startswith(OURS) else ""
     return f"{number(value)}{ratio}"
 
 
@@ -167,7 +168,7 @@ def rewrites(found: dict[str, Any]) -> str:
     for kind in kinds:
         cells = [(one.get(kind), one["all"]) for one in by_network.values()]
         label = {"all": "all rewrites", "none": "no rewrite"}.get(kind, kind)
-        ratios = [f"{number(ms)} ({ms / best:.2f}x)" if ms is not None else "" for ms, best in cells]
+        ratios = [f"{number(ms)}{SPACE}({ms / best:.2f}x)" if ms is not None else "" for ms, best in cells]
         lines.append([label, *ratios])
     return table(["milliseconds", *by_network], lines)
 
