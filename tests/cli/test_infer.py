@@ -19,10 +19,11 @@ from test_reference import SMALL
 from bcnet_fast import infer
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.inference.run import resolve_config, run_settings
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.subtitles import write_subtitles
-from bcnet_fast.results.writer import ResultWriter, entries
+from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
 LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
@@ -65,8 +66,17 @@ def features(tmp_path, rng) -> Path:
 
 def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
     output = output or features.parent / "out.json"
+    return infer.main(flags(checkpoint, features, *more, output=output)), output
+
+
+def flags(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> list[str]:
+    output = output or features.parent / "out.json"
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--fps", 25, *more]
-    return infer.main([str(argument) for argument in arguments]), output
+    return [str(argument) for argument in arguments]
+
+
+def columns(proposals: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p["segment"] for p in proposals]).reshape(-1, 2), np.array([p["score"] for p in proposals])
 
 
 def results_of(path: Path) -> dict[str, list]:
@@ -199,8 +209,8 @@ def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsy
 def test_a_run_of_another_system_or_protocol_is_not_resumed(features):
     def settings(*more: str) -> dict:
         flags = ["--features", str(features), "--output", "x.json", "--preset", "thumos14", *more]
-        args = infer.build_parser().parse_args(flags)
-        return infer.run_settings(args, infer.resolve_config(args))
+        options = infer.parse(flags)
+        return run_settings(options, resolve_config(options))
 
     runs = [settings(), settings("--model", "bmn"), settings("--model", "gtad"), settings("--protocol", "release")]
     assert all(one != other for place, one in enumerate(runs) for other in runs[:place])
@@ -211,17 +221,12 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     expected = run(checkpoint, features)[1].read_bytes()
     output = features.parent / "out.json"
     output.unlink()
-    infer_settings = []
-    original = infer.run_settings
-    infer.run_settings = lambda *a: infer_settings.append(original(*a)) or infer_settings[-1]
-    try:
-        run(checkpoint, features)
-    finally:
-        infer.run_settings = original
+    run(checkpoint, features)
     finished = results_of(output)
     output.unlink()
-    writer = ResultWriter(output, infer_settings[0])
-    writer.add("c", finished["c"])
+    options = infer.parse(flags(checkpoint, features))
+    writer = ResultWriter(output, run_settings(options, CONFIG))
+    writer.add("c", *columns(finished["c"]))
     writer.close()
     # What a crash in the middle of a line leaves behind:
     with open(writer.partial, "ab") as file:
@@ -236,7 +241,7 @@ def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, feature
     writer = ResultWriter(output, {"protocol": "release"})
     with pytest.raises(InputError, match=r"out.json.partial: expected to write it alone, found another run"):
         run(checkpoint, features)
-    writer.add("c", [])
+    writer.add("c", *columns([]))
     writer.close()
     with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
         run(checkpoint, features, "--resume")
@@ -257,10 +262,10 @@ def test_changed_times_are_other_settings(checkpoint, features):
     table = features.parent / "times.csv"
     table.write_text("video,fps\na,25\nb,25\n")
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
-    args = infer.build_parser().parse_args([str(a) for a in [*arguments, "--times", table]])
-    before = infer.run_settings(args, CONFIG)
+    options = infer.parse([str(a) for a in [*arguments, "--times", table]])
+    before = run_settings(options, CONFIG)
     table.write_text("video,fps\na,50\nb,25\n")
-    assert infer.run_settings(args, CONFIG) != before
+    assert run_settings(options, CONFIG) != before
 
 
 def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features, capsys):
@@ -325,8 +330,8 @@ def test_pictures_and_subtitles(checkpoint, features):
 
 
 def test_subtitles_follow_the_format(tmp_path):
-    proposals = entries(np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5]), ["run", "jump"])
-    write_subtitles(tmp_path / "x.srt", proposals)
+    segments, scores = np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5])
+    write_subtitles(tmp_path / "x.srt", segments, scores, ["run", "jump"])
     assert (tmp_path / "x.srt").read_text() == (
         "1\n00:00:00,250 --> 00:00:02,000\n#2 jump 0.500\n\n2\n01:01:01,000 --> 01:01:02,500\n#1 run 0.900\n\n"
     )

@@ -241,7 +241,7 @@ def test_the_systems_of_a_data_set_read_features_alike():
         (["nowhere"], "error: nowhere: expected a folder or file of features, found nothing there"),
         ([".", "--feature-dim", "0"], "error: feature width: expected 1 channel or more, found 0"),
         (["x", "--fps", "0"], "error: --fps: expected a positive number, found 0.0"),
-        (["x", "--videos", "0"], "error: --videos: expected 1 or more, found 0"),
+        (["x", "--videos", "0"], "error: --videos: expected at least 1, found 0"),
         (["x", "--workers", "-1"], "error: --workers: expected 0 or more, found -1"),
         (["x", "--times", "gone.csv"], "error: gone.csv: expected"),
     ],

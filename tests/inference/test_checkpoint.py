@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from test_reference import SMALL, SWITCHES, ablated
 
 import bcnet_fast
-from bcnet_fast import convert
 from bcnet_fast.config import AnchorProposalConfig, Config
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.networks import releases
 from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.presets import PRESETS
@@ -252,7 +252,7 @@ def release(tmp_path):
 
 def test_conversion_keeps_every_weight_and_drops_the_unused_embedding(release):
     network, paths = release
-    state = convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
+    state = releases.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
     assert state.keys() == network.state_dict().keys()
     assert all(torch.equal(state[name], value) for name, value in network.state_dict().items())
 
@@ -270,7 +270,7 @@ def test_conversion_lists_every_key_that_does_not_fit(release):
         r"misshaped: bpm_base.0.bias \(expected \[16\], found \[3\]\)"
     )
     with pytest.raises(InputError, match=expected):
-        convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
+        releases.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
 
 
 class Payload:
@@ -290,7 +290,7 @@ class Payload:
 def test_a_foreign_release_file_is_refused(release, content, message):
     torch.save(content, release[1]["bpm"])
     with pytest.raises(InputError, match=message):
-        convert.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
+        releases.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
 
 
 def test_a_number_for_a_table_is_misshaped_and_torch_warnings_are_not_shown(release, recwarn):
@@ -299,14 +299,14 @@ def test_a_number_for_a_table_is_misshaped_and_torch_warnings_are_not_shown(rele
     content["state_dict"][f"module.{table}"] = torch.tensor(1.0)
     torch.save(content, release[1]["bpm"], pickle_protocol=3)
     with pytest.raises(InputError, match=rf"misshaped: {table} \(expected .*, found \[\]\)"):
-        convert.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
+        releases.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
     assert not recwarn.list
 
 
 def test_swapped_and_truncated_release_files_are_named(release):
     _, paths = release
     with pytest.raises(InputError, match="expected the BPM network, found the other one; swap --bpm and --abi"):
-        convert.convert_bcnet(paths["abi"], paths["bpm"], CONFIG)
+        releases.convert_bcnet(paths["abi"], paths["bpm"], CONFIG)
     paths["abi"].write_bytes(paths["abi"].read_bytes()[:1000])
     with pytest.raises(InputError, match=r"abi\.pth\.tar: expected a PyTorch file"):
-        convert.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
+        releases.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)

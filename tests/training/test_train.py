@@ -31,7 +31,10 @@ from bcnet_fast.evaluation import read_results
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.storage.checkpoint import read_config, read_training_state, save_training_state
+from bcnet_fast.training import options as training_options
+from bcnet_fast.training import subsets
 from bcnet_fast.training.dataset import TrainingWindows
+from bcnet_fast.training.options import fitted_epochs, resolve_config
 from bcnet_fast.training.trainer import Trainer
 
 # Few channels with a strong signal, and instances of up to 16 snippets.
@@ -154,13 +157,12 @@ def test_the_mean_of_the_weights(data):
 
 
 def make_trainer(data: Path, *settings: str, model: str = "bcnet") -> tuple[Trainer, TrainingWindows]:
-    args = train.build_parser().parse_args(arguments(data, Path("unused"), model=model, settings=settings))
-    config = train.resolve_config(args)
-    archive = open_features(args.features, feature_dim=8)
-    subsets = train.read_subsets(
-        args, config, archive, train.select_annotations(args, config), DEFAULT.windows, quiet=True
-    )
-    windows = TrainingWindows(archive, subsets[0].videos, config, DEFAULT)
+    options = train.parse(arguments(data, Path("unused"), model=model, settings=settings))
+    config = resolve_config(options)
+    archive = open_features(options.features, feature_dim=8)
+    chosen = subsets.select_annotations(options, config)
+    training, *_ = subsets.read_subsets(options, config, archive, chosen, DEFAULT.windows, quiet=True)
+    windows = TrainingWindows(archive, training.videos, config, DEFAULT)
     return Trainer(config, DEFAULT.losses, torch.device("cpu")), windows
 
 
@@ -267,7 +269,7 @@ def test_features_in_one_file_and_read_by_workers_train_the_same(data, tmp_path,
     with h5py.File(tmp_path / "features.h5", "w") as file:
         for path in (data / "features").iterdir():
             file[path.stem] = np.load(path)
-    monkeypatch.setattr(train, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(subsets, "KEPT_BYTES", 0)
     flags = arguments(data, tmp_path / "file", "--workers", 2, settings=settings)
     flags[flags.index(str(data / "features"))] = str(tmp_path / "features.h5")
     train.main(flags)
@@ -301,7 +303,7 @@ def test_settings_come_from_preset_then_fit_then_file_then_flags(tmp_path, data)
     file.write_text("[model]\nwindow = 64\nmax_duration = 24\n[train]\nepochs = 5\nseed = 7\nema = 0\n")
     flags = ["--preset", "synthetic", "--config", str(file), "--set", "train.epochs=6", "data.stride=2"]
     flags += ["--set", "proposals.max_snippets=null", "proposals.iou_threshold=[0.1,0.2]"]
-    config = train.resolve_config(train.build_parser().parse_args(flags), {"model": {"feature_dim": 9, "window": 77}})
+    config = resolve_config(train.parse(flags), {"model": {"feature_dim": 9, "window": 77}})
     preset = PRESETS["bcnet"]["synthetic"]
     assert (config.model.feature_dim, config.model.window, config.model.max_duration) == (9, 64, 24)
     assert (config.train.epochs, config.train.seed, config.train.ema) == (6, 7, 0.0)
@@ -350,12 +352,12 @@ def test_a_width_that_the_data_does_not_tell_is_stated_beside_fit(data, tmp_path
     ],
 )
 def test_a_small_data_set_gets_enough_epochs_for_150_steps(epochs, batch, windows, fitted):
-    assert train.fitted_epochs(TrainConfig(epochs=epochs), batch, windows) == fitted
+    assert fitted_epochs(TrainConfig(epochs=epochs), batch, windows) == fitted
 
 
 def test_a_fitted_training_has_its_epochs_and_may_be_prolonged(data, tmp_path, monkeypatch):
     """What is fitted is the same whatever --set says, so that --resume may ask for more epochs."""
-    monkeypatch.setattr(train, "_FEWEST_STEPS", 14)
+    monkeypatch.setattr(training_options, "FEWEST_STEPS", 14)
     flags = arguments(data, tmp_path, "--fit", model="bmn")
     flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.batch_size=64"]
     assert train.main(flags) == 0
@@ -373,7 +375,7 @@ def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_
     }
     database["c"]["annotations"] *= 2
     (tmp_path / "real.json").write_text(json.dumps({"database": database}))
-    monkeypatch.setattr(train, "_SYNTHETIC_VIDEOS", {"training": 6, "validation": 2})
+    monkeypatch.setattr(subsets, "SYNTHETIC_VIDEOS", {"training": 6, "validation": 2})
     flags = ["--preset", "synthetic", "--annotations", tmp_path / "real.json", "--train-subset", "test"]
     flags += ["--output", tmp_path / "out", "--device", "cpu", "--set", "train.epochs=1"]
     assert train.main([str(flag) for flag in flags]) == 0

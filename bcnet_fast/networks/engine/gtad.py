@@ -35,8 +35,11 @@ class GTADEngine:
     def __init__(
         self, config: GTADConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
     ) -> None:
-        """`state` maps the parameter names of `reference.gtad.GTAD` to tensors, and is not needed afterwards."""
-        self.config, self.kernels, self.rewrites = config, kernels, rewrites
+        """`state` maps the parameter names of `reference.gtad.GTAD` to tensors, and is not needed afterwards.
+
+        The graph is built from distances with the arithmetic of the `careful` kernels.
+        """
+        self.config, self.kernels, self.careful, self.rewrites = config, kernels, careful, rewrites
         name, groups = "backbone1.0", config.feature_dim // state["backbone1.0.weight"].shape[1]
         self.stem = kernels.convolution_weight(state[f"{name}.weight"], state[f"{name}.bias"], groups)
         self.first, self.second = self._block(state, "backbone1.2"), self._block(state, "backbone2.0")
@@ -93,18 +96,26 @@ class GTADEngine:
         largest = kernels.tensor(edges).unflatten(-2, graph.shape[-2:]).amax(dim=-2)
         return kernels.sequence((largest + kernels.tensor(along)).relu_())
 
+    def _nearest(self, x: Any) -> Tensor:
+        """The graph [..., T, K] of a sequence [..., T, C].
+
+        Distances are differences of larger numbers. In TF32 they would be as rough as in 16 bits.
+        """
+        with self.careful.arithmetic():
+            return nearest(self.kernels.tensor(x).mT, self.config.neighbours)
+
     def __call__(self, features: Tensor) -> MapOutput:
         """features as the kernels take them, one window or a batch -> scores; all cells are computed."""
-        kernels, count = self.kernels, self.config.neighbours
+        kernels = self.kernels
         with stage("sequence"):
             stem = kernels.convolution(kernels.features(features), self.stem, slot="stem")
-            base = self._apply(stem, self.first, nearest(kernels.tensor(stem).mT, count))
-            graph = nearest(kernels.tensor(base).mT, count)
+            base = self._apply(stem, self.first, self._nearest(stem))
+            graph = self._nearest(base)
             start, end = (
                 kernels.linear(self._apply(base, block, graph), weight, bias=bias, slot=f"boundary{i}")
                 for i, (block, (weight, bias)) in enumerate(self.boundaries)
             )
             sequence = self._apply(base, self.second, graph)
-            tensor = kernels.tensor(sequence)
-            context = kernels.sequence(neighbours(tensor, nearest(tensor.mT, count), dim=-2).mean(dim=-2))
+            near = neighbours(kernels.tensor(sequence), self._nearest(sequence), dim=-2)
+            context = kernels.sequence(near.mean(dim=-2))
         return self.map(start, end, [sequence, context])
