@@ -38,11 +38,7 @@ def main() -> None:
             print(f"{found.video}, {found.duration:.1f} s, {len(found.scores)} proposals; the best three:")
             for (start, end), score in list(zip(found.segments, found.scores, strict=True))[:3]:
                 print(f"  {start:7.2f} s to {end:7.2f} s, confidence {score:.4f}")
-            best = [
-                {"segment": segment, "score": score}
-                for segment, score in zip(found.segments[:10].tolist(), found.scores[:10].tolist(), strict=True)
-            ]
-            write_subtitles(Path(folder) / f"{found.video}.srt", best)
+            write_subtitles(Path(folder) / f"{found.video}.srt", found.segments[:10], found.scores[:10])
 
 
 if __name__ == "__main__":
