@@ -10,7 +10,7 @@ import torch
 from support.floors import network_work
 
 from bcnet_fast.config import Config
-from bcnet_fast.inference.predict import Model
+from bcnet_fast.inference import Model
 from bcnet_fast.networks.engine import REWRITES, Rewrites
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.layers import shapes_only
