@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...ops import native as _native
+from ...ops.anchor_groups import anchor_groups
 from ...ops.sampling_plan import SamplingPlan
 from .map_cells import MapCells
 from .native_map import NativeMap, _columns_at_a_time
@@ -26,7 +27,6 @@ EPS = 1e-5  # of every LayerNorm
 LINE = 16  # elements, a cache line of float32
 # What sampling and projecting read of a plan; gradients need more.
 BIN_LISTS = ("first", "offsets", "weights")
-GROUP_LISTS = ("order", "step", "group_offsets", "group_rows", "group_weights")
 # Inputs and outputs from which Strassen's algorithm is worth its sums.
 STRASSEN_FROM = 256
 
@@ -118,8 +118,9 @@ class NativeKernels:
     def plan(self, plan: SamplingPlan, samples: bool = True, projects: bool = True) -> dict[str, Any]:
         """What sampling, projecting or both need of a plan."""
         plan = plan.to(dtype=self.accumulated)
-        names = (*(BIN_LISTS if samples else ()), *(GROUP_LISTS if projects else ()))
-        arrays = {name: getattr(plan, name).numpy() for name in names}
+        arrays: dict[str, Any] = {name: getattr(plan, name).numpy() for name in (BIN_LISTS if samples else ())}
+        if projects:
+            arrays["groups"] = anchor_groups(plan)
         sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
         return arrays | {"anchors": plan.anchors, "sources": sources}
 
@@ -290,9 +291,8 @@ class NativeKernels:
         return out
 
     def _project(self, x: np.ndarray, plan: dict, weight: Any, out: np.ndarray, **options: Any) -> None:
-        groups = [plan[name] for name in GROUP_LISTS]
         options["threads"] = torch.get_num_threads()
-        _native.module.project_anchors(x, plan["sources"], weight, *groups, out, **options)
+        _native.module.project_anchors(x, plan["sources"], weight, *plan["groups"], out, **options)
 
     # ---- Maps
 
@@ -317,9 +317,9 @@ class NativeKernels:
         x = streams[0] if len(streams) == 1 else np.concatenate(streams)
         projected = self.buffer("sampled", plan["anchors"], _columns_at_a_time(weight.outputs))
         out = self._cells("cells", of, layer.outputs)
-        lists = (plan[name] for name in GROUP_LISTS)
         options = {"bias": bias, "layer_bias": layer_bias, "threads": torch.get_num_threads()}
-        _native.module.project_runs(x, plan["sources"], weight, *lists, projected, of.runs[0], layer, out, **options)
+        groups, runs = plan["groups"], of.runs[0]
+        _native.module.project_runs(x, plan["sources"], weight, *groups, projected, runs, layer, out, **options)
         return of.with_copies(out)
 
     def sample_cells(self, streams: list[np.ndarray], plan: dict, *, slot: str) -> np.ndarray:
