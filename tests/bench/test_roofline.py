@@ -44,7 +44,7 @@ def test_floors_by_hand():
         ("NVIDIA H100 PCIe", None),
     ],
 )
-def test_cards_of_similar_names_have_other_rates(roofline, device, name):
+def test_cards_of_similar_names_have_other_rates(device, name):
     assert roofline.known_gpu(device) == (roofline.GPUS[name] if name else None)
 
 

@@ -22,6 +22,9 @@ from bcnet_fast.networks import reference
 from bcnet_fast.networks import trainable as models
 from bcnet_fast.networks.outputs import Output
 from bcnet_fast.networks.reference.layers import shapes_only
+from bcnet_fast.networks.trainable.bcnet import anchor_plan
+from bcnet_fast.networks.trainable.map_heads import cells_plan, valid_cells
+from bcnet_fast.ops.anchor_sampling import _sources
 from bcnet_fast.presets import DATA_SETS, PRESETS
 from bcnet_fast.training.losses import bcnet_loss, map_loss
 from bcnet_fast.training.targets import map_targets, window_targets
@@ -133,6 +136,27 @@ def test_autocast_to_bfloat16_stays_near(case):
     assert all(p.grad is None or p.grad.isfinite().all() for p in found.parameters())
     # Weights of this size make logits of some tens.
     assert float((output.start.detach().float() - exact.start).abs().mean()) < 0.2
+
+
+CACHES = (anchor_plan, cells_plan, valid_cells, _sources)
+
+
+@pytest.mark.parametrize("kind", ["trainable", "reference"])
+@pytest.mark.parametrize("name", ["bcnet", "bmn, background", "gtad, background"])
+def test_inference_before_training_changes_nothing(name, kind):
+    """What the first forward of a process computes once and keeps, backward needs later."""
+    build = models.build if kind == "trainable" else reference.NETWORKS[CONFIGS[name].name]
+    network = build(CONFIGS[name]).eval()
+    features = torch.randn(2, CONFIGS[name].feature_dim, CONFIGS[name].window)
+    for cache in CACHES:
+        cache.cache_clear()
+    with torch.inference_mode():
+        network(features)
+    _, after = with_gradients(network, features)
+    for cache in CACHES:
+        cache.cache_clear()
+    _, alone = with_gradients(network, features)
+    assert all(torch.equal(a, b) for a, b in zip(after, alone, strict=True))
 
 
 def objective(config: ModelConfig, segments: list[list[list[float]]]):
