@@ -12,6 +12,7 @@ the weights; window and post-processing are those of the preset. No code in the 
 from __future__ import annotations
 
 from .cli.parser import Parser, command_parser, run
+from .config import BMNConfig, GTADConfig
 from .geometry.proposal_map import layout_of
 from .networks.releases import ConvertOptions, convert
 from .presets import DATA_SETS
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     converted = convert(options)
     model = converted.config.model
-    layout = "" if model.name == "bcnet" else f", map {layout_of(model)}"
+    layout = f", map {layout_of(model)}" if isinstance(model, BMNConfig | GTADConfig) else ""
     print(
         f"{converted.path}: {count(converted.tensors, 'tensor')}, {converted.values / 1e6:.1f} M values, "
         f"{model.name} for {options.preset}, C = {model.feature_dim}, T = {model.window}{layout}"

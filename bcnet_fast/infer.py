@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     report = infer(options)
     print(report.summary())
-    if options.profile:
+    if options.profile and report.profile is not None:
         print(report.profile.table())
     for failure in report.failures:
         print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)

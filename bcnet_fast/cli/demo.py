@@ -19,7 +19,7 @@ from ..data.synthetic import make_videos, write_dataset
 from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
 from ..inference.model import load
-from ..inference.predict import Predictor
+from ..inference.predict import Predictor, VideoProposals
 from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
@@ -28,7 +28,7 @@ from .parser import program
 VIDEOS = 8
 SEED = 7
 POINTS = (5, 10, 50, 100)
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 
 
 def run_demo(folder: Path) -> int:
@@ -80,7 +80,9 @@ def _run_demo(folder: Path) -> int:
     archive = open_features(features, feature_dim=config.model.feature_dim)
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
     found = Predictor(untrained)(archive, archive.ids, times)
-    random = {one.video: np.column_stack([one.segments, one.scores]) for one in found}
+    random = {
+        one.video: np.column_stack([one.segments, one.scores]) for one in found if isinstance(one, VideoProposals)
+    }
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
     print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))

@@ -263,9 +263,9 @@ def _video_table(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnot
     return videos
 
 
-def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where: str) -> dict[str, float | int | None]:
+def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where: str) -> dict[str, Any]:
     """Numbers of one video, without empty cells and missing keys. InputError: a value is not a valid number."""
-    facts: dict[str, float | int | None] = {}
+    facts: dict[str, Any] = {}
     for field, names in keys.items():
         name = next((name for name in names if entry.get(name) not in (None, "")), None)
         if name is None:

@@ -98,7 +98,8 @@ def _from_arrays(path: Path) -> ClassScores:
         missing = {"videos", "labels"} - arrays.keys()
         if missing:
             raise InputError(f"{path} has the arrays {', '.join(arrays)}, expected scores, videos and labels")
-        return _checked(*(np.atleast_1d(arrays[key]).tolist() for key in ("videos", "labels")), scores, path)
+        videos, labels = (np.atleast_1d(arrays[key]).tolist() for key in ("videos", "labels"))
+        return _checked(videos, labels, scores, path)
     if scores.shape == (1574, 101):
         columns = np.array(list(THUMOS14_CLASSES.values())) - 1
         videos = [f"video_test_{number:07d}" for number in range(1, len(scores) + 1)]

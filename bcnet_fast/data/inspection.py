@@ -37,7 +37,7 @@ class VideoReport:
     @property
     def differs(self) -> bool:
         """Whether implied and stated duration differ."""
-        if self.implied_s is None or self.stated_s is None:
+        if self.implied_s is None or self.stated_s is None or self.row_s is None:
             return False
         return abs(self.implied_s - self.stated_s) > max(_TOLERANCE_S, _TOLERANCE * self.stated_s, self.row_s)
 

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class SyntheticConfig:
     gain: float = 0.25  # largest relative change of the strength of an event
 
 
-def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, tuple[float, ...]]:
+def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, Any]:
     """Number, lengths and gaps of the instances of real videos, as arguments of `SyntheticConfig`.
 
     Duplicates, instances of zero length and those beyond the end of their video are ignored. Overlapping instances have

@@ -247,7 +247,7 @@ def _warnings(
         warnings.append(
             f"{recall.tied_proposals} of {recall.proposals} proposals have the same score as another of their video"
         )
-    if precision is not None:
+    if precision is not None and detections is not None:
         detected = set(np.unique(detections.video))
         unlabelled = [proposals.video_names[video] for video in np.unique(proposals.video) if video not in detected]
         if unlabelled:

@@ -138,7 +138,7 @@ def infer(options: InferOptions) -> InferReport:
         details = _details(options, config)
         proposals = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
     seconds = time.perf_counter() - started
-    if options.trace:
+    if options.trace and profile is not None:
         profile.write_trace(options.trace)
     return InferReport(
         options.output, len(writer.done), run.windows, proposals, seconds, details, tuple(failures), profile
@@ -186,17 +186,17 @@ class _Run:
                 shown = segments[best], scores[best], None if labels is None else labels[best]
                 write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
             if self.options.plot:
-                self._plot(result)
+                self._plot(result, Path(self.options.plot))
         with stage("writing"):
             self.writer.add(result.video, segments, scores, labels)
         self.windows += result.windows
 
-    def _plot(self, result: VideoProposals) -> None:
+    def _plot(self, result: VideoProposals, folder: Path) -> None:
         from ..results.timeline import timeline
 
         annotation = self.truth.get(result.video)
         timeline(
-            Path(self.options.plot) / f"{_file_name(result.video)}.png",
+            folder / f"{_file_name(result.video)}.png",
             video_id=result.video,
             duration_s=result.duration,
             boundary=(result.boundary_times, result.boundary_start, result.boundary_end),

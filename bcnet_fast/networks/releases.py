@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config
+from ..config import BCNetConfig, BMNConfig, Config, GTADConfig
 from ..errors import InputError
 from ..presets import PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
@@ -78,9 +78,11 @@ def convert(options: ConvertOptions) -> Converted:
         state, config = convert_bmn(options.bmn, PRESETS["bmn"][options.preset])
     elif options.gtad is not None:
         state, config = convert_gtad(options.gtad, PRESETS["gtad"][options.preset])
-    else:
+    elif options.bpm is not None and options.abi is not None:
         config = PRESETS["bcnet"][options.preset]
         state = convert_bcnet(options.bpm, options.abi, config)
+    else:
+        raise InputError("no checkpoint given, expected bpm and abi, or bmn, or gtad")
     save_checkpoint(output, state, config)
     return Converted(output, config, len(state), sum(tensor.numel() for tensor in state.values()))
 
@@ -114,6 +116,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
     Stored positional encodings are kept, cut to the rows in use, because their last bits depend on the machine that
     computed them; missing ones are computed. InputError lists keys that do not fit.
     """
+    assert isinstance(config.model, BCNetConfig)
     network = BCNet(config.model)
     state = {}
     for part, path, keys_of_other in (("bpm", bpm, "frame_model."), ("abi", abi, "bpm_base.")):
@@ -123,7 +126,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
             raise InputError(f"{path} is the other network, expected {part.upper()}; swap --bpm and --abi")
         for key, table in module.state_dict().items():
             if key.endswith(".pe"):
-                given = stored.get(key, table)
+                given = stored[key] if key in stored else table
                 stored[key] = given[: len(table)] if given.ndim else given  # check_state rejects a scalar
         check_state(module, stored, str(path))
         state |= {f"{part}.{key}": value for key, value in stored.items()}
@@ -140,6 +143,7 @@ def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tens
     state = _read_only(path, "BMN")
     mask = state.pop("sample_mask", None)
     model = config.model
+    assert isinstance(model, BMNConfig)
     model = replace(
         model,
         feature_dim=GROUPS * _size(state, "x_1d_b.0.weight", 1, model.feature_dim // GROUPS),
@@ -163,6 +167,7 @@ def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Ten
     """
     state = _read_only(path, "G-TAD")
     model = config.model
+    assert isinstance(model, GTADConfig)
     base_channels = _size(state, "backbone1.0.weight", 0, model.base_channels)
     block_channels = _size(state, "backbone1.2.tconvs.0.weight", 0, model.block_channels)
     bins = _size(state, "localization.0.weight", 1, 0) // base_channels
@@ -208,6 +213,7 @@ def _size(state: Mapping[str, Tensor], name: str, axis: int, otherwise: int) -> 
 def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Config:
     """Configuration whose map has the dense BMN sampling matrix `mask` [T, bins * cells]."""
     model = config.model
+    assert isinstance(model, BMNConfig)
     wanted = f"expected [T, {model.bins} D T] with T = {model.window} of preset {config.preset}"
     size = model.bins * model.window
     if mask.ndim != 2 or mask.shape[0] != model.window or mask.shape[1] % size or not mask.shape[1]:

@@ -80,6 +80,7 @@ def fuse_video(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first."""
     found = fuse(Results.of_video(video, segments, scores), class_scores, rule, top_k=top_k)
+    assert found.label is not None  # fuse labels every entry
     order = np.argsort(-found.scores, kind="stable")
     names = np.array(found.label_names, dtype=object)
     return found.segments[order], found.scores[order], names[found.label[order]]

@@ -33,8 +33,8 @@ class Results:
     @staticmethod
     def of_video(name: str, segments: np.ndarray, scores: np.ndarray) -> Results:
         """Proposals of one video: segments [n, 2] in seconds, scores [n]."""
-        columns = (np.asarray(column, dtype=np.float64) for column in (segments, scores))
-        return Results((name,), np.zeros(len(scores), np.int64), *columns)
+        video = np.zeros(len(scores), np.int64)
+        return Results((name,), video, np.asarray(segments, np.float64), np.asarray(scores, np.float64))
 
     @staticmethod
     def from_dict(results: Mapping[str, Any], source: str = "results") -> Results:

@@ -12,7 +12,7 @@ from ..storage.files import atomic_text
 
 
 def write_subtitles(
-    path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None
+    path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
 ) -> None:
     """Write proposals as SubRip (.srt) subtitles in temporal order, each with its rank, label and confidence.
 
@@ -24,7 +24,7 @@ def write_subtitles(
     with atomic_text(Path(path)) as file:
         for number, row in enumerate(order, 1):
             start, end = (_clock(second) for second in segments[row].tolist())
-            label = None if labels is None else labels[row]
+            label = "" if labels is None else str(labels[row])
             text = " ".join(filter(None, (f"#{row + 1}", label, f"{scores[row]:.3f}")))
             file.write(f"{number}\n{start} --> {end}\n{text}\n\n")
 

@@ -24,7 +24,9 @@ except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 
-def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def entries(
+    segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
+) -> list[dict[str, Any]]:
     """Turn columns into the entries of a submission, at full precision.
 
     segments: [n, 2], seconds.
@@ -74,7 +76,7 @@ class ResultWriter:
 
     def _read(self, settings: dict[str, Any], resume: bool) -> None:
         self._file.seek(0)
-        end, found = 0, None
+        end, found = 0, dict[str, Any]()
         for line in self._file:
             # An incomplete line is dropped, and its video is processed again.
             if not line.endswith(b"\n"):
@@ -103,7 +105,9 @@ class ResultWriter:
             )
         self._file.truncate(end)
 
-    def add(self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
+    def add(
+        self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
+    ) -> None:
         """Store the proposals of one video; they survive even if the process is killed.
 
         segments: [n, 2], seconds.

@@ -65,6 +65,7 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
 
 def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[str, VideoAnnotation]]:
     """Annotations of the training videos and of the validation videos."""
+    assert options.annotations is not None  # `train` requires them, or generates videos
     paths = options.annotations, options.val_annotations or options.annotations
     prefix = config.data.strip_prefix
     files = {path: read_annotations(path, strip_prefix=prefix) for path in dict.fromkeys(paths)}
@@ -90,6 +91,7 @@ def _select(
 
 
 def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
+    assert options.features is not None  # as for annotations
     return open_features(
         options.features, feature_dim=feature_dim, every=options.time.every, strip_prefix=config.data.strip_prefix
     )
