@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from . import __version__, ops
-from .cli.parser import Parser, run
+from .cli.parser import command_parser, run
 from .errors import BackendError
 from .geometry.proposal_map import bmn_intervals
 from .ops import backends as _dispatch
@@ -26,7 +26,7 @@ from .ops import native as _native
 from .ops import reference
 from .ops.sampling_plan import interpolated_plan
 
-PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
+PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard")
 
 
 def _version(package: str) -> str:
@@ -191,8 +191,7 @@ def _self_test(op: str, backend: str, device: torch.device) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m bcnet_fast.doctor", description=__doc__)
-    parser.parse_args(argv)
+    command_parser("doctor", __doc__).parse_args(argv)
     rows = list(facts())
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

@@ -31,7 +31,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import TARGETS, Config, Launch, aligned, copy_back, float32_precision, multiprocessors, target_of
+from ._common import TARGETS, Config, Launch, aligned, copy_back, multiprocessors, product_precision, target_of
 
 _TENSOR = tuple(t for t in TARGETS if t >= 80)  # targets with the tensor-core products that Triton uses
 
@@ -63,7 +63,11 @@ CONFIGS = {
         _product(64, 64, 64, *_TENSOR),
     ),
     ("projection", "tf32"): (_product(64, 32, 128, *_TENSOR), _product(64, 32, 64, *_TENSOR)),
-    ("projection", "fma"): (_product(32, 32, 64, *TARGETS), _product(32, 16, 32, *TARGETS)),
+    ("projection", "fma"): (
+        _product(32, 32, 64, *TARGETS),
+        _product(32, 16, 32, *_TENSOR),
+        _product(16, 16, 32, 75),
+    ),
 }
 
 
@@ -184,7 +188,7 @@ def _by_snippet_kernel(
 def _projection_kernel(
     rows, source, order, first, offsets, weights, weight, bias, out,
     places, anchors, bins, sources, length, row_length, channels, columns,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     b, row, column = _block(places, columns, BLOCK_R, BLOCK_C)
@@ -208,16 +212,20 @@ def _projection_kernel(
                 factor = _rows(weight, n * channels + c, c < channels, column, columns)  # [BLOCK_K, BLOCK_C]
                 sampled = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
                 sampled = _add_taps(sampled, rows, start, weights, begin, end, most, c, row_length)
-                total = tl.dot(sampled.to(factor.dtype), factor, total, input_precision=PRECISION)
+                sampled = sampled.to(factor.dtype)
+                if WIDEN:
+                    sampled, factor = sampled.to(tl.float32), factor.to(tl.float32)
+                total = tl.dot(sampled, factor, total, input_precision=PRECISION)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
     _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
 
 
 def variants(name: str, dtype: torch.dtype, target: int) -> list[Config]:
     """The variants of a kernel shipped for this dtype and target, largest tiles first."""
+    precision, widen = product_precision(target)
     if name != "projection":
         unit = "any"
-    elif target < 80 or (dtype == torch.float32 and float32_precision() == "ieee"):
+    elif widen or (dtype == torch.float32 and precision == "ieee"):
         unit = "fma"
     else:
         unit = "tf32" if dtype == torch.float32 else "half"
@@ -311,11 +319,13 @@ def projection_launch(rows, weight, plan, bias, relu, out, target=None) -> Launc
     source = torch.zeros(bins, dtype=torch.int32, device=rows.device)
     for begin in list(itertools.accumulate(plan.bins))[:-1]:
         source[begin:] += 1
+    precision, widen = product_precision(target or target_of(rows.device))
     arguments = {
         "rows": rows, "source": source, "order": plan.order, "first": plan.first, "offsets": plan.offsets,
         "weights": plan.weights, "weight": weight, "bias": bias, "places": plan.order.numel(),
         "anchors": len(plan.first), "bins": bins, "sources": sources, "length": length, "row_length": row_length,
-        "channels": weight.shape[1], "HAS_BIAS": bias is not None, "RELU": relu, "PRECISION": float32_precision(),
+        "channels": weight.shape[1], "HAS_BIAS": bias is not None, "RELU": relu, "PRECISION": precision,
+        "WIDEN": widen,
     }  # fmt: skip
     return _launch("projection", _projection_kernel, out, batch, plan.order.numel(), arguments, target)
 

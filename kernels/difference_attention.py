@@ -34,8 +34,8 @@ from ._common import (
     Launch,
     aligned,
     copy_back,
-    float32_precision,
     multiprocessors,
+    product_precision,
     strides,
     target_of,
 )
@@ -102,10 +102,11 @@ def _offsets(row, column, row_stride, column_stride, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _load(base, row, column, row_stride, column_stride, rows, columns, ROWS: tl.constexpr):
-    """The tile from `row` on of a matrix of `rows` x `columns`; zero outside."""
+def _load(base, row, column, row_stride, column_stride, rows, columns, ROWS: tl.constexpr, WIDEN: tl.constexpr):
+    """The tile from `row` on of a matrix of `rows` x `columns`, in float32 if WIDEN; zero outside."""
     mask = (tl.arange(0, ROWS) < rows - row)[:, None] & (column < columns)[None, :]
-    return tl.load(base + _offsets(row, column, row_stride, column_stride, ROWS), mask=mask, other=0.0)
+    tile = tl.load(base + _offsets(row, column, row_stride, column_stride, ROWS), mask=mask, other=0.0)
+    return tile.to(tl.float32) if WIDEN else tile
 
 
 @triton.jit
@@ -125,7 +126,7 @@ def _difference_attention_fwd_kernel(
     out_a_s0, out_a_s1, out_a_s2, out_a_s3,
     out_b_s0, out_b_s1, out_b_s2, out_b_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_q, BLOCK_Q)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -141,7 +142,7 @@ def _difference_attention_fwd_kernel(
     t = row + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
+    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
 
     maximum = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -149,7 +150,7 @@ def _difference_attention_fwd_kernel(
     sum_b = tl.zeros([BLOCK_Q, BLOCK_DV], tl.float32)
     for start in range(0, length_k, BLOCK_K):
         s = start + tl.arange(0, BLOCK_K)
-        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
+        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * exponent  # [BLOCK_Q, BLOCK_K]
         logits = tl.where((s < length_k)[None, :], logits, -float("inf"))
         # Finite from the first tile on: every tile has a column inside the keys.
@@ -159,9 +160,9 @@ def _difference_attention_fwd_kernel(
         total = total * shrink + tl.sum(p, 1)
         maximum = new_maximum
         p = p.to(q.dtype)
-        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
+        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
         sum_a = tl.dot(p, v_a, sum_a * shrink[:, None], input_precision=PRECISION)
-        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
         sum_b = tl.dot(p, v_b, sum_b * shrink[:, None], input_precision=PRECISION)
 
     _store(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, sum_a / total[:, None], BLOCK_Q)
@@ -183,7 +184,7 @@ def _difference_attention_bwd_query_kernel(
     grad_b_s0, grad_b_s1, grad_b_s2, grad_b_s3,
     grad_query_s0, grad_query_s1, grad_query_s2, grad_query_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_q, BLOCK_Q)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -202,11 +203,11 @@ def _difference_attention_bwd_query_kernel(
     t = row + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
-    g_a = _load(grad_a, row, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q)  # [BLOCK_Q, BLOCK_DV]
-    g_b = _load(grad_b, row, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q)
-    o_a = _load(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, BLOCK_Q)
-    o_b = _load(out_b, row, dv, out_b_s2, out_b_s3, length_q, DV, BLOCK_Q)
+    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
+    g_a = _load(grad_a, row, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_DV]
+    g_b = _load(grad_b, row, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q, WIDEN)
+    o_a = _load(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, BLOCK_Q, WIDEN)
+    o_b = _load(out_b, row, dv, out_b_s2, out_b_s3, length_q, DV, BLOCK_Q, WIDEN)
     row_delta = tl.sum(g_a.to(tl.float32) * o_a.to(tl.float32) + g_b.to(tl.float32) * o_b.to(tl.float32), 1)
     tl.store(delta + pair * length_q + t, row_delta, mask=t < length_q)
     row_lse = tl.load(lse + pair * length_q + t, mask=t < length_q, other=0.0) * LOG2E
@@ -214,13 +215,13 @@ def _difference_attention_bwd_query_kernel(
     grad_q = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for start in range(0, length_k, BLOCK_K):
         s = start + tl.arange(0, BLOCK_K)
-        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
+        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * exponent  # [BLOCK_Q, BLOCK_K]
         # Columns outside must be exact zeros: exp2(0 - lse) can overflow, and infinity times a zero key is not a zero.
         logits = tl.where((s < length_k)[None, :], logits, -float("inf"))
         p = tl.exp2(logits - row_lse[:, None])
-        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
-        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
+        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
         grad_p = tl.dot(g_a, tl.trans(v_a), input_precision=PRECISION)
         grad_p = tl.dot(g_b, tl.trans(v_b), grad_p, input_precision=PRECISION)
         grad_s = (p * (grad_p - row_delta[:, None])).to(q.dtype)
@@ -244,7 +245,7 @@ def _difference_attention_bwd_key_kernel(
     grad_value_a_s0, grad_value_a_s1, grad_value_a_s2, grad_value_a_s3,
     grad_value_b_s0, grad_value_b_s1, grad_value_b_s2, grad_value_b_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_k, BLOCK_K)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -264,18 +265,18 @@ def _difference_attention_bwd_key_kernel(
     row = (tl.program_id(0) % blocks) * BLOCK_K
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    k = _load(key, row, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
-    v_a = _load(value_a, row, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
-    v_b = _load(value_b, row, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+    k = _load(key, row, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
+    v_a = _load(value_a, row, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
+    v_b = _load(value_b, row, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
 
     grad_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     grad_v_a = tl.zeros([BLOCK_K, BLOCK_DV], tl.float32)
     grad_v_b = tl.zeros([BLOCK_K, BLOCK_DV], tl.float32)
     for start in range(0, length_q, BLOCK_Q):
         t = start + tl.arange(0, BLOCK_Q)
-        q = _load(query, start, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
-        g_a = _load(grad_a, start, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q)  # [BLOCK_Q, BLOCK_DV]
-        g_b = _load(grad_b, start, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q)
+        q = _load(query, start, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
+        g_a = _load(grad_a, start, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_DV]
+        g_b = _load(grad_b, start, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q, WIDEN)
         # Queries outside read as q = 0, lse = 0 and zero gradients: p = 1 there and adds nothing. Keys outside may make
         # infinities, in rows of the products that are theirs alone and never stored.
         row_lse = tl.load(lse + t, mask=t < length_q, other=0.0) * LOG2E
@@ -298,7 +299,8 @@ def _difference_attention_bwd_key_kernel(
 
 def variants(name: str, query: torch.Tensor, value: torch.Tensor, target: int) -> list[Config]:
     """The variants of a kernel shipped for these dtypes, head sizes and target, largest tiles first."""
-    if target < 80 or (query.dtype == torch.float32 and float32_precision() == "ieee"):
+    precision, widen = product_precision(target)
+    if widen or (query.dtype == torch.float32 and precision == "ieee"):
         unit = "fma"
     else:
         unit = "tf32" if query.dtype == torch.float32 else "half"
@@ -314,6 +316,7 @@ def _launch(
     inside a CUDA graph, and could give other bits in the next process.
     """
     query, value = tensors["query"], tensors["value_a"]
+    target = target or target_of(query.device)
     batch, heads, length_q, d = query.shape
     length_k, dv = value.shape[2:]
     kernel, owned, length = {
@@ -321,11 +324,12 @@ def _launch(
         "backward_query": (_difference_attention_bwd_query_kernel, "BLOCK_Q", length_q),
         "backward_key": (_difference_attention_bwd_key_kernel, "BLOCK_K", length_k),
     }[name]
-    usable = variants(name, query, value, target or target_of(query.device))
+    usable = variants(name, query, value, target)
     # A grid of one dimension: the others end at 65,535, which batch x heads can pass.
     grids = [(triton.cdiv(length, c.tiles[owned]) * batch * heads,) for c in usable]
     processors = multiprocessors(query.device)
     chosen = next((i for i, grid in enumerate(grids) if grid[0] >= processors), len(usable) - 1)
+    precision, widen = product_precision(target)
     arguments = {
         **tensors,
         **others,
@@ -338,7 +342,8 @@ def _launch(
         "DV": dv,
         "BLOCK_D": triton.next_power_of_2(d),
         "BLOCK_DV": triton.next_power_of_2(dv),
-        "PRECISION": float32_precision(),
+        "PRECISION": precision,
+        "WIDEN": widen,
     }
     return Launch(kernel, grids[chosen], arguments, usable[chosen])
 
