@@ -163,7 +163,7 @@ def rewrites(found: dict[str, Any]) -> str:
     by_network: dict[str, dict[str, float]] = {}
     for row in found["ablation"]:
         by_network.setdefault(f"{row['system']}, {row['preset']}", {})[row["rewrites"]] = row["median"]
-    kinds = list(dict.fromkeys(itertools.chain.from_iterable(by_network.values())))
+    kinds = sorted(dict.fromkeys(itertools.chain.from_iterable(by_network.values())), key="none".__eq__)
     lines = []
     for kind in kinds:
         cells = [(one.get(kind), one["all"]) for one in by_network.values()]
