@@ -14,7 +14,7 @@ Rates of dense products (where the vendor states the rate with sparsity alone, h
 
     RTX 2080 Ti  NVIDIA Turing GPU Architecture whitepaper (WP-09183-001), appendix A, reference clocks
     A100         NVIDIA A100 Tensor Core GPU datasheet, SXM, 40 GB
-    H100         NVIDIA H100 Tensor Core GPU datasheet, SXM; tensor-core rates halved
+    H100         NVIDIA H100 Tensor Core GPU Architecture whitepaper, peak rates of SXM5; memory: its datasheet, SXM
     H200         NVIDIA H200 Tensor Core GPU datasheet, SXM; tensor-core rates halved
     B200         NVIDIA Blackwell datasheet, "Individual Blackwell GPU Specifications", HGX B200 (1000 W); tensor-core
                  rates halved. Other configurations differ: 8 TB/s of memory in GB200 and DGX B200

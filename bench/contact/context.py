@@ -34,6 +34,7 @@ class Context:
         self.small = device == "cpu"
         self.limit, self.until = limit, time.monotonic() + limit
         self.left_out: list[str] = []
+        self.attempts, self.longest = 0, 0.0  # how many, and the most seconds that one took
         self.interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
     def left(self) -> float:
@@ -79,13 +80,16 @@ class Context:
         others: bool = False,
     ) -> Any:
         """The function's result; None where it raises, which is recorded as a failure of `name`, or where fewer than
-        `seconds` are left, so that a slow machine ends a step with a shorter table and not with a timeout.
+        `seconds` are left, or than another attempt took: a slow machine gives a shorter table and no timeout.
 
         others: whether this is other people's code, whose errors are notes and no failures.
         """
-        if self.left() < seconds + min(3.0, 0.1 * self.limit):
+        started = self.left()
+        if started < max(seconds, self.longest) + min(3.0, 0.1 * self.limit):
             self.left_out.append(name)
             return None
+        self.attempts += 1
+        number = self.attempts
         try:
             return function(*arguments)
         except (Skip, Stop):
@@ -97,6 +101,9 @@ class Context:
                 self.note(text)
             else:
                 self.failure(text)
+        finally:
+            if number == self.attempts:  # none is part of this one
+                self.longest = max(self.longest, started - self.left())
         self._require_device()
         return None
 

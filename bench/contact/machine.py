@@ -31,10 +31,12 @@ def said(*command: str, seconds: float = 10.0, cwd: Path | None = None) -> str:
     if shutil.which(command[0]) is None:
         return "not found"
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, cwd=cwd)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=seconds, check=False, cwd=cwd
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no answer: {type(error).__name__}"
-    return (done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}") if done else ""
+    return done.stdout.strip() or done.stderr.strip() or f"exit status {done.returncode}"
 
 
 def first_line(text: str) -> str:

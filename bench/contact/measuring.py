@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -117,15 +116,9 @@ def _series(call: Callable[[], Any], device: str, repeats: int) -> float:
     return begin.elapsed_time(end)
 
 
-def published(name: str) -> roofline.Gpu | None:
-    """The published rates of a device by the name that CUDA gives it; the longest name that fits, as whole words."""
-    fitting = [known for known in roofline.GPUS if re.search(rf"\b{re.escape(known)}\b", name)]
-    return roofline.GPUS[max(fitting, key=len)] if fitting else None
-
-
 def predicted_ms(device: str, work: roofline.Work, precision: str) -> float | None:
     """The floor of some work by the published rates of this device; None where there are none."""
-    rates = published(torch.cuda.get_device_name()) if device == "cuda" else None
+    rates = roofline.known_gpu(torch.cuda.get_device_name()) if device == "cuda" else None
     if rates is None or precision == "fp64":
         return None
     return roofline.gpu_floor_us(work, rates, "fp16" if precision == "bf16" else precision) / 1e3

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bcnet_fast
 from bcnet_fast.config import Config
-from bcnet_fast.inference.predict import Model
+from bcnet_fast.inference import Model
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import save_checkpoint

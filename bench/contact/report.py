@@ -44,7 +44,7 @@ def _summary(results: Sequence[dict[str, Any]], seconds: float, budget: float, s
 
 def _failure(result: dict[str, Any]) -> list[str]:
     lines = [f"### {result['step']}: {result['status']}", "", f"{result['reason']}  "]
-    lines += [f"after {result['seconds']:.1f} s of {result['limit']:.0f} s", ""]
+    lines += [f"after {result['seconds']:.1f} s of {result['limit'] or 0:.0f} s", ""]
     if len(result["failures"]) > 1 or (result["failures"] and result["status"] != "failed"):
         lines += [*(f"- {failure}" for failure in result["failures"]), ""]
     if result["output"]:

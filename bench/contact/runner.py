@@ -176,9 +176,10 @@ class Run:
         return self.results
 
     def _prepare(self, number: int) -> None:
-        """Start the process of a step, which then waits."""
+        """Start the process of a step, which then waits. Where that fails, its turn comes as a second try."""
         if number < len(self.steps):
-            self.next = Process(self.steps[number], self.out, self.device)
+            with contextlib.suppress(OSError):
+                self.next = Process(self.steps[number], self.out, self.device)
 
     def _discard(self) -> None:
         if self.next is not None:
@@ -201,6 +202,9 @@ class Run:
             self._discard()
             self._prepare(number)
         process, self.next = self.next, None
+        if process is None:
+            result.status, result.reason = "failed", "no process could be started"
+            return result
         started, result.limit = time.monotonic(), allowed
         try:
             process.go(allowed)
@@ -224,11 +228,14 @@ class Run:
     def _add(self, result: Result) -> None:
         self.results.append(result)
         line = json.dumps(clean(asdict(result)), allow_nan=False) + "\n"
-        # One system call, which no signal handler can come between.
-        with open(self.out / "results.jsonl", "ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file.fileno())
-        self.report()
+        try:
+            # One system call, which no signal handler can come between.
+            with open(self.out / "results.jsonl", "ab", buffering=0) as file:
+                file.write(line.encode())
+                os.fsync(file.fileno())
+            self.report()
+        except Exception as error:  # a full disk, or a fault of the report: go on, with the line on the screen
+            self.tell(f"not written: {error!r}: {line}")
         reason = f"  {result.reason}" if result.reason else ""
         spent = self.budget - self.left()
         self.tell(f"{spent:6.1f} s  {result.step:<21} {result.status:<8} {result.seconds:6.1f} s{reason}")

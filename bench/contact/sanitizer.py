@@ -37,8 +37,14 @@ def sanitizer(context: Context) -> None:
     # With every tensor an allocation of its own, the tool sees where one ends.
     env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     log = context.out / "sanitizer.txt"
-    with open(log, "w", encoding="utf-8") as file:
-        done = subprocess.run(command, env=env, stdout=file, stderr=subprocess.STDOUT, check=False)
+    patience = max(1.0, context.left() - 4)
+    try:
+        with open(log, "w", encoding="utf-8") as file:
+            done = subprocess.run(
+                command, env=env, stdout=file, stderr=subprocess.STDOUT, timeout=patience, check=False
+            )
+    except subprocess.TimeoutExpired:
+        raise Skip(f"the tiny run under compute-sanitizer takes longer than {patience:.0f} s") from None
     context.file(log)
     text = log.read_text(encoding="utf-8", errors="replace")
     print(text[-20000:])
@@ -59,19 +65,16 @@ def tiny(device: str) -> None:
     plan = interpolated_plan(make_anchors(13, 8), 13, 3, 2).to(device)
     regions = aligned_plan(gtad_regions(7, 4), 7, (2, 1)).to(device)
     with ops.use_backend("triton"):
-        for dtype in (torch.float32, torch.float16):
 
-            def random(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-                return torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, device=device, dtype=torch.float16, requires_grad=True)
 
-            _backward(ops.difference_attention(*(random(1, 2, 19, 24) for _ in range(4))))
-            _backward(ops.add_layer_norm(random(5, 77), random(5, 77)))
-            _backward(ops.anchor_sampling(random(2, 9, 13), plan))
-            _backward(ops.anchor_sampling(random(1, 2, 9, 7), regions))
-            for strategy in ("project", "gather"):
-                _backward(
-                    ops.anchor_projection(random(2, 16, 13), plan, random(3, 16, 24), random(24), strategy=strategy)
-                )
+        _backward(ops.difference_attention(*(random(1, 2, 19, 24) for _ in range(4))))
+        _backward(ops.add_layer_norm(random(5, 77), random(5, 77)))
+        _backward(ops.anchor_sampling(random(2, 9, 13), plan))
+        _backward(ops.anchor_sampling(random(1, 2, 9, 7), regions))
+        for strategy in ("project", "gather"):
+            _backward(ops.anchor_projection(random(2, 16, 13), plan, random(3, 16, 24), random(24), strategy=strategy))
         anchors = torch.from_numpy(make_anchors(13, 8)).long().to(device)
         table = torch.from_numpy(matching_table(13, 8).copy()).to(device)
         scores = [torch.rand(2, 13, device=device) for _ in range(2)]

@@ -10,14 +10,14 @@ import torch
 from support.floors import network_work
 
 from bcnet_fast.config import Config
-from bcnet_fast.inference.predict import Model
+from bcnet_fast.inference import Model
 from bcnet_fast.networks.engine import REWRITES, Rewrites
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.layers import shapes_only
 
 from .context import Context
 from .engine import require_graph
-from .measuring import DTYPES, milliseconds, precisions, predicted_ms, published
+from .measuring import DTYPES, milliseconds, precisions, predicted_ms
 from .networks import NAMES, config_of, features_of, load
 
 WITHOUT_EFFECT = ("matched_anchors", "folded_norm", "strassen")  # by the engine's own choice on a GPU
@@ -55,18 +55,18 @@ def _rates(context: Context) -> None:
     """What the device itself does, beside what its vendor says."""
     if context.device == "cpu":
         return
-    rates = published(torch.cuda.get_device_name())
+    rates = roofline.known_gpu(torch.cuda.get_device_name())
     context.fact("published rates", f"{rates}" if rates else f"none known for {torch.cuda.get_device_name()}")
     from bcnet_fast.ops.precision import gpu_products
 
     for precision in precisions(context, "fp16", "bf16", "tf32", "fp32"):
-        size = 4096
+        size = 128 if context.small else 4096
         a, b = (torch.randn(size, size, device="cuda", dtype=DTYPES[precision]) for _ in range(2))
         with gpu_products(tf32=precision == "tf32"):
             taken = milliseconds(lambda a=a, b=b: a @ b, "cuda")
         context.fact(f"product of {size} x {size}, {precision}, TFLOP/s", 2e-9 * size**3 / taken)
-    block = torch.empty(2**28, dtype=torch.uint8, device="cuda")
-    context.fact("copy of 256 MiB, GB/s", 2e-6 * block.numel() / milliseconds(block.clone, "cuda"))
+    block = torch.empty(2**16 if context.small else 2**28, dtype=torch.uint8, device="cuda")
+    context.fact("rate of a copy, GB/s", 2e-6 * block.numel() / milliseconds(block.clone, "cuda"))
 
 
 def network_floor(config: Config, batch: int) -> roofline.Work:
