@@ -27,6 +27,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->)", re.DOTALL)
 
 OURS = "bcnet_fast"
+# Benchmarks whose files begin with the name of another one.
+LONGER_NAMES = ("latency_maps", "precision_emulated")
 SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 NAMES = {
     "reference": "PyTorch, eager",
@@ -68,10 +70,9 @@ def machine(environment: dict[str, Any]) -> str:
 
 def results(benchmark: str) -> list[dict[str, Any]]:
     """The results of a benchmark, one entry a machine."""
-    names = sorted(path.name for path in RESULTS.glob(f"{benchmark}_*.json"))
-    if benchmark == "latency":
-        names = [name for name in names if not name.startswith("latency_maps_")]
-    return [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names]
+    longer = tuple(name for name in LONGER_NAMES if name != benchmark)
+    paths = sorted(path for path in RESULTS.glob(f"{benchmark}*.json") if not path.name.startswith(longer))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def each_machine(benchmark: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -163,7 +164,7 @@ def rewrites(found: dict[str, Any]) -> str:
     by_network: dict[str, dict[str, float]] = {}
     for row in found["ablation"]:
         by_network.setdefault(f"{row['system']}, {row['preset']}", {})[row["rewrites"]] = row["median"]
-    kinds = list(dict.fromkeys(itertools.chain.from_iterable(by_network.values())))
+    kinds = sorted(dict.fromkeys(itertools.chain.from_iterable(by_network.values())), key="none".__eq__)
     lines = []
     for kind in kinds:
         cells = [(one.get(kind), one["all"]) for one in by_network.values()]
@@ -181,7 +182,10 @@ def precision(found: dict[str, Any]) -> str:
             row["precision"],
             number(row["largest"]),
             f"{row['same of 100 %']:.1f} %",
-            *(f"{row[name]:.1f} ({row[change]:+.2f})" if row[name] != "" else "" for name, change in _SCORES),
+            *(
+                f"{row[name]:.1f}{SPACE}({row[change]:+.2f})" if row.get(name, "") != "" else ""
+                for name, change in _SCORES
+            ),
         ]
         for row in found["rows"]
     ]
@@ -350,6 +354,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rewrites": lambda: each_machine("latency", rewrites),
     "rewrites-maps": lambda: each_machine("latency_maps", rewrites),
     "precision": lambda: each_machine("precision", precision),
+    "precision-emulated": lambda: each_machine("precision_emulated", precision),
     "engine-profile": lambda: each_machine("kernels", engine_profile),
     "operators": lambda: each_machine("ops", operators),
     "layers": lambda: each_machine("layers", layers),
