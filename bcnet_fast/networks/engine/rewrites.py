@@ -1,7 +1,7 @@
 """Exact rewrites of a network that can be switched off one by one.
 
-Every rewrite computes the same function as `bcnet_fast.networks.reference`, summed in another order. Switched off, as in
-`Rewrites(folded_norm=False)`, it shows where a difference comes from and what the rewrite saves (docs/engine.md).
+Every rewrite computes the same function as `bcnet_fast.networks.reference`, summed in another order. Switched off, as
+in `Rewrites(folded_norm=False)`, it shows where a difference comes from and what the rewrite saves (docs/engine.md).
 
 A rewrite has a switch where its alternative exists anyway: because a cost model or the device decides, or because the
 alternative takes no code. Others always pay and are part of the network: the table that replaces the search for the
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 class Rewrites:
     """Which rewrites the engine uses."""
 
-    # Sampling is linear. A layer on sampled features (BCNet's query, key and value, the first layer of a map) is applied
-    # to every snippet and bin before sampling, where the cost model of `anchor_projection` says that this is less work.
+    # Sampling is linear. A layer on sampled features (BCNet's query, key and value, the first layer of a map) is
+    # applied to every snippet and bin before sampling, where the cost model of `anchor_projection` finds less work.
     project_sampling: bool = True
     # The clip level after keys and values is computed only for anchors that a pair of boundaries matches, because no
     # other score is read. Applies to `boundaries` and `anchors`, on a CPU.
