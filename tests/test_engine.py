@@ -54,8 +54,9 @@ ABLATED = {
 
 
 def difference(one: Output, other: Output) -> float:
+    """Largest difference of two scores; NaN where one is NaN, so that no bound holds."""
     pairs = zip(one.columns().values(), other.columns().values(), strict=True)
-    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+    return float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())
 
 
 def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
