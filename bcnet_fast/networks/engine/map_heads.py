@@ -1,9 +1,9 @@
 """The last layers of BMN and G-TAD: from sequences to the scores of the cells of a map.
 
 Sampling and the layer after it run on valid cells and on one that stands for all others, which sample the same.
-Convolutions read across the edge of the valid cells. Cells beyond it are computed as far as valid ones depend on them.
-Farther away a score depends only on the distance from the map's edges, and is copied. Thus every score is that of the
-reference, for half of the work.
+Convolutions read across the edge of the valid cells, so cells beyond it are computed as far as valid ones depend on
+them. Farther away a score depends only on the distance from the map's edges, and is copied. Thus every score is that of
+the reference, for half of the work.
 """
 
 from __future__ import annotations
@@ -118,10 +118,9 @@ class MapScores(Generic[S, W, Stack]):
             x = kernels.result(self._linear(x, self.scores, Buffer.SCORES))
         computed = x.view(-1, *x.shape[-2:]).sigmoid()
         scores = computed.mT.index_select(2, self.map.spread).unflatten(-1, self.shape)
-        batch = len(scores)
-        probabilities = (kernels.result(logits).view(batch, -1).sigmoid() for logits in (start, end))
+        start_scores, end_scores = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
-        return MapOutput(*probabilities, scores[:, :2], background)
+        return MapOutput(start_scores, end_scores, scores[:, :2], background)
 
     def _linear(self, x: S, layer: LinearLayer[S, W], buffer: Buffer, *, relu: bool = False) -> S:
         return self.kernels.linear(x, layer.weight, bias=layer.bias, relu=relu, out=buffer)
