@@ -46,6 +46,7 @@ from bcnet_fast.errors import BackendError
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals
 from bcnet_fast.ops import native as _native
 from bcnet_fast.ops.reference import most_pairs
+from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
 from bcnet_fast.storage.files import atomic_text
 
@@ -100,10 +101,8 @@ def _difference_attention(target: int) -> Iterator[Case]:
                 inputs = (stream(d), stream(d), stream(dv), stream(dv))
                 outputs = (stream(dv), stream(dv), torch.empty(8, 8, 1218, device="meta"))
                 grads = (stream(dv), stream(dv))
-                forward = difference_attention.forward_launch(*inputs, *outputs, 0.125, target)
-                by_query, by_key = difference_attention.backward_launches(
-                    *grads, *inputs, *outputs, *inputs, 0.125, target
-                )
+                forward = difference_attention.forward_launch(inputs, outputs, 0.125, target)
+                by_query, by_key = difference_attention.backward_launches(inputs, outputs, grads, inputs, 0.125, target)
                 for name, launch in (("forward", forward), ("backward_query", by_query), ("backward_key", by_key)):
                     for config in difference_attention.variants(name, inputs[0], inputs[2], target):
                         dtype_name = "tf32" if tf32 else TYPES[dtype]
@@ -121,9 +120,9 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
     for channels, outputs, bins in ((256, 512, (16, 16)), (64, 64, (32,))):
         batch, sources, anchors, length, all_bins = 8, len(bins), 1218, 256, sum(bins)
         weights = empty(99999, dtype=torch.float32)
-        plan = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
-        by_snippet = empty(all_bins * length + 1), empty(99999), weights
-        order = empty(160, 8)
+        matrix = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
+        transpose = empty(all_bins * length + 1), empty(99999), weights
+        plan = SamplingPlan(length, bins, 9, *matrix, *transpose, order=empty(160, 8))
         for tf32 in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = tf32
             for dtype in (torch.float32,) if tf32 else TYPES:
@@ -134,18 +133,14 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                 by_bin, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
                 weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
                 launches = {
-                    "projection": anchor_sampling.projection_launch(
-                        rows, weight, *plan, order, bins, bias, True, out, target
-                    )
+                    "projection": anchor_sampling.projection_launch(rows, weight, plan, bias, True, out, target)
                 }
                 if not tf32:  # the others make no products
                     launches |= {
-                        "forward": anchor_sampling.sampling_launches(rows, *plan, bins, sampled, target)[0],
-                        "backward": anchor_sampling.sampling_backward_launches(
-                            sampled, *by_snippet, bins, rows, target
-                        )[0],
-                        "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
-                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, by_bin, target),
+                        "forward": anchor_sampling.sampling_launches(rows, plan, sampled, target)[0],
+                        "backward": anchor_sampling.sampling_backward_launches(sampled, plan, rows, target)[0],
+                        "gather": anchor_sampling.gather_launch(projected, plan, bias, True, out, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, plan, by_bin, target),
                     }
                 for name, launch in launches.items():
                     for config in anchor_sampling.variants(name, dtype, target):
@@ -185,8 +180,11 @@ def _match_proposals(target: int) -> Iterator[Case]:
                 empty(8, rows, 2, dtype=torch.int32),
                 lengths,
             )
-            inputs = (*frames, *scores, empty(anchors, 2, dtype=torch.float64), table, None if clamp else lengths)
-            launch = match_proposals.match_launch(*inputs, 0.7, 0.9, 0.8, 60.0, clamp, *outputs)
+            tables = empty(anchors, 2, dtype=torch.float64), table, None if clamp else lengths
+            launch = match_proposals.match_launch(
+                (*frames, *scores), tables, outputs, boundary_threshold=0.7, min_classification=0.9,
+                min_regression=0.8, max_snippets=60.0, clamp_boundaries=clamp,
+            )  # fmt: skip
             yield Case("match_proposals", POINTERS[dtype], f"{snippets}/{durations}", launch)
 
 

@@ -154,7 +154,7 @@ def sampling_cases(device: str) -> Iterator[Case]:
 
         return call
 
-    arguments = features[:, None].mT, plan.first, plan.offsets, plan.weights, list(plan.bins), plan.longest
+    arguments = features[:, None].mT, plan
     yield Case(
         "anchor_sampling",
         "forward",
@@ -179,7 +179,7 @@ def projection_cases(device: str) -> Iterator[Case]:
         weight = torch.randn(bins, 256, 512, device=device) / 90
         bias = torch.randn(512, device=device)
         rows = (features if sources > 1 else features[:, None]).mT
-        arguments = rows, weight, bias, plan.first, plan.offsets, plan.weights, list(plan.bins), plan.longest, True
+        arguments = rows, weight, bias, plan, True
 
         def fast(features=features, plan=plan, weight=weight, bias=bias, strategy="auto"):
             return ops.anchor_projection(features, plan, weight, bias, relu=True, strategy=strategy)
@@ -248,8 +248,11 @@ def match_cases(device: str) -> Iterator[Case]:
         # As many boundaries as a trained network gives: about every third snippet is a peak, few are sure.
         start, end = torch.rand(2, windows, 256, device=device) ** 3
         scores = torch.rand(3, windows, len(anchors), device=device)
-        arguments = start, end, *scores, anchors, table
-        options = None, 0.7, 0.9, 0.8, None, False
+        arguments = start, end, *scores, anchors, table, None
+        options = {
+            "boundary_threshold": 0.7, "min_classification": 0.9, "min_regression": 0.8, "max_snippets": None,
+            "clamp_boundaries": False,
+        }  # fmt: skip
 
         def loop(arguments=arguments):
             columns = [t.double().cpu().numpy() for t in arguments[:5]]
@@ -262,12 +265,12 @@ def match_cases(device: str) -> Iterator[Case]:
             return call
 
         def fast(arguments=arguments):
-            return lambda: ops.match_proposals(*arguments)
+            return lambda: ops.match_proposals(*arguments[:-1])
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arguments, o=options: functools.partial(reference.match_proposals, *a, *o),
-            "torch.compile": compiled(reference.match_proposals, *arguments, *options),
+            "reference": lambda a=arguments, o=options: functools.partial(reference.match_proposals, *a, **o),
+            "torch.compile": compiled(functools.partial(reference.match_proposals, **options), *arguments),
             "Python loop": loop,
         }
         work = roofline.match_proposals(windows, 256, 64, len(anchors))
@@ -282,7 +285,10 @@ def soft_nms_sets(device: str) -> Iterator[Case]:
         given = segments.to(device), scores.to(device)
         arrays = segments.numpy(), scores.numpy(), np.array([0, len(scores)])
         epsilon = soft_nms_cases.EPSILON[torch.float32]
-        options = "gaussian", sigma, 0.0, 0.0, least, None, epsilon
+        options = {
+            "method": "gaussian", "sigma": sigma, "threshold_low": 0.0, "threshold_high": 0.0, "min_score": least,
+            "max_proposals": None, "length_epsilon": epsilon,
+        }  # fmt: skip
 
         def fast(given=given):
             return lambda: ops.soft_nms(*given, sigma=sigma, min_score=least)[:0:-1]
@@ -294,7 +300,7 @@ def soft_nms_sets(device: str) -> Iterator[Case]:
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arrays, o=options: functools.partial(reference.soft_nms, *a, *o),
+            "reference": lambda a=arrays, o=options: functools.partial(reference.soft_nms, *a, **o),
             "scalar C++": scalar,
             "Python loop": lambda s=segments, c=scores, e=epsilon: functools.partial(
                 soft_nms_cases.python_loop, s.tolist(), c.tolist(), e

@@ -47,7 +47,7 @@ from bcnet_fast.inference.predict import predict
 from bcnet_fast.networks.engine import bcnet
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.rewrites import ALL_REWRITES
-from bcnet_fast.networks.engine.torch_backend import PortableKernels
+from bcnet_fast.networks.engine.torch_backend import TorchKernels
 from bcnet_fast.networks.outputs import BCNetOutput, Output
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.ops.anchor_sampling import cheaper_strategy
@@ -96,7 +96,7 @@ def loaded(precision: str) -> Loader:
     return make
 
 
-class OwnSwitches(PortableKernels):
+class OwnSwitches(TorchKernels):
     """Products by PyTorch's switches as they are."""
 
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:

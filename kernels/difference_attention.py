@@ -21,6 +21,7 @@ Products accumulate in fp32, P and dS are rounded to the dtype of the inputs for
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -309,10 +310,10 @@ def variants(name: str, query: torch.Tensor, value: torch.Tensor, target: int) -
 def _launch(
     name: str, tensors: dict[str, torch.Tensor], others: dict[str, Any], scale: float, target: int | None
 ) -> Launch:
-    """The launch of kernel `name` on the strided `tensors`; `others` are its arguments beyond what all kernels share.
+    """Return the launch of kernel `name` on strided `tensors`; `others` are arguments that only this kernel has.
 
-    The variant follows from shapes and device alone. One chosen by timing would synchronise the host on first use, fail
-    inside a CUDA graph, and give other bits in the next process.
+    The variant follows from shapes and device alone. A choice by timing would synchronise the host on first use, fail
+    inside a CUDA graph, and could give other bits in the next process.
     """
     query, value = tensors["query"], tensors["value_a"]
     target = target or target_of(query.device)
@@ -347,51 +348,75 @@ def _launch(
     return Launch(kernel, grids[chosen], arguments, usable[chosen])
 
 
-def forward_launch(query, key, value_a, value_b, out_a, out_b, lse, scale, target=None) -> Launch:
-    """The forward launch; `target` replaces the device's own compute capability."""
-    tensors = {"query": query, "key": key, "value_a": value_a, "value_b": value_b, "out_a": out_a, "out_b": out_b}
-    return _launch("forward", tensors, {"lse": lse}, scale, target)
+Tensors = Sequence[torch.Tensor]
+
+
+def forward_launch(inputs: Tensors, outputs: Tensors, scale: float, target: int | None = None) -> Launch:
+    """Return the forward launch.
+
+    Args:
+        inputs: query, key, value_action, value_background.
+        outputs: out_action, out_background, and the log-sum-exp, float32 and contiguous [B, H, Tq].
+        scale: factor of the logits.
+        target: compute capability that replaces the device's own.
+    """
+    names = ("query", "key", "value_a", "value_b", "out_a", "out_b")
+    tensors = dict(zip(names, (*inputs, *outputs[:2]), strict=True))
+    return _launch("forward", tensors, {"lse": outputs[2]}, scale, target)
 
 
 def backward_launches(
-    grad_a, grad_b, query, key, value_a, value_b, out_a, out_b, lse,
-    grad_query, grad_key, grad_value_a, grad_value_b, scale, target=None,
-) -> tuple[Launch, Launch]:  # fmt: skip
-    """The two sweeps, to be run in this order: the first makes the deltas that the second reads."""
-    inputs = {"query": query, "key": key, "value_a": value_a, "value_b": value_b}
-    grads = {"grad_a": grad_a, "grad_b": grad_b}
+    inputs: Tensors,
+    outputs: Tensors,
+    grad_outputs: Tensors,
+    grad_inputs: Tensors,
+    scale: float,
+    target: int | None = None,
+) -> tuple[Launch, Launch]:
+    """Return the two sweeps, in their order: the first writes the deltas that the second reads.
+
+    Args:
+        inputs, outputs, scale, target: as in `forward_launch`.
+        grad_outputs: gradients of out_action and out_background.
+        grad_inputs: where the four gradients of the inputs are written.
+    """
+    out_a, out_b, lse = outputs
+    grad_query, *of_keys = grad_inputs
+    shared = dict(
+        zip(("query", "key", "value_a", "value_b", "grad_a", "grad_b"), (*inputs, *grad_outputs), strict=True)
+    )
+    by_query = {**shared, "out_a": out_a, "out_b": out_b, "grad_query": grad_query}
+    by_key = {**shared, **dict(zip(("grad_key", "grad_value_a", "grad_value_b"), of_keys, strict=True))}
     others = {"lse": lse, "delta": torch.empty_like(lse), "scale": scale}
-    by_query = {**inputs, "out_a": out_a, "out_b": out_b, **grads, "grad_query": grad_query}
-    by_key = {**inputs, **grads, "grad_key": grad_key, "grad_value_a": grad_value_a, "grad_value_b": grad_value_b}
     return (
         _launch("backward_query", by_query, others, scale, target),
         _launch("backward_key", by_key, others, scale, target),
     )
 
 
-def launch(query, key, value_a, value_b, out_a, out_b, lse, scale) -> None:
-    """Fill both outputs [B, H, Tq, Dv] and lse, float32 and contiguous [B, H, Tq]."""
-    tensors = (query, key, value_a, value_b, out_a, out_b)
-    size = _padded_head(query, value_a)
-    padded = [aligned(t, size) for t in tensors]
-    forward_launch(*padded, lse, scale).run()
-    copy_back(padded[4:], tensors[4:])
+def launch(inputs: Tensors, outputs: Tensors, scale: float) -> None:
+    """Fill the outputs; arguments as in `forward_launch`."""
+    *outs, lse = outputs
+    size = _padded_head(inputs[0], inputs[2])
+    padded = [aligned(t, size) for t in outs]
+    forward_launch([aligned(t, size) for t in inputs], (*padded, lse), scale).run()
+    copy_back(padded, outs)
 
 
 def launch_backward(
-    grad_a, grad_b, query, key, value_a, value_b, out_a, out_b, lse,
-    grad_query, grad_key, grad_value_a, grad_value_b, scale,
-) -> None:  # fmt: skip
-    """Fill the four gradients, each of the shape of its input."""
-    grads = (grad_query, grad_key, grad_value_a, grad_value_b)
-    size = _padded_head(query, value_a)
-    inputs = [aligned(t, size) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
-    padded = [aligned(t, size) for t in grads]
-    for sweep in backward_launches(*inputs, lse.contiguous(), *padded, scale):
+    inputs: Tensors, outputs: Tensors, grad_outputs: Tensors, grad_inputs: Tensors, scale: float
+) -> None:
+    """Fill grad_inputs; arguments as in `backward_launches`."""
+    *outs, lse = outputs
+    size = _padded_head(inputs[0], inputs[2])
+    inputs, outs, grad_outputs, padded = (
+        [aligned(t, size) for t in tensors] for tensors in (inputs, outs, grad_outputs, grad_inputs)
+    )
+    for sweep in backward_launches(inputs, (*outs, lse.contiguous()), grad_outputs, padded, scale):
         sweep.run()
-    copy_back(padded, grads)
+    copy_back(padded, grad_inputs)
 
 
 def _padded_head(query: torch.Tensor, value: torch.Tensor) -> int:
-    """The size that all heads are padded to: one of the two that every shipped variant was compiled for."""
+    """Return the size that all heads are padded to: one of the two that every shipped variant was compiled for."""
     return 64 if max(query.shape[-1], value.shape[-1]) <= 64 else 128

@@ -1,7 +1,7 @@
-"""The demo of `python -m bcnet_fast.infer`: the whole main job on videos that are made on the spot.
+"""Demo of `python -m bcnet_fast.infer`: a complete run on generated videos.
 
-Synthetic untrimmed videos from a seed that no training used, the small network that the package brings, and, for
-comparison, the same network with random weights. Everything goes through the files that a user would have.
+Synthetic untrimmed videos from a seed that no training used, the small network shipped with the package and, for
+comparison, the same network with random weights. All data passes through files, as it would for a user.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import infer
 from ..data.annotations import VideoAnnotation, read_annotations
 from ..data.features import open_features
 from ..data.synthetic import make_videos, write_dataset
-from ..data.timing import TimeResolver
+from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
 from ..inference.model import load
-from ..inference.predict import predict
-from ..protocols import DEFAULT
+from ..inference.predict import Predictor, VideoProposals
+from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
+from .parser import program
 
 VIDEOS = 8
 SEED = 7
 POINTS = (5, 10, 50, 100)
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 
 
 def run_demo(folder: Path) -> int:
-    """Make the videos, run the bundled network, and print what it found beside the truth; returns the exit code."""
+    """Generate videos, run the bundled network, print its proposals next to the truth; return the exit code."""
     threads = torch.get_num_threads()
-    # The network is so small that threads would mostly wait for each other.
+    # The network is too small to gain from threads.
     torch.set_num_threads(1)
     try:
         return _run_demo(folder)
@@ -46,22 +46,29 @@ def _run_demo(folder: Path) -> int:
     checkpoint = resources.files("bcnet_fast") / "assets" / "demo.safetensors"
     config = read_config(str(checkpoint))
     output, pictures = folder / "proposals.json", folder / "pictures"
-    # What an earlier demo left, interrupted or of another version, must not mix with this one.
+    # Files of an earlier demo, interrupted or of another version, must not mix with these.
     shutil.rmtree(folder / "features", ignore_errors=True)
     (folder / "proposals.json.partial").unlink(missing_ok=True)
     features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
-    print(f"BCNet demo: {VIDEOS} synthetic untrimmed videos, made now from seed {SEED}; the network never saw them")
-    arguments = {
-        "--checkpoint": checkpoint,
-        "--features": features,
-        "--times": annotations,
-        "--output": output,
-        "--plot": pictures,
-        "--ground-truth": annotations,
-        "--device": "cpu",
-    }
-    print("running: python -m bcnet_fast.infer " + " ".join(f"{flag} {value}" for flag, value in arguments.items()))
-    code = infer.main([str(part) for pair in arguments.items() for part in pair])
+    print(
+        f"BCNet demo: {VIDEOS} synthetic untrimmed videos, generated from seed {SEED}; the network has never seen them"
+    )
+    print(
+        f"running: {program('infer')} --checkpoint {checkpoint} --features {features} --times {annotations} "
+        f"--output {output} --plot {pictures} --ground-truth {annotations} --device cpu"
+    )
+    report = infer(
+        InferOptions(
+            features=str(features),
+            output=str(output),
+            checkpoint=str(checkpoint),
+            device="cpu",
+            time=TimeOptions(times=str(annotations)),
+            plot=str(pictures),
+            ground_truth=str(annotations),
+        )
+    )
+    print(report.summary())
 
     truth = read_annotations(annotations)
     results = read_results(output)
@@ -72,9 +79,10 @@ def _run_demo(folder: Path) -> int:
     untrained = load(config, device="cpu")
     archive = open_features(features, feature_dim=config.model.feature_dim)
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
-    random = {}
-    for found in predict(untrained, archive, archive.ids, times, DEFAULT):
-        random[found.video] = np.column_stack([found.segments, found.scores])
+    found = Predictor(untrained)(archive, archive.ids, times)
+    random = {
+        one.video: np.column_stack([one.segments, one.scores]) for one in found if isinstance(one, VideoProposals)
+    }
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
     print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))
@@ -83,10 +91,10 @@ def _run_demo(folder: Path) -> int:
         print(f"{name:>24}" + "".join(f"{100 * recall.at(an):8.1f}" for an in POINTS))
     print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
     print(
-        f"next: python -m bcnet_fast.evaluate --proposals {output} --ground-truth {annotations} "
+        f"next: {program('evaluate')} --proposals {output} --ground-truth {annotations} "
         "--preset activitynet13 --subset demo"
     )
-    return code
+    return 1 if report.failures else 0
 
 
 def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np.ndarray]) -> AverageRecall:
@@ -94,11 +102,11 @@ def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np
 
 
 def _print_beside_truth(annotation: VideoAnnotation, results: Results) -> None:
-    """For each true instance of a video, the highest-ranked proposal that overlaps it with a tIoU of at least 0.5."""
+    """Print the highest-ranked proposal with tIoU >= 0.5 for each true instance of a video."""
     mine = results.video == results.video_names.index(annotation.id)
     segments, scores = results.segments[mine], results.scores[mine]
     print(
-        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action beside the highest-ranked of "
+        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action next to the highest-ranked of "
         f"{len(scores)} proposals with tIoU >= 0.5"
     )
     print(f"{'true action':>18}  {'label':<10}{'proposal':>18}{'tIoU':>8}{'rank':>6}{'confidence':>12}")

@@ -1,17 +1,21 @@
-"""What all entry points share: how an error becomes an exit code, and how progress is shown."""
+"""The parser of all commands, the name a command shows for itself, and exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import __version__
 from ..errors import BackendError, InputError
+
+_MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the line breaks of the description."""
+    """Shows defaults and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
@@ -20,7 +24,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with `HelpFormatter`, whose errors are one line like all others, without the usage text."""
+    """Argument parser whose errors are one line, like all others, without the usage text."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
@@ -29,8 +33,33 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+def started_by_script() -> bool:
+    """Whether this process is the console script `bcnet`."""
+    return Path(sys.argv[0]).stem == "bcnet"
+
+
+def program(command: str) -> str:
+    """How the user starts a command: `bcnet infer` from the console script, else `python -m bcnet_fast.infer`."""
+    return f"bcnet {command}" if started_by_script() else f"{_MODULE}{command}"
+
+
+def command_parser(command: str, description: str | None) -> Parser:
+    """Parser of a command, with --version. Examples in the description use the `program` the user started."""
+    parser = Parser(prog=program(command), description=(description or "").replace(_MODULE, program("")))
+    parser.add_argument("--version", action="version", version=f"bcnet_fast {__version__}")
+    return parser
+
+
+def require_at_least(options: object, **lowest: int) -> None:
+    """Raise InputError if a flag is below its lowest value; None means the flag is absent."""
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least {low}")
+
+
 def run(main: Callable[[], int]) -> None:
-    """Run an entry point: 0 done, 1 done but something failed, 2 one clear line about bad input, 130 interrupted."""
+    """Run an entry point and exit: 0 done, 1 some videos failed, 2 bad input (one line on stderr), 130 interrupted."""
     try:
         code = main()
         sys.stdout.flush()
@@ -38,7 +67,7 @@ def run(main: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: nothing is wrong, and nobody is left to tell.
+        # The reader of a pipe (head, less) has closed it, which is no error.
         sys.stdout = None
         code = 0
     except OSError as error:

@@ -22,7 +22,7 @@ from bcnet_fast.data.features import open_features
 from bcnet_fast.data.synthetic import SyntheticConfig, SyntheticVideo, make_videos, write_dataset
 from bcnet_fast.data.timing import TimeResolver
 from bcnet_fast.evaluation import average_recall
-from bcnet_fast.inference import Failure, predict
+from bcnet_fast.inference.predict import Failure, predict
 from bcnet_fast.ops.precision import gpu_products
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT

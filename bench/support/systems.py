@@ -23,7 +23,6 @@ from torch import Tensor
 
 import bcnet_fast
 from bcnet_fast.config import Config
-from bcnet_fast.convert import convert_bcnet
 from bcnet_fast.data.windows import cut, window_starts
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import proposal_map
@@ -31,6 +30,7 @@ from bcnet_fast.inference import Predictor
 from bcnet_fast.inference.model import Model
 from bcnet_fast.networks.outputs import BCNetOutput, MapOutput, Output
 from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.networks.releases import convert_bcnet
 from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import use_backend
 from bcnet_fast.presets import PRESETS

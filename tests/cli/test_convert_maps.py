@@ -13,6 +13,7 @@ import bcnet_fast
 from bcnet_fast import convert
 from bcnet_fast.config import BMNConfig, Config, GTADConfig
 from bcnet_fast.errors import InputError
+from bcnet_fast.networks import releases
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import read_config
@@ -89,7 +90,7 @@ def test_the_releases_of_gtad_give_the_golden_outputs(tmp_path, golden, name, pr
 def test_the_mask_says_which_map_a_bmn_has(tmp_path, layout, stated):
     state = {"sample_mask": seeded.bmn_mask(14, layout, bins=4), **state_of(SMALL_BMN)}
     path = seeded.map_release(tmp_path / "bmn.pth.tar", state)
-    kept, config = convert.convert_bmn(path, small(replace(SMALL_BMN, max_duration=9, map_layout=stated)))
+    kept, config = releases.convert_bmn(path, small(replace(SMALL_BMN, max_duration=9, map_layout=stated)))
     assert config == small(replace(SMALL_BMN, map_layout=layout))
     assert kept.keys() == state.keys() - {"sample_mask"}
     assert all(torch.equal(kept[name], state[name]) for name in kept)
@@ -98,7 +99,7 @@ def test_the_mask_says_which_map_a_bmn_has(tmp_path, layout, stated):
 def test_a_mask_of_shorter_proposals_gives_the_longest_duration(tmp_path):
     mask = seeded.bmn_mask(14, "duration_start", bins=4).unflatten(1, (4, 14, 14))[:, :, :9].flatten(1)
     path = seeded.map_release(tmp_path / "bmn.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
-    _, config = convert.convert_bmn(path, small(SMALL_BMN))
+    _, config = releases.convert_bmn(path, small(SMALL_BMN))
     assert config == small(replace(SMALL_BMN, max_duration=9, map_layout="duration_start"))
 
 
@@ -107,19 +108,19 @@ def test_mmaction2_has_neither_a_prefix_nor_an_epoch(tmp_path):
     mask = torch.nn.Parameter(seeded.bmn_mask(14, "duration_start", bins=4), requires_grad=False)
     content = {"meta": {"version": "0.24.0"}, "state_dict": {**state_of(SMALL_BMN), "sample_mask": mask.data}}
     torch.save(content, path)
-    _, config = convert.convert_bmn(path, small(SMALL_BMN))
+    _, config = releases.convert_bmn(path, small(SMALL_BMN))
     assert config.model.map_layout == "duration_start"
 
 
 def test_without_a_mask_the_map_is_that_of_the_preset(tmp_path):
     path = seeded.map_release(tmp_path / "bmn.pth.tar", state_of(SMALL_BMN))
     expected = small(replace(SMALL_BMN, map_layout="duration_start", max_duration=5))
-    assert convert.convert_bmn(path, expected)[1] == expected
+    assert releases.convert_bmn(path, expected)[1] == expected
 
 
 @pytest.mark.parametrize("preset", ["thumos14", "activitynet13"])
 def test_channels_are_those_of_the_file(tmp_path, preset):
-    for function, model in ((convert.convert_bmn, SMALL_BMN), (convert.convert_gtad, SMALL_GTAD)):
+    for function, model in ((releases.convert_bmn, SMALL_BMN), (releases.convert_gtad, SMALL_GTAD)):
         path = seeded.map_release(tmp_path / "best.pth.tar", state_of(model))
         known = PRESETS[model.name][preset]
         _, config = function(path, known)
@@ -134,24 +135,24 @@ def test_channels_are_those_of_the_file(tmp_path, preset):
     [
         (
             seeded.bmn_mask(13, "start_end", bins=4),
-            r"expected \[T, 4 D T\] for T = 14 of preset small, found \[13, 676\]",
+            r"has shape \[13, 676\], expected \[T, 4 D T\] with T = 14 of preset small",
         ),
-        (torch.zeros(14, 4 * 14 * 14 + 1), r"found \[14, 785\]; see --preset"),
-        (torch.zeros(14, 0), r"found \[14, 0\]"),
-        (torch.tensor(1.0), r"found \[\]"),
+        (torch.zeros(14, 4 * 14 * 14 + 1), r"has shape \[14, 785\], .*; see --preset"),
+        (torch.zeros(14, 0), r"has shape \[14, 0\]"),
+        (torch.tensor(1.0), r"has shape \[\]"),
         (
             torch.zeros(14, 4 * 14 * 14),
-            r"\(start, end\) as in BMN.s public release or \(duration, start\) as in mmaction2",
+            r"\(start, end\) of the BMN release or \(duration, start\) of mmaction2",
         ),
-        (torch.full((14, 4 * 14 * 14), torch.nan), "found other values"),
-        (seeded.bmn_mask(14, "start_end", bins=4, points=2), "3 points in a bin and half of a proposal.s length"),
+        (torch.full((14, 4 * 14 * 14), torch.nan), "has other values"),
+        (seeded.bmn_mask(14, "start_end", bins=4, points=2), "3 points per bin and margins of half a proposal"),
     ],
     ids=["other T", "broken D", "empty", "number", "zeros", "NaN", "other points"],
 )
 def test_a_mask_that_fits_neither_map_is_refused(tmp_path, mask, message):
     path = seeded.map_release(tmp_path / "bmn.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
-    with pytest.raises(InputError, match=rf"bmn\.pth\.tar: sample_mask: .*{message}"):
-        convert.convert_bmn(path, small(SMALL_BMN))
+    with pytest.raises(InputError, match=rf"bmn\.pth\.tar: sample_mask .*{message}"):
+        releases.convert_bmn(path, small(SMALL_BMN))
 
 
 def opentad() -> dict[str, torch.Tensor]:
@@ -167,22 +168,30 @@ BPM, ABI = {"bpm_base.0.weight": torch.zeros(1)}, {"frame_model.base_module.0.we
     ("function", "state", "message"),
     [
         (
-            convert.convert_bmn,
+            releases.convert_bmn,
             state_of(SMALL_GTAD),
-            "expected weights of BMN, found those of G-TAD, which --gtad takes",
+            "has weights of G-TAD, expected those of BMN; give it to --gtad",
         ),
-        (convert.convert_gtad, state_of(SMALL_BMN), "expected weights of G-TAD, found those of BMN, which --bmn takes"),
-        (convert.convert_bmn, BPM, r"expected weights of BMN, found those of BCNet \(BPM\), which --bpm takes"),
-        (convert.convert_gtad, ABI, r"expected weights of G-TAD, found those of BCNet \(ABI\), which --abi takes"),
-        (convert.convert_bmn, opentad(), "expected weights of BMN, found OpenTAD's, which are not supported: "),
-        (convert.convert_gtad, opentad(), "expected weights of G-TAD, found OpenTAD's, which are not supported: "),
+        (
+            releases.convert_gtad,
+            state_of(SMALL_BMN),
+            "has weights of BMN, expected those of G-TAD; give it to --bmn",
+        ),
+        (releases.convert_bmn, BPM, r"has weights of BCNet \(BPM\), expected those of BMN; give it to --bpm"),
+        (releases.convert_gtad, ABI, r"has weights of BCNet \(ABI\), expected those of G-TAD; give it to --abi"),
+        (releases.convert_bmn, opentad(), "has weights of OpenTAD, expected those of BMN; OpenTAD is not supported: "),
+        (
+            releases.convert_gtad,
+            opentad(),
+            "has weights of OpenTAD, expected those of G-TAD; OpenTAD is not supported: ",
+        ),
     ],
     ids=["G-TAD for BMN", "BMN for G-TAD", "BPM", "ABI", "OpenTAD for BMN", "OpenTAD for G-TAD"],
 )
 def test_weights_of_another_network_are_named(tmp_path, function, state, message):
     path = seeded.map_release(tmp_path / "best.pth.tar", state)
-    config = small(SMALL_BMN if function is convert.convert_bmn else SMALL_GTAD)
-    with pytest.raises(InputError, match=rf"best\.pth\.tar: {message}") as error:
+    config = small(SMALL_BMN if function is releases.convert_bmn else SMALL_GTAD)
+    with pytest.raises(InputError, match=rf"best\.pth\.tar {message}") as error:
         function(path, config)
     assert "\n" not in str(error.value)
 
@@ -190,13 +199,13 @@ def test_weights_of_another_network_are_named(tmp_path, function, state, message
 @pytest.mark.parametrize(
     ("function", "model", "name", "wrong"),
     [
-        (convert.convert_bmn, SMALL_BMN, "x_1d_s.2.bias", (3,)),
-        (convert.convert_bmn, SMALL_BMN, "x_1d_b.0.weight", ()),
-        (convert.convert_bmn, SMALL_BMN, "x_3d_p.0.weight", (12, 0, 4, 1, 1)),
-        (convert.convert_gtad, SMALL_GTAD, "regu_e.1.weight", (1, 8)),
-        (convert.convert_gtad, SMALL_GTAD, "localization.0.weight", (12, 8 * 20, 1, 1)),
-        (convert.convert_gtad, SMALL_GTAD, "localization.4.weight", (6, 6, 5, 5)),
-        (convert.convert_gtad, SMALL_GTAD, "backbone1.2.tconvs.2.weight", (8, 0, 3)),
+        (releases.convert_bmn, SMALL_BMN, "x_1d_s.2.bias", (3,)),
+        (releases.convert_bmn, SMALL_BMN, "x_1d_b.0.weight", ()),
+        (releases.convert_bmn, SMALL_BMN, "x_3d_p.0.weight", (12, 0, 4, 1, 1)),
+        (releases.convert_gtad, SMALL_GTAD, "regu_e.1.weight", (1, 8)),
+        (releases.convert_gtad, SMALL_GTAD, "localization.0.weight", (12, 8 * 20, 1, 1)),
+        (releases.convert_gtad, SMALL_GTAD, "localization.4.weight", (6, 6, 5, 5)),
+        (releases.convert_gtad, SMALL_GTAD, "backbone1.2.tconvs.2.weight", (8, 0, 3)),
     ],
 )
 def test_every_key_that_does_not_fit_is_listed(tmp_path, function, model, name, wrong):
@@ -207,7 +216,7 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path, function, model, name, 
     state[name] = torch.zeros(wrong)
     path = seeded.map_release(tmp_path / "best.pth.tar", state)
     shape = str(list(wrong)).replace("[", r"\[").replace("]", r"\]")
-    expected = f"missing: {gone}; unknown: extra; misshaped: {name} .*found {shape}"
+    expected = f"missing: {gone}; unknown: extra; misshaped: {name} .*has {shape}, expected"
     with pytest.raises(InputError, match=rf"best\.pth\.tar: weights do not fit the network; {expected}"):
         function(path, small(model))
 
@@ -215,32 +224,32 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path, function, model, name, 
 def test_a_damaged_file_is_one_clear_line(tmp_path):
     path = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
     path.write_bytes(path.read_bytes()[:1000])
-    for function, model in ((convert.convert_bmn, SMALL_BMN), (convert.convert_gtad, SMALL_GTAD)):
-        with pytest.raises(InputError, match=r"best\.pth\.tar: expected a PyTorch file"):
+    for function, model in ((releases.convert_bmn, SMALL_BMN), (releases.convert_gtad, SMALL_GTAD)):
+        with pytest.raises(InputError, match=r"best\.pth\.tar: damaged.* expected a PyTorch file"):
             function(path, small(model))
 
 
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((), "found none of them"),
-        (("--bpm",), "found --bpm"),
-        (("--abi",), "found --abi"),
-        (("--bmn", "--gtad"), "found --bmn, --gtad"),
-        (("--bpm", "--abi", "--bmn"), "found --bpm, --abi, --bmn"),
+        ((), "no checkpoint given"),
+        (("--bpm",), "--bpm given"),
+        (("--abi",), "--abi given"),
+        (("--bmn", "--gtad"), "--bmn and --gtad given"),
+        (("--bpm", "--abi", "--bmn"), "--bpm and --abi and --bmn given"),
     ],
 )
 def test_one_network_is_converted_at_a_time(tmp_path, sources, message):
     arguments = [part for flag in sources for part in (flag, str(tmp_path / "x.pth.tar"))]
-    with pytest.raises(InputError, match=f"expected --bpm with --abi, or --bmn, or --gtad; {message}; see --help"):
+    with pytest.raises(InputError, match=f"{message}, expected --bpm and --abi, or --bmn, or --gtad; see --help"):
         convert.main([*arguments, "--output", str(tmp_path / "x.safetensors")])
 
 
 def test_the_output_is_safetensors_and_a_failure_leaves_none(tmp_path):
     source = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
-    with pytest.raises(InputError, match=r"--output .*x\.pth: expected a name that ends in \.safetensors"):
+    with pytest.raises(InputError, match=r"--output is .*x\.pth, expected a name ending in \.safetensors"):
         convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.pth")])
-    with pytest.raises(InputError, match="found those of BMN"):
+    with pytest.raises(InputError, match="has weights of BMN"):
         convert.main(["--gtad", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
     assert list(tmp_path.iterdir()) == [source]
 
@@ -248,10 +257,10 @@ def test_the_output_is_safetensors_and_a_failure_leaves_none(tmp_path):
 def test_the_wrong_preset_is_named(tmp_path):
     mask = torch.zeros(100, 4 * 100 * 100)
     source = seeded.map_release(tmp_path / "best.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
-    with pytest.raises(InputError, match=r"T = 256 of preset thumos14, found \[100, 40000\]; see --preset"):
+    with pytest.raises(InputError, match=r"has shape \[100, 40000\], .* T = 256 of preset thumos14; see --preset"):
         convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
 
 
 def test_maps_need_a_preset(tmp_path):
-    with pytest.raises(InputError, match="--preset: expected one of thumos14, activitynet13 with --bmn, found none"):
+    with pytest.raises(InputError, match="--preset is required with --bmn: thumos14 or activitynet13"):
         convert.main(["--bmn", str(tmp_path / "best.pth.tar"), "--output", str(tmp_path / "made.safetensors")])

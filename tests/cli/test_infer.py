@@ -19,10 +19,11 @@ from test_reference import SMALL
 from bcnet_fast import infer
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.inference.run import resolve_config, run_settings
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.subtitles import write_subtitles
-from bcnet_fast.results.writer import ResultWriter, entries
+from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
 LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
@@ -65,8 +66,17 @@ def features(tmp_path, rng) -> Path:
 
 def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
     output = output or features.parent / "out.json"
+    return infer.main(flags(checkpoint, features, *more, output=output)), output
+
+
+def flags(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> list[str]:
+    output = output or features.parent / "out.json"
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--fps", 25, *more]
-    return infer.main([str(argument) for argument in arguments]), output
+    return [str(argument) for argument in arguments]
+
+
+def columns(proposals: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p["segment"] for p in proposals]).reshape(-1, 2), np.array([p["score"] for p in proposals])
 
 
 def results_of(path: Path) -> dict[str, list]:
@@ -120,7 +130,9 @@ def test_an_archive_of_bad_videos_only_writes_nothing(checkpoint, features):
     for video in LENGTHS:
         np.save(features / f"{video}.npy", np.zeros((20, 3), np.float32))
     output = features.parent / "out.json"
-    with pytest.raises(InputError, match=r"a.npy: expected 10 channels, found shape \[20, 3\] \(and 3 more"):
+    with pytest.raises(
+        InputError, match=r"a.npy has shape \[20, 3\], expected 10 channels \(and 3 other videos failed\)"
+    ):
         run(checkpoint, features)
     assert not output.exists() and not list(features.parent.glob("*.partial"))
 
@@ -179,7 +191,7 @@ def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_
     # 6 of 16 frames; the last of 24 boundaries is the end of the video, which no proposal of the release reaches.
     assert released.max() == pytest.approx(9.6 * 23 / 24)
     table.write_text("video,duration\nc,10\n")
-    with pytest.raises(InputError, match=r"video 'c': expected its number of frames, .* a column frames") as error:
+    with pytest.raises(InputError, match=r"video 'c' has no known number of frames, .* a column frames") as error:
         segments("--protocol", "release")
     assert "\n" not in str(error.value)
     assert np.array_equal(segments(), default)
@@ -191,7 +203,7 @@ def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsy
     arguments += ["--preset", "activitynet13", "--model", "gtad"]
     assert infer.main([str(part) for part in arguments]) == 0
     assert "gtad, preset activitynet13, random weights" in json.loads(output.read_text())["external_data"]["details"]
-    assert "warning: no --checkpoint" in capsys.readouterr().err
+    assert "warning: without --checkpoint" in capsys.readouterr().err
     with pytest.raises(InputError, match="precision 'int8': expected"):
         infer.main([str(part) for part in [*arguments, "--precision", "int8"]])
 
@@ -199,8 +211,8 @@ def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsy
 def test_a_run_of_another_system_or_protocol_is_not_resumed(features):
     def settings(*more: str) -> dict:
         flags = ["--features", str(features), "--output", "x.json", "--preset", "thumos14", *more]
-        args = infer.build_parser().parse_args(flags)
-        return infer.run_settings(args, infer.resolve_config(args))
+        options = infer.parse(flags)
+        return run_settings(options, resolve_config(options))
 
     runs = [settings(), settings("--model", "bmn"), settings("--model", "gtad"), settings("--protocol", "release")]
     assert all(one != other for place, one in enumerate(runs) for other in runs[:place])
@@ -211,36 +223,31 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     expected = run(checkpoint, features)[1].read_bytes()
     output = features.parent / "out.json"
     output.unlink()
-    infer_settings = []
-    original = infer.run_settings
-    infer.run_settings = lambda *a: infer_settings.append(original(*a)) or infer_settings[-1]
-    try:
-        run(checkpoint, features)
-    finally:
-        infer.run_settings = original
+    run(checkpoint, features)
     finished = results_of(output)
     output.unlink()
-    writer = ResultWriter(output, infer_settings[0])
-    writer.add("c", finished["c"])
+    options = infer.parse(flags(checkpoint, features))
+    writer = ResultWriter(output, run_settings(options, CONFIG))
+    writer.add("c", *columns(finished["c"]))
     writer.close()
     # What a crash in the middle of a line leaves behind:
     with open(writer.partial, "ab") as file:
         file.write(b'{"video": "d", "propo')
     assert run(checkpoint, features, "--resume")[0] == 0
-    assert "resumed: 1 of 4 videos" in capsys.readouterr().out
+    assert "resumed: 1 of 4 videos are already done" in capsys.readouterr().out
     assert output.read_bytes() == expected
 
 
 def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, features):
     output = features.parent / "out.json"
     writer = ResultWriter(output, {"protocol": "release"})
-    with pytest.raises(InputError, match=r"out.json.partial: expected to write it alone, found another run"):
+    with pytest.raises(InputError, match=r"out.json.partial is in use by another run"):
         run(checkpoint, features)
-    writer.add("c", [])
+    writer.add("c", *columns([]))
     writer.close()
-    with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
+    with pytest.raises(InputError, match=r"out.json.partial is from a run with other values of .*protocol"):
         run(checkpoint, features, "--resume")
-    with pytest.raises(InputError, match=r"out.json.partial: holds 1 finished videos .* go on with --resume"):
+    with pytest.raises(InputError, match=r"out.json.partial has 1 finished video .* continue with --resume"):
         run(checkpoint, features)
     writer.partial.unlink()
     assert run(checkpoint, features, "--resume")[0] == 0
@@ -249,7 +256,7 @@ def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, feature
 @pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])
 def test_a_partial_file_of_something_else_is_refused(checkpoint, features, content):
     (features.parent / "out.json.partial").write_bytes(content)
-    with pytest.raises(InputError, match=r"out.json.partial: expected the finished videos"):
+    with pytest.raises(InputError, match=r"out.json.partial is not the partial result of an interrupted run"):
         run(checkpoint, features, "--resume")
 
 
@@ -257,10 +264,10 @@ def test_changed_times_are_other_settings(checkpoint, features):
     table = features.parent / "times.csv"
     table.write_text("video,fps\na,25\nb,25\n")
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
-    args = infer.build_parser().parse_args([str(a) for a in [*arguments, "--times", table]])
-    before = infer.run_settings(args, CONFIG)
+    options = infer.parse([str(a) for a in [*arguments, "--times", table]])
+    before = run_settings(options, CONFIG)
     table.write_text("video,fps\na,50\nb,25\n")
-    assert infer.run_settings(args, CONFIG) != before
+    assert run_settings(options, CONFIG) != before
 
 
 def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features, capsys):
@@ -325,8 +332,8 @@ def test_pictures_and_subtitles(checkpoint, features):
 
 
 def test_subtitles_follow_the_format(tmp_path):
-    proposals = entries(np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5]), ["run", "jump"])
-    write_subtitles(tmp_path / "x.srt", proposals)
+    segments, scores = np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5])
+    write_subtitles(tmp_path / "x.srt", segments, scores, ["run", "jump"])
     assert (tmp_path / "x.srt").read_text() == (
         "1\n00:00:00,250 --> 00:00:02,000\n#2 jump 0.500\n\n2\n01:01:01,000 --> 01:01:02,500\n#1 run 0.900\n\n"
     )
@@ -350,35 +357,35 @@ def test_time_comes_from_a_table_and_flags_go_before_it(checkpoint, features):
 def test_random_weights_need_a_preset_and_say_so(features, capsys):
     output = features.parent / "out.json"
     arguments = ["--features", str(features / "c.npy"), "--output", str(output), "--fps", "25"]
-    with pytest.raises(InputError, match="--checkpoint: expected a file, found none"):
+    with pytest.raises(InputError, match="--checkpoint is required, or --preset for random weights"):
         infer.main(arguments)
     assert infer.main([*arguments, "--preset", "activitynet13", "--feature-dim", "10", "--stride", "5"]) == 0
-    assert "warning: no --checkpoint: the weights are random" in capsys.readouterr().err
+    assert "warning: without --checkpoint the weights are random" in capsys.readouterr().err
     assert "random weights" in json.loads(output.read_text())["external_data"]["details"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output", "out.json"], "--features: expected it, found none"),
-        (["--features", "nowhere", "--output", "x.json"], "nowhere: expected .* found nothing there"),
+        (["--output", "out.json"], "--features is required"),
+        (["--features", "nowhere", "--output", "x.json"], "nowhere: no such file or folder"),
         (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see --help"),
-        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
-        (["--preset", "thumos14"], "expected --preset thumos14, found small"),
-        (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
-        (["--model", "gtad"], "expected --model gtad, found bcnet"),
-        (["--fps", "-1"], "--fps: expected a positive number, found -1.0"),
-        (["--times", "gone.csv"], "gone.csv: expected"),
-        (["--labels", "gone.json"], "gone.json: expected"),
-        (["--output", "."], "expected the name of a file to write, found a folder"),
-        (["--output", "/dev/null"], "/dev/null: expected the name of a file to write, found a device"),
-        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json: expected a place to write"),
-        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png: expected a place to write"),
-        (["--srt", "features/a.npy/below"], "expected a place to write"),
-        (["--feature-dim", "0"], "--feature-dim: expected at least 1, found 0"),
+        (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
+        (["--preset", "thumos14"], "--preset is thumos14, expected small to fit .*small.safetensors"),
+        (["--feature-dim", "11"], "--feature-dim is 11, expected 10 to fit"),
+        (["--model", "gtad"], "--model is gtad, expected bcnet to fit"),
+        (["--fps", "-1"], "--fps is -1.0, expected a positive number"),
+        (["--times", "gone.csv"], "gone.csv: no such file"),
+        (["--labels", "gone.json"], "gone.json: no such file"),
+        (["--output", "."], "is a folder, expected a file name to write to"),
+        (["--output", "/dev/null"], "/dev/null is a device, expected a file name to write to"),
+        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json is not writable"),
+        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png is not writable"),
+        (["--srt", "features/a.npy/below"], "is not writable"),
+        (["--feature-dim", "0"], "--feature-dim is 0, expected at least 1"),
         (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
-        (["--ground-truth", "other.json"], "other.json: expected some of the 4 videos .* found 1 others"),
-        (["--labels", "scores.json"], "scores.json: expected some of the 4 videos .* found 1 others"),
+        (["--ground-truth", "other.json"], "other.json has 1 video, expected some of the 4 in features, such as 'a'"),
+        (["--labels", "scores.json"], "scores.json has 1 video, expected some of the 4 in features, such as 'a'"),
         pytest.param(
             ["--device", "cuda"],
             "expected a CUDA device, found none",
@@ -402,14 +409,16 @@ def test_bad_input_is_one_clear_line(checkpoint, features, flags, message, monke
 
 def test_frames_per_second_are_asked_for_before_any_work(checkpoint, features):
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
-    with pytest.raises(InputError, match="--fps: expected the videos' frames per second, found none"):
+    with pytest.raises(InputError, match="--fps or --times is required"):
         infer.main([str(a) for a in arguments])
 
 
 def test_annotations_of_other_videos_are_refused(checkpoint, features):
     table = features.parent / "times.csv"
     table.write_text("video,fps\nelsewhere,25\n")
-    with pytest.raises(InputError, match=r"times.csv: expected some of the 4 videos .* found 1 others"):
+    with pytest.raises(
+        InputError, match=r"times.csv has 1 video, such as 'elsewhere', expected some of the 4 in .*features"
+    ):
         run(checkpoint, features, "--times", table)
 
 
@@ -433,7 +442,7 @@ def test_odd_names_can_be_drawn(checkpoint, features):
 
 def test_an_assumed_stride_is_said(checkpoint, features, capsys):
     run(checkpoint, features)
-    assert "note: nothing states --stride; rows are taken to be 5 video frames apart" in capsys.readouterr().err
+    assert "note: --stride is not given; assuming 5 video frames between rows" in capsys.readouterr().err
     run(checkpoint, features, "--stride", 8)
     assert "note:" not in capsys.readouterr().err
 
@@ -472,4 +481,4 @@ def test_the_process_exits_with_code_2_and_one_line(features):
     command = [sys.executable, "-m", "bcnet_fast.infer", "--features", str(features), "--output", "x.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --checkpoint: expected a file") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --checkpoint is required") and done.stderr.count("\n") == 1

@@ -18,6 +18,7 @@ from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.training.distributed import Processes
+from bcnet_fast.training.run import train_with
 from bcnet_fast.training.targets import map_targets, window_targets
 from bcnet_fast.training.trainer import Trainer
 
@@ -63,11 +64,11 @@ def gradients(name: str, processes: Processes | None = None) -> dict[str, torch.
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    args = train.build_parser().parse_args(json.loads((folder / "flags.json").read_text()))
+    options = train.parse(json.loads((folder / "flags.json").read_text()))
     device = torch.device("cpu")
     with Processes.join(device) as joined:  # once: torchrun's store serves a second group of the same processes badly
         for system in GRADIENTS:
             found = gradients(system, joined)
             if joined.first:
                 torch.save(found, folder / f"{system}.pt")
-        train.train(args, train.resolve_config(args), device, joined)
+        train_with(joined, options, device)

@@ -14,6 +14,7 @@ from test_sampling_plan import PLANS
 
 from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import reference
+from bcnet_fast.ops.anchor_groups import anchor_groups
 
 if _native.module is None:
     pytest.skip(str(_native.reason), allow_module_level=True)
@@ -36,14 +37,8 @@ SHAPES = [
     (256, 400, 400),
 ]
 
-# Fields of a plan, and arguments.
-GROUPS = {
-    "order": "order",
-    "step": "step",
-    "group_offsets": "offsets",
-    "group_rows": "tap_rows",
-    "group_weights": "tap_weights",
-}
+# Fields of `AnchorGroups`, and arguments.
+GROUPS = {"order": "order", "step": "step", "offsets": "offsets", "rows": "tap_rows", "weights": "tap_weights"}
 
 every_set = pytest.mark.parametrize("instructions", module.INSTRUCTION_SETS)
 every_dtype = pytest.mark.parametrize("dtype", BOUND, ids=lambda dtype: dtype.__name__)
@@ -522,7 +517,7 @@ def test_attention_gradients(rng, instructions, dtype, shape, scale):
 @every_set
 def test_project_anchors(rng, instructions, dtype, name):
     plan = PLANS[name]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
-    groups = [getattr(plan, name).numpy() for name in GROUPS]
+    groups = list(anchor_groups(plan))
     dense = plan.dense().double().numpy()
     sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
     for inputs, outputs in ((1, 1), (13, 31), (32, 32), (5, 67)):
@@ -550,7 +545,7 @@ def test_project_anchors(rng, instructions, dtype, name):
 def test_project_runs(rng, instructions, dtype):
     """A layer on projected anchors has the same bits for any number of columns at a time, and of threads."""
     plan = PLANS["gtad-unequal"]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
-    groups = [getattr(plan, name).numpy() for name in GROUPS]
+    groups = list(anchor_groups(plan))
     sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
     inputs, columns, bins = 3, 2 * module.RUN_PART + 37, len(sources)
     x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)

@@ -176,9 +176,9 @@ def test_without_difference_attention_only_the_needed_anchors_go_through_network
     kernels, rows = model.run.network.kernels, []
     original = kernels.feed_forward_each
 
-    def feed_forward_each(xs, weights, *, slot):
+    def feed_forward_each(xs, weights, *, out):
         rows.append(len(xs[0]))
-        return original(xs, weights, slot=slot)
+        return original(xs, weights, out=out)
 
     kernels.feed_forward_each = feed_forward_each
     which = torch.zeros(model.run.network.anchor_count, dtype=torch.bool)

@@ -18,7 +18,8 @@ from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.ops import anchor_projection, anchor_sampling, use_backend
 from bcnet_fast.ops import native as _native
-from bcnet_fast.ops.anchor_sampling import _arguments, cheaper_strategy
+from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_sampling import cheaper_strategy
 from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
 
 STRATEGIES = ("project", "gather")
@@ -100,11 +101,11 @@ def test_every_instruction_set_and_number_of_threads(instruction_set, threads):
         features, weight, bias, _, grad = inputs(plan, (2, 5, 67))
         rows = features.mT.contiguous()
         projected = torch.einsum("btc,nco->bnto", rows, weight).contiguous()
-        groups = plan.order, plan.step, plan.group_offsets, plan.group_rows, plan.group_weights
+        groups = anchor_groups(plan)
         out, of_projected = torch.empty(grad.shape), torch.empty(projected.shape)
         run = _native.module
-        run.gather(*(t.numpy() for t in (projected, *groups, bias, out)), False, threads, instruction_set)
-        run.gather_backward(*(t.numpy() for t in (grad, *groups, of_projected)), threads, instruction_set)
+        run.gather(projected.numpy(), *groups, bias.numpy(), out.numpy(), False, threads, instruction_set)
+        run.gather_backward(grad.numpy(), *groups, of_projected.numpy(), threads, instruction_set)
         dense = plan.dense().double()
         expected = torch.einsum("pnt,bnto->bpo", dense, projected.double()) + bias
         assert error(out, expected) < 1e-6
@@ -207,7 +208,7 @@ def test_the_cheaper_strategy_is_chosen():
 def test_operators_pass_opcheck(backend, name):
     plan = PLANS[name]()
     features, weight, bias, grad_sampled, grad = inputs(plan, (2, 5, 8))
-    arguments = _arguments(plan)
+    arguments = plan.pack()
     ops = torch.ops.bcnet_fast
     torch.library.opcheck(ops.anchor_sampling, (features.requires_grad_(), *arguments))
     torch.library.opcheck(ops.anchor_sampling_backward, (grad_sampled, *arguments))

@@ -23,7 +23,7 @@ from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.ops import anchor_projection, anchor_sampling
 from bcnet_fast.ops.backends import use_backend
-from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
+from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 
 pytest.importorskip("triton", minversion="3.2")
 kernels = pytest.importorskip("bcnet_fast.kernels.anchor_sampling")
@@ -205,11 +205,12 @@ def test_offsets_pass_32_bits():
     def int32(*values):
         return torch.tensor(values, dtype=torch.int32)
 
-    anchor = int32([rows - 2]), int32(0, 2), weights
+    matrix, transpose = (int32([rows - 2]), int32(0, 2), weights), (int32(0, 2), int32(rows - 2, rows - 1), weights)
+    plan = SamplingPlan(rows, (1,), 2, *matrix, *transpose, order=int32(0))
     gathered, sampled, listed = (torch.empty(1, *ones, 16, dtype=torch.float16) for ones in ((1,), (1, 1), (1, 1)))
-    kernels.launch_gather(memory[None], *anchor, int32(0), None, False, gathered)
-    kernels.launch_sampling(memory[None], *anchor, [1], sampled)
-    kernels.launch_gather_backward(memory, int32(0, 2), int32(rows - 2, rows - 1), weights, listed)
+    kernels.launch_gather(memory[None], plan, None, False, gathered)
+    kernels.launch_sampling(memory[None], plan, sampled)
+    kernels.launch_gather_backward(memory, plan, listed)
     assert all(error(out.flatten(), expected.double()) < 1e-3 for out in (gathered, sampled, listed))
 
 

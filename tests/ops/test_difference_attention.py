@@ -240,7 +240,7 @@ def test_operators_pass_opcheck(strided):
     if strided:
         tensors = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors]
     torch.library.opcheck(FORWARD, (*(t.detach().requires_grad_() for t in tensors), 0.5))
-    torch.library.opcheck(BACKWARD, (*grads, *tensors, *FORWARD(*tensors, 0.5), 0.5))
+    torch.library.opcheck(BACKWARD, (*grads, list(tensors), list(FORWARD(*tensors, 0.5)), 0.5))
 
 
 def test_compiles_to_one_graph_with_gradients():

@@ -296,9 +296,9 @@ def test_fits_into_a_cuda_graph(rng):
 def test_operator_passes_opcheck(backend, device, rng):
     tensors = on(device, inputs(rng, (2, 13, 6, 5)))
     lengths = torch.tensor([13, 4], device=device)
-    torch.library.opcheck(OP, (*tensors, lengths, 0.7, 0.9, 0.8, 5.0, False))
-    tensors[4] = None
-    torch.library.opcheck(OP, (*tensors, None, 0.7, 0.9, 0.8, None, True))
+    scores, tables = tensors[:5], tensors[5:]
+    torch.library.opcheck(OP, (scores, *tables, lengths, [0.7, 0.9, 0.8], 5.0, False))
+    torch.library.opcheck(OP, (scores[:4], *tables, None, [0.7, 0.9, 0.8], None, True))
 
 
 def test_compiles_to_one_graph(rng):

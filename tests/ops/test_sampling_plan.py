@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.networks.reference.dense_sampling import sampling_weights
+from bcnet_fast.ops import anchor_groups as anchor_groups_module
+from bcnet_fast.ops.anchor_groups import anchor_groups
 from bcnet_fast.ops.sampling_plan import GROUP, SamplingPlan, aligned_plan, interpolated_plan
 
 PLANS = {
@@ -87,16 +92,16 @@ def test_groups_hold_the_same_weights(plan):
     """Every anchor is in one group, and its taps are those common to the group, moved, and those of its own."""
     assert torch.equal(plan.order[plan.order >= 0].sort().values, torch.arange(plan.anchors, dtype=torch.int32))
     dense = torch.zeros(plan.anchors, sum(plan.bins) * plan.length)
-    lists = plan.group_offsets.view(-1)[:-1].view(-1, GROUP + 1)
-    ends = plan.group_offsets[1:].view(-1, GROUP + 1)
-    for group, step, begin, end in zip(plan.order.tolist(), plan.step.tolist(), lists, ends, strict=True):
+    groups = anchor_groups(plan)
+    rows, weights = torch.from_numpy(groups.rows).long(), torch.from_numpy(groups.weights)
+    lists, ends = (bounds.reshape(-1, GROUP + 1) for bounds in (groups.offsets[:-1], groups.offsets[1:]))
+    for group, step, begin, end in zip(groups.order.tolist(), groups.step.tolist(), lists, ends, strict=True):
         members = [anchor for anchor in group if anchor >= 0]
         assert len(group) == GROUP and members == group[: len(members)]
         for place, anchor in enumerate(members):
             for taps, moved in ((slice(begin[0], end[0]), place * step), (slice(begin[1 + place], end[1 + place]), 0)):
-                rows = plan.group_rows[taps].long() + moved
-                assert torch.equal(rows // plan.length, plan.group_rows[taps] // plan.length)
-                dense[anchor].index_add_(0, rows, plan.group_weights[taps])
+                assert torch.equal((rows[taps] + moved) // plan.length, rows[taps] // plan.length)
+                dense[anchor].index_add_(0, rows[taps] + moved, weights[taps])
     assert torch.equal(dense.view(plan.anchors, -1, plan.length), plan.dense())
     assert plan.longest == plan.offsets.diff().max()
 
@@ -107,14 +112,34 @@ def test_most_anchors_of_the_public_systems_share_their_taps(name):
         "bcnet": lambda: interpolated_plan(make_anchors(256, 64), 256, 8),
         "gtad": lambda: aligned_plan(gtad_regions(128, 32), 128, (8, 8)),
     }[name]()
-    assert len(plan.group_rows) < plan.taps / 4
+    assert len(anchor_groups(plan).rows) < plan.taps / 4
+
+
+def test_groups_are_computed_once_and_forgotten_with_their_plan():
+    plan = PLANS["bmn"]()
+    groups = anchor_groups(plan)
+    assert anchor_groups(SamplingPlan.unpack(*plan.pack())) is groups
+    assert anchor_groups(plan.to(dtype=torch.float64)).weights.dtype == np.float64
+    kept, before = weakref.ref(groups.rows), len(anchor_groups_module._known)
+    del plan, groups
+    gc.collect()
+    assert kept() is None and len(anchor_groups_module._known) < before
+
+
+def test_a_plan_survives_packing():
+    plan = PLANS["gtad"]()
+    tensors, sizes = plan.pack()
+    assert sizes == [plan.length, plan.longest, *plan.bins]
+    unpacked = SamplingPlan.unpack(tensors, sizes)
+    assert vars(unpacked).keys() == vars(plan).keys()
+    assert all(value is vars(plan)[name] or value == vars(plan)[name] for name, value in vars(unpacked).items())
 
 
 def test_a_plan_moves_and_converts():
     plan = PLANS["bmn"]()
     assert plan.to("cpu") is plan and plan.to(dtype=torch.float32) is plan
     double = plan.to(dtype=torch.float64)
-    assert {t.dtype for t in (double.weights, double.by_snippet_weight, double.group_weights)} == {torch.float64}
+    assert {t.dtype for t in (double.weights, double.by_snippet_weight)} == {torch.float64}
     assert double.first.dtype == torch.int32 and torch.equal(double.dense().float(), plan.dense())
     assert plan.to("meta").weights.device.type == "meta"
 

@@ -241,7 +241,7 @@ def test_strided_input_and_input_with_gradients_are_read_and_not_written(backend
 def test_operator_passes_opcheck(backend, rng, dtype):
     segments, scores, offsets = random_sets(rng, dtype, grid=False, count=4)
     for sets in (offsets, None):
-        arguments = (segments, scores, sets, "gaussian", 0.5, 0.0, 0.0, 0.001, None, 0.0)
+        arguments = (segments, scores, sets, "gaussian", [0.5, 0.0, 0.0, 0.001, 0.0], None)
         torch.library.opcheck(_soft_nms, arguments)
 
 

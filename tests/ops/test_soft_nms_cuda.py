@@ -70,7 +70,7 @@ def cuda_soft_nms(emulated, monkeypatch):
         module = SimpleNamespace(**vars(emulated) | {"soft_nms_shared_limit": lambda device: LIMITS[limit]})
 
         def run_cuda(segments, scores, offsets, *rest):
-            return [t.numpy() for t in OP._run_cuda(0, *map(torch.from_numpy, (segments, scores, offsets)), *rest)]
+            return [t.numpy() for t in OP._run_cuda(*map(torch.from_numpy, (segments, scores, offsets)), *rest, 0)]
 
         with monkeypatch.context() as patch:
             patch.setattr(_native, "cuda", lambda: (module, None))

@@ -31,7 +31,10 @@ from bcnet_fast.evaluation import read_results
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.storage.checkpoint import read_config, read_training_state, save_training_state
+from bcnet_fast.training import options as training_options
+from bcnet_fast.training import subsets
 from bcnet_fast.training.dataset import TrainingWindows
+from bcnet_fast.training.options import fitted_epochs, resolve_config
 from bcnet_fast.training.trainer import Trainer
 
 # Few channels with a strong signal, and instances of up to 16 snippets.
@@ -154,13 +157,12 @@ def test_the_mean_of_the_weights(data):
 
 
 def make_trainer(data: Path, *settings: str, model: str = "bcnet") -> tuple[Trainer, TrainingWindows]:
-    args = train.build_parser().parse_args(arguments(data, Path("unused"), model=model, settings=settings))
-    config = train.resolve_config(args)
-    archive = open_features(args.features, feature_dim=8)
-    subsets = train.read_subsets(
-        args, config, archive, train.select_annotations(args, config), DEFAULT.windows, quiet=True
-    )
-    windows = TrainingWindows(archive, subsets[0].videos, config, DEFAULT)
+    options = train.parse(arguments(data, Path("unused"), model=model, settings=settings))
+    config = resolve_config(options)
+    archive = open_features(options.features, feature_dim=8)
+    chosen = subsets.select_annotations(options, config)
+    training, *_ = subsets.read_subsets(options, config, archive, chosen, DEFAULT.windows, quiet=True)
+    windows = TrainingWindows(archive, training.videos, config, DEFAULT)
     return Trainer(config, DEFAULT.losses, torch.device("cpu")), windows
 
 
@@ -267,7 +269,7 @@ def test_features_in_one_file_and_read_by_workers_train_the_same(data, tmp_path,
     with h5py.File(tmp_path / "features.h5", "w") as file:
         for path in (data / "features").iterdir():
             file[path.stem] = np.load(path)
-    monkeypatch.setattr(train, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(subsets, "KEPT_BYTES", 0)
     flags = arguments(data, tmp_path / "file", "--workers", 2, settings=settings)
     flags[flags.index(str(data / "features"))] = str(tmp_path / "features.h5")
     train.main(flags)
@@ -301,7 +303,7 @@ def test_settings_come_from_preset_then_fit_then_file_then_flags(tmp_path, data)
     file.write_text("[model]\nwindow = 64\nmax_duration = 24\n[train]\nepochs = 5\nseed = 7\nema = 0\n")
     flags = ["--preset", "synthetic", "--config", str(file), "--set", "train.epochs=6", "data.stride=2"]
     flags += ["--set", "proposals.max_snippets=null", "proposals.iou_threshold=[0.1,0.2]"]
-    config = train.resolve_config(train.build_parser().parse_args(flags), {"model": {"feature_dim": 9, "window": 77}})
+    config = resolve_config(train.parse(flags), {"model": {"feature_dim": 9, "window": 77}})
     preset = PRESETS["bcnet"]["synthetic"]
     assert (config.model.feature_dim, config.model.window, config.model.max_duration) == (9, 64, 24)
     assert (config.train.epochs, config.train.seed, config.train.ema) == (6, 7, 0.0)
@@ -350,12 +352,12 @@ def test_a_width_that_the_data_does_not_tell_is_stated_beside_fit(data, tmp_path
     ],
 )
 def test_a_small_data_set_gets_enough_epochs_for_150_steps(epochs, batch, windows, fitted):
-    assert train.fitted_epochs(TrainConfig(epochs=epochs), batch, windows) == fitted
+    assert fitted_epochs(TrainConfig(epochs=epochs), batch, windows) == fitted
 
 
 def test_a_fitted_training_has_its_epochs_and_may_be_prolonged(data, tmp_path, monkeypatch):
     """What is fitted is the same whatever --set says, so that --resume may ask for more epochs."""
-    monkeypatch.setattr(train, "_FEWEST_STEPS", 14)
+    monkeypatch.setattr(training_options, "FEWEST_STEPS", 14)
     flags = arguments(data, tmp_path, "--fit", model="bmn")
     flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.batch_size=64"]
     assert train.main(flags) == 0
@@ -373,7 +375,7 @@ def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_
     }
     database["c"]["annotations"] *= 2
     (tmp_path / "real.json").write_text(json.dumps({"database": database}))
-    monkeypatch.setattr(train, "_SYNTHETIC_VIDEOS", {"training": 6, "validation": 2})
+    monkeypatch.setattr(subsets, "SYNTHETIC_VIDEOS", {"training": 6, "validation": 2})
     flags = ["--preset", "synthetic", "--annotations", tmp_path / "real.json", "--train-subset", "test"]
     flags += ["--output", tmp_path / "out", "--device", "cpu", "--set", "train.epochs=1"]
     assert train.main([str(flag) for flag in flags]) == 0
@@ -397,11 +399,11 @@ def test_synthetic_videos_take_the_statistics_of_annotations_that_are_given(tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--preset", "thumos14", "--annotations", "real.json"], "--features: expected a path, found none"),
-        (["--preset", "synthetic", "--val-subset", "test"], "--val-subset: expected it beside --features"),
-        (["--preset", "synthetic", "--val-annotations", "a"], "--val-annotations: expected it beside --features"),
-        (["--preset", "synthetic", "--train-subset", "test"], "--train-subset: expected it beside --annotations"),
-        (["--preset", "synthetic", "--annotations", "gone.json"], "gone.json: expected ground truth"),
+        (["--preset", "thumos14", "--annotations", "real.json"], "--features is required"),
+        (["--preset", "synthetic", "--val-subset", "test"], "--val-subset requires --features"),
+        (["--preset", "synthetic", "--val-annotations", "a"], "--val-annotations requires --features"),
+        (["--preset", "synthetic", "--train-subset", "test"], "--train-subset requires --annotations"),
+        (["--preset", "synthetic", "--annotations", "gone.json"], "gone.json: no such file, expected ground truth"),
     ],
 )
 def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp_path, monkeypatch):
@@ -421,31 +423,34 @@ def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp
         (["--set", "train.seed=-1"], "--set: train.seed: expected int from 0 to 2147483647, found -1"),
         (["--set", "train.learning_rate=0"], "--set: train.learning_rate: expected a number above 0, found 0"),
         (["--set", "trian.epochs=3"], "--set: expected settings of model, data, proposals, train; found trian"),
-        (["--set", "epochs=3"], "--set: expected SECTION.NAME=VALUE, found 'epochs=3'"),
+        (["--set", "epochs=3"], "--set is 'epochs=3', expected SECTION.NAME=VALUE"),
         (["--set", "model.name=bmn"], "--set: model.name: expected 'bcnet', found 'bmn'"),
-        (["--set", "model.max_duration=64"], "model.max_duration: expected at most model.window 32, found 64"),
-        (["--set", "data.window_stride=64"], "data.window_stride: expected at most model.window 32, found 64"),
+        (["--set", "model.max_duration=64"], "model.max_duration is 64, expected at most model.window = 32"),
+        (["--set", "data.window_stride=64"], "data.window_stride is 64, expected at most model.window = 32"),
         (["--set", "model.max_duration=2"], "model: expected sizes that go together, found no anchor fits"),
         (
             ["--set", "model.feature_dim=9"],
-            r"expected 9 channels, found shape \[\d+, 8\]; give --set model.feature_dim",
+            r"has shape \[\d+, 8\], expected 9 channels; set model.feature_dim",
         ),
-        (["--config", "gone.toml"], "gone.toml: expected a TOML file, found nothing there"),
-        (["--config", "broken.toml"], "broken.toml: expected a TOML file, found invalid TOML: .*line 1"),
+        (["--config", "gone.toml"], "gone.toml: no such file, expected a TOML file"),
+        (["--config", "broken.toml"], "broken.toml: invalid TOML: .*line 1"),
         (["--config", "typo.toml"], "typo.toml: model: unknown widht"),
         (["--config", "flat.toml"], "flat.toml: model: expected an object with settings, found 3"),
-        (["--features", "gone"], "gone: expected a folder or file of features, found nothing there"),
-        (["--annotations", "gone.json"], "gone.json: expected ground truth"),
-        (["--annotations", "other.json"], "expected training videos, such as 'elsewhere', found 13 others"),
+        (["--features", "gone"], "gone: no such file or folder"),
+        (["--annotations", "gone.json"], "gone.json: no such file, expected ground truth"),
+        (["--annotations", "other.json"], "has 13 videos, such as .*, expected training videos, such as 'elsewhere'"),
         (["--annotations", "idle.json"], "training: expected annotated instances, found none in 10 videos"),
         (["--annotations", "brief.json"], "model.window: expected windows that show more than 90% of an instance"),
-        (["--annotations", "plain.json"], "plain.json: expected videos of the subset 'training', found no subsets"),
-        (["--train-subset", "test"], "expected videos of the subset 'test', found training, validation"),
-        (["--workers", "-1"], "--workers: expected at least 0, found -1"),
-        (["--stride", "-1"], "--stride: expected a positive number, found -1.0"),
+        (
+            ["--annotations", "plain.json"],
+            "plain.json has no subsets, expected 'training'; choose one with --train-subset",
+        ),
+        (["--train-subset", "test"], "has the subsets training, validation, expected 'test'"),
+        (["--workers", "-1"], "--workers is -1, expected at least 0"),
+        (["--stride", "-1"], "--stride is -1.0, expected a positive number"),
         (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
         (["--nonsense"], "unrecognized arguments: --nonsense; see --help"),
-        (["--output", "typo.toml"], r"state\.safetensors: expected a place to write"),
+        (["--output", "typo.toml"], r"state\.safetensors is not writable"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_writes_nothing(data, tmp_path, flags, message, monkeypatch):
@@ -496,7 +501,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_is_trained_on(data, tmp_path
     for line in (
         "note: training: 1 videos without features (training_0000)",
         "note: training: 1 videos without instances (training_0002)",
-        "training_0001.npy: expected finite values, found 720 NaN",
+        "training_0001.npy has 720 NaN",
         "note: training: 1 instances without extent dropped",
         "note: training: 1 instances lie where there are no features",
     ):

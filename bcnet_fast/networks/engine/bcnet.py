@@ -1,15 +1,9 @@
-"""BCNet's inference, written once for all devices: which products are made, and what is fused with them.
-
-The arithmetic itself is that of a set of kernels: `native` (C++ on the CPU) or `portable` (PyTorch and
-`bcnet_fast.ops`, on any device). Both offer the same few operations on sequences [..., T, d], NumPy arrays or tensors.
-A result lies in the buffer that `slot` names, and is gone once that is written again.
-"""
+"""BCNet's inference, written once against `Kernels`: which products are computed, and what is fused with them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,150 +14,104 @@ from ...ops.anchor_sampling import cheaper_strategy
 from ...ops.sampling_plan import interpolated_plan
 from ...profiling import stage
 from ..outputs import BCNetOutput, Boundaries
+from .bcnet_weights import AttentionWeights, DifferenceWeights, FoldedStream, InteractionWeights, Projection
+from .buffers import BCNetBuffer as Buffer
+from .kernels import ConvolutionLayer, FeedForwardWeights, FoldedWeights, FoldingKernels, Kernels, S, Stack, W
 from .rewrites import Rewrites
 
-Sequence = Any  # [..., T, d], an array or tensor of the kernels
-ATTENTION = ("W_Q", "W_K", "W_V")
+T = TypeVar("T")
+FRAME_BASES = Buffer.FRAME_ACTION, Buffer.FRAME_BACKGROUND
+FRAME_ATTENDED = Buffer.FRAME_ACTION_ATTENDED, Buffer.FRAME_BACKGROUND_ATTENDED
+CLIP_BASES = Buffer.CLIP_ACTION, Buffer.CLIP_BACKGROUND
 
 
-@dataclass(frozen=True)
-class AttentionWeights:
-    """Of a self- or cross-attention unit; `joint` is query, key and value side by side."""
-
-    joint: Any
-    query: Any
-    key_value: Any
-    output: Any
-
-
-@dataclass(frozen=True)
-class FeedForwardWeights:
-    first: Any
-    second: Any
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A weight for all anchors' features, which are sampled features and a positional encoding.
-
-    `weight` is for the former. What it makes of the encoding of each stream is `positions`, or is made each time by
-    `position_weight`.
-    """
-
-    weight: Any
-    positions: list[Any] | None
-    position_weight: Any
-
-
-@dataclass(frozen=True)
-class FoldedWeights:
-    """What one stream of the clip level needs where its first LayerNorm is folded into the product after it.
-
-    With W1 the feed-forward's first weight and F the attention's output weight: `attended` is W1 F, `sampled` projects
-    sampled features by W1, `sums` is W1 1, and `second` is the second weight.
-    """
-
-    attended: Any
-    sampled: Projection
-    sums: Any
-    second: Any
-
-
-@dataclass(frozen=True)
-class DifferenceWeights:
-    """Of a difference-attention unit, whose streams are a and b; key and value of b are side by side."""
-
-    query: Any
-    value_a: Any
-    key_value_b: Any
-    output: Any  # of both
-
-
-@dataclass(frozen=True)
-class InteractionWeights:
-    """One layer of action-background interaction; an attention unit is None where the network is without it."""
-
-    attention: AttentionWeights | None
-    before: tuple[FeedForwardWeights | None, FeedForwardWeights | None]
-    difference: DifferenceWeights | None
-    after: tuple[FeedForwardWeights, FeedForwardWeights]
-
-
-class BCNetEngine:
-    """Features to scores: `boundary` and `frames`, then `clips` for all anchors or for those that are needed."""
+class BCNetEngine(Generic[S, W, Stack]):
+    """Features to scores in two steps: `boundaries`, then `anchors`, all of them or those that are needed."""
 
     def __init__(
-        self, config: BCNetConfig, state: Mapping[str, Tensor], kernels: Any, careful: Any, rewrites: Rewrites
+        self,
+        config: BCNetConfig,
+        state: Mapping[str, Tensor],
+        kernels: Kernels[S, W, Stack],
+        precise: Kernels[S, W, Stack],
+        rewrites: Rewrites,
     ) -> None:
-        """`state` maps the parameter names of `reference.bcnet.BCNet` to tensors, and is not needed afterwards.
+        """Prepare all weights.
 
-        `careful` kernels, of higher precision where that is cheap, make the start of the frame level: 1 % of the work,
-        whose rounding errors all that follows repeats and enlarges.
+        state: the parameters of `reference.bcnet.BCNet` by name, not needed afterwards
+        precise: kernels of higher precision for the frame level's first layers. They are 1 % of the work, and all
+            later layers enlarge their rounding errors.
         """
-        self.config, self.kernels, self.careful, self.rewrites = config, kernels, careful, rewrites
+        self.config, self.kernels, self.precise, self.rewrites = config, kernels, precise, rewrites
         self.inner = config.heads * config.head_dim
-        self.batched_original = rewrites.batched_original and kernels.batches
         self._prepare_boundary(state)
         self._prepare_frames(state)
         self._prepare_clips(state)
 
-    # ---- Preparation: every weight is packed once, and constants are multiplied once
+    # ---- Preparation
 
-    def _convolutions(self, state: Mapping[str, Tensor], prefix: str, channels: int, kernels: Any) -> list[Any]:
-        """The convolutions of a base module, for sequences of so many channels."""
-        made = []
-        while f"{prefix}.{2 * len(made)}.weight" in state:  # a ReLU is between each two
-            weight, bias = (state[f"{prefix}.{2 * len(made)}.{name}"] for name in ("weight", "bias"))
-            made.append(kernels.convolution_weight(weight, bias, channels // weight.shape[1]))
+    def _base(
+        self, state: Mapping[str, Tensor], prefix: str, channels: int, kernels: Kernels[S, W, Stack]
+    ) -> list[ConvolutionLayer[S, W]]:
+        """The convolutions of a base module for sequences with `channels` columns."""
+        layers = []
+        while f"{prefix}.{2 * len(layers)}.weight" in state:  # a ReLU follows each
+            weight, bias = (state[f"{prefix}.{2 * len(layers)}.{name}"] for name in ("weight", "bias"))
+            layers.append(kernels.convolution_layer(weight, bias, channels // weight.shape[1]))
             channels = len(bias)
-        return made
+        return layers
 
-    def _joint(self, state: Mapping[str, Tensor], prefix: str, names: tuple[str, ...] = ATTENTION) -> Tensor:
-        return torch.cat([state[f"{prefix}.{name}.weight"] for name in names])
+    def _query_key_value(self, state: Mapping[str, Tensor], unit: str) -> Tensor:
+        return torch.cat([state[f"{unit}.{name}.weight"] for name in ("W_Q", "W_K", "W_V")])
 
-    def _attention(self, state: Mapping[str, Tensor], prefix: str, kernels: Any) -> AttentionWeights:
-        cuts = [(0, 3 * self.inner), (0, self.inner), (self.inner, 3 * self.inner)]
-        parts = kernels.weights(self._joint(state, prefix), cuts)
-        return AttentionWeights(*parts, kernels.weight(state[f"{prefix}.fc.weight"]))
+    def _attention(self, state: Mapping[str, Tensor], unit: str, kernels: Kernels[S, W, Stack]) -> AttentionWeights[W]:
+        inner = self.inner
+        slices = [(0, 3 * inner), (0, inner), (inner, 3 * inner)]
+        parts = kernels.weight_slices(self._query_key_value(state, unit), slices)
+        return AttentionWeights(*parts, kernels.weight(state[f"{unit}.fc.weight"]))
 
-    def _feed_forward(self, state: Mapping[str, Tensor], prefix: str) -> FeedForwardWeights:
+    def _feed_forward(self, state: Mapping[str, Tensor], prefix: str) -> FeedForwardWeights[W]:
         return FeedForwardWeights(*(self.kernels.weight(state[f"{prefix}.fc.{i}.weight"]) for i in (0, 2)))
 
     def _interaction(
-        self, state: Mapping[str, Tensor], prefix: str, attention: AttentionWeights | None, folded: bool = False
-    ) -> InteractionWeights:
-        unit, weight = f"{prefix}.enc_abi_attn", self.kernels.weight
-        before = (None, None) if folded else tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in "ab")
+        self,
+        state: Mapping[str, Tensor],
+        layer: str,
+        attention: AttentionWeights[W] | None,
+        folded: bool = False,
+    ) -> InteractionWeights[W, Stack]:
+        unit, weight = f"{layer}.enc_abi_attn", self.kernels.weight
+        before = [] if folded else [self._feed_forward(state, f"{layer}.pos_ffn_{s}") for s in "ab"]
         difference = None
         if self.config.difference_attention:
+            key_value_b = torch.cat([state[f"{unit}.{name}.weight"] for name in ("W_K", "W_V_B")])
             difference = DifferenceWeights(
                 weight(state[f"{unit}.W_Q.weight"]),
                 weight(state[f"{unit}.W_V_A.weight"]),
-                weight(self._joint(state, unit, ("W_K", "W_V_B"))),
-                self.kernels.each([weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"]),
+                weight(key_value_b),
+                self.kernels.stack([weight(state[f"{unit}.fc_{s}.weight"]) for s in "ab"]),
             )
-        after = tuple(self._feed_forward(state, f"{prefix}.pos_ffn_{s}") for s in ("aa", "bb"))
+        after = [self._feed_forward(state, f"{layer}.pos_ffn_{s}") for s in ("aa", "bb")]
         return InteractionWeights(attention, before, difference, after)
 
-    def _position(self, query: Tensor, encoding: Tensor, kernels: Any) -> tuple[Any, Any]:
-        """What is added to a sequence: the learned and the sinusoidal table, or their sum and nothing."""
-        encoding = encoding[: len(query), 0]
-        if self.rewrites.constant_positions:
-            return kernels.constant(query.double() + encoding.double()), None
-        return kernels.constant(query), kernels.constant(encoding)
+    def _positions(self, query: Tensor, encoding: Tensor, kernels: Kernels[S, W, Stack]) -> S:
+        """The sum of the learned and the sinusoidal table, [T, d]."""
+        return kernels.constant(query.double() + encoding[: len(query), 0].double())
 
     def _prepare_boundary(self, state: Mapping[str, Tensor]) -> None:
         layers, inner, kernels = range(self.config.boundary_layers), self.inner, self.kernels
         units = [f"bpm.encoder.layers.{i}.enc_self_attn" for i in layers]
-        self.boundary_base = self._convolutions(state, "bpm.bpm_base", self.config.feature_dim, kernels)
-        self.boundary_position = self._position(state["bpm.query.weight"], state["bpm.encoder.pos_emb.pe"], kernels)
-        if self.batched_original:
-            cuts = [(0, 3 * inner * len(layers))]
-            for begin in range(0, cuts[0][1], 3 * inner):
-                cuts += [(begin, begin + 3 * inner), (begin, begin + inner), (begin + inner, begin + 3 * inner)]
-            self.original, *parts = kernels.weights(torch.cat([self._joint(state, unit) for unit in units]), cuts)
+        self.boundary_base = self._base(state, "bpm.bpm_base", self.config.feature_dim, kernels)
+        self.boundary_positions = self._positions(state["bpm.query.weight"], state["bpm.encoder.pos_emb.pe"], kernels)
+        self.batched: tuple[W, Stack] | None = None  # query, key, value and output of all layers
+        if self.rewrites.batched_original and kernels.batches_layers:
+            slices = [(0, 3 * inner * len(layers))]
+            for begin in range(0, slices[0][1], 3 * inner):
+                slices += [(begin, begin + 3 * inner), (begin, begin + inner), (begin + inner, begin + 3 * inner)]
+            joint = torch.cat([self._query_key_value(state, unit) for unit in units])
+            query_key_value, *parts = kernels.weight_slices(joint, slices)
             outputs = [kernels.weight(state[f"{unit}.fc.weight"]) for unit in units]
-            self.boundary_outputs = kernels.each(outputs)
+            self.batched = query_key_value, kernels.stack(outputs)
             self.boundary_attention = [AttentionWeights(*parts[3 * i : 3 * i + 3], outputs[i]) for i in layers]
         else:
             self.boundary_attention = [self._attention(state, unit, kernels) for unit in units]
@@ -172,276 +120,300 @@ class BCNetEngine:
 
     def _prepare_frames(self, state: Mapping[str, Tensor]) -> None:
         prefix, layer = "abi.frame_model", "abi.frame_model.encoder.layers.0"
-        self.frame_base = self._convolutions(state, f"{prefix}.base_module", self.config.feature_dim, self.careful)
+        self.frame_base = self._base(state, f"{prefix}.base_module", self.config.feature_dim, self.precise)
         query = state[f"{prefix}.query.weight"]
         encodings = [state[f"{prefix}.encoder.pos_emb_{s}.pe"][: len(query)] for s in ("action", "background")]
-        if self.rewrites.shared_streams and torch.equal(*encodings):
-            del encodings[1]  # both streams have one input
-        self.frame_positions = [self._position(query, encoding, self.careful) for encoding in encodings]
-        self.frame_layer = None
+        if torch.equal(*encodings):
+            del encodings[1]  # both streams have one input, and share self-attention
+        self.frame_positions = [self._positions(query, encoding, self.precise) for encoding in encodings]
+        self.frame_layer: InteractionWeights[W, Stack] | None = None
         if not self.config.frame_level:
             return
         attention = None
         if self.config.self_attention:
-            attention = self._attention(state, f"{layer}.enc_self_attn", self.careful)
+            attention = self._attention(state, f"{layer}.enc_self_attn", self.precise)
         self.frame_layer = self._interaction(state, layer, attention)
         heads = [self.kernels.weight(state[f"{prefix}.fc_cls_{s}.0.weight"], exact=True) for s in "ab"]
-        self.frame_heads = self.kernels.each(heads)
+        self.frame_heads = self.kernels.stack(heads)
 
     def _prepare_clips(self, state: Mapping[str, Tensor]) -> None:
         config, kernels, rewrites = self.config, self.kernels, self.rewrites
         layer, unit = "abi.encoder.layers.0", "abi.encoder.layers.0.enc_self_attn"
         anchors = make_anchors(config.window, config.max_duration)
         plan = interpolated_plan(anchors, config.window, config.bins, config.points_per_bin)
-        self.anchor_count, self.plan = len(anchors), kernels.plan(plan)
-        self.clip_base = self._convolutions(state, "abi.base_module", config.width, kernels)
+        self.anchor_count, self.anchor_kernels = len(anchors), kernels.anchors(plan)
+        self.clip_base = self._base(state, "abi.base_module", config.width, kernels)
         encodings = [state[f"abi.encoder.pos_emb_{s}.pe"][: len(anchors), 0] for s in ("action", "background")]
-        if torch.equal(*encodings):
-            encodings[1] = encodings[0]  # so that what is made of them is kept once
-        self.clip_positions = self._constants(encodings)
-        projects = rewrites.project_sampling and kernels.projects
+        self.clip_positions = _per_stream(kernels.constant, encodings)
 
-        def pays(outputs: int) -> bool:
-            return projects and cheaper_strategy(plan, config.clip_channels, outputs, kernels.device.type) == "project"
+        def projection_pays(outputs: int) -> bool:
+            if not (rewrites.project_sampling and kernels.projects_samples):
+                return False
+            return cheaper_strategy(plan, config.clip_channels, outputs, kernels.device.type) == "project"
 
-        self.projection = attention = None
-        if config.self_attention and pays(3 * self.inner):
-            self.projection = self._projection(encodings, self._joint(state, unit))
-            attention = AttentionWeights(None, None, None, kernels.weight(state[f"{unit}.fc.weight"]))
+        self.projection: Projection[S, W] | None = None
+        attention: AttentionWeights[W] | None = None
+        self.clip_output: W | None = None  # the self-attention unit's last layer
+        if config.self_attention and projection_pays(3 * self.inner):
+            self.projection = self._projection(encodings, self._query_key_value(state, unit))
+            self.clip_output = kernels.weight(state[f"{unit}.fc.weight"])
         elif config.self_attention:
             attention = self._attention(state, unit, kernels)
-        self.folded = None
-        # Only with both units: what is folded is self-attention's LayerNorm, and it is done for all anchors, where
-        # without difference attention the needed ones will do.
-        units = config.self_attention and config.difference_attention
-        if units and rewrites.folded_norm and kernels.folds and pays(config.feedforward):
-            output = state[f"{unit}.fc.weight"]
+            self.clip_output = attention.output
+        # Only where both units are present: the folded LayerNorm belongs to self-attention, and without difference
+        # attention it would be computed for all anchors instead of the needed ones.
+        self.folded: list[FoldedStream[S, W]] = []
+        folds = rewrites.folded_norm and kernels.folding is not None and projection_pays(config.feedforward)
+        if self.clip_output is not None and config.difference_attention and folds:
+            output = state[f"{unit}.fc.weight"], self.clip_output
             self.folded = [self._fold(state, f"{layer}.pos_ffn_{s}", output, encodings) for s in "ab"]
-        self.clip_layer = self._interaction(state, layer, attention, folded=self.folded is not None)
+        self.clip_layer = self._interaction(state, layer, attention, folded=bool(self.folded))
         heads = [state[f"abi.{name}.0.weight"] for name in ("fc_reg_a", "fc_cls_a")]
         self.action_head = kernels.weight(torch.cat(heads), exact=True)
-        self.background_head = None
+        self.background_head: W | None = None
         if config.background_constraint:
             self.background_head = kernels.weight(state["abi.fc_cls_b.0.weight"], exact=True)
 
-    def _constants(self, tensors: list[Tensor]) -> list[Any]:
-        made = {id(tensor): self.kernels.constant(tensor) for tensor in tensors}
-        return [made[id(tensor)] for tensor in tensors]
-
-    def _projection(self, encodings: list[Tensor], weight: Tensor) -> Projection:
+    def _projection(self, encodings: list[Tensor], weight: Tensor) -> Projection[S, W]:
         packed = self.kernels.anchor_weight([weight.unflatten(1, (self.config.bins, -1))], len(weight))
-        if not self.rewrites.constant_positions:
-            return Projection(packed, None, self.kernels.weight(weight))
-        products = {id(encoding): self.kernels.product(encoding, weight) for encoding in encodings}
-        return Projection(packed, [products[id(encoding)] for encoding in encodings], None)
+        positions = _per_stream(lambda encoding: self.kernels.product(encoding, weight), encodings)
+        return Projection(packed, positions)
 
-    def _fold(self, state: Mapping[str, Tensor], prefix: str, output: Tensor, encodings: list[Tensor]) -> FoldedWeights:
-        first, weight = state[f"{prefix}.fc.0.weight"], self.kernels.weight
-        return FoldedWeights(
-            weight(torch.as_tensor(self.kernels.product(first, output.T))),
-            self._projection(encodings, first),
-            self.kernels.constant(first.double().sum(1)),
-            weight(state[f"{prefix}.fc.2.weight"]),
-        )
+    def _fold(
+        self, state: Mapping[str, Tensor], network: str, output: tuple[Tensor, W], encodings: list[Tensor]
+    ) -> FoldedStream[S, W]:
+        """output: the self-attention unit's last weight, as a tensor and prepared."""
+        first, kernels = state[f"{network}.fc.0.weight"], self.kernels
+        attended = kernels.weight(kernels.tensor(kernels.product(first, output[0].T)))
+        hidden = self._projection(encodings, first)
+        sums, second = kernels.constant(first.double().sum(1)), kernels.weight(state[f"{network}.fc.2.weight"])
+        return FoldedStream(hidden, FoldedWeights(output[1], attended, sums, second))
 
     # ---- Inference
 
     def __call__(self, features: Tensor) -> BCNetOutput:
-        """features as the kernels take them, one window or a batch -> scores."""
+        """Compute all scores of features as the kernels take them: one window [C, T] in C++, else [B, C, T]."""
         return self.anchors(features, self.boundaries(features))
 
     def boundaries(self, features: Tensor) -> Boundaries:
-        """The first step: boundary probabilities, which decide what anchors are read."""
-        logits = self.kernels.result(self.boundary(features)).view(-1, self.config.window, 3)
+        """Compute boundary probabilities, which decide what anchors are read."""
+        logits = self.kernels.result(self._boundary_level(features)).view(-1, self.config.window, 3)
         actionness, start, end = logits.sigmoid().unbind(-1)
         return Boundaries(start, end, actionness)
 
     def anchors(self, features: Tensor, boundaries: Boundaries, needed: Tensor | None = None) -> BCNetOutput:
-        """The second step: frame level and clip level.
+        """Compute frame and clip level, and return all scores.
 
         needed: bool [P], of one window: the anchors to compute. The others get the score 0.
         """
         result, start = self.kernels.result, boundaries.start
-        both, frames = self.frames(features)
-        frames = (None, None) if frames is None else result(frames).view(2, *start.shape).sigmoid().unbind(0)
-        which = None if needed is None else needed.nonzero()[:, 0]
-        if which is not None and not len(which):
+        streams, frame_logits = self._frame_level(features)
+        frames = (None, None)
+        if frame_logits is not None:
+            frames = result(frame_logits).view(2, *start.shape).sigmoid().unbind(0)
+        rows = None if needed is None else needed.nonzero()[:, 0]
+        if rows is not None and not len(rows):
             action, background = start.new_zeros(1, 0, 2), start.new_zeros(1, 0, 1)
         else:
-            logits = self.clips(both, which)
-            action, background = (x if x is None else result(x).view(len(start), -1, x.shape[-1]) for x in logits)
-        # As logits, so that each has its place in the row: a sigmoid's last bit can depend on that.
-        regression = self._placed(action[..., 0], which, 0.0)
-        classification = self._placed(action[..., 1], which, -torch.inf).sigmoid()
-        if self.background_head is None:
+            action_logits, background_logits = self._clip_level(streams, rows)
+            action = result(action_logits).view(len(start), -1, 2)
+            background = None
+            if background_logits is not None:
+                background = result(background_logits).view(len(start), -1, 1)
+        # Scattered as logits, because the last bit of a sigmoid can depend on its place in a vector.
+        regression = self._scatter(action[..., 0], rows, 0.0)
+        classification = self._scatter(action[..., 1], rows, -torch.inf).sigmoid()
+        if self.background_head is None or background is None:
             background = None
         else:
-            background = self._placed(background[..., 0], which, -torch.inf).sigmoid()
+            background = self._scatter(background[..., 0], rows, -torch.inf).sigmoid()
         return BCNetOutput(*vars(boundaries).values(), *frames, regression, classification, background)
 
-    def _placed(self, scores: Tensor, which: Tensor | None, others: float) -> Tensor:
-        """[B, needed] -> [B, P], where anchors that are not computed have the score `others`."""
-        if which is None:
+    def _scatter(self, scores: Tensor, rows: Tensor | None, fill: float) -> Tensor:
+        """Scores [B, n] of the anchors `rows` -> [B, P] with `fill` elsewhere."""
+        if rows is None:
             return scores.contiguous()
-        return scores.new_full((len(scores), self.anchor_count), others).index_copy(1, which, scores)
+        return scores.new_full((len(scores), self.anchor_count), fill).index_copy(1, rows, scores)
 
-    def boundary(self, features: Tensor) -> Sequence:
+    def _boundary_level(self, features: Tensor) -> S:
         """Logits [..., T, 3] of actionness, start and end."""
-        kernels, heads = self.kernels, self.config.heads
+        kernels, inner = self.kernels, self.inner
         with stage("boundary: convolutions"):
-            x = original = self._sequence(features, self.boundary_base, self.boundary_position, "original", kernels)
-        looked_back = None
-        if self.batched_original:
+            original = self._with_positions(
+                features, self.boundary_base, self.boundary_positions, Buffer.ORIGINAL, kernels
+            )
+        batched = None
+        if self.batched is not None:
             with stage("boundary: original sequence"):
-                joint = kernels.linear(original, self.original, slot="joint")
-                (attended,) = self._self_attention(kernels.split(joint, len(self.boundary_attention)), kernels)
-                outputs = self.boundary_outputs
-                looked_back = kernels.linear_each(attended, outputs, added=original, norm=True, slot="looked_back")
+                batched = self._original_attended(original, *self.batched)
+        x = original
         with stage("boundary: layers"):
             for i, (unit, network) in enumerate(zip(self.boundary_attention, self.boundary_feed_forward, strict=True)):
-                back = self._unit(unit, original, "looked_back", kernels) if looked_back is None else looked_back[i]
-                own = back if x is original else self._unit(unit, x, "own", kernels)
-                query = kernels.linear(back, unit.query, slot="query")
-                key_value = kernels.linear(own, unit.key_value, slot="key_value")
-                key, value = key_value[..., : self.inner], key_value[..., self.inner :]
-                (attended,) = kernels.attention(query, key, (value,), heads, slot="heads")
-                crossed = kernels.linear(attended, unit.output, added=back, norm=True, slot="crossed")
-                x = kernels.feed_forward(crossed, network.first, network.second, slot="layer")
-            return kernels.linear(x, self.boundary_head, slot="boundary")
+                if batched is None:
+                    from_original = self._unit(unit, original, Buffer.ORIGINAL_ATTENDED, kernels)
+                else:
+                    from_original = batched[i]
+                own = from_original if x is original else self._unit(unit, x, Buffer.SELF_ATTENDED, kernels)
+                query = kernels.linear(from_original, unit.query, out=Buffer.QUERY)
+                key_value = kernels.linear(own, unit.key_value, out=Buffer.KEY_VALUE)
+                key, value = key_value[..., :inner], key_value[..., inner:]
+                (attended,) = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)
+                crossed = kernels.linear(
+                    attended, unit.output, residual=from_original, norm=True, out=Buffer.CROSS_ATTENDED
+                )
+                x = kernels.feed_forward(crossed, network, out=Buffer.LAYER)
+            return kernels.linear(x, self.boundary_head, out=Buffer.BOUNDARY_LOGITS)
 
-    def frames(self, features: Tensor) -> tuple[Sequence, Sequence | None]:
-        """Both sequences, [2, ..., T, d], action first, and their logits [2, ..., T, 1] (None without frame level)."""
-        kernels, careful, layer = self.kernels, self.careful, self.frame_layer
-        with careful.arithmetic(), stage("frames: convolutions"):
+    def _original_attended(self, original: S, query_key_value: W, outputs: Stack) -> S:
+        """Self-attention of the first sequence by all layers, [layers, ..., T, d]."""
+        kernels = self.kernels
+        joint = kernels.tensor(kernels.linear(original, query_key_value, out=Buffer.QUERY_KEY_VALUE))
+        by_layer = joint.unflatten(-1, (len(self.boundary_attention), -1)).movedim(-2, 0)
+        attended = self._self_attention(kernels.sequence(by_layer), kernels)
+        return kernels.linear_each(attended, outputs, residual=original, norm=True, out=Buffer.ORIGINAL_ATTENDED)
+
+    def _frame_level(self, features: Tensor) -> tuple[S | list[S], S | None]:
+        """Sequences of action and background, [..., T, d] each, and logits [2, ..., T, 1], None without frame level."""
+        kernels, precise, layer = self.kernels, self.precise, self.frame_layer
+        with precise.arithmetic(), stage("frames: convolutions"):
             streams = [
-                self._sequence(features, self.frame_base, position, f"frames{i}", careful)
-                for i, position in enumerate(self.frame_positions)
+                self._with_positions(features, self.frame_base, positions, buffer, precise)
+                for positions, buffer in zip(self.frame_positions, FRAME_BASES, strict=False)
             ]
         with stage("frames: interaction"):
             if layer is not None and layer.attention is not None:
-                with careful.arithmetic():
-                    streams = [self._unit(layer.attention, x, f"own{i}", careful) for i, x in enumerate(streams)]
-            if careful is not kernels:
-                streams = [kernels.rounded(x, slot=f"own{i}") for i, x in enumerate(streams)]
+                with precise.arithmetic():
+                    streams = [
+                        self._unit(layer.attention, x, buffer, precise)
+                        for x, buffer in zip(streams, FRAME_ATTENDED, strict=False)
+                    ]
+            if precise is not kernels:
+                streams = [kernels.cast(x, out=buffer) for x, buffer in zip(streams, FRAME_ATTENDED, strict=False)]
             both = [streams[0], streams[-1]]
             if layer is None:
                 return both, None
-            both = self._difference(layer, kernels.feed_forward_each(both, layer.before, slot="wide0"), None)
-            return both, kernels.linear_each(both, self.frame_heads, slot="frames")
+            stacked = kernels.feed_forward_each(both, layer.before, out=Buffer.STREAMS_PING)
+            stacked = self._difference(layer, stacked, None, spare=Buffer.STREAMS_PONG)
+            return stacked, kernels.linear_each(stacked, self.frame_heads, out=Buffer.FRAME_LOGITS)
 
-    def clips(self, both: Sequence, needed: Any = None) -> tuple[Sequence, Sequence | None]:
-        """From the frame level's sequences: logits [..., P, 2] (regression, classification), [..., P, 1] (background,
-        None without background constraint).
+    def _clip_level(self, streams: S | list[S], rows: Tensor | None = None) -> tuple[S, S | None]:
+        """Logits [..., P, 2] of regression and classification, and [..., P, 1] of background (None without it).
 
-        `needed`, ascending int64 numbers of anchors: only these.
+        streams: the frame level's sequences of action and background
+        rows: numbers of the anchors to compute, int64, ascending; None for all
         """
         kernels, layer = self.kernels, self.clip_layer
         with stage("clips: streams"):
-            streams = [kernels.convolution(both[i], self.clip_base[0], slot=f"stream{i}") for i in range(2)]
-        # The difference unit has keys and values of all anchors. Without it, only the needed ones come as far.
-        early, needed = (needed, None) if layer.difference is None else (None, needed)
-        both = self._clip_streams(streams, early) if self.folded is None else self._folded_clip_streams(streams)
+            bases = [
+                kernels.convolution(streams[i], self.clip_base[0], out=buffer) for i, buffer in enumerate(CLIP_BASES)
+            ]
+        # The difference unit needs keys and values of all anchors; without it, few go beyond self-attention.
+        early, late = (rows, None) if layer.difference is None else (None, rows)
+        if self.folded and kernels.folding is not None:
+            both, spare = self._folded_clip_streams(bases, kernels.folding), Buffer.STREAMS_PING
+        else:
+            both, spare = self._clip_streams(bases, early), Buffer.STREAMS_PONG
         with stage("clips: difference"):
-            both = self._difference(layer, both, needed, spare="wide1" if self.folded is None else "wide0")
-            action = kernels.linear(both[0], self.action_head, slot="clips0")
+            both = self._difference(layer, both, late, spare=spare)
+            action = kernels.linear(both[0], self.action_head, out=Buffer.ACTION_LOGITS)
             if self.background_head is None:
                 return action, None
-            return action, kernels.linear(both[1], self.background_head, slot="clips1")
+            return action, kernels.linear(both[1], self.background_head, out=Buffer.BACKGROUND_LOGITS)
 
-    def _clip_streams(self, streams: list[Sequence], needed: Any) -> Sequence:
-        """Both streams' anchors after self-attention and feed-forward, [2, ..., needed, d], in the slot wide0."""
-        kernels, layer = self.kernels, self.clip_layer
-        attention = layer.attention
-
-        def linear(x: Sequence, weight: Any, **options: Any) -> Sequence:
-            if self.rewrites.shared_streams:
-                return kernels.linear(x, weight, **options)
-            return kernels.linear_each(x, kernels.each([weight, weight]), **options)
-
+    def _clip_streams(self, bases: list[S], rows: Tensor | None) -> S:
+        """Both streams after self-attention and feed-forward network, [2, ..., n, d], in STREAMS_PING."""
+        kernels, layer, output = self.kernels, self.clip_layer, self.clip_output
         with stage("clips: sampling"):
-            # What a feed-forward network reads lies in another slot than what it makes.
-            x = kernels.sample(streams, self.plan, self.clip_positions, slot="wide1" if attention is None else "wide0")
-        if attention is not None:
+            # A feed-forward network reads PONG: what self-attention writes, or without it the samples.
+            buffer = Buffer.STREAMS_PONG if output is None else Buffer.STREAMS_PING
+            x = self.anchor_kernels.sample(bases, self.clip_positions, out=buffer)
+        attended = None
+        if output is not None:
             with stage("clips: self-attention"):
-                if self.projection is None:
-                    joint = linear(x, attention.joint, slot="joint")
-                else:
-                    joint = self._project(streams, self.projection)
-                query, key, value = self._split(joint)
-                query = query if needed is None else kernels.rows(query, needed)
-                (attended,) = kernels.attention(query, key, (value,), self.config.heads, slot="heads")
-        x = x if needed is None else kernels.rows(x, needed)
+                query, key, value = self._split(self._clip_query_key_value(x, bases))
+                query = query if rows is None else kernels.select_rows(query, rows)
+                (attended,) = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)
+        x = x if rows is None else kernels.select_rows(x, rows)
         with stage("clips: feed-forward"):
-            if attention is not None:
-                x = linear(attended, attention.output, added=x, norm=True, slot="wide1")
-            return kernels.feed_forward_each(x, layer.before, slot="wide0")
+            if output is not None and attended is not None:
+                x = kernels.linear(attended, output, residual=x, norm=True, out=Buffer.STREAMS_PONG)
+            return kernels.feed_forward_each(x, layer.before, out=Buffer.STREAMS_PING)
 
-    def _folded_clip_streams(self, streams: list[Sequence]) -> Sequence:
-        """The same in the slot wide1, one stream after the other: what is between takes half the memory."""
-        kernels, attention = self.kernels, self.clip_layer.attention
-        made = None
-        for i, weights in enumerate(self.folded):
+    def _folded_clip_streams(self, bases: list[S], folding: FoldingKernels[S, W]) -> S:
+        """The same of all anchors in STREAMS_PONG, stream by stream, so that intermediate results take half."""
+        result = None
+        for i, stream in enumerate(self.folded):
             with stage("clips: sampling"):
-                x = kernels.sample([streams[i]], self.plan, self.clip_positions[i : i + 1], slot="wide0")
+                x = self.anchor_kernels.sample([bases[i]], self.clip_positions[i : i + 1], out=Buffer.STREAMS_PING)
             with stage("clips: self-attention"):
-                if self.projection is None:
-                    joint = kernels.linear(x, attention.joint, slot="joint")
-                else:
-                    joint = self._project([streams[i]], self.projection, i)
-                (attended,) = self._self_attention(joint, kernels)
+                attended = self._self_attention(self._clip_query_key_value(x, [bases[i]], i), self.kernels)
             with stage("clips: feed-forward"):
-                made = kernels.buffer("wide1", 2, *x.shape[1:]) if made is None else made
-                first = self._project([streams[i]], weights.sampled, i)[0]
-                kernels.folded_feed_forward(attended[0], attention.output, x[0], first, weights, out=made[i])
-        return made
+                result = folding.empty(Buffer.STREAMS_PONG, 2, *x.shape[1:]) if result is None else result
+                hidden = self._project([bases[i]], stream.hidden, i)
+                folding.folded_feed_forward(attended[0], x[0], hidden[0], stream.weights, result[i])
+        assert result is not None
+        return result
 
-    def _sequence(
-        self, features: Tensor, base: list[Any], position: tuple[Any, Any], slot: str, kernels: Any
-    ) -> Sequence:
-        """[..., T, C] through three convolutions, with positions added: [..., T, d]."""
-        x = kernels.convolution(kernels.features(features), base[0], slot="convolution0")
-        x = kernels.convolution(x, base[1], slot="convolution1")
-        x = kernels.convolution(x, base[2], added=position[0], slot=slot)
-        return x if position[1] is None else kernels.add(x, position[1], slot=slot)
+    def _clip_query_key_value(self, x: S, bases: list[S], first_stream: int = 0) -> S:
+        """Query, key and value of anchors, side by side: from sampled features x, or projected before sampling."""
+        if self.projection is not None:
+            return self._project(bases, self.projection, first_stream)
+        attention = self.clip_layer.attention
+        assert attention is not None
+        return self.kernels.linear(x, attention.query_key_value, out=Buffer.QUERY_KEY_VALUE)
 
-    def _split(self, joint: Sequence) -> list[Sequence]:
-        """Query, key and value, which lie side by side."""
+    def _project(self, bases: list[S], projection: Projection[S, W], first_stream: int) -> S:
+        """Apply a projection to every anchor: [streams, ..., P, outputs]."""
+        positions = projection.positions[first_stream : first_stream + len(bases)]
+        return self.anchor_kernels.project(bases, projection.weight, positions, out=Buffer.QUERY_KEY_VALUE)
+
+    def _with_positions(
+        self,
+        features: Tensor,
+        base: list[ConvolutionLayer[S, W]],
+        positions: S,
+        buffer: Buffer,
+        kernels: Kernels[S, W, Stack],
+    ) -> S:
+        """Features through a convolutional base, with positions added: [..., T, d]."""
+        x = kernels.convolution(kernels.features(features), base[0], out=Buffer.BASE_1)
+        x = kernels.convolution(x, base[1], out=Buffer.BASE_2)
+        return kernels.convolution(x, base[2], added=positions, out=buffer)
+
+    def _split(self, joint: S) -> list[S]:
+        """Split query, key and value that lie side by side."""
         return [joint[..., i * self.inner : (i + 1) * self.inner] for i in range(3)]
 
-    def _self_attention(self, joint: Sequence, kernels: Any) -> tuple[Sequence]:
+    def _self_attention(self, joint: S, kernels: Kernels[S, W, Stack]) -> S:
         query, key, value = self._split(joint)
-        return kernels.attention(query, key, (value,), self.config.heads, slot="heads")
+        return kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)[0]
 
-    def _unit(self, unit: AttentionWeights, x: Sequence, slot: str, kernels: Any) -> Sequence:
-        """A self-attention unit."""
-        (attended,) = self._self_attention(kernels.linear(x, unit.joint, slot="joint"), kernels)
-        return kernels.linear(attended, unit.output, added=x, norm=True, slot=slot)
+    def _unit(self, unit: AttentionWeights[W], x: S, buffer: Buffer, kernels: Kernels[S, W, Stack]) -> S:
+        """A self-attention unit, residual and LayerNorm included."""
+        joint = kernels.linear(x, unit.query_key_value, out=Buffer.QUERY_KEY_VALUE)
+        attended = self._self_attention(joint, kernels)
+        return kernels.linear(attended, unit.output, residual=x, norm=True, out=buffer)
 
-    def _difference(self, layer: InteractionWeights, both: Sequence, needed: Any, spare: str = "wide1") -> Sequence:
-        """The difference unit and the feed-forward networks after it, [2, ..., needed, d].
+    def _difference(self, layer: InteractionWeights[W, Stack], both: S, rows: Tensor | None, spare: Buffer) -> S:
+        """The difference unit and the feed-forward networks after it, [2, ..., n, d].
 
-        `both` lies in another slot than `spare`, and its memory takes the results.
+        Requires: `both` does not lie in `spare`.
+        Aliases: the result may lie in the memory of `both`.
         """
         kernels, inner, unit = self.kernels, self.inner, layer.difference
         if unit is None:
-            return kernels.feed_forward_each(both, layer.after, slot=spare)
-        key_value = kernels.linear(both[1], unit.key_value_b, slot="joint")
-        value_a = kernels.linear(both[0], unit.value_a, slot=spare)
-        if needed is not None:
-            both = kernels.rows(both, needed)
-        query = kernels.linear(both[0], unit.query, slot="query")
+            return kernels.feed_forward_each(both, layer.after, out=spare)
+        key_value = kernels.linear(both[1], unit.key_value_b, out=Buffer.QUERY_KEY_VALUE)
+        value_a = kernels.linear(both[0], unit.value_a, out=spare)
+        if rows is not None:
+            both = kernels.select_rows(both, rows)
+        query = kernels.linear(both[0], unit.query, out=Buffer.QUERY)
         values = value_a, key_value[..., inner:]
-        attended = kernels.attention(query, key_value[..., :inner], values, self.config.heads, slot="heads")
-        return kernels.attended_each(attended, unit.output, both, layer.after, slot=spare)
+        attended = kernels.attention(query, key_value[..., :inner], values, self.config.heads, out=Buffer.ATTENDED)
+        return kernels.finish_attention_each(attended, unit.outputs, both, layer.after, scratch=spare)
 
-    def _project(self, streams: list[Sequence], projection: Projection, first_stream: int = 0) -> Sequence:
-        """Every anchor's features, positions included, times a weight: [streams, ..., P, O]."""
-        which = slice(first_stream, first_stream + len(streams))
-        if projection.positions is None:
-            weight = projection.position_weight
-            added = [
-                self.kernels.linear(p, weight, slot=f"position{i}") for i, p in enumerate(self.clip_positions[which])
-            ]
-        else:
-            added = projection.positions[which]
-        return self.kernels.project(streams, self.plan, projection.weight, added, slot="joint")
+
+def _per_stream(function: Callable[[Tensor], T], encodings: list[Tensor]) -> list[T]:
+    """Apply a function to the positional encoding of each stream, once where both are equal."""
+    first = function(encodings[0])
+    return [first, first if torch.equal(*encodings) else function(encodings[1])]

@@ -1,4 +1,4 @@
-"""A network prepared for inference: windows of features to scores, of all anchors or of those that are needed."""
+"""A network prepared for inference: windows of features to the scores of all anchors, or of those that are needed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from ...config import ModelConfig
-from ...ops import native as _native
 from ..outputs import Output
 from .bcnet import BCNetEngine
 from .bmn import BMNEngine
 from .cuda_graph import Graphed
 from .gtad import GTADEngine
+from .kernels import Kernels
 from .native import NativeKernels
+from .native_weights import extension
 from .rewrites import ALL_REWRITES, Rewrites
-from .torch_backend import PortableKernels
+from .torch_backend import TorchKernels
 
 NETWORKS = {"bcnet": BCNetEngine, "bmn": BMNEngine, "gtad": GTADEngine}
 DTYPES = {
@@ -30,7 +31,7 @@ DTYPES = {
 
 
 class Engine:
-    """Calls from several threads wait for each other, since they share the buffers."""
+    """One network with its weights. Calls from several threads wait for each other, since they share the buffers."""
 
     def __init__(
         self,
@@ -43,35 +44,39 @@ class Engine:
         rewrites: Rewrites = ALL_REWRITES,
         graph: bool = True,
     ) -> None:
-        """native: by the C++ kernels (CPU; "fp32", "fp64", "int8"), else by PyTorch and ops (all but "int8").
+        """Prepare a network.
 
-        graph: whether a GPU runs the network as CUDA graphs.
+        state: the parameters of the reference network by name, not needed afterwards
+        precision: "fp32", "fp64", or "int8" if `native`; else any of `DTYPES`
+        native: whether the C++ kernels run the network (CPU only), or PyTorch and `bcnet_fast.ops`
+        rewrites: which rewrites to use
+        graph: whether a GPU runs the network as CUDA graphs
         """
         self.config, self.device, self.native, self.rewrites = config, device, native, rewrites
         self.kernels = kernels = _kernels(device, precision, native, rewrites)
-        # A CPU has float64 at half the rate of float32; a GPU has float32 without TF32 at a fraction of the rate of 16
-        # bits. Either costs little in the one percent of the work that is done this way.
-        careful = kernels
+        # For the few layers that need it: float64 on a CPU, at half the rate of float32, or float32 on a GPU, at a
+        # fraction of the rate of TF32 and 16 bits.
+        precise = kernels
         if precision not in ("fp64", "fp32") or (native and precision == "fp32"):
-            careful = _kernels(device, "fp64" if native else "fp32", native, rewrites)
-        self.network = NETWORKS[config.name](config, state, kernels, careful, rewrites)
+            precise = _kernels(device, "fp64" if native else "fp32", native, rewrites)
+        self.network = NETWORKS[config.name](config, state, kernels, precise, rewrites)
         if native:
-            _native.module.return_freed_memory()  # what packing took besides the weights themselves
+            extension().return_freed_memory()  # the temporary arrays of packing
         on_gpu = device.type == "cuda"
-        self._graph = Graphed(self._eager, device, kernels.accumulated) if on_gpu and graph else None
+        self._graph = Graphed(self._eager, device, kernels.accumulation_dtype) if on_gpu and graph else None
         self._lock = threading.Lock()
 
     @property
     def skips_anchors(self) -> bool:
         """Whether `boundaries` and `anchors` save work: for BCNet on a CPU.
 
-        A GPU computes all anchors: only the device knows which ones are needed, and waiting for it would take longer.
+        A GPU computes all anchors: only the device knows which ones are needed, and waiting for it takes longer.
         """
         return self.device.type == "cpu" and self.config.name == "bcnet" and self.rewrites.matched_anchors
 
     @torch.inference_mode()
     def __call__(self, features: Tensor) -> Output:
-        """features [B, C, T] of any float dtype and device -> scores on the engine's device."""
+        """Compute all scores of features [B, C, T], of any float dtype and device, on the engine's device."""
         with self._lock:
             if not len(features):
                 one = features.new_zeros(1, *features.shape[1:])
@@ -82,13 +87,16 @@ class Engine:
 
     @torch.inference_mode()
     def boundaries(self, features: Tensor) -> Output:
-        """BCNet's boundary probabilities of features [B, C, T], B >= 1. Requires: `skips_anchors`."""
+        """Compute BCNet's boundary probabilities of features [B, C, T], B >= 1.
+
+        Requires: `skips_anchors`.
+        """
         with self._lock, self.kernels.arithmetic():
             return Output.cat([self.network.boundaries(window) for window in self._windows(features)])
 
     @torch.inference_mode()
     def anchors(self, features: Tensor, boundaries: Output, needed: Tensor) -> Output:
-        """All scores of the same features, where anchors outside of needed, bool [B, P], have the score 0."""
+        """Compute all scores of the same features, where anchors outside of needed, bool [B, P], have the score 0."""
         with self._lock, self.kernels.arithmetic():
             return Output.cat(
                 [
@@ -112,7 +120,7 @@ class Engine:
         return iter(features if self.native else features.split(1))
 
 
-def _kernels(device: torch.device, precision: str, native: bool, rewrites: Rewrites) -> NativeKernels | PortableKernels:
+def _kernels(device: torch.device, precision: str, native: bool, rewrites: Rewrites) -> Kernels:
     if native:
         return NativeKernels(precision, rewrites.strassen)
-    return PortableKernels(device, DTYPES[precision], tf32=precision == "tf32")
+    return TorchKernels(device, DTYPES[precision], tf32=precision == "tf32")

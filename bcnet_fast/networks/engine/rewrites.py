@@ -1,7 +1,12 @@
-"""The exact rewrites of the network that the engine makes, each of which can be switched off alone.
+"""Exact rewrites of a network that can be switched off one by one.
 
-All of them give the same function as `bcnet_fast.networks.reference`, summed in another order. The engine without one
-of them, `Rewrites(constant_positions=False)`, shows where a difference comes from and what each rewrite is worth.
+Every rewrite computes the same function as `bcnet_fast.networks.reference`, summed in another order. Switched off, as
+in `Rewrites(folded_norm=False)`, it shows where a difference comes from and what the rewrite saves (docs/engine.md).
+
+A rewrite has a switch where its alternative exists anyway: because a cost model or the device decides, or because the
+alternative takes no code. Others always pay and are part of the network: the table that replaces the search for the
+matching anchor (`ops.match_proposals`); constant products with positional encodings; one run of BCNet's self-attention
+for streams with equal inputs; G-TAD's first layer on edges, computed per node.
 """
 
 from __future__ import annotations
@@ -11,49 +16,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rewrites:
-    """Which rewrites are made.
+    """Which rewrites the engine uses."""
 
-    One more, the table of the anchors that match pairs of boundaries, is part of `ops.match_proposals`.
-    """
-
-    # Sampling is linear: what is made of sampled features (BCNet's queries, keys and values, the first layer of a map)
-    # is made for every snippet and bin, and sampled then, where that is less by the cost model of `anchor_projection`.
+    # Sampling is linear. A layer on sampled features (BCNet's query, key and value, the first layer of a map) applies
+    # to every snippet and bin before sampling, where the cost model of `anchor_projection` says that this is less work.
     project_sampling: bool = True
-    # Boundaries first: of the clip level, what follows keys and values is computed only for the anchors that some pair
-    # of boundaries matches. No other score is ever read. Counts where only those are asked for.
+    # The clip level after keys and values is computed only for anchors that a pair of boundaries matches, because no
+    # other score is read. Applies to `boundaries` and `anchors`, on a CPU.
     matched_anchors: bool = True
-    # Both streams have one self-attention unit: at frame level, where their inputs are equal too, it runs once, and at
-    # clip level both streams are rows of the same products.
-    shared_streams: bool = True
-    # Every boundary layer looks at the first sequence again: its queries, keys and values, for all layers, are one
-    # product. Not on a CPU, whose cache the result would not fit.
+    # Every boundary layer attends to the first sequence again: one product computes query, key and value for all
+    # layers. On GPUs, since its result would not fit a CPU's cache.
     batched_original: bool = True
-    # LayerNorm has no scale and shift, so W LN(y) = (W y - mean(y) W 1) / std(y): the product of the clip level's first
-    # feed-forward takes the attention's 512 columns and sampled projections instead of the 2048 columns made of them.
+    # LayerNorm has no scale and shift, so W LN(y) = (W y - mean(y) W 1) / std(y). The clip level's first feed-forward
+    # product reads the 512 columns of attention and sampled projections instead of the 2048 columns computed from them.
     folded_norm: bool = True
-    # Positional encodings are constants, and so are their products with weights.
-    constant_positions: bool = True
-    # Large products with weights by Strassen's algorithm, applied once: seven eighths of the multiply-adds, twice the
-    # rounding errors. In C++ and float32 alone.
+    # One step of Strassen's algorithm for large products with weights: seven eighths of the multiply-adds, twice the
+    # rounding errors. In C++ and float32 only.
     strassen: bool = True
-    # The map of BMN and G-TAD: cells that are no proposals are computed only where valid ones read them.
+    # BMN and G-TAD: cells of the map that are no proposals are computed only where valid ones read them.
     valid_cells: bool = True
-    # G-TAD: the first layer on the edges of a graph is linear in both nodes, so it is made for nodes, not for edges.
-    split_edges: bool = True
 
 
-# By system, those that concern it.
+# The switches that concern each system.
 REWRITES = {
-    "bcnet": (
-        "project_sampling",
-        "matched_anchors",
-        "shared_streams",
-        "batched_original",
-        "folded_norm",
-        "constant_positions",
-        "strassen",
-    ),
+    "bcnet": ("project_sampling", "matched_anchors", "batched_original", "folded_norm", "strassen"),
     "bmn": ("project_sampling", "valid_cells"),
-    "gtad": ("project_sampling", "valid_cells", "split_edges"),
+    "gtad": ("project_sampling", "valid_cells"),
 }
 ALL_REWRITES = Rewrites()

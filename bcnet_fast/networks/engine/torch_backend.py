@@ -1,14 +1,13 @@
 """The engine's arithmetic by PyTorch and `bcnet_fast.ops`: any device, any dtype, whole batches of windows.
 
-Sequences are tensors [..., B, T, d]. `slot` means nothing here: PyTorch has its own memory, and a CUDA graph keeps it.
+PyTorch manages the memory, and a CUDA graph keeps it, so the operations ignore the names of buffers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,74 +16,73 @@ from torch import Tensor
 from ... import ops
 from ...ops.precision import gpu_products
 from ...ops.sampling_plan import SamplingPlan
+from .buffers import Buffer
+from .kernels import AnchorKernels, ConvolutionLayer, FeedForwardWeights, Kernels, LinearLayer, MapKernels
 from .map_cells import MapCells
 
 
-class PortableKernels:
-    """On a device, in the dtype of all weights and sequences; float32 in TF32 where that is asked for by name."""
-
-    projects = batches = True
-    folds = False  # what it saves is less than what the passes over memory take that C++ saves
+class TorchKernels(Kernels[Tensor, Tensor, Tensor]):
+    """One dtype for all weights and sequences. See `Kernels` for the operations."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, tf32: bool = False) -> None:
+        """tf32: whether products of float32 may round their inputs to TF32 on a GPU."""
         self.device, self.dtype, self.tf32 = device, dtype, tf32
-        self.accumulated = torch.promote_types(dtype, torch.float32)  # of sums and results
+        self.accumulation_dtype = torch.promote_types(dtype, torch.float32)
+        self.batches_layers = self.projects_samples = True
+        self.folding = None  # saves less than its extra passes over memory take without C++
 
     def arithmetic(self) -> contextlib.AbstractContextManager[None]:
-        """The precision of products for all calls inside."""
         return gpu_products(self.tf32)
 
-    # ---- Weights; `exact` is a matter of 8 bits alone
-
-    def constant(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().to(self.device, self.dtype).contiguous()
+    # ---- Preparation
 
     def weight(self, weight: Tensor, exact: bool = False) -> Tensor:
         return self.constant(weight)
 
-    def weights(self, weight: Tensor, cuts: Iterable[tuple[int, int]], exact: bool = False) -> list[Tensor]:
+    def weight_slices(self, weight: Tensor, slices: Sequence[tuple[int, int]]) -> list[Tensor]:
         whole = self.constant(weight)
-        return [whole[first:last] for first, last in cuts]
+        return [whole[first:last] for first, last in slices]
 
-    def each(self, weights: list[Tensor]) -> Tensor:
+    def stack(self, weights: list[Tensor]) -> Tensor:
         return torch.stack(weights)
 
-    def convolution_weight(self, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, int]:
-        return self.constant(weight), self.constant(bias), groups
+    def convolution_layer(self, weight: Tensor, bias: Tensor, groups: int) -> ConvolutionLayer[Tensor, Tensor]:
+        return ConvolutionLayer(self.constant(weight), self.constant(bias), groups)
+
+    def map_weight(self, weight: Tensor) -> Tensor:
+        return self.constant(weight)
 
     def anchor_weight(self, parts: Iterable[Tensor], outputs: int) -> Tensor:
-        first, *others = parts
-        weight = torch.cat([first, *others]) if others else first
-        return self.constant(weight.permute(1, 2, 0))  # [N, C, O]
+        first, *rest = parts
+        weight = torch.cat([first, *rest]) if rest else first
+        return self.constant(weight.permute(1, 2, 0))  # [N, C, outputs]
+
+    def constant(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(self.device, self.dtype).contiguous()
 
     def product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """x weight^T as a constant."""
         return self.constant(x.double() @ weight.double().T)
 
-    def plan(self, plan: SamplingPlan, samples: bool = True, projects: bool = True) -> SamplingPlan:
-        return plan.to(self.device, self.accumulated)
+    def anchors(self, plan: SamplingPlan) -> TorchAnchors:
+        return TorchAnchors(plan.to(self.device, self.accumulation_dtype))
 
-    # ---- Sequences
+    def map(self, plan: SamplingPlan, cells: MapCells, *, convolved: bool, projects: bool) -> TorchMap:
+        # Libraries have convolutions for whole maps, so all cells are convolved.
+        rows, columns = cells.source.shape
+        source = torch.from_numpy(cells.source.ravel()).to(self.device)
+        spread = torch.arange(rows * columns, device=self.device) if convolved else source
+        return TorchMap(plan.to(self.device, self.accumulation_dtype), source, (rows, columns), spread)
+
+    # ---- Conversion
 
     def features(self, features: Tensor) -> Tensor:
-        """[B, C, T] -> [B, T, C]"""
-        return features.to(self.device, self.accumulated).to(self.dtype).mT
+        return features.to(self.device, self.accumulation_dtype).to(self.dtype).mT
 
     def result(self, x: Tensor) -> Tensor:
-        return x.to(self.accumulated)
+        return x.to(self.accumulation_dtype)
 
-    def rounded(self, x: Tensor, slot: str) -> Tensor:
+    def cast(self, x: Tensor, *, out: Buffer) -> Tensor:
         return x.to(self.dtype)
-
-    def split(self, x: Tensor, parts: int) -> Tensor:
-        """[B, T, parts * d] -> [parts, B, T, d]"""
-        return x.unflatten(-1, (parts, -1)).movedim(-2, 0)
-
-    def rows(self, x: Tensor, needed: Tensor) -> Tensor:
-        return x.index_select(-2, needed)
-
-    def add(self, x: Tensor, other: Tensor, slot: str) -> Tensor:
-        return x + other
 
     def tensor(self, x: Tensor) -> Tensor:
         return x
@@ -92,113 +90,140 @@ class PortableKernels:
     def sequence(self, x: Tensor) -> Tensor:
         return x
 
+    def select_rows(self, x: Tensor, rows: Tensor) -> Tensor:
+        return x.index_select(-2, rows)
+
+    # ---- Layers
+
     def linear(
         self,
         x: Tensor,
         weight: Tensor,
         *,
-        slot: str,
+        out: Buffer,
         bias: Tensor | None = None,
         relu: bool = False,
-        added: Tensor | None = None,
+        residual: Tensor | None = None,
         norm: bool = False,
     ) -> Tensor:
-        out = F.linear(x, weight, bias)
-        return _finish(out.relu_() if relu else out, added, norm)
+        result = F.linear(x, weight, bias)
+        return _finish(result.relu_() if relu else result, residual, norm)
 
     def linear_each(
-        self, xs: Tensor, weights: Tensor, *, slot: str, added: Tensor | None = None, norm: bool = False
+        self, xs: Tensor, weights: Tensor, *, out: Buffer, residual: Tensor | None = None, norm: bool = False
     ) -> Tensor:
-        out = torch.matmul(xs, weights.mT.view(len(weights), *[1] * (xs.dim() - 3), *weights.mT.shape[1:]))
-        return _finish(out, added, norm)
+        result = torch.matmul(xs, weights.mT.view(len(weights), *[1] * (xs.dim() - 3), *weights.mT.shape[1:]))
+        return _finish(result, residual, norm)
 
-    def feed_forward(self, x: Tensor, first: Tensor, second: Tensor, *, slot: str) -> Tensor:
-        return _finish(F.linear(F.linear(x, first).relu_(), second), x, norm=True)
+    def feed_forward(self, x: Tensor, network: FeedForwardWeights[Tensor], *, out: Buffer) -> Tensor:
+        return _finish(F.linear(F.linear(x, network.first).relu_(), network.second), x, norm=True)
 
-    def feed_forward_each(self, xs: Any, weights: Any, *, slot: str) -> Tensor:
-        made = [self.feed_forward(x, w.first, w.second, slot=slot) for x, w in zip(xs, weights, strict=True)]
-        return torch.stack(made)
+    def feed_forward_each(
+        self, xs: Tensor | list[Tensor], networks: Sequence[FeedForwardWeights[Tensor]], *, out: Buffer
+    ) -> Tensor:
+        results = [self.feed_forward(x, network, out=out) for x, network in zip(xs, networks, strict=True)]
+        return torch.stack(results)
 
-    def attended_each(self, xs: Tensor, outputs: Tensor, added: Tensor, networks: Any, *, slot: str) -> Tensor:
-        return self.feed_forward_each(
-            self.linear_each(xs, outputs, added=added, norm=True, slot=slot), networks, slot=slot
-        )
+    def finish_attention_each(
+        self,
+        attended: Tensor,
+        outputs: Tensor,
+        residual: Tensor,
+        networks: Sequence[FeedForwardWeights[Tensor]],
+        *,
+        scratch: Buffer,
+    ) -> Tensor:
+        normalized = self.linear_each(attended, outputs, residual=residual, norm=True, out=scratch)
+        return self.feed_forward_each(normalized, networks, out=scratch)
 
     def convolution(
-        self, x: Tensor, weight: tuple[Tensor, Tensor, int], *, slot: str, added: Tensor | None = None
+        self, x: Tensor, layer: ConvolutionLayer[Tensor, Tensor], *, out: Buffer, added: Tensor | None = None
     ) -> Tensor:
-        kernel, bias, groups = weight
-        out = F.conv1d(x.mT, kernel, bias, padding=1, groups=groups).relu_().mT
-        return out.contiguous() if added is None else out + added
+        result = F.conv1d(x.mT, layer.weight, layer.bias, padding=1, groups=layer.groups).relu_().mT
+        return result.contiguous() if added is None else result + added
 
-    def attention(self, query: Tensor, key: Tensor, values: tuple[Tensor, ...], heads: int, *, slot: str) -> Any:
+    def attention(self, query: Tensor, key: Tensor, values: tuple[Tensor, ...], heads: int, *, out: Buffer) -> Tensor:
         leading = query.shape[:-2]
-        split = [t.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, *values)]
-        function = F.scaled_dot_product_attention if len(values) == 1 else ops.difference_attention
-        made = function(*split)
-        made = (made,) if len(values) == 1 else made
-        merged = [out.transpose(1, 2).flatten(2).unflatten(0, leading) for out in made]
-        return merged if len(values) == 1 else torch.stack(merged)
+        by_head = [t.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, *values)]
+        if len(values) == 1:
+            results = [F.scaled_dot_product_attention(*by_head)]
+        else:
+            results = ops.difference_attention(*by_head)
+        merged = [result.transpose(1, 2).flatten(2).unflatten(0, leading) for result in results]
+        return merged[0][None] if len(values) == 1 else torch.stack(merged)
 
-    def sample(self, streams: list[Tensor], plan: SamplingPlan, added: list[Tensor], *, slot: str) -> Tensor:
-        made = [ops.anchor_sampling(x.mT, plan).flatten(2) + more for x, more in zip(streams, added, strict=True)]
-        return torch.stack(made)
+
+@dataclass(frozen=True, eq=False)
+class TorchAnchors(AnchorKernels[Tensor, Tensor]):
+    """Both ways of sampling by the operators of `bcnet_fast.ops`."""
+
+    plan: SamplingPlan
+
+    def sample(self, streams: list[Tensor], added: list[Tensor], *, out: Buffer) -> Tensor:
+        plan = self.plan
+        return torch.stack(
+            [ops.anchor_sampling(x.mT, plan).flatten(2) + more for x, more in zip(streams, added, strict=True)]
+        )
+
+    def project(self, streams: list[Tensor], weight: Tensor, added: list[Tensor], *, out: Buffer) -> Tensor:
+        plan = self.plan
+        return torch.stack(
+            [ops.anchor_projection(x.mT, plan, weight) + more for x, more in zip(streams, added, strict=True)]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class TorchMap(MapKernels[Tensor, Tensor]):
+    """Layers on sampled cells, then on the whole map.
+
+    plan: of the sampled cells
+    source: [cells] int64, the sampled cell that stands for each cell of the map
+    shape: rows and columns of the map
+    spread: [cells] int64, the row of the last layer with the scores of each cell
+    """
+
+    plan: SamplingPlan
+    source: Tensor
+    shape: tuple[int, int]
+    spread: Tensor
+
+    def sample(self, streams: list[Tensor], *, out: Buffer) -> Tensor:
+        return ops.anchor_sampling(_features(streams), self.plan).flatten(2)
+
+    def first_layer(self, x: Tensor, layer: LinearLayer[Tensor, Tensor], *, out: Buffer) -> Tensor:
+        return F.linear(x, layer.weight, layer.bias).relu_()
 
     def project(
-        self, streams: list[Tensor], plan: SamplingPlan, weight: Tensor, added: list[Tensor], *, slot: str
-    ) -> Tensor:
-        made = [ops.anchor_projection(x.mT, plan, weight) + more for x, more in zip(streams, added, strict=True)]
-        return torch.stack(made)
-
-    # ---- Maps
-
-    def map_weight(self, weight: Tensor) -> Tensor:
-        return self.constant(weight)
-
-    def map(self, cells: MapCells, convolved: bool) -> PortableMap:
-        """All cells are convolved: libraries have convolutions for whole maps."""
-        rows, columns = cells.source.shape
-        source = torch.from_numpy(cells.source.ravel()).to(self.device)
-        spread = torch.arange(rows * columns, device=self.device) if convolved else source
-        return PortableMap(source, (rows, columns), spread)
-
-    def project_cells(
         self,
         streams: list[Tensor],
-        plan: SamplingPlan,
-        sampled: tuple[Tensor, Tensor],
-        of: PortableMap,
-        first: tuple[Tensor, Tensor],
+        sampled: LinearLayer[Tensor, Tensor],
+        first: LinearLayer[Tensor, Tensor],
+        *,
+        scratch: Buffer,
+        out: Buffer,
     ) -> Tensor:
-        x = ops.anchor_projection(_sources(streams), plan, *sampled, relu=True, strategy="project")
-        return self.first_cells(x, of, first)
+        x = ops.anchor_projection(
+            _features(streams), self.plan, sampled.weight, sampled.bias, relu=True, strategy="project"
+        )
+        return self.first_layer(x, first, out=out)
 
-    def sample_cells(self, streams: list[Tensor], plan: SamplingPlan, *, slot: str) -> Tensor:
-        return ops.anchor_sampling(_sources(streams), plan).flatten(2)
-
-    def first_cells(self, x: Tensor, of: PortableMap, first: tuple[Tensor, Tensor]) -> Tensor:
-        return F.linear(x, *first).relu_()
-
-    def convolve_cells(self, x: Tensor, of: PortableMap, convolutions: list[tuple[Tensor, Tensor]]) -> Tensor:
-        cells = x[..., of.source, :].mT.unflatten(-1, of.shape)
-        for weight, bias in convolutions:
-            cells = F.conv2d(cells, weight, bias, padding=1).relu_()
+    def convolve(
+        self, x: Tensor, layers: Sequence[LinearLayer[Tensor, Tensor]], *, scratch: Buffer, out: Buffer
+    ) -> Tensor:
+        cells = x[..., self.source, :].mT.unflatten(-1, self.shape)
+        for layer in layers:
+            cells = F.conv2d(cells, layer.weight, layer.bias, padding=1).relu_()
         return cells.flatten(-2).mT
 
 
-@dataclass(frozen=True)
-class PortableMap:
-    source: Tensor  # [cells], the sampled features of each
-    shape: tuple[int, int]
-    spread: Tensor  # [cells], the results of each
-
-
-def _sources(streams: list[Tensor]) -> Tensor:
-    """As the operators take them: [B, C, T], or [B, G, C, T] of several."""
+def _features(streams: list[Tensor]) -> Tensor:
+    """Arrange streams [B, T, C] as the operators take them: [B, C, T], or [B, G, C, T] of several."""
     return streams[0].mT if len(streams) == 1 else torch.stack(streams, dim=1).mT
 
 
-def _finish(out: Tensor, added: Tensor | None, norm: bool) -> Tensor:
+def _finish(x: Tensor, residual: Tensor | None, norm: bool) -> Tensor:
+    """x + residual, then LayerNorm: each where it is asked for. LayerNorm needs a residual."""
     if norm:
-        return ops.add_layer_norm(out, added.expand_as(out))
-    return out if added is None else out + added
+        assert residual is not None
+        return ops.add_layer_norm(x, residual.expand_as(x))
+    return x if residual is None else x + residual

@@ -1,0 +1,44 @@
+"""Names and purposes of the commands. Imports none of them, so that the list appears at once."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from .. import __version__
+from ..errors import InputError
+
+COMMANDS = {
+    "infer": "write proposals for every video of a feature archive; without flags, run the demo",
+    "train": "train BCNet, BMN or G-TAD on your features or on synthetic videos",
+    "evaluate": "print AR@AN, AUC and mAP of a result file",
+    "convert": "convert public checkpoints to one safetensors file",
+    "inspect": "show what feature files contain and which flags they need",
+    "doctor": "show what was built and test every operator on this machine",
+}
+
+
+def listing(start: str) -> str:
+    """One line per command; `start` is what the user types before its name."""
+    width = max(map(len, COMMANDS))
+    lines = [f"bcnet_fast {__version__}: temporal action proposals for untrimmed videos", ""]
+    lines += [f"usage: {start} COMMAND [--help] ...", ""]
+    lines += [f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(lines)
+
+
+def dispatch(argv: list[str], start: str) -> int:
+    """Run the command named by the first argument and return its exit code. InputError: unknown command."""
+    name, *rest = argv or ["--help"]
+    if name in ("-h", "--help"):
+        print(listing(start))
+        return 0
+    if name == "--version":
+        print(f"bcnet_fast {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {name!r}; {hint}")
+    module = importlib.import_module(f"bcnet_fast.{name}")
+    return module.main(rest)

@@ -1,0 +1,75 @@
+"""Options of a training run, and the configuration that follows from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import Config, TrainConfig
+from ..data.timing import TimeOptions
+from ..errors import InputError
+from ..presets import PRESETS
+from ..storage.files import read_toml
+
+FEWEST_STEPS = 150  # optimizer steps of a training with --fit
+
+Settings = dict[str, dict[str, Any]]  # {section: {name: value}}, as `Config.override` takes them
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of `train`. A field has the meaning of the flag of `python -m bcnet_fast.train` with the same name.
+
+    `settings` holds the values of --set. Without `features`, synthetic videos are generated.
+    """
+
+    preset: str
+    model: str = "bcnet"
+    features: str | None = None
+    annotations: str | None = None
+    val_annotations: str | None = None
+    train_subset: str | None = None
+    val_subset: str | None = None
+    fit: bool = False
+    config: str | None = None  # path of a TOML file
+    settings: Settings = field(default_factory=dict)
+    protocol: str = "default"
+    time: TimeOptions = field(default_factory=TimeOptions)
+    output: str = "bcnet_train"
+    resume: bool = False
+    device: str = "auto"
+    workers: int = 0
+
+
+def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Config:
+    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set."""
+    config = PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
+    if options.config:
+        config = config.override(read_toml(options.config), options.config)
+    return config.override(options.settings, "--set")
+
+
+def stated_feature_dim(options: TrainOptions) -> int | None:
+    """Channels C, if --set or the TOML file states them."""
+    stated: list[Mapping[str, Any]] = [options.settings, read_toml(options.config) if options.config else {}]
+    widths = [settings.get("model", {}).get("feature_dim") for settings in stated]
+    return next((width for width in widths if width is not None), None)
+
+
+def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:
+    """More epochs if those of the preset are too few steps; the learning rate then drops after three quarters."""
+    epochs = math.ceil(FEWEST_STEPS / math.ceil(windows / batch_size))
+    if epochs <= preset.epochs:
+        return {}
+    return {"epochs": epochs, "decay_every": math.ceil(0.75 * epochs)}
+
+
+def require_covered(config: Config) -> None:
+    """Raise InputError if proposals are longer than a window, or windows leave gaps."""
+    model, stride = config.model, config.data.window_stride
+    if model.max_duration > model.window:
+        raise InputError(f"model.max_duration is {model.max_duration}, expected at most model.window = {model.window}")
+    if not config.data.rescale and stride > model.window:
+        raise InputError(f"data.window_stride is {stride}, expected at most model.window = {model.window}")

@@ -1,0 +1,139 @@
+"""Training and validation videos of a run, annotated or synthetic."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ..config import Config
+from ..data.annotations import VideoAnnotation, in_subset, read_annotations
+from ..data.features import FeatureArchive, iterate, open_features
+from ..data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
+from ..data.timing import TimeResolver
+from ..errors import InputError
+from ..progress import progress
+from ..protocols import WindowRules
+from ..storage.files import require_writable
+from ..text import count
+from .dataset import Subset, check_subset
+from .distributed import Processes
+from .options import TrainOptions
+from .run_folder import require_new
+
+KEPT_BYTES = 2 << 30  # limit of training features in memory; others are read again for every window
+SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
+
+
+def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainOptions:
+    """Write synthetic videos below the output folder; return options whose features and annotations are theirs.
+
+    InputError: a flag requires --features.
+    """
+    if options.preset != "synthetic":
+        raise InputError("--features is required; only --preset synthetic generates videos")
+    for flag, value in (("--val-annotations", options.val_annotations), ("--val-subset", options.val_subset)):
+        if value is not None:
+            raise InputError(f"{flag} requires --features")
+    if options.train_subset is not None and options.annotations is None:
+        raise InputError("--train-subset requires --annotations")
+    if not options.resume:
+        require_new(options.output)  # the videos of an existing training must not be replaced
+    kind, like = SyntheticConfig(), "THUMOS14"
+    if options.annotations is not None:
+        real, like = read_annotations(options.annotations), options.annotations
+        if options.train_subset is not None:
+            real = in_subset(real, options.train_subset, options.annotations)
+        kind = SyntheticConfig(**statistics_of(real.values(), options.annotations))
+    folder = Path(options.output) / "data"
+    annotations = folder / "annotations.json"
+    # A resumed training keeps its videos.
+    if processes.first and not (options.resume and annotations.exists()):
+        require_writable(annotations)
+        print(f"no --features: generating synthetic videos with the statistics of {like}", flush=True)
+        videos = (make_videos(number, seed=0, subset=name, config=kind) for name, number in SYNTHETIC_VIDEOS.items())
+        total = sum(SYNTHETIC_VIDEOS.values())
+        write_dataset(folder, progress(itertools.chain(*videos), total, "videos generated"))
+    if processes.count > 1:
+        dist.barrier()
+    return replace(options, features=str(folder / "features"), annotations=str(annotations), train_subset=None)
+
+
+def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[str, VideoAnnotation]]:
+    """Annotations of the training videos and of the validation videos."""
+    assert options.annotations is not None  # `train` requires them, or generates videos
+    paths = options.annotations, options.val_annotations or options.annotations
+    prefix = config.data.strip_prefix
+    files = {path: read_annotations(path, strip_prefix=prefix) for path in dict.fromkeys(paths)}
+    return [
+        _select(files[path], path, flag, wanted, name, alone=len(files) == 1)
+        for path, flag, wanted, name in (
+            (paths[0], "--train-subset", options.train_subset, "training"),
+            (paths[1], "--val-subset", options.val_subset, "validation"),
+        )
+    ]
+
+
+def _select(
+    annotations: Mapping[str, VideoAnnotation], path: str, flag: str, wanted: str | None, usual: str, *, alone: bool
+) -> Mapping[str, VideoAnnotation]:
+    """The videos of a subset, or all of a file without subsets, unless that file would serve both purposes."""
+    if wanted is None and not alone and not any(video.subset for video in annotations.values()):
+        return annotations
+    try:
+        return in_subset(annotations, wanted or usual, path)
+    except InputError as error:
+        raise InputError(f"{error}; choose one with {flag}, or give --val-annotations") from error
+
+
+def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
+    assert options.features is not None  # as for annotations
+    return open_features(
+        options.features, feature_dim=feature_dim, every=options.time.every, strip_prefix=config.data.strip_prefix
+    )
+
+
+def require_width(archive: FeatureArchive, config: Config, training: Mapping[str, VideoAnnotation]) -> None:
+    """Raise InputError if the features of the first video have another width than the network."""
+    first = next((video for video in archive.ids if video in training), None)
+    if first is None:
+        return
+    stored = archive.stored(first)
+    if config.model.feature_dim not in stored.shape:
+        raise InputError(
+            f"{stored.path} has shape {list(stored.shape)}, expected {config.model.feature_dim} channels; "
+            "set model.feature_dim with --set, or use --fit"
+        )
+
+
+def read_subsets(
+    options: TrainOptions,
+    config: Config,
+    archive: FeatureArchive,
+    chosen: Sequence[Mapping[str, VideoAnnotation]],
+    rules: WindowRules,
+    *,
+    quiet: bool,
+) -> tuple[Subset, Subset, TimeResolver]:
+    """Read every video of both subsets; also return the times of their snippets. InputError: a subset is empty."""
+    times = options.time.resolver(config, archive, known={**chosen[1], **chosen[0]})
+    subsets = []
+    for name, videos, kept in zip(("training", "validation"), chosen, (KEPT_BYTES, 0), strict=True):
+        here = [video for video in archive.ids if video in videos]
+        if not here:
+            raise InputError(
+                f"{options.features} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
+                f"expected {name} videos, such as {next(iter(videos))!r}"
+            )
+        features = iterate(archive, here, workers=options.workers)
+        loaded = progress(features, len(here), f"{name} videos read", hidden=quiet)
+        subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
+    ids = [video for subset in subsets for video in subset.truth]
+    if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
+        stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
+        print(f"note: --stride is not given; assuming {stride}", file=sys.stderr)
+    return *subsets, times
