@@ -1,6 +1,6 @@
-"""Every number that defines a system, in frozen dataclasses and named presets.
+"""Every number that defines a system, in frozen dataclasses.
 
-A checkpoint carries its configuration in its metadata, so that nothing has to be repeated on the command line.
+A checkpoint carries its configuration in its metadata, so the command line need not repeat it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from .errors import InputError
 
 _LARGEST = 2**31 - 1  # of a size or count
-_FROM_0 = ("seed",)  # other whole numbers begin at 1
+_FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
 _POSITIVE = ("stride", "sigma", "max_snippets", "learning_rate", "decay_factor")
 _NOT_NEGATIVE = ("weight_decay", "gradient_clip")
 _SHARES = ("dropout", "ema")
@@ -22,7 +22,7 @@ _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3),
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a network: what all three systems have."""
+    """Sizes that all three networks have."""
 
     name: str
     feature_dim: int  # C, channels of a snippet's feature
@@ -50,9 +50,9 @@ class BCNetConfig(ModelConfig):
     bins: int = 32  # N, sampled vectors of an anchor
     points_per_bin: int = 3
     dropout: float = 0.1
-    # What the action-background interaction can do without (paper, Tables 6 and 7). Without its frame level, anchors
-    # are sampled from the backbone's sequence with its positions. An attention unit that is left out, at both levels,
-    # passes on its input unchanged to the feed-forward networks after it.
+    # Ablations of the action-background interaction (paper, Tables 6 and 7). Without the frame level, anchors sample
+    # the backbone's sequence with its positions. Without an attention unit, its input goes unchanged to the
+    # feed-forward networks after it, at both levels.
     frame_level: bool = True
     self_attention: bool = True
     difference_attention: bool = True
@@ -72,7 +72,7 @@ class BMNConfig(ModelConfig):
     map_channels: int = 128  # of a cell in the convolutions over the map
     bins: int = 32  # N, sampled vectors of a cell
     points_per_bin: int = 3
-    map_layout: str = "start_end"  # or "duration_start", see `maps.ProposalMap`
+    map_layout: str = "start_end"  # or "duration_start", see `geometry.proposal_map`
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class ProposalConfig:
 
 @dataclass(frozen=True)
 class AnchorProposalConfig(ProposalConfig):
-    """Of BCNet: pairs of boundaries, each with the anchor that matches it best."""
+    """BCNet: pairs of boundaries, each with the anchor that matches it best."""
 
     boundary_threshold: float = 0.7
     min_classification: float = 0.9  # alpha1 of Eq. 12
@@ -128,7 +128,7 @@ class AnchorProposalConfig(ProposalConfig):
 
 @dataclass(frozen=True)
 class MapProposalConfig(ProposalConfig):
-    """Of BMN and G-TAD: the cells of their maps."""
+    """BMN and G-TAD: the cells of their maps."""
 
     boundary_peaks: bool = False  # only cells between a likely start and a likely end (BSN's rule)
     boundary_scores: bool = True  # the confidence has the probabilities of start and end as factors
@@ -138,9 +138,9 @@ class MapProposalConfig(ProposalConfig):
 class TrainConfig:
     """How a network is trained, with Adam. The defaults are those of BCNet (paper, section 4.2)."""
 
-    epochs: int = 10  # of the release
+    epochs: int = 10  # as in the release
     batch_size: int = 16  # windows in a step, of all processes together
-    shift_windows: bool = False  # in every epoch by other amounts, of up to half a `window_stride` either way
+    shift_windows: bool = False  # move windows anew in each epoch, by up to half a `window_stride`
     learning_rate: float = 1e-4  # of the first epochs
     decay_every: int = 10  # epochs after which the learning rate becomes `decay_factor` of itself
     decay_factor: float = 0.1
@@ -149,7 +149,7 @@ class TrainConfig:
     ema: float = 0.0  # decay of the running mean of the weights, which then is the result; 0 is no mean
     # "bf16": products in bfloat16 (autocast), weights and losses in float32; "tf32": float32 in TF32, on a GPU
     precision: str = "fp32"
-    seed: int = 0  # of the first weights, the order of the windows and all that is drawn
+    seed: int = 0  # initial weights, order of windows, dropout and sampling
 
 
 SYSTEMS: dict[str, tuple[type[ModelConfig], type[ProposalConfig]]] = {
@@ -195,7 +195,7 @@ class Config:
         return Config(preset=str(values["preset"]), **built)
 
     def override(self, values: dict[str, Any], source: str) -> Config:
-        """The same with some settings replaced: {section: {setting: value}}. InputError as in `from_dict`."""
+        """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
         _require_object(values, source)
         merged = self.to_dict()
         sections = [name for name in merged if name != "preset"]

@@ -12,195 +12,14 @@ executed: they are read with weights_only=True.
 
 from __future__ import annotations
 
-import argparse
-import os
-import pickle
-import warnings
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
-
-import torch
-from torch import Tensor
-
-from .cli.parser import Parser, run
-from .config import Config
-from .errors import InputError
+from .cli.parser import Parser, command_parser, run
 from .geometry.proposal_map import layout_of
-from .networks.reference import NETWORKS
-from .networks.reference.bcnet import BCNet
-from .networks.reference.bmn import sampling_matrix
-from .networks.reference.layers import shapes_only
-from .presets import DATA_SETS, PRESETS
-from .storage.checkpoint import check_state, save_checkpoint
-from .storage.files import require_file, require_writable
-
-# The release's ABI network holds a clip-level embedding that its forward pass never reads.
-UNUSED = {"abi.query.weight"}
-OPENTAD = "OpenTAD"
-# By what the names of some parameters begin with, whose weights a file has.
-KINDS = {
-    "x_1d_b.": "BMN",
-    "backbone1.": "G-TAD",
-    "bpm_base.": "BCNet (BPM)",
-    "frame_model.": "BCNet (ABI)",
-    "roi_head.proposal_roi_extractor.": OPENTAD,
-}
-FLAGS = {"BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi"}
-GROUPS = 4  # of the first convolution in all releases
-# G-TAD's bins of a cell, inner and context, by their sum: of the branch master, and of the branch anet.
-GTAD_BINS = {32: (16, 16), 36: (32, 4)}
+from .networks.releases import ConvertOptions, convert
+from .presets import DATA_SETS
 
 
-def read_release(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict of a released `.pth.tar`, without the prefix that DataParallel gave its keys."""
-    path = require_file(path, "a released checkpoint (.pth.tar)")
-    expected = "a PyTorch file {'epoch', 'state_dict'} that holds tensors only"
-    try:
-        with warnings.catch_warnings():
-            # PyTorch warns of pickle protocols that it reads all the same.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: expected {expected}, found a damaged file or other objects than tensors") from error
-    except Exception as error:  # a damaged file can raise almost anything
-        raise InputError(f"{path}: expected {expected}, found a damaged or foreign file") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: expected {expected}, found {found}")
-    state = content["state_dict"]
-    foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if foreign:
-        raise InputError(
-            f"{path}: expected only named tensors in state_dict, found something else at {', '.join(foreign)}"
-        )
-    return {key.removeprefix("module."): value.float() for key, value in state.items()}
-
-
-def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config) -> dict[str, Tensor]:
-    """Both released state dicts as one state dict of `networks.reference.bcnet.BCNet`, checked key by key.
-
-    The positional encodings in the files are kept, cut to the rows in use, because their last bits depend on the
-    machine that made them; files without them get them rebuilt. InputError lists keys that do not fit.
-    """
-    network = BCNet(config.model)
-    state = {}
-    for part, path, keys_of_other in (("bpm", bpm, "frame_model."), ("abi", abi, "bpm_base.")):
-        module = network.get_submodule(part)
-        stored = {key: value for key, value in read_release(path).items() if f"{part}.{key}" not in UNUSED}
-        if any(key.startswith(keys_of_other) for key in stored):
-            raise InputError(f"{path}: expected the {part.upper()} network, found the other one; swap --bpm and --abi")
-        for key, table in module.state_dict().items():
-            if key.endswith(".pe"):
-                given = stored.get(key, table)
-                stored[key] = given[: len(table)] if given.ndim else given  # a number is for check_state to refuse
-        check_state(module, stored, str(path))
-        state |= {f"{part}.{key}": value for key, value in stored.items()}
-    return state
-
-
-def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `reference.bmn.BMN` and its configuration, from the public release or from mmaction2.
-
-    Channels and bins are those of the file. Its `sample_mask`, if there is one, says which map the network has
-    (`maps.ProposalMap`) and how long its longest proposals are; else both are those of `config`. The mask is a constant
-    and is not kept. InputError when it fits neither map or has another T than `config`, and for keys that do not fit.
-    """
-    state = _read_only(path, "BMN")
-    mask = state.pop("sample_mask", None)
-    model = config.model
-    model = replace(
-        model,
-        feature_dim=GROUPS * _size(state, "x_1d_b.0.weight", 1, model.feature_dim // GROUPS),
-        base_channels=_size(state, "x_1d_b.0.weight", 0, model.base_channels),
-        sampled_channels=_size(state, "x_3d_p.0.weight", 0, model.sampled_channels),
-        map_channels=_size(state, "x_2d_p.0.weight", 0, model.map_channels),
-        bins=_size(state, "x_3d_p.0.weight", 2, model.bins),
-    )
-    config = replace(config, model=model)
-    if mask is not None:
-        config = _with_map_of(mask, config, path)
-    _check(state, config, path)
-    return state, config
-
-
-def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `networks.reference.gtad.GTAD` from the public release, and the configuration that fits it.
-
-    Channels, bins and the size of the convolutions over the map are those of the file; T and D, which no weight depends
-    on, are those of `config`. InputError lists keys that do not fit.
-    """
-    state = _read_only(path, "G-TAD")
-    model = config.model
-    base_channels = _size(state, "backbone1.0.weight", 0, model.base_channels)
-    block_channels = _size(state, "backbone1.2.tconvs.0.weight", 0, model.block_channels)
-    bins = _size(state, "localization.0.weight", 1, 0) // base_channels
-    inner_bins, context_bins = GTAD_BINS.get(bins, (model.inner_bins, model.context_bins))
-    kernel = _size(state, "localization.4.weight", 2, model.map_kernel)
-    model = replace(
-        model,
-        feature_dim=GROUPS * _size(state, "backbone1.0.weight", 1, model.feature_dim // GROUPS),
-        base_channels=base_channels,
-        block_channels=block_channels,
-        block_groups=block_channels // _size(state, "backbone1.2.tconvs.2.weight", 1, 1) or 1,
-        sampled_channels=_size(state, "localization.0.weight", 0, model.sampled_channels),
-        map_channels=_size(state, "localization.2.weight", 0, model.map_channels),
-        map_kernel=kernel if kernel in (1, 3) else model.map_kernel,
-        inner_bins=inner_bins,
-        context_bins=context_bins,
-    )
-    config = replace(config, model=model)
-    _check(state, config, path)
-    return state, config
-
-
-def _read_only(path: str | os.PathLike, kind: str) -> dict[str, Tensor]:
-    """`read_release` of a file that does not hold another network's weights, going by their names."""
-    state = read_release(path)
-    found = next((known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)), kind)
-    if found == OPENTAD:
-        raise InputError(
-            f"{path}: expected weights of {kind}, found OpenTAD's, which are not supported: its BMN samples half as "
-            "many channels, its G-TAD other intervals, and both have other layers and the other order of scores"
-        )
-    if found != kind:
-        raise InputError(f"{path}: expected weights of {kind}, found those of {found}, which {FLAGS[found]} takes")
-    return state
-
-
-def _size(state: Mapping[str, Tensor], name: str, axis: int, otherwise: int) -> int:
-    """The size of a weight along an axis, or `otherwise` where it has none: `_check` then says what is wrong."""
-    shape = state[name].shape if name in state else ()
-    return shape[axis] if len(shape) > axis and shape[axis] else otherwise
-
-
-def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Config:
-    """The configuration with the map that BMN's dense sampling matrix [T, bins * cells] was made for."""
-    model = config.model
-    wanted = f"{path}: sample_mask: expected [T, {model.bins} D T] for T = {model.window} of preset {config.preset}"
-    size = model.bins * model.window
-    if mask.ndim != 2 or mask.shape[0] != model.window or mask.shape[1] % size or not mask.shape[1]:
-        raise InputError(f"{wanted}, found {list(mask.shape)}; see --preset")
-    longest = mask.shape[1] // size
-    # A map of starts and ends is square.
-    for layout in ("start_end", "duration_start") if longest == model.window else ("duration_start",):
-        candidate = replace(model, max_duration=longest, map_layout=layout)
-        if torch.allclose(sampling_matrix(candidate).flatten(1), mask, rtol=0, atol=1e-6):
-            return replace(config, model=candidate)
-    raise InputError(
-        f"{wanted}, {model.points_per_bin} points in a bin and half of a proposal's length on both sides, for cells "
-        "(start, end) as in BMN's public release or (duration, start) as in mmaction2; found other values"
-    )
-
-
-def _check(state: Mapping[str, Tensor], config: Config, path: str | os.PathLike) -> None:
-    with shapes_only():
-        network = NETWORKS[config.model.name](config.model)
-    check_state(network, state, str(path))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m bcnet_fast.convert", description=__doc__)
+def build_parser() -> Parser:
+    parser = command_parser("convert", __doc__)
     parser.add_argument("--bpm", metavar="FILE", help="BCNet's checkpoint of boundary prediction; with --abi")
     parser.add_argument("--abi", metavar="FILE", help="BCNet's checkpoint of the interaction module; with --bpm")
     parser.add_argument("--bmn", metavar="FILE", help="checkpoint of BMN, of its public release or of mmaction2")
@@ -212,34 +31,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: list[str] | None) -> ConvertOptions:
+    """The options of a conversion. InputError for flags that do not go together."""
     parser = build_parser()
-    args = parser.parse_args(argv)
-    given = [flag for flag in ("bpm", "abi", "bmn", "gtad") if getattr(args, flag) is not None]
+    values = vars(parser.parse_args(argv))
+    given = [flag for flag in ("bpm", "abi", "bmn", "gtad") if values[flag] is not None]
     if given not in (["bpm", "abi"], ["bmn"], ["gtad"]):
         found = ", ".join(f"--{flag}" for flag in given) or "none of them"
         parser.error(f"expected --bpm with --abi, or --bmn, or --gtad; found {found}")
-    if args.preset is None:
+    if values["preset"] is None:
         if given != ["bpm", "abi"]:
             parser.error(f"--preset: expected one of {', '.join(DATA_SETS)} with --{given[0]}, found none")
-        args.preset = "thumos14"
-    if Path(args.output).suffix != ".safetensors":
-        raise InputError(f"--output {args.output}: expected a name that ends in .safetensors")
-    output = require_writable(args.output)
-    if args.bmn is not None:
-        state, config = convert_bmn(args.bmn, PRESETS["bmn"][args.preset])
-    elif args.gtad is not None:
-        state, config = convert_gtad(args.gtad, PRESETS["gtad"][args.preset])
-    else:
-        config = PRESETS["bcnet"][args.preset]
-        state = convert_bcnet(args.bpm, args.abi, config)
-    save_checkpoint(output, state, config)
-    values = sum(tensor.numel() for tensor in state.values()) / 1e6
-    model = config.model
+        values["preset"] = "thumos14"
+    return ConvertOptions(**values)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse(argv)
+    converted = convert(options)
+    model = converted.config.model
     layout = "" if model.name == "bcnet" else f", map {layout_of(model)}"
     print(
-        f"{output}: {len(state)} tensors, {values:.1f} M values, {model.name} for {args.preset}, "
-        f"C = {model.feature_dim}, T = {model.window}{layout}"
+        f"{converted.path}: {converted.tensors} tensors, {converted.values / 1e6:.1f} M values, {model.name} for "
+        f"{options.preset}, C = {model.feature_dim}, T = {model.window}{layout}"
     )
     return 0
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from . import __version__, ops
-from .cli.parser import Parser, run
+from .cli.parser import command_parser, run
 from .errors import BackendError
 from .geometry.proposal_map import bmn_intervals
 from .ops import backends as _dispatch
@@ -26,7 +26,7 @@ from .ops import native as _native
 from .ops import reference
 from .ops.sampling_plan import interpolated_plan
 
-PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tqdm")
+PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard")
 
 
 def _version(package: str) -> str:
@@ -83,8 +83,10 @@ def _check_soft_nms(device: torch.device) -> float:
     rng = np.random.default_rng(0)
     start, length = rng.uniform(0, 100, 300), rng.exponential(5, 300)
     segments, scores = np.stack([start, start + length], 1), rng.random(300)
-    options = ("gaussian", 0.5, 0.0, 0.0, 0.001, None, 0.0)
-    indices, expected = reference.soft_nms(segments, scores, np.array([0, 300]), *options)
+    indices, expected = reference.soft_nms(
+        segments, scores, np.array([0, 300]), method="gaussian", sigma=0.5, threshold_low=0.0, threshold_high=0.0,
+        min_score=0.001, max_proposals=None, length_epsilon=0.0,
+    )  # fmt: skip
     found = ops.soft_nms(*(torch.from_numpy(a).to(device) for a in (segments, scores)), min_score=0.001)
     if found[2].tolist() != indices.tolist():
         return float("inf")
@@ -137,7 +139,10 @@ def _check_match_proposals(device: torch.device) -> float:
     anchors, table = torch.arange(18.0).view(9, 2), (torch.arange(60 * 31) % 9).int().view(60, 31)
     inputs = (*frames, *scores, anchors, table)
     lengths = torch.tensor([60, 41])
-    expected = reference.match_proposals(*inputs, lengths, 0.7, 0.5, 0.5, None, False)
+    expected = reference.match_proposals(
+        *inputs, lengths, boundary_threshold=0.7, min_classification=0.5, min_regression=0.5, max_snippets=None,
+        clamp_boundaries=False,
+    )  # fmt: skip
     found = ops.match_proposals(
         *(t.to(device) for t in inputs), lengths=lengths.to(device), min_classification=0.5, min_regression=0.5
     )
@@ -186,8 +191,7 @@ def _self_test(op: str, backend: str, device: torch.device) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(prog="python -m bcnet_fast.doctor", description=__doc__)
-    parser.parse_args(argv)
+    command_parser("doctor", __doc__).parse_args(argv)
     rows = list(facts())
     width = max(len(name) for name, _ in rows)
     for name, value in rows:

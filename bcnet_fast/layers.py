@@ -8,7 +8,6 @@ the dtypes that those take, follow torch.autocast, and compile to one graph. doc
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -19,10 +18,9 @@ from .geometry.proposal_map import gtad_regions, proposal_map, sampled_intervals
 from .networks.graph import nearest, neighbours
 from .ops import anchor_projection, anchor_sampling
 from .ops.reference import accumulation_dtype
-from .ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
+from .ops.sampling_plan import PLAN_TENSORS, SamplingPlan, aligned_plan, interpolated_plan
 
-# The tensors of a plan, which come after its numbers.
-PLAN_BUFFERS = tuple(f"plan_{field.name}" for field in dataclasses.fields(SamplingPlan)[3:])
+PLAN_BUFFERS = tuple(f"plan_{name}" for name in PLAN_TENSORS)
 LAYOUTS = ("start_end", "duration_start")
 STYLES = (0, 1, 2)
 
@@ -51,7 +49,8 @@ class _Planned(nn.Module):
 
     def plan(self) -> SamplingPlan:
         exact = self._exact
-        return SamplingPlan(exact.length, exact.bins, exact.longest, *(getattr(self, name) for name in PLAN_BUFFERS))
+        tensors = [getattr(self, name) for name in PLAN_BUFFERS]
+        return SamplingPlan(exact.length, exact.bins, exact.longest, *tensors)
 
 
 class BoundaryMatching(_Planned, nn.Conv3d):

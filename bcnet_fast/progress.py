@@ -2,31 +2,62 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+_REDRAWN_S = 0.1  # seconds between two drawings of the line
 
 
 def progress(
     items: Iterable[T], total: int, what: str, note: Callable[[], str] = lambda: "", *, hidden: bool = False
 ) -> Iterator[T]:
-    """Iterate with a progress bar on a terminal, and with ten plain lines in a log file; `note` is shown beside it."""
+    """Iterate with a line that is redrawn on a terminal, and with ten plain lines in a log file.
+
+    note: text beside it; called only when the line is drawn, because on a GPU it waits for the numbers in it.
+    """
     if hidden:
         yield from items
     elif sys.stderr.isatty():
-        from tqdm import tqdm
-
-        with tqdm(total=total, unit=what) as bar:
-            for item in items:
-                yield item
-                # Only when the bar is drawn: on a GPU the note has to wait for the numbers in it.
-                if bar.update():
-                    bar.set_postfix_str(note())
+        yield from _on_terminal(items, total, what, note)
     else:
         step = max(1, total // 10)
         for count, item in enumerate(items, 1):
             yield item
             if count % step == 0 or count == total:
                 print(f"{count}/{total} {what} {note()}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _on_terminal(items: Iterable[T], total: int, what: str, note: Callable[[], str]) -> Iterator[T]:
+    began = time.monotonic()
+    drawn = count = 0
+    try:
+        for count, item in enumerate(items, 1):
+            yield item
+            now = time.monotonic()
+            if now - drawn >= _REDRAWN_S or count == total:
+                drawn = now
+                _draw(_line(count, total, what, now - began, note()))
+    finally:
+        # What is printed next begins on a line of its own.
+        if count:
+            print(file=sys.stderr, flush=True)
+
+
+def _line(count: int, total: int, what: str, seconds: float, note: str) -> str:
+    """Count, speed and the time that is left, such as `40/120 videos  33 %  2.5/s  0:32 left`."""
+    left = round(seconds / count * max(total - count, 0))
+    parts = [f"{count}/{total} {what}", f"{100 * count // max(total, 1)} %", f"{count / max(seconds, 1e-9):.3g}/s"]
+    if left:
+        parts.append(f"{left // 60}:{left % 60:02d} left")
+    return "  ".join([*parts, note]).rstrip()
+
+
+def _draw(line: str) -> None:
+    """Replace the last line of the terminal; a longer one than it has columns would stay on it."""
+    width = shutil.get_terminal_size().columns - 1
+    sys.stderr.write("\r" + line[:width].ljust(width))
+    sys.stderr.flush()

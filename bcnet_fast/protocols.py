@@ -15,9 +15,9 @@ from .config import Config
 
 @dataclass(frozen=True)
 class WindowRules:
-    """Which windows of a video are looked at, and how long it lasts."""
+    """Windows of a video, and its length."""
 
-    # Up to a fifth of a window at the end of a video is never looked at.
+    # The end of a video, up to a fifth of a window, belongs to no window.
     skip_short_tail: bool = False
     # A rescaled video lasts as long as its whole snippets, of 16 frames in the presets.
     whole_snippets: bool = False
@@ -25,7 +25,7 @@ class WindowRules:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What a network learns for each snippet and interval."""
+    """Labels of snippets and intervals."""
 
     # Snippets and anchors lie half a snippet early, anchors moreover on a whole video frame.
     early_labels: bool = False
@@ -39,19 +39,19 @@ class LabelRules:
 
 @dataclass(frozen=True)
 class LossRules:
-    """How losses weigh their terms."""
+    """Weights within the losses."""
 
     # With fewer medium or low tIoU anchors than high ones, every anchor of the batch weighs one more.
     oversample: bool = False
     # The classification counts ten more positives and negatives than there are.
     padded_counts: bool = False
-    # Of the two parts over the map, the classification is weighted by 10 and not the regression.
+    # The map's classification term weighs 10, not its regression term.
     swapped_weights: bool = False
 
 
 @dataclass(frozen=True)
 class CandidateRules:
-    """Which intervals of a window become proposals."""
+    """Intervals of a window that become proposals."""
 
     # Proposals may lie on the zeros that pad a short video.
     score_padding: bool = False
@@ -63,7 +63,7 @@ class CandidateRules:
 
 @dataclass(frozen=True)
 class SuppressionRules:
-    """How Soft-NMS runs."""
+    """Soft-NMS."""
 
     # The last candidate is never given out; a single proposal gives nothing.
     drop_last: bool = False
@@ -73,7 +73,7 @@ class SuppressionRules:
 
 @dataclass(frozen=True)
 class OutputRules:
-    """How a video's proposals are written."""
+    """Proposals as they are written."""
 
     # Times are rounded to 0.1 s and scores to 6 decimals.
     round_output: bool = False
@@ -142,7 +142,7 @@ RELEASES = {
 
 
 def protocol_for(name: str, config: Config) -> Protocol:
-    """What `--protocol NAME` means for a system and the kind of its data; `name` is one of NAMES."""
+    """The protocol `name`, one of NAMES, for the system and the kind of data of a configuration."""
     release = RELEASES[config.model.name]
     if config.data.rescale:
         release = RELEASES.get(f"{config.model.name}, rescaled", release)

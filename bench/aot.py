@@ -8,7 +8,14 @@ Triton kernels are compiled here; those in CUDA C++ are read from the extension 
     python bench/aot.py                               all of it (up to 20 minutes on 2 cores)
     python bench/aot.py --targets 80 90 --kernels difference_attention
 
-Times are not measured here and cannot be derived from these figures. Needs Triton 3.3: its compiler is called directly.
+Each version of Triton compiles the same kernels to other code. bench/results/aot_triton_versions.csv counts, for each
+version, operator and target, the variants that compile, spill, or do not fit. With each version installed in turn:
+
+    python bench/aot.py --kernels difference_attention anchor_sampling add_layer_norm match_proposals \
+        --targets 75 80 90 100 120 --csv - --summary bench/results/aot_triton_versions.csv
+
+This replaces the rows of the installed version and leaves the others. Times are not measured here and cannot be derived
+from these figures. Needs Triton 3.2 or later, whose compiler is called directly.
 """
 
 from __future__ import annotations
@@ -27,37 +34,38 @@ from typing import Any, NamedTuple
 
 # The interpreter replaces the compiler: it must be off before triton is imported.
 os.environ["TRITON_INTERPRET"] = "0"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import triton  # noqa: E402
-from bcnet_fast.kernels._common import TARGETS, Launch  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import torch
+import triton
+from bcnet_fast.kernels._common import SHARED_KIB, TARGETS, Launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals  # noqa: E402
-from bcnet_fast.ops import native as _native  # noqa: E402
-from bcnet_fast.ops.reference import most_pairs  # noqa: E402
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.storage.files import atomic_text  # noqa: E402
+from bcnet_fast.errors import BackendError
+from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals
+from bcnet_fast.ops import native as _native
+from bcnet_fast.ops.reference import most_pairs
+from bcnet_fast.ops.sampling_plan import SamplingPlan
+from bcnet_fast.progress import progress
+from bcnet_fast.storage.files import atomic_text
 
-OLDEST_TRITON = (3, 3)
-RESULTS = ROOT / "bench" / "results" / "aot.csv"
+OLDEST_TRITON = (3, 2)
+TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])
+COMPILER = f"triton {triton.__version__}"
+RESULTS = Path(__file__).with_name("results") / "aot.csv"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
-# Per multiprocessor: KiB of shared memory that one block may use, KiB in all, warps, and blocks (CUDA C++ Programming
-# Guide, technical specifications). All have 65,536 registers.
+# Per multiprocessor: KiB of shared memory, warps, and blocks (CUDA C++ Programming Guide, technical specifications).
+# All have 65,536 registers.
 LIMITS = {
-    75: (64, 64, 32, 16),
-    80: (163, 164, 64, 32),
-    86: (99, 100, 48, 16),
-    89: (99, 100, 48, 24),
-    90: (227, 228, 64, 32),
-    100: (227, 228, 64, 32),
-    120: (99, 100, 48, 24),
+    75: (64, 32, 16),
+    80: (164, 64, 32),
+    86: (100, 48, 16),
+    89: (100, 48, 24),
+    90: (228, 64, 32),
+    100: (228, 64, 32),
+    120: (100, 48, 24),
 }
 # Matched in the machine code (SASS): warp products, warpgroup products (wgmma), fifth-generation products (tcgen05).
 INSTRUCTIONS = {
@@ -66,6 +74,7 @@ INSTRUCTIONS = {
     "tcgen05": r"\bUTC\w*MMA\b",
     "load128": r"\b(?:LDG|LDGSTS)\S*\.128\b",
 }
+FIGURES = ("registers", "spill_bytes", "shared_bytes", "blocks_per_sm", *INSTRUCTIONS)
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 POINTERS = {**TYPES, torch.float64: "fp64", torch.int32: "i32", torch.int64: "i64"}
 
@@ -92,10 +101,8 @@ def _difference_attention(target: int) -> Iterator[Case]:
                 inputs = (stream(d), stream(d), stream(dv), stream(dv))
                 outputs = (stream(dv), stream(dv), torch.empty(8, 8, 1218, device="meta"))
                 grads = (stream(dv), stream(dv))
-                forward = difference_attention.forward_launch(*inputs, *outputs, 0.125, target)
-                by_query, by_key = difference_attention.backward_launches(
-                    *grads, *inputs, *outputs, *inputs, 0.125, target
-                )
+                forward = difference_attention.forward_launch(inputs, outputs, 0.125, target)
+                by_query, by_key = difference_attention.backward_launches(inputs, outputs, grads, inputs, 0.125, target)
                 for name, launch in (("forward", forward), ("backward_query", by_query), ("backward_key", by_key)):
                     for config in difference_attention.variants(name, inputs[0], inputs[2], target):
                         dtype_name = "tf32" if tf32 else TYPES[dtype]
@@ -113,9 +120,9 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
     for channels, outputs, bins in ((256, 512, (16, 16)), (64, 64, (32,))):
         batch, sources, anchors, length, all_bins = 8, len(bins), 1218, 256, sum(bins)
         weights = empty(99999, dtype=torch.float32)
-        plan = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
-        by_snippet = empty(all_bins * length + 1), empty(99999), weights
-        order = empty(160, 8)
+        matrix = empty(anchors, all_bins), empty(anchors * all_bins + 1), weights
+        transpose = empty(all_bins * length + 1), empty(99999), weights
+        plan = SamplingPlan(length, bins, 9, *matrix, *transpose, order=empty(160, 8))
         for tf32 in (False, True):
             torch.backends.cuda.matmul.allow_tf32 = tf32
             for dtype in (torch.float32,) if tf32 else TYPES:
@@ -126,18 +133,14 @@ def _anchor_sampling(target: int) -> Iterator[Case]:
                 by_bin, out = (empty(batch, *s, outputs, dtype=dtype) for s in ((all_bins, length), (anchors,)))
                 weight, bias = empty(all_bins, channels, outputs, dtype=dtype), empty(outputs, dtype=dtype)
                 launches = {
-                    "projection": anchor_sampling.projection_launch(
-                        rows, weight, *plan, order, bins, bias, True, out, target
-                    )
+                    "projection": anchor_sampling.projection_launch(rows, weight, plan, bias, True, out, target)
                 }
                 if not tf32:  # the others make no products
                     launches |= {
-                        "forward": anchor_sampling.sampling_launches(rows, *plan, bins, sampled, target)[0],
-                        "backward": anchor_sampling.sampling_backward_launches(
-                            sampled, *by_snippet, bins, rows, target
-                        )[0],
-                        "gather": anchor_sampling.gather_launch(projected, *plan, order, bias, True, out, target),
-                        "gather_backward": anchor_sampling.gather_backward_launch(out, *by_snippet, by_bin, target),
+                        "forward": anchor_sampling.sampling_launches(rows, plan, sampled, target)[0],
+                        "backward": anchor_sampling.sampling_backward_launches(sampled, plan, rows, target)[0],
+                        "gather": anchor_sampling.gather_launch(projected, plan, bias, True, out, target),
+                        "gather_backward": anchor_sampling.gather_backward_launch(out, plan, by_bin, target),
                     }
                 for name, launch in launches.items():
                     for config in anchor_sampling.variants(name, dtype, target):
@@ -177,8 +180,11 @@ def _match_proposals(target: int) -> Iterator[Case]:
                 empty(8, rows, 2, dtype=torch.int32),
                 lengths,
             )
-            inputs = (*frames, *scores, empty(anchors, 2, dtype=torch.float64), table, None if clamp else lengths)
-            launch = match_proposals.match_launch(*inputs, 0.7, 0.9, 0.8, 60.0, clamp, *outputs)
+            tables = empty(anchors, 2, dtype=torch.float64), table, None if clamp else lengths
+            launch = match_proposals.match_launch(
+                (*frames, *scores), tables, outputs, boundary_threshold=0.7, min_classification=0.9,
+                min_regression=0.8, max_snippets=60.0, clamp_boundaries=clamp,
+            )  # fmt: skip
             yield Case("match_proposals", POINTERS[dtype], f"{snippets}/{durations}", launch)
 
 
@@ -195,12 +201,12 @@ def compile_launch(launch: Launch, target: int) -> Any:
     """What Triton's own launcher would compile for these arguments: 1 as a constant, multiples of 16 as such."""
     kernel = launch.kernel
     values = {**launch.arguments, **launch.config.tiles}
-    signature, constants, attributes = {}, {}, {}
+    signature, constants, divisible = {}, {}, []
     for index, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        if parameter.is_constexpr or (isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[(index,)] = value
+        specialized = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (specialized and value == 1):
+            constants[index] = value
             continue
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + POINTERS[value.dtype]
@@ -208,15 +214,26 @@ def compile_launch(launch: Launch, target: int) -> Any:
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or (
-            isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
-        ):
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        if isinstance(value, torch.Tensor) or (specialized and value % 16 == 0):
+            divisible.append(index)
     return triton.compile(
-        ASTSource(kernel, signature, constants, attributes),
+        _source(kernel, signature, constants, divisible),
         target=GPUTarget("cuda", target, 32),
-        options={"num_warps": launch.config.num_warps, "num_stages": launch.config.num_stages},
+        options=launch.options,
     )
+
+
+def _source(kernel: Any, signature: dict[str, str], constants: dict[int, Any], divisible: list[int]) -> ASTSource:
+    """The compiler's input: types by name, constants by index, and the indices of multiples of 16."""
+    names = [parameter.name for parameter in kernel.params]
+    if TRITON < (3, 3):
+        from triton.backends.compiler import AttrsDescriptor
+
+        attributes = AttrsDescriptor.from_hints(dict.fromkeys(divisible, 16))
+        return ASTSource(kernel, signature, {names[i]: value for i, value in constants.items()}, attributes)
+    types = {name: signature.get(name, "constexpr") for name in names}
+    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    return ASTSource(kernel, types, {(i,): value for i, value in constants.items()}, attributes)
 
 
 def inspect_binary(binary: bytes) -> dict[str, int]:
@@ -242,8 +259,8 @@ def figures(usage: str, code: str) -> dict[str, int]:
 
 def blocks_per_multiprocessor(target: int, registers: int, num_warps: int, shared: int) -> int:
     """How many blocks of this size are resident at once; 0 when one does not fit."""
-    block_kib, total_kib, warps, blocks = LIMITS[target]
-    if shared > block_kib * 1024:
+    total_kib, warps, blocks = LIMITS[target]
+    if shared > SHARED_KIB[target] * 1024:
         return 0
     # Registers are handed out to warps in units of 256; from 80 on, each block costs 1 KiB of shared memory more.
     warp_registers = -(-registers * 32 // 256) * 256
@@ -257,10 +274,7 @@ def measure(job: tuple[str, int, int]) -> dict[str, Any]:
     family, target, index = job
     case = next(itertools.islice(KERNELS[family](target), index, None))
     config = case.launch.config
-    compiled = compile_launch(case.launch, target)
-    found = inspect_binary(compiled.asm["cubin"])
-    shared = compiled.metadata.shared
-    return {
+    row = {
         "kernel": case.kernel,
         "dtype": case.dtype,
         "size": case.size,
@@ -268,13 +282,18 @@ def measure(job: tuple[str, int, int]) -> dict[str, Any]:
         "warps": config.num_warps,
         "stages": config.num_stages,
         "target": f"sm_{target}",
-        "registers": found["registers"],
-        "spill_bytes": found["spill_bytes"],
-        "shared_bytes": shared,
-        "blocks_per_sm": blocks_per_multiprocessor(target, found["registers"], config.num_warps, shared),
-        **{name: found[name] for name in INSTRUCTIONS},
-        "compiler": f"triton {triton.__version__}",
+        **dict.fromkeys(FIGURES, ""),
+        "compiler": COMPILER,
     }
+    try:
+        compiled = compile_launch(case.launch, target)
+    except Exception as error:  # of many types: a failed pass in C++ can be an IndexError
+        print(f"{row['kernel']} {case.dtype} {case.size} {row['tiles']} sm_{target}: {error}", file=sys.stderr)
+        return row
+    found = inspect_binary(compiled.asm["cubin"])
+    shared = compiled.metadata.shared
+    blocks = blocks_per_multiprocessor(target, found["registers"], config.num_warps, shared)
+    return row | found | {"shared_bytes": shared, "blocks_per_sm": blocks}
 
 
 def inspect_extension(path: str) -> dict[tuple[int, str], dict[str, int]]:
@@ -301,7 +320,7 @@ def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
             marker = f"soft_nms_kernelI{letter}E"
             found = next(kernel for (at, name), kernel in kernels.items() if at == target and marker in name)
             for candidates in (120, 1000, 4000, 20000):
-                launch = plan(candidates, 1, candidates, LIMITS[target][0] * 1024)
+                launch = plan(candidates, 1, candidates, SHARED_KIB[target] * 1024)
                 warps = launch.threads // 32
                 yield {
                     "kernel": "soft_nms",
@@ -324,6 +343,65 @@ def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
 CUDA_KERNELS: dict[str, Callable[[list[int]], Iterator[dict[str, Any]]]] = {"soft_nms": cuda_soft_nms}
 
 
+def known_targets() -> set[int]:
+    """The compute capabilities that the assemblers inside this Triton know."""
+    reports = [
+        subprocess.run([assembler, "--help"], capture_output=True, text=True, check=True).stdout
+        for assembler in TOOLS.glob("ptxas*")
+    ]
+    return {int(target) for report in reports for target in re.findall(r"\bsm_(\d+)", report)}
+
+
+def is_bad(row: dict[str, Any]) -> bool:
+    """Whether a variant does not compile, spills, or does not fit a multiprocessor."""
+    return row["registers"] == "" or row["spill_bytes"] > 0 or row["blocks_per_sm"] == 0
+
+
+def summarize(rows: list[dict[str, Any]], families: list[str], targets: list[int]) -> list[dict[str, Any]]:
+    """One row for each operator and target: how many of its variants compile, spill, and do not fit."""
+    summary = []
+    for family, target in itertools.product(families, targets):
+        own = [r for r in rows if r["kernel"].startswith(family) and r["target"] == f"sm_{target}"]
+        compiled = [r for r in own if r["registers"] != ""]
+        spilled = [r["spill_bytes"] for r in compiled if r["spill_bytes"]]
+        failed = sorted({r["dtype"] for r in own if r["registers"] == ""})
+        notes = [f"does not compile: {', '.join(failed)}"] if failed else []
+        notes += [f"spills at most {max(spilled)} bytes a thread"] if spilled else []
+        notes += [] if own else ["not a target of this Triton"]
+        summary.append(
+            {
+                "compiler": COMPILER,
+                "kernel": family,
+                "target": f"sm_{target}",
+                "variants": len(own),
+                "compiled": len(compiled),
+                "spilling": len(spilled),
+                "not_fitting": sum(r["blocks_per_sm"] == 0 for r in compiled),
+                "note": "; ".join(notes),
+            }
+        )
+    return summary
+
+
+def merge_summary(path: Path, summary: list[dict[str, Any]]) -> None:
+    """Write the rows to `path`, in the place of those of the same compiler, operator and target."""
+    keys = ("compiler", "kernel", "target")
+    rows: dict[tuple[str, ...], dict[str, Any]] = {}
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = {tuple(r[k] for k in keys): r for r in csv.DictReader(file)}
+    rows |= {tuple(r[k] for k in keys): r for r in summary}
+    write_rows(path, sorted(rows.values(), key=lambda r: (r["compiler"], r["kernel"], int(r["target"][3:]))))
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_text(path) as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     families = [*KERNELS, *CUDA_KERNELS]
@@ -331,27 +409,30 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", type=int, choices=TARGETS, default=list(TARGETS), help="capabilities")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilations at the same time")
     parser.add_argument("--csv", type=Path, default=RESULTS, help="file to write; '-' writes none")
+    parser.add_argument("--summary", type=Path, help="file to merge the counts of this version of Triton into")
     args = parser.parse_args(argv)
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+    if TRITON < OLDEST_TRITON:
         raise BackendError(f"needs Triton {'.'.join(map(str, OLDEST_TRITON))}, found {triton.__version__}")
 
     rows = [row for name, generate in CUDA_KERNELS.items() if name in args.kernels for row in generate(args.targets)]
     triton_kernels = [name for name in KERNELS if name in args.kernels]
-    jobs = [(k, t, i) for k in triton_kernels for t in args.targets for i, _ in enumerate(KERNELS[k](t))]
+    known = known_targets()
+    jobs = [(k, t, i) for k in triton_kernels for t in args.targets if t in known for i, _ in enumerate(KERNELS[k](t))]
     with ProcessPoolExecutor(args.jobs) as pool:
         rows = [*progress(pool.map(measure, jobs), len(jobs), "kernels"), *rows]
 
     widths = [max(len(str(r[c])) for r in [*rows, {c: c for c in rows[0]}]) for c in rows[0]]
     for row in [{c: c for c in rows[0]}, *rows]:
         print("  ".join(str(v).ljust(w) for v, w in zip(row.values(), widths, strict=True)))
-    bad = [r for r in rows if r["spill_bytes"] or not r["blocks_per_sm"]]
-    print(f"{len(rows)} compiled, {len(bad)} of them spill or do not fit")
+    for target in args.targets:
+        if target not in known:
+            print(f"sm_{target} is not a target of {COMPILER}")
+    bad = sum(map(is_bad, rows))
+    print(f"{len(rows)} variants, {bad} of them do not compile, spill, or do not fit")
     if str(args.csv) != "-":
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_text(args.csv) as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_rows(args.csv, rows)
+    if args.summary:
+        merge_summary(args.summary, summarize(rows, triton_kernels, args.targets))
     return 1 if bad else 0
 
 

@@ -19,17 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from support.environment import environment
+
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.data.annotations import read_annotations
+from bcnet_fast.errors import InputError
+from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results
+from bcnet_fast.storage.files import read_json, require_writable, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
-from common import environment  # noqa: E402
-
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.data.annotations import read_annotations  # noqa: E402
-from bcnet_fast.errors import InputError  # noqa: E402
-from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results  # noqa: E402
-from bcnet_fast.storage.files import read_json, require_writable, write_json  # noqa: E402
 
 THUMOS_TRUTH, ACTIVITYNET_TRUTH = "thumos_anno_eval.json", "anet13_val_gt.json"
 

@@ -16,7 +16,7 @@ is chosen so that two thirds of them are matched; a second table has the release
     MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU); `own` is
                 what came after the imports
     load, first seconds, in that process: reading the checkpoint (no imports), and the first window after it
-    % floor     the least time for the network's work (bench/network_floor.py), matched anchors only, at the rate of the
+    % floor     the least time for the network's work (bench/floors.py), matched anchors only, at the rate of the
                 variant's precision (attention at that of float32), as part of the network's time
     error       root mean square difference of the scores from the reference's, of the worst kind of score
 
@@ -44,26 +44,19 @@ import argparse
 import functools
 import importlib.metadata
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import ablation  # noqa: E402
-import growth  # noqa: E402
-import network_floor  # noqa: E402
-import numpy as np  # noqa: E402
-import roofline  # noqa: E402
-import seeded  # noqa: E402
-import torch  # noqa: E402
-from common import Timing, alternate, begin, finished, print_table, write_csv  # noqa: E402
-from latency_plot import draw  # noqa: E402
-from own_process import run_apart  # noqa: E402
-from systems import (  # noqa: E402
+import numpy as np
+import roofline
+import torch
+from support import floors, growth, rewrites, seeded
+from support.environment import begin
+from support.latency_plot import draw
+from support.process import run_apart
+from support.systems import (
     EXPORTS,
     SEED,
     TOLERANCES,
@@ -75,16 +68,18 @@ from systems import (  # noqa: E402
     variants,
     write_checkpoint,
 )
+from support.tables import print_table, write_csv
+from support.timing import Timing, alternate, finished
 
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.config import Config  # noqa: E402
-from bcnet_fast.data.windows import cut  # noqa: E402
-from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.networks.outputs import Output  # noqa: E402
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.results.figure import require_picture_name  # noqa: E402
-from bcnet_fast.storage.checkpoint import read_config  # noqa: E402
-from bcnet_fast.storage.files import write_json  # noqa: E402
+from bcnet_fast.config import Config
+from bcnet_fast.data.windows import cut
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.networks.outputs import Output
+from bcnet_fast.progress import progress
+from bcnet_fast.results.figure import require_picture_name
+from bcnet_fast.storage.checkpoint import read_config
+from bcnet_fast.storage.files import write_json
 
 BATCH, VIDEO_WINDOWS = 8, 5
 QUICK = ("reference", "bcnet_fast fp32", "bcnet_fast int8")
@@ -167,15 +162,15 @@ def stages(
 def floor_ms(system: System, matched: float, device: str) -> float | None:
     """None on a GPU whose rates bench/roofline.py does not have."""
     model = system.config.model
-    work = 2 * sum(network_floor.network_work(model, matched).values())
+    work = 2 * sum(floors.network_work(model, matched).values())
     if device == "cpu":
         if is_bcnet(system) and system.precision == "fp32":
-            work -= 2 * network_floor.strassen_work(model, matched) / 8
-        exact = 2 * network_floor.attention_work(model, matched) if system.precision == "int8" else 0.0
-        rates = (network_floor.cpu_tflops(p) for p in ("fp32", system.precision))
+            work -= 2 * floors.strassen_work(model, matched) / 8
+        exact = 2 * floors.attention_work(model, matched) if system.precision == "int8" else 0.0
+        rates = (floors.cpu_tflops(p) for p in ("fp32", system.precision))
         return sum(part / rate for part, rate in zip((exact, work - exact), rates, strict=True)) * 1e-9
-    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
-    return work / (known[0].fp32 if system.precision == "fp32" else known[0].fp16) * 1e-9 if known else None
+    gpu = roofline.known_gpu(torch.cuda.get_device_name())
+    return work / (gpu.fp32 if system.precision == "fp32" else gpu.fp16) * 1e-9 if gpu else None
 
 
 def measure(
@@ -300,7 +295,7 @@ def csv_rows(rows: Iterable[dict[str, Any]], facts: dict[str, Any]) -> list[dict
 def measure_case(
     folder: Path, system: str, preset: str, names: list[str], ablated: bool, args: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of one system and data set, of all variants `names` and of the reference, and those of its ablation."""
+    """The rows of one system and data set, of all variants `names` and of the reference, and those of its rewrites."""
     device, quick = args.device, args.quick
     available = variants(device, system)
     names = ["reference", *(name for name in names if name != "reference" and name in available)]
@@ -327,9 +322,9 @@ def measure_case(
         more = measure(ours, own, config.proposals.boundary_threshold, device, quick)
         show(more)
         rows += more
-    ablation_rows = ablation.measure(checkpoint, window, chosen, device) if ablated else []
+    ablation_rows = rewrites.measure(checkpoint, window, chosen, device) if ablated else []
     if ablation_rows:
-        ablation.show(ablation_rows)
+        rewrites.show(ablation_rows)
     for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.stem}.onnx*")):
         file.unlink()
     return rows, ablation_rows
@@ -387,7 +382,7 @@ def main(argv: list[str] | None = None) -> int:
                     ablation_rows += ablated
             if args.device == "cpu":
                 rates = ", ".join(
-                    f"{p} {1e3 * network_floor.cpu_tflops(p):.0f}" for p in dict.fromkeys(r["precision"] for r in rows)
+                    f"{p} {1e3 * floors.cpu_tflops(p):.0f}" for p in dict.fromkeys(r["precision"] for r in rows)
                 )
                 print(f"\nrates of large products that the floors are made with, Gop/s: {rates}")
         if "growth" in asked and "bcnet" in args.systems:

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+import torch.nn.functional as F
+from support.environment import begin
+from support.tables import print_table
+from support.timing import alternate, memory_mib
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from common import alternate, begin, memory_mib, print_table  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.errors import BackendError  # noqa: E402
-from bcnet_fast.layers import BoundaryMatching, GraphAlignConv  # noqa: E402
-from bcnet_fast.networks.reference.bmn import BMN  # noqa: E402
-from bcnet_fast.networks.reference.gtad import GTAD, nearest  # noqa: E402
-from bcnet_fast.presets import PRESETS  # noqa: E402
-from bcnet_fast.storage.files import write_json  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.errors import BackendError
+from bcnet_fast.layers import BoundaryMatching, GraphAlignConv
+from bcnet_fast.networks.reference.bmn import BMN
+from bcnet_fast.networks.reference.gtad import GTAD, nearest
+from bcnet_fast.presets import PRESETS
+from bcnet_fast.storage.files import write_json
 
 Layer = Callable[[Tensor], Tensor]
 

@@ -26,36 +26,26 @@ from pathlib import Path
 from types import BuiltinFunctionType
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+import numpy as np
+import roofline
+import torch
+import torch.nn.functional as F
+from support import soft_nms_cases
+from support.environment import environment
+from support.plain_match import match_one_window, search
+from support.tables import print_table
+from support.timing import Timing, alternate, keep_freed_memory, memory_mib, summarize, timed_extension
 
-import numpy as np  # noqa: E402
-import roofline  # noqa: E402
-import soft_nms as soft_nms_bench  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from common import (  # noqa: E402
-    Timing,
-    alternate,
-    environment,
-    keep_freed_memory,
-    memory_mib,
-    print_table,
-    summarize,
-    timed_extension,
-)
-from plain_match import match_one_window, search  # noqa: E402
-
-from bcnet_fast import ops  # noqa: E402
+from bcnet_fast import ops
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.errors import BackendError  # noqa: E402
+from bcnet_fast.errors import BackendError
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
-from bcnet_fast.networks.reference.dense_sampling import sampling_weights  # noqa: E402
+from bcnet_fast.networks.reference.dense_sampling import sampling_weights
 from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import reference  # noqa: E402
-from bcnet_fast.ops.sampling_plan import SamplingPlan  # noqa: E402
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.storage.files import write_json  # noqa: E402
+from bcnet_fast.ops import reference
+from bcnet_fast.ops.sampling_plan import SamplingPlan
+from bcnet_fast.progress import progress
+from bcnet_fast.storage.files import write_json
 
 Call = Callable[[], Any]
 
@@ -164,7 +154,7 @@ def sampling_cases(device: str) -> Iterator[Case]:
 
         return call
 
-    arguments = features[:, None].mT, plan.first, plan.offsets, plan.weights, list(plan.bins), plan.longest
+    arguments = features[:, None].mT, plan
     yield Case(
         "anchor_sampling",
         "forward",
@@ -189,7 +179,7 @@ def projection_cases(device: str) -> Iterator[Case]:
         weight = torch.randn(bins, 256, 512, device=device) / 90
         bias = torch.randn(512, device=device)
         rows = (features if sources > 1 else features[:, None]).mT
-        arguments = rows, weight, bias, plan.first, plan.offsets, plan.weights, list(plan.bins), plan.longest, True
+        arguments = rows, weight, bias, plan, True
 
         def fast(features=features, plan=plan, weight=weight, bias=bias, strategy="auto"):
             return ops.anchor_projection(features, plan, weight, bias, relu=True, strategy=strategy)
@@ -258,8 +248,11 @@ def match_cases(device: str) -> Iterator[Case]:
         # As many boundaries as a trained network gives: about every third snippet is a peak, few are sure.
         start, end = torch.rand(2, windows, 256, device=device) ** 3
         scores = torch.rand(3, windows, len(anchors), device=device)
-        arguments = start, end, *scores, anchors, table
-        options = None, 0.7, 0.9, 0.8, None, False
+        arguments = start, end, *scores, anchors, table, None
+        options = {
+            "boundary_threshold": 0.7, "min_classification": 0.9, "min_regression": 0.8, "max_snippets": None,
+            "clamp_boundaries": False,
+        }  # fmt: skip
 
         def loop(arguments=arguments):
             columns = [t.double().cpu().numpy() for t in arguments[:5]]
@@ -272,42 +265,45 @@ def match_cases(device: str) -> Iterator[Case]:
             return call
 
         def fast(arguments=arguments):
-            return lambda: ops.match_proposals(*arguments)
+            return lambda: ops.match_proposals(*arguments[:-1])
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arguments, o=options: functools.partial(reference.match_proposals, *a, *o),
-            "torch.compile": compiled(reference.match_proposals, *arguments, *options),
+            "reference": lambda a=arguments, o=options: functools.partial(reference.match_proposals, *a, **o),
+            "torch.compile": compiled(functools.partial(reference.match_proposals, **options), *arguments),
             "Python loop": loop,
         }
         work = roofline.match_proposals(windows, 256, 64, len(anchors))
         yield Case("match_proposals", "forward", f"{windows} x 256 snippets", work, variants, 1e-12)
 
 
-def soft_nms_cases(device: str) -> Iterator[Case]:
+def soft_nms_sets(device: str) -> Iterator[Case]:
     rng = np.random.default_rng(0)
-    sigma, least = soft_nms_bench.SIGMA, soft_nms_bench.MIN_SCORE
-    for name, inputs in (("long video", soft_nms_bench.clustered(rng)), ("dense window", soft_nms_bench.dense(rng))):
+    sigma, least = soft_nms_cases.SIGMA, soft_nms_cases.MIN_SCORE
+    for name, inputs in (("long video", soft_nms_cases.clustered(rng)), ("dense window", soft_nms_cases.dense(rng))):
         segments, scores = (torch.from_numpy(a).float() for a in inputs)
         given = segments.to(device), scores.to(device)
         arrays = segments.numpy(), scores.numpy(), np.array([0, len(scores)])
-        epsilon = soft_nms_bench.EPSILON[torch.float32]
-        options = "gaussian", sigma, 0.0, 0.0, least, None, epsilon
+        epsilon = soft_nms_cases.EPSILON[torch.float32]
+        options = {
+            "method": "gaussian", "sigma": sigma, "threshold_low": 0.0, "threshold_high": 0.0, "min_score": least,
+            "max_proposals": None, "length_epsilon": epsilon,
+        }  # fmt: skip
 
         def fast(given=given):
             return lambda: ops.soft_nms(*given, sigma=sigma, min_score=least)[:0:-1]
 
         def scalar(segments=segments, scores=scores):
             with tempfile.TemporaryDirectory() as folder:
-                library = soft_nms_bench.compile_scalar(Path(folder))
-            return soft_nms_bench.Scalar(library, segments, scores, [0, len(scores)])
+                library = soft_nms_cases.compile_scalar(Path(folder))
+            return soft_nms_cases.Scalar(library, segments, scores, [0, len(scores)])
 
         variants = {
             "bcnet_fast": fast,
-            "reference": lambda a=arrays, o=options: functools.partial(reference.soft_nms, *a, *o),
+            "reference": lambda a=arrays, o=options: functools.partial(reference.soft_nms, *a, **o),
             "scalar C++": scalar,
             "Python loop": lambda s=segments, c=scores, e=epsilon: functools.partial(
-                soft_nms_bench.python_loop, s.tolist(), c.tolist(), e
+                soft_nms_cases.python_loop, s.tolist(), c.tolist(), e
             ),
         }
         work = roofline.soft_nms(*arrays[:2], sigma, least)
@@ -320,7 +316,7 @@ FAMILIES: dict[str, Callable[[str], Iterator[Case]]] = {
     "anchor_projection": projection_cases,
     "add_layer_norm": norm_cases,
     "match_proposals": match_cases,
-    "soft_nms": soft_nms_cases,
+    "soft_nms": soft_nms_sets,
 }
 SLOW = ("torch.compile", "dense matrix and convolution", "bcnet_fast, gather first")
 
@@ -419,8 +415,8 @@ def floor_ms(work: roofline.Work, device: str) -> float | None:
     """The floor in float32, None on a GPU whose rates bench/roofline.py does not have."""
     if device == "cpu":
         return roofline.cpu_floor_ms(work)
-    known = [gpu for name, gpu in roofline.GPUS.items() if name in torch.cuda.get_device_name()]
-    return roofline.gpu_floor_us(work, known[0], "fp32") / 1e3 if known else None
+    gpu = roofline.known_gpu(torch.cuda.get_device_name())
+    return roofline.gpu_floor_us(work, gpu, "fp32") / 1e3 if gpu else None
 
 
 def time_on_cuda(calls: dict[str, Call]) -> dict[str, Timing]:

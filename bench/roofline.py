@@ -1,15 +1,27 @@
 """The least time that each operator can take: its FLOPs and bytes against the rates of a GPU, or of this processor.
 
-    python bench/roofline.py [--csv FILE]            about 10 s
+    python bench/roofline.py [--csv FILE] [--gpu-csv FILE]            about 10 s
+
+The first file gets the floors of this processor (bench/results/roofline_<processor>.csv), the second those of the GPUs
+(bench/results/roofline_gpus.csv), which are the same on every machine.
 
 FLOPs are those of the exact algebra that the operator uses (a multiply-add counts 2, an exponential 1); bytes are those
 of its inputs and outputs, each moved once. The floor is the longer of FLOPs / rate of matrix products and bytes / rate
-of copying. No kernel is run on a GPU here: those rates are the vendor's, and the floors are bounds, not times.
+of copying. No kernel is run on a GPU here: those rates are the vendor's, and the floors are predictions, not times.
+They take inputs and outputs to lie in the GPU's memory; what is still in its L2 cache can be read faster.
 
-    RTX 2080 Ti  NVIDIA Turing GPU Architecture whitepaper (WP-09183-001), appendix A, reference clocks; fp16 products
-                 with fp32 sums
+Rates of dense products (where the vendor states the rate with sparsity alone, half of it), with float32 sums:
+
+    RTX 2080 Ti  NVIDIA Turing GPU Architecture whitepaper (WP-09183-001), appendix A, reference clocks
     A100         NVIDIA A100 Tensor Core GPU datasheet, SXM, 40 GB
-    H100         NVIDIA H100 Tensor Core GPU datasheet, SXM; tensor-core rates without sparsity
+    H100         NVIDIA H100 Tensor Core GPU Architecture whitepaper, peak rates of SXM5; memory: its datasheet, SXM
+    H200         NVIDIA H200 Tensor Core GPU datasheet, SXM; tensor-core rates halved
+    B200         NVIDIA Blackwell datasheet, "Individual Blackwell GPU Specifications", HGX B200 (1000 W); tensor-core
+                 rates halved. Other configurations differ: 8 TB/s of memory in GB200 and DGX B200
+    L4           NVIDIA L4 Tensor Core GPU datasheet; tensor-core rates halved
+    RTX 4090     NVIDIA Ada GPU Architecture whitepaper (v2.02), appendix A, table 2: the first number of each pair. The
+                 rate of fp16 with float32 sums is half of that with fp16 sums on GeForce
+    RTX 5090     NVIDIA RTX Blackwell GPU Architecture whitepaper (v1.1), table 3: as above
 
 The processor's rates are measured: fp32 products of 1536 x 1536 matrices, and a copy into a new tensor that moves as
 many bytes as the operator does (from and to counted), both with as many threads as PyTorch uses.
@@ -19,42 +31,54 @@ from __future__ import annotations
 
 import csv
 import functools
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import numpy as np
+import torch
+from support.environment import environment
+from support.soft_nms_cases import MIN_SCORE, SIGMA, clustered
+from support.tables import print_table
+from support.timing import keep_freed_memory
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from common import environment, keep_freed_memory, print_table  # noqa: E402
-from soft_nms import MIN_SCORE, SIGMA, clustered  # noqa: E402
-
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
-from bcnet_fast.storage.files import atomic_text  # noqa: E402
+from bcnet_fast.storage.files import atomic_text
 
 
 class Gpu(NamedTuple):
-    """TFLOP/s of products of fp32, tf32 (None: the device has none) and fp16 matrices, and GB/s of memory."""
+    """Published rates: TFLOP/s of matrix products (tf32 is None where the device has none), GB/s of memory.
+
+    device: the name that PyTorch reports, without "NVIDIA ". Cards of similar names have other rates.
+    """
 
     fp32: float
     tf32: float | None
     fp16: float
     memory: float
+    device: str
 
 
 DTYPES = {"fp32": 4, "tf32": 4, "fp16": 2}  # bytes of an element
 GPUS = {
-    "RTX 2080 Ti": Gpu(13.4, None, 53.8, 616),
-    "A100": Gpu(19.5, 156, 312, 1555),
-    "H100": Gpu(66.9, 494.7, 989.4, 3350),
+    "RTX 2080 Ti": Gpu(13.4, None, 53.8, 616, "GeForce RTX 2080 Ti"),
+    "A100": Gpu(19.5, 156, 312, 1555, "A100-SXM4-40GB"),
+    "H100": Gpu(66.9, 494.7, 989.4, 3350, "H100 80GB HBM3"),
+    "H200": Gpu(67, 494.5, 989.5, 4800, "H200"),
+    "B200": Gpu(75, 1100, 2250, 7700, "B200"),
+    "L4": Gpu(30.3, 60, 121, 300, "L4"),
+    "RTX 4090": Gpu(82.6, 82.6, 165.2, 1008, "GeForce RTX 4090"),
+    "RTX 5090": Gpu(104.8, 104.8, 209.5, 1792, "GeForce RTX 5090"),
 }
+
+
+def known_gpu(device: str) -> Gpu | None:
+    """The rates of the device that PyTorch calls so; None for one that is not listed."""
+    return next((gpu for gpu in GPUS.values() if gpu.device == device.removeprefix("NVIDIA ")), None)
 
 
 class Work(NamedTuple):
@@ -166,7 +190,7 @@ def cases() -> Iterator[tuple[str, str, Work]]:
     yield "anchor_sampling", "BCNet: 1218 x 32 x 64", anchor_sampling(bcnet_plan(), 64)
     for shape, plan in (("BMN: 10000 x 32 x 256 -> 512", bmn_plan()), ("G-TAD: 16384 x 32 x 256 -> 512", gtad_plan())):
         yield "anchor_projection", shape, anchor_projection(plan, 256, 512)
-        yield "  the same, dense form", shape, anchor_projection_dense(plan, 256, 512)
+        yield "anchor_projection, dense form", shape, anchor_projection_dense(plan, 256, 512)
     segments, scores = clustered(np.random.default_rng(0))
     yield "soft_nms (one of its sets)", "3000 candidates", soft_nms(segments, scores, SIGMA, MIN_SCORE)
     yield "match_proposals", "8 x 256 snippets", match_proposals(8, 256, 64, 1218)
@@ -211,31 +235,45 @@ def gpu_floor_us(work: Work, gpu: Gpu, dtype: str) -> float:
     return 1e3 * work._replace(flops=0 if work.serial else work.flops).floor_ms(tflops, gpu.memory, DTYPES[dtype])
 
 
+def gpu_rows() -> list[list[Any]]:
+    """The floors of each operator on each GPU, in microseconds."""
+    return [
+        [name, shape, gpu_name, *(gpu_floor_us(work, gpu, dtype) for dtype in DTYPES)]
+        for name, shape, work in cases()
+        for gpu_name, gpu in GPUS.items()
+    ]
+
+
+def write_table(path: Path, header: list[str], rows: list[list[Any]]) -> None:
+    with atomic_text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+    print(f"written: {path}")
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--csv", type=Path, help="also write the table to this file")
+    parser.add_argument("--csv", type=Path, help="write the floors of this processor to this file")
+    parser.add_argument("--gpu-csv", type=Path, help="write the floors of the GPUs to this file")
     args = parser.parse_args(argv)
 
     keep_freed_memory()
     facts = environment()
-    print(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {1e3 * cpu_tflops():.0f} GFLOP/s\n")
-    header = ["operator", "shape", "GFLOP", "MB fp32"]
-    header += [f"{gpu} {dtype} us" for gpu in GPUS for dtype in DTYPES] + ["this CPU fp32 ms"]
-    rows = []
-    for name, shape, work in cases():
-        row = [name, shape, work.flops * 1e-9, work.bytes(4) * 1e-6]
-        for gpu in GPUS.values():
-            row += [gpu_floor_us(work, gpu, dtype) for dtype in DTYPES]
-        rows.append([*row, cpu_floor_ms(work)])
+    gpu_header = ["operator", "shape", "GPU", *(f"predicted floor {dtype} us" for dtype in DTYPES)]
+    on_gpus = gpu_rows()
+    print_table(gpu_header, on_gpus)
+    print(
+        f"\n{facts['device']}, {facts['threads']} threads, torch {facts['torch']}: {1e3 * cpu_tflops():.0f} GFLOP/s\n"
+    )
+    header = ["operator", "shape", "GFLOP", "MB fp32", "this CPU fp32 ms"]
+    rows = [[n, shape, w.flops * 1e-9, w.bytes(4) * 1e-6, cpu_floor_ms(w)] for n, shape, w in cases()]
     print_table(header, rows)
     if args.csv:
-        with atomic_text(args.csv) as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow([*header, "device", "threads", "torch", "date"])
-            for row in rows:
-                figures = [f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row]
-                writer.writerow([*figures, *(facts[k] for k in ("device", "threads", "torch", "date"))])
-        print(f"written: {args.csv}")
+        columns = ("device", "threads", "torch", "date")
+        write_table(args.csv, [*header, *columns], [[*row, *(facts[c] for c in columns)] for row in rows])
+    if args.gpu_csv:
+        write_table(args.gpu_csv, gpu_header, on_gpus)
     return 0
 
 

@@ -21,33 +21,30 @@ from __future__ import annotations
 import functools
 import gc
 import multiprocessing
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from common import alternate, begin, memory_mib, print_table  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.utils.data import default_collate  # noqa: E402
+import numpy as np
+import torch
+from support.environment import begin
+from support.tables import print_table
+from support.timing import alternate, memory_mib
+from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.config import ModelConfig  # noqa: E402
-from bcnet_fast.errors import BackendError, InputError  # noqa: E402
-from bcnet_fast.geometry.anchors import make_anchors  # noqa: E402
-from bcnet_fast.geometry.proposal_map import proposal_map  # noqa: E402
+from bcnet_fast.config import ModelConfig
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.geometry.anchors import make_anchors
+from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.networks import reference
-from bcnet_fast.networks import trainable as models  # noqa: E402
+from bcnet_fast.networks import trainable as models
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.progress import progress  # noqa: E402
-from bcnet_fast.storage.files import write_json  # noqa: E402
-from bcnet_fast.training.losses import bcnet_loss, map_loss  # noqa: E402
-from bcnet_fast.training.targets import map_targets, window_targets  # noqa: E402
+from bcnet_fast.progress import progress
+from bcnet_fast.storage.files import write_json
+from bcnet_fast.training.losses import bcnet_loss, map_loss
+from bcnet_fast.training.targets import map_targets, window_targets
 
 SEED, BATCH, LEARNING_RATE = 17, 4, 1e-4
 VARIANTS = {"reference": reference.NETWORKS, "bcnet_fast": models.NETWORKS}

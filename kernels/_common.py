@@ -32,15 +32,15 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
     config: Config
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """The compiler's options. Fused multiply-adds are named: Triton 3.9 warns that their default changes."""
+        return {"num_warps": self.config.num_warps, "num_stages": self.config.num_stages, "enable_fp_fusion": True}
+
     def run(self) -> None:
         device = next(a.device for a in self.arguments.values() if isinstance(a, torch.Tensor))
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](
-                **self.arguments,
-                **self.config.tiles,
-                num_warps=self.config.num_warps,
-                num_stages=self.config.num_stages,
-            )
+            self.kernel[self.grid](**self.arguments, **self.config.tiles, **self.options)
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:
@@ -83,6 +83,15 @@ def float32_precision() -> str:
     # Where the newer attribute exists, reading the older one can raise.
     precision = getattr(matmul, "fp32_precision", None)
     return "tf32" if precision == "tf32" or (precision is None and matmul.allow_tf32) else "ieee"
+
+
+def product_precision(target: int) -> tuple[str, bool]:
+    """How kernels multiply matrices on `target`: the precision of float32, and whether 16-bit tiles are widened to it.
+
+    Below 80, Triton 3.3 and later have no tensor-core products, and 3.2 no TF32. They multiply float32 copies of 16-bit
+    tiles; Triton 3.3 compiles that only where the kernel makes the copies.
+    """
+    return ("ieee", True) if target < 80 else (float32_precision(), False)
 
 
 @functools.cache

@@ -24,13 +24,14 @@ Sums are in float32.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ._common import TARGETS, Config, Launch, aligned, copy_back, float32_precision, multiprocessors, target_of
+from ._common import TARGETS, Config, Launch, aligned, copy_back, multiprocessors, product_precision, target_of
 
 _TENSOR = tuple(t for t in TARGETS if t >= 80)  # targets with the tensor-core products that Triton uses
 
@@ -62,7 +63,11 @@ CONFIGS = {
         _product(64, 64, 64, *_TENSOR),
     ),
     ("projection", "tf32"): (_product(64, 32, 128, *_TENSOR), _product(64, 32, 64, *_TENSOR)),
-    ("projection", "fma"): (_product(32, 32, 64, *TARGETS), _product(32, 16, 32, *TARGETS)),
+    ("projection", "fma"): (
+        _product(32, 32, 64, *TARGETS),
+        _product(32, 16, 32, *_TENSOR),
+        _product(16, 16, 32, 75),
+    ),
 }
 
 
@@ -183,7 +188,7 @@ def _by_snippet_kernel(
 def _projection_kernel(
     rows, source, order, first, offsets, weights, weight, bias, out,
     places, anchors, bins, sources, length, row_length, channels, columns,
-    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_BIAS: tl.constexpr, RELU: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     b, row, column = _block(places, columns, BLOCK_R, BLOCK_C)
@@ -207,16 +212,20 @@ def _projection_kernel(
                 factor = _rows(weight, n * channels + c, c < channels, column, columns)  # [BLOCK_K, BLOCK_C]
                 sampled = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
                 sampled = _add_taps(sampled, rows, start, weights, begin, end, most, c, row_length)
-                total = tl.dot(sampled.to(factor.dtype), factor, total, input_precision=PRECISION)
+                sampled = sampled.to(factor.dtype)
+                if WIDEN:
+                    sampled, factor = sampled.to(tl.float32), factor.to(tl.float32)
+                total = tl.dot(sampled, factor, total, input_precision=PRECISION)
     total = _finish(total, bias, column, columns, HAS_BIAS, RELU)
     _store_rows(out + b.to(tl.int64) * anchors * columns, p, used, column, columns, total)
 
 
 def variants(name: str, dtype: torch.dtype, target: int) -> list[Config]:
     """The variants of a kernel shipped for this dtype and target, largest tiles first."""
+    precision, widen = product_precision(target)
     if name != "projection":
         unit = "any"
-    elif target < 80 or (dtype == torch.float32 and float32_precision() == "ieee"):
+    elif widen or (dtype == torch.float32 and precision == "ieee"):
         unit = "fma"
     else:
         unit = "tf32" if dtype == torch.float32 else "half"
@@ -224,7 +233,7 @@ def variants(name: str, dtype: torch.dtype, target: int) -> list[Config]:
 
 
 def _launch(name: str, kernel: Any, out: torch.Tensor, sets: int, rows: int, arguments: dict, target: int | None):
-    """The launch that makes `sets` times `rows` rows like those of `out`.
+    """Return the launch that fills `sets` times `rows` rows of the width of `out`.
 
     The variant follows from shapes and device alone, see kernels/difference_attention.py.
     """
@@ -237,19 +246,26 @@ def _launch(name: str, kernel: Any, out: torch.Tensor, sets: int, rows: int, arg
     return Launch(kernel, grids[chosen], {**arguments, "out": out, "columns": columns}, usable[chosen])
 
 
-def _spans(bins: list[int]) -> list[tuple[int, int, int]]:
-    """Each source with its first bin and number of bins."""
+def _spans(bins: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return each feature sequence with its first bin and its number of bins."""
     return [(source, sum(bins[:source]), count) for source, count in enumerate(bins)]
 
 
-def sampling_launches(rows, first, offsets, weights, bins, out, target=None) -> list[Launch]:
-    """One launch for each feature sequence; `target` replaces the device's own compute capability, here and below."""
+def sampling_launches(rows, plan, out, target=None) -> list[Launch]:
+    """Return one launch for each feature sequence.
+
+    Args:
+        rows: [B, G, T, C].
+        plan: `bcnet_fast.ops.sampling_plan.SamplingPlan`, here and below.
+        out: [B, P, N, C], to be filled.
+        target: compute capability that replaces the device's own, here and below.
+    """
     batch, sources, length, _ = rows.shape
-    anchors, all_bins = first.shape
+    anchors, all_bins = plan.first.shape
     launches = []
-    for source, first_bin, count in _spans(bins):
+    for source, first_bin, count in _spans(plan.bins):
         arguments = {
-            "rows": rows, "first": first, "offsets": offsets, "weights": weights,
+            "rows": rows, "first": plan.first, "offsets": plan.offsets, "weights": plan.weights,
             "cells": anchors * count, "bins": count, "first_bin": first_bin, "all_bins": all_bins,
             "source": source, "sources": sources, "length": length, "out_b": out.stride(0),
         }  # fmt: skip
@@ -257,90 +273,95 @@ def sampling_launches(rows, first, offsets, weights, bins, out, target=None) -> 
     return launches
 
 
-def sampling_backward_launches(
-    grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, bins, out, target=None
-) -> list[Launch]:
-    """One launch for each feature sequence."""
+def _transposed(plan) -> dict[str, torch.Tensor]:
+    return {"offsets": plan.by_snippet_offsets, "anchor": plan.by_snippet_anchor, "weight": plan.by_snippet_weight}
+
+
+def sampling_backward_launches(grad, plan, out, target=None) -> list[Launch]:
+    """Return one launch for each feature sequence: grad [B, P, N, C] -> out [B, G, T, C]."""
     batch, _, length, _ = out.shape
     launches = []
-    for source, first_bin, count in _spans(bins):
+    for source, first_bin, count in _spans(plan.bins):
         arguments = {
-            "grad": grad, "offsets": by_snippet_offsets, "anchor": by_snippet_anchor, "weight": by_snippet_weight,
-            "rows": length, "bins": count, "first_bin": first_bin,
-            "anchor_rows": sum(bins), "bin_rows": 1, "grad_b": grad.stride(0), "out_b": out.stride(0),
+            "grad": grad, **_transposed(plan), "rows": length, "bins": count, "first_bin": first_bin,
+            "anchor_rows": sum(plan.bins), "bin_rows": 1, "grad_b": grad.stride(0), "out_b": out.stride(0),
         }  # fmt: skip
         launches.append(_launch("backward", _by_snippet_kernel, out[:, source], batch, length, arguments, target))
     return launches
 
 
-def gather_launch(projected, first, offsets, weights, order, bias, relu, out, target=None) -> Launch:
+def gather_launch(projected, plan, bias, relu, out, target=None) -> Launch:
+    """Return the launch: projected [N, B, T, O], bias [O] or None -> out [B, P, O]."""
     bins, batch, length, _ = projected.shape
     arguments = {
-        "projected": projected, "order": order, "first": first, "offsets": offsets, "weights": weights, "bias": bias,
-        "places": order.numel(), "anchors": len(first), "bins": bins, "bin_rows": batch * length, "length": length,
-        "HAS_BIAS": bias is not None, "RELU": relu,
+        "projected": projected, "order": plan.order, "first": plan.first, "offsets": plan.offsets,
+        "weights": plan.weights, "bias": bias, "places": plan.order.numel(), "anchors": len(plan.first), "bins": bins,
+        "bin_rows": batch * length, "length": length, "HAS_BIAS": bias is not None, "RELU": relu,
     }  # fmt: skip
-    return _launch("gather", _gather_kernel, out, batch, order.numel(), arguments, target)
+    return _launch("gather", _gather_kernel, out, batch, plan.order.numel(), arguments, target)
 
 
-def gather_backward_launch(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, out, target=None) -> Launch:
+def gather_backward_launch(grad, plan, out, target=None) -> Launch:
+    """Return the launch: grad [B, P, O] -> out [B, N, T, O]."""
     batch, bins, length, _ = out.shape
     arguments = {
-        "grad": grad, "offsets": by_snippet_offsets, "anchor": by_snippet_anchor, "weight": by_snippet_weight,
-        "rows": bins * length, "bins": 1, "first_bin": 0,
+        "grad": grad, **_transposed(plan), "rows": bins * length, "bins": 1, "first_bin": 0,
         "anchor_rows": 1, "bin_rows": 0, "grad_b": grad.stride(0), "out_b": out.stride(0),
     }  # fmt: skip
     return _launch("gather_backward", _by_snippet_kernel, out, batch, bins * length, arguments, target)
 
 
-def projection_launch(rows, weight, first, offsets, weights, order, bins, bias, relu, out, target=None) -> Launch:
+def projection_launch(rows, weight, plan, bias, relu, out, target=None) -> Launch:
+    """Return the launch: rows [B, G, T, C], weight [N, C, O], bias [O] or None -> out [B, P, O]."""
     batch, sources, length, row_length = rows.shape
+    bins = sum(plan.bins)
     # Filled on the device: a copy from the host would wait for it.
-    source = torch.zeros(sum(bins), dtype=torch.int32, device=rows.device)
-    for begin in list(itertools.accumulate(bins))[:-1]:
+    source = torch.zeros(bins, dtype=torch.int32, device=rows.device)
+    for begin in list(itertools.accumulate(plan.bins))[:-1]:
         source[begin:] += 1
+    precision, widen = product_precision(target or target_of(rows.device))
     arguments = {
-        "rows": rows, "source": source, "order": order, "first": first, "offsets": offsets, "weights": weights,
-        "weight": weight, "bias": bias, "places": order.numel(), "anchors": len(first), "bins": sum(bins),
-        "sources": sources, "length": length, "row_length": row_length, "channels": weight.shape[1],
-        "HAS_BIAS": bias is not None, "RELU": relu, "PRECISION": float32_precision(),
+        "rows": rows, "source": source, "order": plan.order, "first": plan.first, "offsets": plan.offsets,
+        "weights": plan.weights, "weight": weight, "bias": bias, "places": plan.order.numel(),
+        "anchors": len(plan.first), "bins": bins, "sources": sources, "length": length, "row_length": row_length,
+        "channels": weight.shape[1], "HAS_BIAS": bias is not None, "RELU": relu, "PRECISION": precision,
+        "WIDEN": widen,
     }  # fmt: skip
-    return _launch("projection", _projection_kernel, out, batch, order.numel(), arguments, target)
+    return _launch("projection", _projection_kernel, out, batch, plan.order.numel(), arguments, target)
 
 
-def launch_sampling(rows, first, offsets, weights, bins, out) -> None:
-    """Fill out [B, P, N, C] from rows [B, G, T, C]. All tensors are contiguous, here and below."""
+def launch_sampling(rows, plan, out) -> None:
+    """Fill out [B, P, N, C] from rows [B, G, T, C]. Requires contiguous tensors, here and below."""
     padded = aligned(out)
-    for launch in sampling_launches(aligned(rows), first, offsets, weights, bins, padded):
+    for launch in sampling_launches(aligned(rows), plan, padded):
         launch.run()
     copy_back([padded], [out])
 
 
-def launch_sampling_backward(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, bins, out) -> None:
+def launch_sampling_backward(grad, plan, out) -> None:
     """Fill out [B, G, T, C] from grad [B, P, N, C]."""
-    padded, by_snippet = aligned(out), (by_snippet_offsets, by_snippet_anchor, by_snippet_weight)
-    for launch in sampling_backward_launches(aligned(grad), *by_snippet, bins, padded):
+    padded = aligned(out)
+    for launch in sampling_backward_launches(aligned(grad), plan, padded):
         launch.run()
     copy_back([padded], [out])
 
 
-def launch_gather(projected, first, offsets, weights, order, bias, relu, out) -> None:
+def launch_gather(projected, plan, bias, relu, out) -> None:
     """Fill out [B, P, O] from projected [N, B, T, O], bias [O] or None."""
     padded, bias = aligned(out), None if bias is None else aligned(bias)
-    gather_launch(aligned(projected), first, offsets, weights, order, bias, relu, padded).run()
+    gather_launch(aligned(projected), plan, bias, relu, padded).run()
     copy_back([padded], [out])
 
 
-def launch_gather_backward(grad, by_snippet_offsets, by_snippet_anchor, by_snippet_weight, out) -> None:
+def launch_gather_backward(grad, plan, out) -> None:
     """Fill out [B, N, T, O] from grad [B, P, O]."""
-    padded, by_snippet = aligned(out), (by_snippet_offsets, by_snippet_anchor, by_snippet_weight)
-    gather_backward_launch(aligned(grad), *by_snippet, padded).run()
+    padded = aligned(out)
+    gather_backward_launch(aligned(grad), plan, padded).run()
     copy_back([padded], [out])
 
 
-def launch_projection(rows, weight, first, offsets, weights, order, bins, bias, relu, out) -> None:
+def launch_projection(rows, weight, plan, bias, relu, out) -> None:
     """Fill out [B, P, O] from rows [B, G, T, C], weight [N, C, O], bias [O] or None."""
     padded, bias = aligned(out), None if bias is None else aligned(bias)
-    plan = first, offsets, weights, order, bins
-    projection_launch(aligned(rows), aligned(weight), *plan, bias, relu, padded).run()
+    projection_launch(aligned(rows), aligned(weight), plan, bias, relu, padded).run()
     copy_back([padded], [out])

@@ -21,6 +21,7 @@ Products accumulate in fp32, P and dS are rounded to the dtype of the inputs for
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,8 +34,8 @@ from ._common import (
     Launch,
     aligned,
     copy_back,
-    float32_precision,
     multiprocessors,
+    product_precision,
     strides,
     target_of,
 )
@@ -101,10 +102,11 @@ def _offsets(row, column, row_stride, column_stride, ROWS: tl.constexpr):
 
 
 @triton.jit
-def _load(base, row, column, row_stride, column_stride, rows, columns, ROWS: tl.constexpr):
-    """The tile from `row` on of a matrix of `rows` x `columns`; zero outside."""
+def _load(base, row, column, row_stride, column_stride, rows, columns, ROWS: tl.constexpr, WIDEN: tl.constexpr):
+    """The tile from `row` on of a matrix of `rows` x `columns`, in float32 if WIDEN; zero outside."""
     mask = (tl.arange(0, ROWS) < rows - row)[:, None] & (column < columns)[None, :]
-    return tl.load(base + _offsets(row, column, row_stride, column_stride, ROWS), mask=mask, other=0.0)
+    tile = tl.load(base + _offsets(row, column, row_stride, column_stride, ROWS), mask=mask, other=0.0)
+    return tile.to(tl.float32) if WIDEN else tile
 
 
 @triton.jit
@@ -124,7 +126,7 @@ def _difference_attention_fwd_kernel(
     out_a_s0, out_a_s1, out_a_s2, out_a_s3,
     out_b_s0, out_b_s1, out_b_s2, out_b_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_q, BLOCK_Q)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -140,7 +142,7 @@ def _difference_attention_fwd_kernel(
     t = row + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
+    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
 
     maximum = tl.full([BLOCK_Q], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -148,7 +150,7 @@ def _difference_attention_fwd_kernel(
     sum_b = tl.zeros([BLOCK_Q, BLOCK_DV], tl.float32)
     for start in range(0, length_k, BLOCK_K):
         s = start + tl.arange(0, BLOCK_K)
-        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
+        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * exponent  # [BLOCK_Q, BLOCK_K]
         logits = tl.where((s < length_k)[None, :], logits, -float("inf"))
         # Finite from the first tile on: every tile has a column inside the keys.
@@ -158,9 +160,9 @@ def _difference_attention_fwd_kernel(
         total = total * shrink + tl.sum(p, 1)
         maximum = new_maximum
         p = p.to(q.dtype)
-        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
+        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
         sum_a = tl.dot(p, v_a, sum_a * shrink[:, None], input_precision=PRECISION)
-        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
         sum_b = tl.dot(p, v_b, sum_b * shrink[:, None], input_precision=PRECISION)
 
     _store(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, sum_a / total[:, None], BLOCK_Q)
@@ -182,7 +184,7 @@ def _difference_attention_bwd_query_kernel(
     grad_b_s0, grad_b_s1, grad_b_s2, grad_b_s3,
     grad_query_s0, grad_query_s1, grad_query_s2, grad_query_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_q, BLOCK_Q)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -201,11 +203,11 @@ def _difference_attention_bwd_query_kernel(
     t = row + tl.arange(0, BLOCK_Q)
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
-    g_a = _load(grad_a, row, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q)  # [BLOCK_Q, BLOCK_DV]
-    g_b = _load(grad_b, row, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q)
-    o_a = _load(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, BLOCK_Q)
-    o_b = _load(out_b, row, dv, out_b_s2, out_b_s3, length_q, DV, BLOCK_Q)
+    q = _load(query, row, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
+    g_a = _load(grad_a, row, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_DV]
+    g_b = _load(grad_b, row, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q, WIDEN)
+    o_a = _load(out_a, row, dv, out_a_s2, out_a_s3, length_q, DV, BLOCK_Q, WIDEN)
+    o_b = _load(out_b, row, dv, out_b_s2, out_b_s3, length_q, DV, BLOCK_Q, WIDEN)
     row_delta = tl.sum(g_a.to(tl.float32) * o_a.to(tl.float32) + g_b.to(tl.float32) * o_b.to(tl.float32), 1)
     tl.store(delta + pair * length_q + t, row_delta, mask=t < length_q)
     row_lse = tl.load(lse + pair * length_q + t, mask=t < length_q, other=0.0) * LOG2E
@@ -213,13 +215,13 @@ def _difference_attention_bwd_query_kernel(
     grad_q = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for start in range(0, length_k, BLOCK_K):
         s = start + tl.arange(0, BLOCK_K)
-        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
+        k = _load(key, start, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
         logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * exponent  # [BLOCK_Q, BLOCK_K]
         # Columns outside must be exact zeros: exp2(0 - lse) can overflow, and infinity times a zero key is not a zero.
         logits = tl.where((s < length_k)[None, :], logits, -float("inf"))
         p = tl.exp2(logits - row_lse[:, None])
-        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
-        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+        v_a = _load(value_a, start, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
+        v_b = _load(value_b, start, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
         grad_p = tl.dot(g_a, tl.trans(v_a), input_precision=PRECISION)
         grad_p = tl.dot(g_b, tl.trans(v_b), grad_p, input_precision=PRECISION)
         grad_s = (p * (grad_p - row_delta[:, None])).to(q.dtype)
@@ -243,7 +245,7 @@ def _difference_attention_bwd_key_kernel(
     grad_value_a_s0, grad_value_a_s1, grad_value_a_s2, grad_value_a_s3,
     grad_value_b_s0, grad_value_b_s1, grad_value_b_s2, grad_value_b_s3,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(length_k, BLOCK_K)
     pair = (tl.program_id(0) // blocks).to(tl.int64)
@@ -263,18 +265,18 @@ def _difference_attention_bwd_key_kernel(
     row = (tl.program_id(0) % blocks) * BLOCK_K
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
-    k = _load(key, row, d, key_s2, key_s3, length_k, D, BLOCK_K)  # [BLOCK_K, BLOCK_D]
-    v_a = _load(value_a, row, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K)  # [BLOCK_K, BLOCK_DV]
-    v_b = _load(value_b, row, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K)
+    k = _load(key, row, d, key_s2, key_s3, length_k, D, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_D]
+    v_a = _load(value_a, row, dv, value_a_s2, value_a_s3, length_k, DV, BLOCK_K, WIDEN)  # [BLOCK_K, BLOCK_DV]
+    v_b = _load(value_b, row, dv, value_b_s2, value_b_s3, length_k, DV, BLOCK_K, WIDEN)
 
     grad_k = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     grad_v_a = tl.zeros([BLOCK_K, BLOCK_DV], tl.float32)
     grad_v_b = tl.zeros([BLOCK_K, BLOCK_DV], tl.float32)
     for start in range(0, length_q, BLOCK_Q):
         t = start + tl.arange(0, BLOCK_Q)
-        q = _load(query, start, d, query_s2, query_s3, length_q, D, BLOCK_Q)  # [BLOCK_Q, BLOCK_D]
-        g_a = _load(grad_a, start, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q)  # [BLOCK_Q, BLOCK_DV]
-        g_b = _load(grad_b, start, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q)
+        q = _load(query, start, d, query_s2, query_s3, length_q, D, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_D]
+        g_a = _load(grad_a, start, dv, grad_a_s2, grad_a_s3, length_q, DV, BLOCK_Q, WIDEN)  # [BLOCK_Q, BLOCK_DV]
+        g_b = _load(grad_b, start, dv, grad_b_s2, grad_b_s3, length_q, DV, BLOCK_Q, WIDEN)
         # Queries outside read as q = 0, lse = 0 and zero gradients: p = 1 there and adds nothing. Keys outside may make
         # infinities, in rows of the products that are theirs alone and never stored.
         row_lse = tl.load(lse + t, mask=t < length_q, other=0.0) * LOG2E
@@ -297,7 +299,8 @@ def _difference_attention_bwd_key_kernel(
 
 def variants(name: str, query: torch.Tensor, value: torch.Tensor, target: int) -> list[Config]:
     """The variants of a kernel shipped for these dtypes, head sizes and target, largest tiles first."""
-    if target < 80 or (query.dtype == torch.float32 and float32_precision() == "ieee"):
+    precision, widen = product_precision(target)
+    if widen or (query.dtype == torch.float32 and precision == "ieee"):
         unit = "fma"
     else:
         unit = "tf32" if query.dtype == torch.float32 else "half"
@@ -307,12 +310,13 @@ def variants(name: str, query: torch.Tensor, value: torch.Tensor, target: int) -
 def _launch(
     name: str, tensors: dict[str, torch.Tensor], others: dict[str, Any], scale: float, target: int | None
 ) -> Launch:
-    """The launch of kernel `name` on the strided `tensors`; `others` are its arguments beyond what all kernels share.
+    """Return the launch of kernel `name` on strided `tensors`; `others` are arguments that only this kernel has.
 
-    The variant follows from shapes and device alone. One chosen by timing would synchronise the host on first use, fail
-    inside a CUDA graph, and give other bits in the next process.
+    The variant follows from shapes and device alone. A choice by timing would synchronise the host on first use, fail
+    inside a CUDA graph, and could give other bits in the next process.
     """
     query, value = tensors["query"], tensors["value_a"]
+    target = target or target_of(query.device)
     batch, heads, length_q, d = query.shape
     length_k, dv = value.shape[2:]
     kernel, owned, length = {
@@ -320,11 +324,12 @@ def _launch(
         "backward_query": (_difference_attention_bwd_query_kernel, "BLOCK_Q", length_q),
         "backward_key": (_difference_attention_bwd_key_kernel, "BLOCK_K", length_k),
     }[name]
-    usable = variants(name, query, value, target or target_of(query.device))
+    usable = variants(name, query, value, target)
     # A grid of one dimension: the others end at 65,535, which batch x heads can pass.
     grids = [(triton.cdiv(length, c.tiles[owned]) * batch * heads,) for c in usable]
     processors = multiprocessors(query.device)
     chosen = next((i for i, grid in enumerate(grids) if grid[0] >= processors), len(usable) - 1)
+    precision, widen = product_precision(target)
     arguments = {
         **tensors,
         **others,
@@ -337,56 +342,81 @@ def _launch(
         "DV": dv,
         "BLOCK_D": triton.next_power_of_2(d),
         "BLOCK_DV": triton.next_power_of_2(dv),
-        "PRECISION": float32_precision(),
+        "PRECISION": precision,
+        "WIDEN": widen,
     }
     return Launch(kernel, grids[chosen], arguments, usable[chosen])
 
 
-def forward_launch(query, key, value_a, value_b, out_a, out_b, lse, scale, target=None) -> Launch:
-    """The forward launch; `target` replaces the device's own compute capability."""
-    tensors = {"query": query, "key": key, "value_a": value_a, "value_b": value_b, "out_a": out_a, "out_b": out_b}
-    return _launch("forward", tensors, {"lse": lse}, scale, target)
+Tensors = Sequence[torch.Tensor]
+
+
+def forward_launch(inputs: Tensors, outputs: Tensors, scale: float, target: int | None = None) -> Launch:
+    """Return the forward launch.
+
+    Args:
+        inputs: query, key, value_action, value_background.
+        outputs: out_action, out_background, and the log-sum-exp, float32 and contiguous [B, H, Tq].
+        scale: factor of the logits.
+        target: compute capability that replaces the device's own.
+    """
+    names = ("query", "key", "value_a", "value_b", "out_a", "out_b")
+    tensors = dict(zip(names, (*inputs, *outputs[:2]), strict=True))
+    return _launch("forward", tensors, {"lse": outputs[2]}, scale, target)
 
 
 def backward_launches(
-    grad_a, grad_b, query, key, value_a, value_b, out_a, out_b, lse,
-    grad_query, grad_key, grad_value_a, grad_value_b, scale, target=None,
-) -> tuple[Launch, Launch]:  # fmt: skip
-    """The two sweeps, to be run in this order: the first makes the deltas that the second reads."""
-    inputs = {"query": query, "key": key, "value_a": value_a, "value_b": value_b}
-    grads = {"grad_a": grad_a, "grad_b": grad_b}
+    inputs: Tensors,
+    outputs: Tensors,
+    grad_outputs: Tensors,
+    grad_inputs: Tensors,
+    scale: float,
+    target: int | None = None,
+) -> tuple[Launch, Launch]:
+    """Return the two sweeps, in their order: the first writes the deltas that the second reads.
+
+    Args:
+        inputs, outputs, scale, target: as in `forward_launch`.
+        grad_outputs: gradients of out_action and out_background.
+        grad_inputs: where the four gradients of the inputs are written.
+    """
+    out_a, out_b, lse = outputs
+    grad_query, *of_keys = grad_inputs
+    shared = dict(
+        zip(("query", "key", "value_a", "value_b", "grad_a", "grad_b"), (*inputs, *grad_outputs), strict=True)
+    )
+    by_query = {**shared, "out_a": out_a, "out_b": out_b, "grad_query": grad_query}
+    by_key = {**shared, **dict(zip(("grad_key", "grad_value_a", "grad_value_b"), of_keys, strict=True))}
     others = {"lse": lse, "delta": torch.empty_like(lse), "scale": scale}
-    by_query = {**inputs, "out_a": out_a, "out_b": out_b, **grads, "grad_query": grad_query}
-    by_key = {**inputs, **grads, "grad_key": grad_key, "grad_value_a": grad_value_a, "grad_value_b": grad_value_b}
     return (
         _launch("backward_query", by_query, others, scale, target),
         _launch("backward_key", by_key, others, scale, target),
     )
 
 
-def launch(query, key, value_a, value_b, out_a, out_b, lse, scale) -> None:
-    """Fill both outputs [B, H, Tq, Dv] and lse, float32 and contiguous [B, H, Tq]."""
-    tensors = (query, key, value_a, value_b, out_a, out_b)
-    size = _padded_head(query, value_a)
-    padded = [aligned(t, size) for t in tensors]
-    forward_launch(*padded, lse, scale).run()
-    copy_back(padded[4:], tensors[4:])
+def launch(inputs: Tensors, outputs: Tensors, scale: float) -> None:
+    """Fill the outputs; arguments as in `forward_launch`."""
+    *outs, lse = outputs
+    size = _padded_head(inputs[0], inputs[2])
+    padded = [aligned(t, size) for t in outs]
+    forward_launch([aligned(t, size) for t in inputs], (*padded, lse), scale).run()
+    copy_back(padded, outs)
 
 
 def launch_backward(
-    grad_a, grad_b, query, key, value_a, value_b, out_a, out_b, lse,
-    grad_query, grad_key, grad_value_a, grad_value_b, scale,
-) -> None:  # fmt: skip
-    """Fill the four gradients, each of the shape of its input."""
-    grads = (grad_query, grad_key, grad_value_a, grad_value_b)
-    size = _padded_head(query, value_a)
-    inputs = [aligned(t, size) for t in (grad_a, grad_b, query, key, value_a, value_b, out_a, out_b)]
-    padded = [aligned(t, size) for t in grads]
-    for sweep in backward_launches(*inputs, lse.contiguous(), *padded, scale):
+    inputs: Tensors, outputs: Tensors, grad_outputs: Tensors, grad_inputs: Tensors, scale: float
+) -> None:
+    """Fill grad_inputs; arguments as in `backward_launches`."""
+    *outs, lse = outputs
+    size = _padded_head(inputs[0], inputs[2])
+    inputs, outs, grad_outputs, padded = (
+        [aligned(t, size) for t in tensors] for tensors in (inputs, outs, grad_outputs, grad_inputs)
+    )
+    for sweep in backward_launches(inputs, (*outs, lse.contiguous()), grad_outputs, padded, scale):
         sweep.run()
-    copy_back(padded, grads)
+    copy_back(padded, grad_inputs)
 
 
 def _padded_head(query: torch.Tensor, value: torch.Tensor) -> int:
-    """The size that all heads are padded to: one of the two that every shipped variant was compiled for."""
+    """Return the size that all heads are padded to: one of the two that every shipped variant was compiled for."""
     return 64 if max(query.shape[-1], value.shape[-1]) <= 64 else 128

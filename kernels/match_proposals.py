@@ -18,6 +18,8 @@ by a sum, so nothing can be contracted to an FMA.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -164,16 +166,31 @@ def _match_proposals_kernel(
 
 
 def _bits(value: float) -> int:
-    """`value` as the integer of the same bits: Triton would pass a float in float32."""
+    """Return the integer with the bits of a float64: Triton would round a float to float32."""
     return struct.unpack("q", struct.pack("d", value))[0]
 
 
 def match_launch(
-    start, end, classification, regression, background, anchors, table, lengths,
-    boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
-    segments, scores, boundaries, counts,
-) -> Launch:  # fmt: skip
-    """The launch that fills segments, scores, boundaries and counts; arguments as in `ops.match_proposals`."""
+    scores: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor | None],
+    outputs: Sequence[torch.Tensor],
+    *,
+    boundary_threshold: float,
+    min_classification: float,
+    min_regression: float,
+    max_snippets: float | None,
+    clamp_boundaries: bool,
+) -> Launch:
+    """Return the launch that fills the outputs; options as in `ops.match_proposals`.
+
+    Args:
+        scores: start, end [W, T], classification, regression, background or None [W, P].
+        tables: anchors [P, 2], table [T, D], lengths [W] or None.
+        outputs: segments, scores, boundaries, counts, as in `ops.MatchedProposals`.
+    """
+    start, end, classification, regression, background = scores
+    anchors, table, lengths = tables
+    segments, pair_scores, boundaries, counts = outputs
     windows, snippets = start.shape
     tensors = {
         "start": start,
@@ -189,12 +206,12 @@ def match_launch(
         **tensors,
         **strides(**tensors),
         "segments": segments,
-        "scores": scores,
+        "scores": pair_scores,
         "boundaries": boundaries,
         "counts": counts,
         "snippets": snippets,
         "longest": min(table.shape[1], snippets - 1),
-        "rows": scores.shape[1],
+        "rows": pair_scores.shape[1],
         "boundary_threshold": _bits(boundary_threshold),
         "min_classification": _bits(min_classification),
         "min_regression": _bits(min_regression),
@@ -203,11 +220,15 @@ def match_launch(
         "HAS_LENGTHS": lengths is not None,
         "CLAMP": clamp_boundaries,
     }
-    return Launch(
-        _match_proposals_kernel, (windows * triton.cdiv(snippets, CONFIG.tiles["BLOCK_S"]),), arguments, CONFIG
-    )
+    grid = (windows * triton.cdiv(snippets, CONFIG.tiles["BLOCK_S"]),)
+    return Launch(_match_proposals_kernel, grid, arguments, CONFIG)
 
 
-def launch(*arguments: torch.Tensor | float | bool | None) -> None:
+def launch(
+    scores: Sequence[torch.Tensor | None],
+    tables: Sequence[torch.Tensor | None],
+    outputs: Sequence[torch.Tensor],
+    **options: Any,
+) -> None:
     """Fill the outputs; arguments as in `match_launch`."""
-    match_launch(*arguments).run()
+    match_launch(scores, tables, outputs, **options).run()

@@ -11,8 +11,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
-import seeded
 import torch
+from support import seeded
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
 # module; this file comes before them.

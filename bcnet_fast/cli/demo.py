@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import infer
 from ..data.annotations import VideoAnnotation, read_annotations
 from ..data.features import open_features
 from ..data.synthetic import make_videos, write_dataset
-from ..data.timing import TimeResolver
+from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
 from ..inference.model import load
-from ..inference.predict import predict
-from ..protocols import DEFAULT
+from ..inference.predict import Predictor
+from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
+from .parser import program
 
 VIDEOS = 8
 SEED = 7
@@ -51,17 +51,22 @@ def _run_demo(folder: Path) -> int:
     (folder / "proposals.json.partial").unlink(missing_ok=True)
     features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
     print(f"BCNet demo: {VIDEOS} synthetic untrimmed videos, made now from seed {SEED}; the network never saw them")
-    arguments = {
-        "--checkpoint": checkpoint,
-        "--features": features,
-        "--times": annotations,
-        "--output": output,
-        "--plot": pictures,
-        "--ground-truth": annotations,
-        "--device": "cpu",
-    }
-    print("running: python -m bcnet_fast.infer " + " ".join(f"{flag} {value}" for flag, value in arguments.items()))
-    code = infer.main([str(part) for pair in arguments.items() for part in pair])
+    print(
+        f"running: {program('infer')} --checkpoint {checkpoint} --features {features} --times {annotations} "
+        f"--output {output} --plot {pictures} --ground-truth {annotations} --device cpu"
+    )
+    report = infer(
+        InferOptions(
+            features=str(features),
+            output=str(output),
+            checkpoint=str(checkpoint),
+            device="cpu",
+            time=TimeOptions(times=str(annotations)),
+            plot=str(pictures),
+            ground_truth=str(annotations),
+        )
+    )
+    print(report.summary())
 
     truth = read_annotations(annotations)
     results = read_results(output)
@@ -72,9 +77,8 @@ def _run_demo(folder: Path) -> int:
     untrained = load(config, device="cpu")
     archive = open_features(features, feature_dim=config.model.feature_dim)
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
-    random = {}
-    for found in predict(untrained, archive, archive.ids, times, DEFAULT):
-        random[found.video] = np.column_stack([found.segments, found.scores])
+    found = Predictor(untrained)(archive, archive.ids, times)
+    random = {one.video: np.column_stack([one.segments, one.scores]) for one in found}
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
     print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))
@@ -83,10 +87,10 @@ def _run_demo(folder: Path) -> int:
         print(f"{name:>24}" + "".join(f"{100 * recall.at(an):8.1f}" for an in POINTS))
     print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
     print(
-        f"next: python -m bcnet_fast.evaluate --proposals {output} --ground-truth {annotations} "
+        f"next: {program('evaluate')} --proposals {output} --ground-truth {annotations} "
         "--preset activitynet13 --subset demo"
     )
-    return code
+    return 1 if report.failures else 0
 
 
 def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np.ndarray]) -> AverageRecall:

@@ -1,13 +1,17 @@
-"""What all entry points share: how an error becomes an exit code, and how progress is shown."""
+"""What all commands share: the parser, how a command calls itself, and how an error becomes an exit code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import __version__
 from ..errors import BackendError, InputError
+
+_MODULE = "python -m bcnet_fast."  # before the name of a command, in --help and in hints
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -27,6 +31,31 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
+
+
+def started_by_script() -> bool:
+    """Whether this process is the console script `bcnet`."""
+    return Path(sys.argv[0]).stem == "bcnet"
+
+
+def program(command: str) -> str:
+    """How the user starts a command: `bcnet infer` from the console script, else `python -m bcnet_fast.infer`."""
+    return f"bcnet {command}" if started_by_script() else f"{_MODULE}{command}"
+
+
+def command_parser(command: str, description: str | None) -> Parser:
+    """The parser of a command, with --version; examples in the description start the command as the user does."""
+    parser = Parser(prog=program(command), description=(description or "").replace(_MODULE, program("")))
+    parser.add_argument("--version", action="version", version=f"bcnet_fast {__version__}")
+    return parser
+
+
+def require_at_least(options: object, **lowest: int) -> None:
+    """InputError for a flag below its lowest value; a flag that was not given is None."""
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name.replace('_', '-')}: expected at least {low}, found {value}")
 
 
 def run(main: Callable[[], int]) -> None:

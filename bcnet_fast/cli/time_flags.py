@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from ..config import Config
-from ..data.annotations import read_annotations
-from ..data.features import FeatureArchive
-from ..data.timing import TimeFlags, TimeResolver
+from ..data.timing import TimeFlags, TimeOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def time_resolver(args: argparse.Namespace, config: Config, archive: FeatureArchive) -> TimeResolver:
-    """What the flags of `add_arguments` say. InputError for a flag out of range or an unusable --times file."""
-    flags = TimeFlags(args.fps, args.stride, args.offset, args.duration)
-    table = read_annotations(args.times, strip_prefix=config.data.strip_prefix) if args.times else None
-    return TimeResolver(config, flags, table, every=archive.every, row_stride=archive.row_stride)
+def take_options(values: dict[str, Any]) -> TimeOptions:
+    """Take the flags of `add_arguments` out of parsed values. InputError for a flag out of range."""
+    flags = TimeFlags(**{name: values.pop(name) for name in ("fps", "stride", "offset", "duration")})
+    return TimeOptions(flags, values.pop("every"), values.pop("times"))

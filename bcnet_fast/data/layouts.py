@@ -7,17 +7,19 @@ import contextlib
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 import torch
 
 from ..errors import InputError
 from ..storage.files import require_file
+
+# Imported by the functions that need it, so that all other layouts work where it is not installed.
+if TYPE_CHECKING:
+    import h5py
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
 ARRAY_NAMES = ("feats", "features")  # of the feature array where a file or an HDF5 group holds several arrays
@@ -33,7 +35,7 @@ def find_source(path: Path) -> Source:
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
             return _Files({path.stem: path}, f"{path.suffix.lower()} file")
-        if path.suffix.lower() in HDF5_SUFFIXES or h5py.is_hdf5(path):
+        if path.suffix.lower() in HDF5_SUFFIXES or _is_hdf5(path):
             return _Hdf5(path)
         raise InputError(f"{path}: expected a file of the kind {_KINDS} or .h5, found {path.suffix or 'no suffix'!r}")
     try:
@@ -58,6 +60,29 @@ def find_source(path: Path) -> Source:
     if len(suffixes) > 1:
         raise InputError(f"{path}: expected files of one kind, found {' and '.join(suffixes)}")
     return _Files(videos, f"folder of {suffixes[0]} files")
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Whether the signature of HDF5 is where its format allows it: at byte 0, 512, 1024, 2048 and so on."""
+    signature, offset = b"\x89HDF\r\n\x1a\n", 0
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return False
+    with open(path, "rb") as file:
+        while len(found := file.read(len(signature))) == len(signature):
+            if found == signature:
+                return True
+            offset = max(512, 2 * offset)
+            file.seek(offset)
+    return False
+
+
+def _import_h5py(path: Path) -> Any:
+    """h5py, which only this layout needs. InputError says how to install it."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(f"{path}: reading HDF5 needs h5py: pip install 'bcnet_fast[hdf5]'") from error
+    return h5py
 
 
 def unreadable(where: object, expected: str, error: Exception) -> str:
@@ -207,6 +232,7 @@ class _SideBySide:
 
 def _open_hdf5(path: Path) -> h5py.File:
     require_file(path, "an HDF5 file of features")
+    h5py = _import_h5py(path)
     try:
         return h5py.File(path, "r")
     except OSError as error:
@@ -224,6 +250,8 @@ def _listing(path: Path) -> Iterator[h5py.File]:
 
 
 def _is_group(file: h5py.File, name: str) -> bool:
+    import h5py
+
     try:
         return file.get(name, getclass=True) is h5py.Group
     except (KeyError, OSError, RuntimeError):
@@ -231,6 +259,8 @@ def _is_group(file: h5py.File, name: str) -> bool:
 
 
 def _dataset(files: _Hdf5Files, path: Path, name: str) -> h5py.Dataset:
+    import h5py
+
     where = f"{path}: {name}"
     try:
         dataset = files.get(path)[name]
@@ -248,7 +278,7 @@ def _read_npy(path: Path) -> np.ndarray:
     try:
         # Mapped, so that shape and dtype cost nothing; object arrays are refused (they would run pickled code).
         return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # NumPy parses the header as Python source, and a damaged one fails in any way.
         raise InputError(unreadable(path, "a .npy array of numbers", error)) from error
 
 
@@ -260,7 +290,7 @@ def _read_npz(path: Path) -> np.ndarray:
             return file[_only_array(file.files, path)]
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # the headers of arrays, as above, and what zip archives add
         raise InputError(unreadable(path, "a .npz file with an array of numbers", error)) from error
 
 

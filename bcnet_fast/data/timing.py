@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from ..config import Config
 from ..errors import InputError
-from .annotations import VideoAnnotation, strip_activitynet_prefix
+from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
+
+if TYPE_CHECKING:
+    from .features import FeatureArchive
 
 Boundary = TypeVar("Boundary", float, np.ndarray)
 
@@ -53,6 +56,25 @@ class TimeFlags:
             if value is not None and not low < value < math.inf:
                 expected = "a finite number" if name == "offset" else "a positive number"
                 raise InputError(f"--{name}: expected {expected}, found {value}")
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """What the user states about rows and time: numbers for all videos, and a file with those of each."""
+
+    flags: TimeFlags = TimeFlags()
+    every: int | None = None  # rows of a file from one snippet to the next; None: that of the layout
+    times: str | None = None  # path of a file that `read_annotations` reads
+
+    def resolver(
+        self, config: Config, archive: FeatureArchive, known: Mapping[str, VideoAnnotation] | None = None
+    ) -> TimeResolver:
+        """The times of the videos of `archive`; `known` stands in for the file where there is none.
+
+        InputError: the file cannot be read.
+        """
+        table = read_annotations(self.times, strip_prefix=config.data.strip_prefix) if self.times else known
+        return TimeResolver(config, self.flags, table, every=archive.every, row_stride=archive.row_stride)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
 
 
 class Reference:
-    """The network as plain PyTorch, run as `Engine` is."""
+    """The network as plain PyTorch, with the call of `Engine`."""
 
     def __init__(self, config: Config, state: Mapping[str, Tensor], device: torch.device, precision: str) -> None:
         self.device, self.dtype = device, torch.float64 if precision == "fp64" else torch.float32
@@ -39,7 +39,7 @@ class Reference:
     @torch.inference_mode()
     def __call__(self, features: Tensor) -> Output:
         features = features.to(self.device, self.dtype)
-        # As the engine has it: windows one by one on a CPU, which gives the same bits in any batch.
+        # Like the engine: on a CPU, windows one by one have the same bits in any batch.
         parts = features.split(1) if self.device.type == "cpu" and len(features) else (features,)
         with gpu_products():
             return Output.cat([self.network(part) for part in parts])
@@ -136,7 +136,7 @@ def load(
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
         model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
-        rewrites: which rewrites of the network the engine makes, to switch one off (docs/engine.md).
+        rewrites: the engine's rewrites, each of which can be switched off (docs/engine.md).
         graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
 
     Random weights follow torch.manual_seed. Warns where the precision is not faster than fp32 on this device.

@@ -3,44 +3,49 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
-from . import native as _native
-from . import reference
-from .backends import LACKING, call, check_number, choose, plain, requested, use_backend
+from . import native, reference
+from .backends import UNSUPPORTED, check_number, choose, requested, use_backend
+from .registration import needs_gradient, refuse_tangents, register, register_gradient
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# With fewer elements than this, two of PyTorch's own operators take less time on a CPU: in plain execution, and where
-# PyTorch has to call ours (_dispatch.plain), for which it needs some 50 us since that is defined in Python.
-WORTH_A_PLAIN_CALL, WORTH_A_CALL = 2**14, 2**18
+# On a CPU, PyTorch's own sum and LayerNorm are faster for fewer elements than this. With gradients the limit is higher,
+# because the gradient of an operator that is registered from Python costs some 20 us more per call.
+FUSED_FROM, FUSED_WITH_GRADIENTS_FROM = 2**14, 2**18
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """`LayerNorm(x + residual)` over the last dimension, without learned scale and shift.
+    """Compute `LayerNorm(x + residual)` over the last dimension, without learned scale and shift.
 
-    With z = x + residual, each row becomes (z - mean(z)) / sqrt(variance(z) + eps); the variance divides by D.
+    With z = x + residual, each row becomes (z - mean(z)) / sqrt(variance(z) + eps). The variance divides by D.
+    Source: Ba et al., "Layer Normalization", 2016; BCNet's public release uses it without parameters.
 
     Args:
-        x: [..., D], D >= 1, any strides; float16, bfloat16, float32 or float64.
-        residual: like x in shape, dtype and device; nothing is broadcast. Under torch.autocast, of two dtypes the wider
-            one is taken.
+        x: [..., D] with D >= 1, any strides; float16, bfloat16, float32 or float64.
+        residual: same shape, dtype and device as x; nothing is broadcast. Under torch.autocast the dtypes may differ,
+            and both are cast to the wider one.
         eps: finite and >= 0.
 
     Returns:
-        [..., D], contiguous, in the dtype of x. z is rounded once, to float32 or for float64 to float64, in which all
-        sums are made. Neither an offset common to a row nor an outlier in it costs further digits, and a row of equal
-        elements gives zeros (for eps > 0). Except that CPU tensors in 16 bits, or of less than 16,384 elements (262,144
-        where PyTorch calls the operator: with gradients, in a mode, in a profiler), and all where there is no native
-        extension, are left to PyTorch's own sum and LayerNorm, and their precision, unless a backend is asked for or a
-        compiler traces.
+        [..., D], contiguous, in the dtype of x.
 
-    Differentiable once in x and residual, whose gradients are equal, with the same bits on every repeat. The backward
-    keeps the output and one number per row, not the inputs.
+    Precision: z is rounded once, to float32 (float64 for float64), and sums are made in that dtype. Neither a common
+    offset nor an outlier of a row costs digits. A row of equal elements gives zeros if eps > 0.
+
+    PyTorch's own sum and LayerNorm run instead, with their precision, for CPU tensors that are float16 or bfloat16, or
+    have fewer than 16,384 elements (262,144 if gradients are recorded), or if there is no native extension. They do not
+    run if a backend is set or under torch.compile.
+
+    Differentiable once in x and residual, whose gradients are equal. Repeated calls give the same bits. The backward
+    pass keeps the output and one number per row, not the inputs.
 
     Raises:
-        TypeError: an argument is no tensor, or has another dtype than supported or than x.
+        TypeError: an argument is not a tensor, or its dtype is not supported or differs from that of x.
         ValueError: a shape, device or eps does not fit.
+        NotImplementedError: an argument has a forward-mode tangent.
     """
     for name, tensor in (("x", x), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor):
@@ -52,19 +57,20 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     if not torch.compiler.is_compiling() and requested() == "auto" and _pytorch_is_faster(x, residual):
         _check(x, residual, eps)
         return torch.nn.functional.layer_norm(x + residual, x.shape[-1:], eps=eps)
-    return call(_forward, _run, x, residual, eps)[0]
+    refuse_tangents("add_layer_norm", x, residual)
+    return _forward(x, residual, eps)[0]
 
 
 def _pytorch_is_faster(x: torch.Tensor, residual: torch.Tensor) -> bool:
     if x.device.type != "cpu":
         return False
-    if _native.module is None or x.dtype in LACKING["add_layer_norm", "native"]:
+    if native.module is None or x.dtype in UNSUPPORTED["add_layer_norm", "native"]:
         return True
-    return x.numel() < WORTH_A_PLAIN_CALL or (x.numel() < WORTH_A_CALL and not plain(x, residual))
+    return x.numel() < (FUSED_WITH_GRADIENTS_FROM if needs_gradient(x, residual) else FUSED_FROM)
 
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
-    """Raise for what no backend takes. Runs inside the operator, so that direct callers of it are held to it too."""
+    """Raise for arguments that no backend supports. Called inside the operator, for direct callers of it."""
     shape = tuple(x.shape)
     if not shape or shape[-1] == 0:
         raise ValueError(f"add_layer_norm: x must be [..., D] with D >= 1, got shape {shape}")
@@ -81,16 +87,17 @@ def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
         raise ValueError(f"add_layer_norm: eps must be finite and >= 0, got {eps}")
 
 
-def _arrays(*tensors: torch.Tensor) -> list:
+def _arrays(*tensors: torch.Tensor) -> list[Any]:
     return [tensor.contiguous().numpy(force=True) for tensor in tensors]
 
 
 def _run(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, and 1 / sqrt(variance + eps) [...] of each row for the backward (no gradient flows through it)."""
-    out, rstd = _forward_fake(x, residual, eps)
+    """Return the output [..., D] and rstd = 1 / sqrt(variance + eps) [...] of each row; rstd has no gradient."""
+    out, rstd = _fake(x, residual, eps)
     backend = choose("add_layer_norm", x.device, x.dtype)
     if backend == "native":
-        _native.module.add_layer_norm(*_arrays(x, residual), eps, out.numpy(), rstd.numpy(), torch.get_num_threads())
+        threads = torch.get_num_threads()
+        native.module.add_layer_norm(*_arrays(x, residual), eps, out.numpy(), rstd.numpy(), threads)
     elif backend == "triton":
         from ..kernels import add_layer_norm as kernels
 
@@ -101,29 +108,19 @@ def _run(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Ten
     return out, rstd
 
 
-# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
-_forward = torch.library.custom_op(
-    "bcnet_fast::add_layer_norm",
-    _run,
-    mutates_args=(),
-    schema="(Tensor x, Tensor residual, float eps) -> (Tensor, Tensor)",
-)
-
-
-@_forward.register_fake
-def _forward_fake(x, residual, eps):
+def _fake(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     _check(x, residual, eps)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, x.new_empty(x.shape[:-1], dtype=reference.accumulation_dtype(x.dtype))
 
 
 def _run_backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
-    """The gradient of x, which is that of residual too."""
-    grad_input = _backward_fake(grad, out, rstd)
+    """Return the gradient of x, which is that of residual too."""
+    grad_input = _fake_backward(grad, out, rstd)
     backend = choose("add_layer_norm", grad.device, grad.dtype)
     if backend == "native":
         arrays = _arrays(grad, out, rstd)
-        _native.module.add_layer_norm_backward(*arrays, grad_input.numpy(), torch.get_num_threads())
+        native.module.add_layer_norm_backward(*arrays, grad_input.numpy(), torch.get_num_threads())
     elif backend == "triton":
         from ..kernels import add_layer_norm as kernels
 
@@ -133,17 +130,16 @@ def _run_backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> 
     return grad_input
 
 
-_backward = torch.library.custom_op(
-    "bcnet_fast::add_layer_norm_backward",
-    _run_backward,
-    mutates_args=(),
-    schema="(Tensor grad, Tensor out, Tensor rstd) -> Tensor",
-)
-
-
-@_backward.register_fake
-def _backward_fake(grad, out, rstd):
+def _fake_backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(out, memory_format=torch.contiguous_format)
+
+
+_forward = register(
+    "add_layer_norm", "(Tensor x, Tensor residual, float eps) -> (Tensor out, Tensor rstd)", _run, _fake
+)
+_backward = register(
+    "add_layer_norm_backward", "(Tensor grad, Tensor out, Tensor rstd) -> Tensor", _run_backward, _fake_backward
+)
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -153,10 +149,11 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.backend = requested()
 
 
-def _autograd(ctx, grad, _):
+def _gradient(ctx, grad, _):
+    refuse_tangents("add_layer_norm", grad)
     with use_backend(ctx.backend):
-        grad_input = call(_backward, _run_backward, grad, *ctx.saved_tensors)
+        grad_input = _backward(grad, *ctx.saved_tensors)
     return grad_input, grad_input, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient("add_layer_norm", _gradient, _setup_context)

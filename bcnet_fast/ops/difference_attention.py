@@ -1,16 +1,17 @@
-"""Difference attention (paper Eq. 6): one softmax map reweights two value streams, in one fused pass."""
+"""Difference attention (BCNet paper, Eq. 6): one softmax map reweights two value streams, in one fused pass."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from . import native as _native
-from . import reference
-from .backends import autocast, call, check_number, choose, requested, use_backend, without_autocast
+from . import native, reference
+from .backends import autocast, check_number, choose, requested, use_backend, without_autocast
+from .registration import refuse_tangents, register, register_gradient
 
 # The Triton kernels keep a whole head of both value streams in registers.
 MAX_HEAD = 128
@@ -26,28 +27,35 @@ def difference_attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Reweight two value streams with the same map, `A = softmax(query key^T * scale)`, computed once.
 
+    Source: BCNet paper, Eq. 6.
+
     Args:
         query: [B, H, Tq, D], any strides, like all tensors here.
         key: [B, H, Tk, D].
-        value_action, value_background: [B, H, Tk, Dv].
-        scale: factor of the logits; None means 1 / sqrt(D).
+        value_action: [B, H, Tk, Dv].
+        value_background: [B, H, Tk, Dv].
+        scale: factor of the logits, finite; None for 1 / sqrt(D).
 
-    D and Dv are 1 to 128 (others than 64 and 128 are padded on CUDA); Tq and Tk at least 1. All tensors share one
-    device and one of the dtypes float16, bfloat16, float32, float64; torch.autocast casts them. Sums are in float32;
-    float64 inputs are summed in float64, not by Triton. On CUDA, float32 products are made in full precision unless
-    PyTorch's own switch for its matmuls, `torch.backends.cuda.matmul.allow_tf32`, allows TF32.
+    Requires: D and Dv from 1 to 128 (CUDA pads heads to 64 or 128), Tq and Tk at least 1, and one device and dtype for
+    all tensors: float16, bfloat16, float32 or float64. torch.autocast casts them.
 
     Returns:
-        (`A value_action`, `A value_background`), each [B, H, Tq, Dv] in the dtype of the inputs. In memory they are
-        [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) costs no copy.
+        (`A value_action`, `A value_background`), each [B, H, Tq, Dv] in the dtype of the inputs. The memory layout is
+        [B, Tq, H, Dv], so that joining the heads (`out.transpose(1, 2).flatten(2)`) copies nothing.
 
-    Differentiable once in the four tensors, with the same bits on every repeat. Only the reference stores the
-    [B, H, Tq, Tk] map. Triton takes [B, H, Tq] beyond the outputs. In C++ each thread keeps a head's keys and values
-    and a block of the map, in the backward its gradients too; what is in half precision is copied to float32.
+    Precision: sums are in float32, or in float64 for float64 inputs, which Triton does not support. On CUDA, float32
+    products have full precision unless `torch.backends.cuda.matmul.allow_tf32` allows TF32.
+
+    Memory: only the reference stores the map [B, H, Tq, Tk]. Triton stores [B, H, Tq] beside the outputs. In C++ each
+    thread holds the keys and values of one head, a block of the map, and in the backward pass their gradients. Inputs
+    in half precision are copied to float32 there.
+
+    Differentiable once in the four tensors. Repeated calls give the same bits.
 
     Raises:
-        TypeError: an argument is no tensor, or has another dtype than supported or than `query`.
-        ValueError: a rank, size or device does not fit.
+        TypeError: an argument is not a tensor, or its dtype is not supported or differs from that of `query`.
+        ValueError: a rank, size, device or scale does not fit.
+        NotImplementedError: an argument has a forward-mode tangent.
     """
     tensors = {"query": query, "key": key, "value_action": value_action, "value_background": value_background}
     for name, tensor in tensors.items():
@@ -55,13 +63,21 @@ def difference_attention(
             raise TypeError(f"difference_attention: {name} must be a tensor, got {type(tensor).__name__}")
     if scale is not None:
         check_number("difference_attention", "scale", scale)
-    given = autocast(query, key, value_action, value_background)
-    out_action, out_background, _ = call(_forward, _run, *given, scale)
+    inputs = autocast(query, key, value_action, value_background)
+    refuse_tangents("difference_attention", *inputs)
+    out_action, out_background, _ = _forward(*inputs, scale)
     return out_action, out_background
 
 
+class _Inputs(NamedTuple):
+    query: torch.Tensor
+    key: torch.Tensor
+    value_action: torch.Tensor
+    value_background: torch.Tensor
+
+
 def _check(query, key, value_action, value_background, scale) -> None:
-    """Raise for what no backend takes. Runs inside the operator, so that direct callers of it are held to it too."""
+    """Raise for arguments that no backend supports. Called inside the operator, for direct callers of it."""
     named = {
         "query [B, H, Tq, D]": query,
         "key [B, H, Tk, D]": key,
@@ -96,25 +112,25 @@ def _check(query, key, value_action, value_background, scale) -> None:
 
 
 def _heads_joined(like: torch.Tensor, length: int, size: int) -> torch.Tensor:
-    """An empty [B, H, length, size] that lies in memory as [B, length, H, size]."""
+    """Allocate [B, H, length, size] with the memory layout [B, length, H, size]."""
     batch, heads = like.shape[:2]
     return like.new_empty(batch, length, heads, size).transpose(1, 2)
 
 
 def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
-    """As the C++ kernels take them: in the accumulation dtype, and with each head's elements side by side."""
-    tensors = [t.detach().to(reference.accumulation_dtype(t.dtype)) for t in tensors]
+    """Convert to what the C++ kernels read: the accumulation dtype, and unit stride within a head."""
+    tensors = tuple(t.detach().to(reference.accumulation_dtype(t.dtype)) for t in tensors)
     return [(t if t.stride(-1) == 1 else t.contiguous()).numpy() for t in tensors]
 
 
-def _run_native(name: str, given: Sequence[torch.Tensor], scale: float, outputs: Sequence[torch.Tensor]) -> None:
-    """Fill the outputs, by way of others where they are in half precision."""
-    made = [out.to(reference.accumulation_dtype(out.dtype)) for out in outputs]
-    kernel = getattr(_native.module, name)
-    kernel(*_arrays(*given), scale, *(out.numpy() for out in made), threads=torch.get_num_threads())
-    for out, value in zip(outputs, made, strict=True):
-        if value is not out:
-            out.copy_(value)
+def _run_native(name: str, inputs: Sequence[torch.Tensor], scale: float, outputs: Sequence[torch.Tensor]) -> None:
+    """Fill the outputs; those in half precision are computed in float32 and copied."""
+    results = [out.to(reference.accumulation_dtype(out.dtype)) for out in outputs]
+    kernel = getattr(native.module, name)
+    kernel(*_arrays(*inputs), scale, *(result.numpy() for result in results), threads=torch.get_num_threads())
+    for out, result in zip(outputs, results, strict=True):
+        if result is not out:
+            out.copy_(result)
 
 
 @without_autocast
@@ -125,35 +141,24 @@ def _run(
     value_background: torch.Tensor,
     scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both outputs, and the log-sum-exp [B, H, Tq] of each row for the backward (no gradient flows through it)."""
-    given = query, key, value_action, value_background
-    outputs = _forward_fake(*given, scale)
+    """Return both outputs and the log-sum-exp [B, H, Tq] of each row of logits, which has no gradient."""
+    inputs = _Inputs(query, key, value_action, value_background)
+    outputs = _fake(*inputs, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
-        kernels.launch(*given, *outputs, scale)
+        kernels.launch(inputs, outputs, scale)
     elif backend == "native":
-        _run_native("difference_attention", given, scale, outputs)
+        _run_native("difference_attention", inputs, scale, outputs)
     else:
-        for out, value in zip(outputs, reference.difference_attention_forward(*given, scale), strict=True):
+        for out, value in zip(outputs, reference.difference_attention_forward(*inputs, scale), strict=True):
             out.copy_(value)
     return outputs
 
 
-# Schemas are written out because PyTorch before 2.6 cannot read them from annotations that are strings.
-_forward = torch.library.custom_op(
-    "bcnet_fast::difference_attention",
-    _run,
-    mutates_args=(),
-    schema="(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
-    "-> (Tensor, Tensor, Tensor)",
-)
-
-
-@_forward.register_fake
-def _forward_fake(query, key, value_action, value_background, scale):
+def _fake(query, key, value_action, value_background, scale):
     _check(query, key, value_action, value_background, scale)
     batch, heads, length_q, _ = query.shape
     out_action, out_background = (_heads_joined(query, length_q, value_action.shape[-1]) for _ in range(2))
@@ -165,62 +170,69 @@ def _forward_fake(query, key, value_action, value_background, scale):
 def _run_backward(
     grad_action: torch.Tensor,
     grad_background: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value_action: torch.Tensor,
-    value_background: torch.Tensor,
-    out_action: torch.Tensor,
-    out_background: torch.Tensor,
-    lse: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
+    outputs: Sequence[torch.Tensor],
     scale: float | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key, value_action and value_background."""
-    given = (grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse)
-    grads = _backward_fake(*given, scale)
+) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of query, key, value_action and value_background.
+
+    Args:
+        grad_action, grad_background: gradients of the outputs, any strides.
+        inputs: those of the forward operator, in its order.
+        outputs: out_action, out_background and the log-sum-exp.
+        scale: as in the forward operator.
+    """
+    grad_outputs, query = (grad_action, grad_background), _Inputs(*inputs).query
+    grads = _fake_backward(*grad_outputs, inputs, outputs, scale)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
         from ..kernels import difference_attention as kernels
 
-        kernels.launch_backward(*given, *grads, scale)
+        kernels.launch_backward(inputs, outputs, grad_outputs, grads, scale)
     elif backend == "native":
-        # Outputs and log-sum-exp are not read: each block of the map is made again, complete.
-        _run_native("difference_attention_backward", given[:6], scale, grads)
+        # Computes each block of the map completely again, so it reads neither the outputs nor the log-sum-exp.
+        _run_native("difference_attention_backward", (*grad_outputs, *inputs), scale, grads)
     else:
-        for grad, value in zip(grads, reference.difference_attention_backward(*given, scale), strict=True):
+        values = reference.difference_attention_backward(inputs, outputs, *grad_outputs, scale)
+        for grad, value in zip(grads, values, strict=True):
             grad.copy_(value)
     return grads
 
 
-_backward = torch.library.custom_op(
-    "bcnet_fast::difference_attention_backward",
-    _run_backward,
-    mutates_args=(),
-    schema="(Tensor grad_action, Tensor grad_background, Tensor query, Tensor key, Tensor value_action, "
-    "Tensor value_background, Tensor out_action, Tensor out_background, Tensor lse, float? scale) "
+def _fake_backward(grad_action, grad_background, inputs, outputs, scale):
+    return tuple(_heads_joined(t, t.shape[2], t.shape[3]) for t in inputs)
+
+
+_forward = register(
+    "difference_attention",
+    "(Tensor query, Tensor key, Tensor value_action, Tensor value_background, float? scale) "
+    "-> (Tensor out_action, Tensor out_background, Tensor lse)",
+    _run,
+    _fake,
+)
+_backward = register(
+    "difference_attention_backward",
+    "(Tensor grad_action, Tensor grad_background, Tensor[] inputs, Tensor[] outputs, float? scale) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
 )
 
 
-@_backward.register_fake
-def _backward_fake(
-    grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
-):
-    return tuple(_heads_joined(t, t.shape[2], t.shape[3]) for t in (query, key, value_action, value_background))
-
-
 def _setup_context(ctx, inputs, output) -> None:
-    query, key, value_action, value_background, ctx.scale = inputs
+    *tensors, ctx.scale = inputs
     ctx.backend = requested()
-    out_action, out_background, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(query, key, value_action, value_background, out_action, out_background, lse)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _autograd(ctx, grad_action, grad_background, _):
+def _gradient(ctx, grad_action, grad_background, _):
+    refuse_tangents("difference_attention", grad_action, grad_background)
+    inputs, outputs = list(ctx.saved_tensors[:4]), list(ctx.saved_tensors[4:])
     with use_backend(ctx.backend):
-        grads = call(_backward, _run_backward, grad_action, grad_background, *ctx.saved_tensors, ctx.scale)
+        grads = _backward(grad_action, grad_background, inputs, outputs, ctx.scale)
     return *grads, None
 
 
-_forward.register_autograd(_autograd, setup_context=_setup_context)
+register_gradient("difference_attention", _gradient, _setup_context)

@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from . import native as _native
-from . import reference
-from .backends import call, check_number, choose
+from . import native, reference
+from .backends import check_number, choose
+from .registration import register
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ANCHOR_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 
 
 class MatchedProposals(NamedTuple):
-    """Proposals of W windows in K rows each, of which window w uses the first counts[w]; the others are zeros.
+    """Proposals of W windows, K rows for each. Window w uses its first counts[w] rows; the others are zeros.
 
-    segments [W, K, 2] float64, after refinement, in snippets; scores [W, K] float64; boundaries [W, K, 2] int32, the
-    start and the end snippet; counts [W] int64.
+    segments: start and end after refinement, [W, K, 2] float64, in snippets.
+    scores: confidence, [W, K] float64.
+    boundaries: start and end snippet before refinement, [W, K, 2] int32, sorted by start, then end.
+    counts: number of proposals, [W] int64.
     """
 
     segments: torch.Tensor
     scores: torch.Tensor
     boundaries: torch.Tensor
     counts: torch.Tensor
+
+
+class _Scores(NamedTuple):
+    """The tensors [W, T] and [W, P] of network outputs, in the order of the operator's list."""
+
+    start: torch.Tensor
+    end: torch.Tensor
+    classification: torch.Tensor
+    regression: torch.Tensor
+    background: torch.Tensor | None = None
+
+
+class _Thresholds(NamedTuple):
+    """The thresholds, in the order of the operator's list."""
+
+    boundary_threshold: float
+    min_classification: float
+    min_regression: float
 
 
 def match_proposals(
@@ -45,41 +66,42 @@ def match_proposals(
     max_snippets: float | None = None,
     clamp_boundaries: bool = False,
 ) -> MatchedProposals:
-    """Pair the likely boundaries of each window, and score each pair by its matching anchor (paper, section 3.6).
+    """Pair the likely boundaries of each window, and score each pair by its matching anchor.
 
-    A snippet t can be a boundary where its probability is at least `boundary_threshold`, or above both neighbours'
-    (beyond the window there is none), and t < its window's length. A start s and an end e are a pair where
-    1 <= e - s <= D. With m = table[s, e - s - 1] the matching anchor of the pair:
+    Source: BCNet paper, section 3.6. A snippet t can be a boundary if its probability is at least `boundary_threshold`,
+    or greater than that of both neighbours. Every pair of a start s and an end e with 1 <= e - s <= D is a proposal.
+    With m = table[s, e - s - 1], the anchor that matches the pair:
 
-        segment = ((s, e) + anchors[m]) / 2 where classification[m] > min_classification
+        segment = ((s, e) + anchors[m]) / 2 if classification[m] > min_classification
                   and regression[m] > min_regression (Eq. 12), else (s, e)
         score   = start[s] * end[e] * classification[m] * regression[m] * (1 - background[m]) (Eq. 13)
 
     Args:
-        start, end: [W, T], of one device and one of the dtypes float16, bfloat16, float32, float64, any strides.
-        classification, regression, background: [W, P], of the same dtype. Without `background` (None) its factor is
-            left out.
-        anchors: [P, 2], start and end in snippets, int32, int64, float32 or float64.
-        table: [T, D] int32, numbers below P, as `anchors.matching_table` makes it.
-        lengths: [W] int64, the snippets that are not padding, 0 to T; None where no window has any.
-        max_snippets: segments of this length and longer get the score 0; None for no limit.
-        clamp_boundaries: a habit of the public BCNet release, which reads snippet 0 as 1 and T - 1 as T - 2: pairs with
-            s = 1 appear twice in a row each time, those with s = 0 or e = T - 1 not at all.
+        start: probabilities of a start, [W, T], any strides; float16, bfloat16, float32 or float64.
+        end: probabilities of an end, [W, T], in the dtype and on the device of start, like the next three.
+        classification: scores of the anchors, [W, P].
+        regression: predicted tIoU of the anchors, [W, P].
+        background: background scores of the anchors, [W, P]; None leaves out their factor.
+        anchors: start and end in snippets, [P, 2] int32, int64, float32 or float64.
+        table: anchor of each pair, [T, D] int32, numbers below P, as `anchors.matching_table` returns it.
+        lengths: snippets that are not padding, [W] int64, 0 to T; None if no window is padded.
+        boundary_threshold, min_classification, min_regression: see above.
+        max_snippets: segments of this length or longer get the score 0; None for no limit.
+        clamp_boundaries: read snippet 0 as 1 and T - 1 as T - 2, as the public BCNet release does. Pairs with s = 1
+            then appear twice in a row, and those with s = 0 or e = T - 1 not at all.
 
     Returns:
-        A named tuple (segments [W, K, 2] float64, scores [W, K] float64, boundaries [W, K, 2] int32, counts [W] int64).
-        The pairs (s, e) = boundaries[w, i] of window w are its first counts[w] rows, sorted by s, then e; the rest is
-        zeros. K = d (T - 1) - d (d - 1) / 2 with d = min(D, T - 1), the pairs that a window can have at most.
+        `MatchedProposals` with K = d (T - 1) - d (d - 1) / 2, d = min(D, T - 1): the most pairs a window can have.
 
-    All arithmetic is in float64 in the order of the formulas, one factor multiplied after the other: the bits are the
-    same from every backend. The shapes depend on those of the inputs alone and nothing is read back from the device, so
-    the call fits into a CUDA graph. Not differentiable.
+    All arithmetic is in float64, in the order of the formulas, so every backend gives the same bits. All shapes follow
+    from those of the inputs and nothing is read back from the device, so a CUDA graph can hold the call. Not
+    differentiable.
 
     Raises:
-        TypeError: an argument is no tensor, or has a dtype other than stated.
-        ValueError: an argument has another shape, device or range than stated. On the CPU this includes NaN and
-            infinity, lengths and table; values on another device are not looked at. There a NaN is no boundary and no
-            lower neighbour of one, refines nothing, and is the score of every pair that it is a factor of.
+        TypeError: an argument is not a tensor or number, or its dtype is not listed above.
+        ValueError: an argument has another shape, device or range. On the CPU this includes NaN and infinity, and the
+            values of lengths and table. Values on other devices are not checked. There a NaN is neither a boundary nor
+            a lower neighbour of one, never refines, and makes the score of every pair it is a factor of NaN.
     """
     tensors = {
         "start": start,
@@ -94,51 +116,52 @@ def match_proposals(
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"match_proposals: {name} must be a tensor, got {type(tensor).__name__}")
-    numbers = {"boundary_threshold": boundary_threshold, "min_classification": min_classification}
-    for name, value in {**numbers, "min_regression": min_regression}.items():
+    thresholds = _Thresholds(boundary_threshold, min_classification, min_regression)
+    for name, value in thresholds._asdict().items():
         check_number("match_proposals", name, value)
     if max_snippets is not None:
         check_number("match_proposals", "max_snippets", max_snippets)
-    start, end, classification, regression = (t.detach() for t in (start, end, classification, regression))
-    background = None if background is None else background.detach()
-    return MatchedProposals(
-        *call(
-            _match_proposals, _run,
-            start, end, classification, regression, background, anchors, table, lengths,
-            boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
-        )
-    )  # fmt: skip
+    scores = [start, end, classification, regression, *([] if background is None else [background])]
+    scores = [tensor.detach() for tensor in scores]
+    found = _match_proposals(scores, anchors, table, lengths, list(thresholds), max_snippets, clamp_boundaries)
+    return MatchedProposals(*found)
 
 
 def _check(
-    start, end, classification, regression, background, anchors, table, lengths,
-    boundary_threshold, min_classification, min_regression, max_snippets,
-) -> None:  # fmt: skip
-    """Raise for what no backend takes and what can be told without reading a tensor's values."""
+    scores: _Scores,
+    anchors: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor | None,
+    thresholds: _Thresholds,
+    max_snippets: float | None,
+) -> None:
+    """Raise for arguments that no backend supports, as far as it shows without reading values of a tensor."""
 
-    def refuse(error, name, wanted, got):
-        raise error(f"match_proposals: {name} must be {wanted}, got {got}")
+    def refuse(error, name, required, actual):
+        raise error(f"match_proposals: {name} must be {required}, got {actual}")
 
+    start = scores.start
     if start.dim() != 2 or 0 in start.shape:
         refuse(ValueError, "start", "[W, T] and not empty", f"shape {list(start.shape)}")
     if table.dim() != 2 or table.shape[0] != start.shape[1] or table.shape[1] == 0:
         refuse(ValueError, "table", f"[{start.shape[1]}, D] to fit start, and not empty", f"shape {list(table.shape)}")
     if anchors.dim() != 2 or anchors.shape[1] != 2 or anchors.shape[0] == 0:
         refuse(ValueError, "anchors", "[P, 2] and not empty", f"shape {list(anchors.shape)}")
-    frames, scores = list(start.shape), [start.shape[0], anchors.shape[0]]
-    wanted = {
-        "start": (start, frames, DTYPES),
-        "end": (end, frames, (start.dtype,)),
-        "classification": (classification, scores, (start.dtype,)),
-        "regression": (regression, scores, (start.dtype,)),
-        "background": (background, scores, (start.dtype,)),
-        "anchors": (anchors, list(anchors.shape), ANCHOR_DTYPES),
-        "table": (table, list(table.shape), (torch.int32,)),
-        "lengths": (lengths, frames[:1], (torch.int64,)),
+    by_snippet, by_anchor = list(start.shape), [start.shape[0], anchors.shape[0]]
+    required: dict[str, tuple[list[int], tuple[torch.dtype, ...]]] = {
+        "start": (by_snippet, DTYPES),
+        "end": (by_snippet, (start.dtype,)),
+        "classification": (by_anchor, (start.dtype,)),
+        "regression": (by_anchor, (start.dtype,)),
+        "background": (by_anchor, (start.dtype,)),
+        "anchors": (list(anchors.shape), ANCHOR_DTYPES),
+        "table": (list(table.shape), (torch.int32,)),
+        "lengths": (by_snippet[:1], (torch.int64,)),
     }
-    for name, (tensor, shape, dtypes) in wanted.items():
+    for name, tensor in {**scores._asdict(), "anchors": anchors, "table": table, "lengths": lengths}.items():
         if tensor is None:
             continue
+        shape, dtypes = required[name]
         if list(tensor.shape) != shape:
             refuse(ValueError, name, f"{shape} to fit the others", f"shape {list(tensor.shape)}")
         if tensor.dtype not in dtypes:
@@ -146,72 +169,67 @@ def _check(
             refuse(TypeError, name, names, tensor.dtype)
         if tensor.device != start.device:
             refuse(ValueError, name, f"on {start.device} as start is", f"a tensor on {tensor.device}")
-    numbers = {
-        "boundary_threshold": boundary_threshold,
-        "min_classification": min_classification,
-        "min_regression": min_regression,
-        "max_snippets": max_snippets,
-    }
-    for name, value in numbers.items():
+    for name, value in {**thresholds._asdict(), "max_snippets": max_snippets}.items():
         if value is not None and math.isnan(value):
             refuse(ValueError, name, "a number", value)
 
 
-def _check_values(start, end, classification, regression, background, anchors, table, lengths) -> None:
-    """Raise for values in host memory that no backend takes."""
-    scores = {"start": start, "end": end, "classification": classification, "regression": regression}
-    for name, tensor in {**scores, "background": background, "anchors": anchors}.items():
+def _check_values(scores: _Scores, anchors: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor | None) -> None:
+    """Raise for values in host memory that no backend supports."""
+
+    def refuse(name, required, tensor, good):
+        where = (~good).nonzero()[0].tolist()
+        value = tensor[tuple(where)].item()
+        raise ValueError(f"match_proposals: {name} must be {required}, got {value} at {where} of {list(tensor.shape)}")
+
+    for name, tensor in {**scores._asdict(), "anchors": anchors}.items():
         if tensor is not None and not (good := tensor.isfinite()).all():
-            where = (~good).nonzero()[0].tolist()
-            value = tensor[tuple(where)].item()
-            raise ValueError(f"match_proposals: {name} must be finite, got {value} at {where} of {list(tensor.shape)}")
-    for name, tensor, most in (("table", table, len(anchors) - 1), ("lengths", lengths, start.shape[1])):
+            refuse(name, "finite", tensor, good)
+    for name, tensor, most in (("table", table, len(anchors) - 1), ("lengths", lengths, scores.start.shape[1])):
         if tensor is not None and not (good := (tensor >= 0) & (tensor <= most)).all():
-            where = (~good).nonzero()[0].tolist()
-            value = tensor[tuple(where)].item()
-            raise ValueError(
-                f"match_proposals: {name} must be 0 to {most}, got {value} at {where} of {list(tensor.shape)}"
-            )
+            refuse(name, f"0 to {most}", tensor, good)
 
 
 def _run(
-    start, end, classification, regression, background, anchors, table, lengths,
-    boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
-):  # fmt: skip
-    tensors = start, end, classification, regression, background, anchors, table, lengths
-    options = boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries
-    _check(*tensors, *options[:4])
-    backend = choose("match_proposals", start.device)
+    scores: Sequence[torch.Tensor],
+    anchors: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor | None,
+    thresholds: Sequence[float],
+    max_snippets: float | None,
+    clamp_boundaries: bool,
+) -> tuple[torch.Tensor, ...]:
+    """Return the fields of `MatchedProposals`; scores and thresholds are those of `_Scores` and `_Thresholds`."""
+    named, limits = _Scores(*scores), _Thresholds(*thresholds)
+    _check(named, anchors, table, lengths, limits, max_snippets)
+    backend = choose("match_proposals", named.start.device)
+    tables = anchors, table, lengths
     if backend == "native":
-        return _run_native(tensors, options)
-    if start.device.type == "cpu":
-        _check_values(*tensors)
+        return _run_native(named, *tables, (*limits, max_snippets, clamp_boundaries))
+    if named.start.device.type == "cpu":
+        _check_values(named, *tables)
+    options = {**limits._asdict(), "max_snippets": max_snippets, "clamp_boundaries": clamp_boundaries}
     if backend == "reference":
-        return reference.match_proposals(*tensors, *options)
+        return reference.match_proposals(*named, *tables, **options)
     from ..kernels import match_proposals as kernels
 
-    outputs = _outputs(start, table)
-    kernels.launch(*tensors, *options, *outputs)
+    outputs = _outputs(named.start, table)
+    kernels.launch(named, tables, outputs, **options)
     return outputs
 
 
-# The schema is written out because PyTorch before 2.6 cannot read it from annotations that are strings.
-_match_proposals = torch.library.custom_op(
-    "bcnet_fast::match_proposals",
-    _run,
-    mutates_args=(),
-    schema="(Tensor start, Tensor end, Tensor classification, Tensor regression, Tensor? background, Tensor anchors, "
-    "Tensor table, Tensor? lengths, float boundary_threshold, float min_classification, float min_regression, "
-    "float? max_snippets, bool clamp_boundaries) -> (Tensor, Tensor, Tensor, Tensor)",
-)
-
-
-def _run_native(tensors, options):
-    start, *_, table, _ = tensors
-    if start.dtype in (torch.float16, torch.bfloat16):
-        tensors = *(None if tensor is None else tensor.float() for tensor in tensors[:5]), *tensors[5:]
-    scores = np.float64 if start.dtype == torch.float64 else np.float32
-    dtypes = (*[scores] * 5, np.float64, np.int32, np.int64)
+def _run_native(
+    scores: _Scores,
+    anchors: torch.Tensor,
+    table: torch.Tensor,
+    lengths: torch.Tensor | None,
+    options: tuple[Any, ...],
+) -> tuple[torch.Tensor, ...]:
+    start = scores.start
+    dtype = np.float64 if start.dtype == torch.float64 else np.float32
+    half = start.dtype in (torch.float16, torch.bfloat16)
+    tensors = *(tensor if tensor is None or not half else tensor.float() for tensor in scores), anchors, table, lengths
+    dtypes = (*[dtype] * len(scores), np.float64, np.int32, np.int64)
     inputs = [
         None if tensor is None else np.ascontiguousarray(tensor.numpy(force=True), dtype)
         for tensor, dtype in zip(tensors, dtypes, strict=True)
@@ -219,10 +237,10 @@ def _run_native(tensors, options):
     outputs = _outputs(start, table)
     arrays = [output.numpy() for output in outputs]
     try:
-        _native.module.match_proposals(*inputs, *options, torch.get_num_threads(), *arrays)
+        native.module.match_proposals(*inputs, *options, torch.get_num_threads(), *arrays)
     except ValueError:
-        # It looks at all values itself, in less time, but says less about them.
-        _check_values(*tensors)
+        # The C++ code checks all values too, and faster, but names neither the value nor its place.
+        _check_values(scores, anchors, table, lengths)
         raise
     return outputs
 
@@ -237,13 +255,16 @@ def _outputs(start: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, ..
     )
 
 
-@_match_proposals.register_fake
-def _match_proposals_fake(
-    start, end, classification, regression, background, anchors, table, lengths,
-    boundary_threshold, min_classification, min_regression, max_snippets, clamp_boundaries,
-):  # fmt: skip
-    _check(
-        start, end, classification, regression, background, anchors, table, lengths,
-        boundary_threshold, min_classification, min_regression, max_snippets,
-    )  # fmt: skip
-    return _outputs(start, table)
+def _fake(scores, anchors, table, lengths, thresholds, max_snippets, clamp_boundaries):
+    named = _Scores(*scores)
+    _check(named, anchors, table, lengths, _Thresholds(*thresholds), max_snippets)
+    return _outputs(named.start, table)
+
+
+_match_proposals = register(
+    "match_proposals",
+    "(Tensor[] scores, Tensor anchors, Tensor table, Tensor? lengths, float[] thresholds, float? max_snippets, "
+    "bool clamp_boundaries) -> (Tensor, Tensor, Tensor, Tensor)",
+    _run,
+    _fake,
+)

@@ -1,18 +1,18 @@
-"""The native extensions for the CPU and for CUDA, as far as they were built: the module, else None and the reason."""
+"""The compiled extensions for the CPU and for CUDA: each the module, or None and the reason."""
 
 from __future__ import annotations
 
 import functools
 import importlib
-from types import ModuleType
+from typing import Any
 
-# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
-# it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
+# The interface numbers of csrc/bindings.cpp and csrc/bindings_cuda.cpp that this code was written for. Raise both sides
+# when a signature or its contract changes: an editable install does not rebuild C++, and must not call an old build.
 INTERFACE = 9
 CUDA_INTERFACE = 1
 
 
-def _load(name: str, interface: int, what: str, needs: str) -> tuple[ModuleType | None, str | None]:
+def _load(name: str, interface: int, what: str, needs: str) -> tuple[Any, str | None]:
     try:
         found = importlib.import_module(f"bcnet_fast.{name}")
     except ImportError as error:
@@ -26,16 +26,16 @@ module, reason = _load("_C", INTERFACE, "the native extension", "a C++ compiler"
 
 
 @functools.cache
-def cuda() -> tuple[ModuleType | None, str | None]:
-    """The extension for CUDA, looked up when first needed: a process on a CPU does without its memory."""
+def cuda() -> tuple[Any, str | None]:
+    """Return the CUDA extension, or None and the reason. It is loaded on the first call, to save a CPU its memory."""
     return _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
 
 
 @functools.cache
 def cuda_problem(device: int) -> str | None:
-    """Why the CUDA extension cannot be used on a device; None when it can.
+    """Return the reason why the CUDA extension cannot run on a device (by index); None if it can.
 
-    The device may be older than those that it was built for, or the driver older than the nvcc that built it.
+    The device may be older than those the extension was built for, or the driver older than the nvcc that built it.
     """
     found, why = cuda()
     if found is None:

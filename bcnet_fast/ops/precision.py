@@ -24,25 +24,37 @@ def gpu_products(tf32: bool = False) -> Iterator[None]:
     try:
         for owner, name, value in [*_float32_switches(tf32), *_sum_switches()]:
             before = getattr(owner, name)
-            if before != value and not (value == "ieee" and before == "none"):
+            if before != value:
+                changed.append((owner, name, _own_setting(owner, name, before)))
                 setattr(owner, name, value)
-                changed.append((owner, name, before))
         yield
     finally:
-        for owner, name, before in changed:
+        for owner, name, before in reversed(changed):
             setattr(owner, name, before)
 
 
 def _float32_switches(tf32: bool) -> list[tuple[Any, str, Any]]:
+    """General switches come first: those that follow them are then right already, and go on following them."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # PyTorch 2.9 replaced the first pair by the second, and raises where both are in use.
+    # PyTorch 2.9 replaced the first pair by the others, and raises where both are in use.
     if not hasattr(matmul, "fp32_precision"):
         return [(matmul, "allow_tf32", tf32), (cudnn, "allow_tf32", tf32)]
     value = "tf32" if tf32 else "ieee"
-    return [(matmul, "fp32_precision", value), (cudnn.conv, "fp32_precision", value)]
+    # The second belongs to all of CUDA, in spite of its name.
+    return [(owner, "fp32_precision", value) for owner in (cudnn, matmul, cudnn.conv)]
+
+
+def _own_setting(owner: Any, name: str, value: Any) -> Any:
+    """What to put back: "none" where the switch of all of CUDA repeats the general one."""
+    follows = owner is torch.backends.cudnn and name == "fp32_precision" and value == torch.backends.fp32_precision
+    return "none" if follows else value
 
 
 def _sum_switches() -> list[tuple[Any, str, Any]]:
     matmul = torch.backends.cuda.matmul
-    names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
-    return [(matmul, name, False) for name in names]
+    names = (
+        "allow_fp16_reduced_precision_reduction",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_accumulation",  # since PyTorch 2.7
+    )
+    return [(matmul, name, False) for name in names if hasattr(matmul, name)]

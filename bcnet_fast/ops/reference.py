@@ -1,16 +1,19 @@
-"""The plain PyTorch definition of every operator: the truth for tests and benchmarks, and the fallback everywhere."""
+"""Definition of every operator in plain PyTorch or NumPy: the ground truth of tests, and the fallback on any device."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from .sampling_plan import SamplingPlan
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums over inputs of `dtype` are made: float32, or float64 for float64."""
+    """Return the dtype of sums over inputs of `dtype`: float32, or float64 for float64."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -21,7 +24,7 @@ def difference_attention(
     value_background: torch.Tensor,
     scale: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition of difference attention (paper Eq. 6): `A = softmax(query key^T * scale)`, times each value.
+    """Define difference attention (BCNet paper, Eq. 6): `A = softmax(query key^T * scale)`, times each value.
 
     Shapes as in `ops.difference_attention`. Stores the map [B, H, Tq, Tk].
     """
@@ -31,20 +34,26 @@ def difference_attention(
 
 
 def difference_attention_forward(query, key, value_action, value_background, scale):
-    """Both outputs and the log-sum-exp [B, H, Tq] of each row's logits, all in the accumulation dtype."""
+    """Return both outputs and the log-sum-exp [B, H, Tq] of each row of logits, all in the accumulation dtype."""
     query, key, value_action, value_background = _accumulated(query, key, value_action, value_background)
     logits = (query * scale) @ key.mT
     weights = torch.softmax(logits, dim=-1)
-    # The largest weight is exp(largest logit - lse); a second pass of exponentials is not needed.
+    # The largest weight is exp(largest logit - lse), which saves a second pass of exponentials.
     lse = logits.amax(-1) - weights.amax(-1).log()
     return weights @ value_action, weights @ value_background, lse
 
 
-def difference_attention_backward(
-    grad_action, grad_background, query, key, value_action, value_background, out_action, out_background, lse, scale
-):
-    """The gradients of query, key, value_action and value_background, in the accumulation dtype."""
-    query, key, value_action, value_background = _accumulated(query, key, value_action, value_background)
+def difference_attention_backward(inputs, outputs, grad_action, grad_background, scale):
+    """Return the gradients of query, key, value_action and value_background, in the accumulation dtype.
+
+    Args:
+        inputs: query, key, value_action, value_background.
+        outputs: out_action, out_background, and the log-sum-exp [B, H, Tq].
+        grad_action, grad_background: gradients of the first two outputs.
+        scale: factor of the logits.
+    """
+    query, key, value_action, value_background = _accumulated(*inputs)
+    out_action, out_background, lse = outputs
     grad_action, grad_background = _accumulated(grad_action, grad_background)
     weights = torch.exp((query * scale) @ key.mT - lse[..., None])
     delta = (grad_action * out_action + grad_background * out_background).sum(-1, keepdim=True)
@@ -61,6 +70,7 @@ def soft_nms(
     segments: np.ndarray,
     scores: np.ndarray,
     offsets: np.ndarray,
+    *,
     method: str,
     sigma: float,
     threshold_low: float,
@@ -69,9 +79,9 @@ def soft_nms(
     max_proposals: int | None,
     length_epsilon: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition of Soft-NMS; arguments as in `ops.soft_nms`, as arrays. Returns the picks' indices and scores.
+    """Define Soft-NMS; arguments as in `ops.soft_nms`, as arrays. Returns the indices and scores of the picks.
 
-    In NumPy: the algorithm is a chain of short steps, and each costs a multiple in PyTorch.
+    Written in NumPy because the algorithm is a chain of short steps, each of which takes much longer in PyTorch.
     """
     indices, picked = [np.empty(0, np.int64)], [scores[:0]]
     for first, last in itertools.pairwise(offsets):
@@ -122,7 +132,7 @@ def _soft_nms_of_set(segments, scores, method, sigma, threshold_low, threshold_h
     return index[:picks], score[:picks]
 
 
-# log2(e), ln 2 in two parts of which the first has few bits, where exp() becomes 0, and the last power of the series
+# log2(e); ln 2 as a sum of two numbers, the first with few bits; the x where exp(x) becomes 0; the last power.
 _EXP_CONSTANTS = {
     np.dtype(np.float32): (1.44269504, 0.693359375, -2.12194440e-4, -104, 7),
     np.dtype(np.float64): (1.4426950408889634, 0.69314718036912382, 1.9082149292705877e-10, -746, 13),
@@ -130,9 +140,9 @@ _EXP_CONSTANTS = {
 
 
 def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
-    """exp(x) for x <= 0, within 1.03 ulp, by the very operations of the C++ code (csrc/include/simd.h).
+    """Compute exp(x) for x <= 0 within 1.03 ulp, by the same operations as the C++ code (csrc/include/simd.h).
 
-    NumPy's own differs in the last bit between its builds, and the last bit can decide which of two candidates is next.
+    NumPy's exp differs in the last bit between builds, and the last bit can decide which of two candidates is next.
     """
     log2e, ln2_high, ln2_low, lowest, last = _EXP_CONSTANTS[x.dtype]
     one, log2e, ln2_high, ln2_low, lowest = (x.dtype.type(c) for c in (1, log2e, ln2_high, ln2_low, lowest))
@@ -146,64 +156,59 @@ def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
     return np.ldexp(one + (r + r * r * tail), n.astype(np.int32))
 
 
-def anchor_sampling(rows, first, offsets, weights, bins, longest):
-    """The definition of anchor sampling: rows [B, G, T, C] -> [B, P, N, C], in the accumulation dtype."""
-    matrices = _bin_matrices(first, offsets, weights, rows.shape[2], longest)
-    return torch.stack([m @ rows[:, s].to(m.dtype) for m, s in zip(matrices, _sources(bins), strict=True)], 2)
+def anchor_sampling(rows: torch.Tensor, plan: SamplingPlan) -> torch.Tensor:
+    """Define anchor sampling: rows [B, G, T, C] -> [B, P, N, C], in the accumulation dtype."""
+    sampled = [matrix @ rows[:, source].to(matrix.dtype) for matrix, source in _matrices(plan)]
+    return torch.stack(sampled, 2)
 
 
-def anchor_sampling_backward(grad, first, offsets, weights, length, bins, longest):
-    """The gradient of the rows [B, G, T, C], in the accumulation dtype."""
-    rows = weights.new_zeros(grad.shape[0], len(bins), length, grad.shape[3])
-    matrices = _bin_matrices(first, offsets, weights, length, longest)
-    for n, (matrix, source) in enumerate(zip(matrices, _sources(bins), strict=True)):
+def anchor_sampling_backward(grad: torch.Tensor, plan: SamplingPlan) -> torch.Tensor:
+    """Return the gradient of the rows [B, G, T, C], in the accumulation dtype; grad is [B, P, N, C]."""
+    rows = plan.weights.new_zeros(grad.shape[0], len(plan.bins), plan.length, grad.shape[3])
+    for n, (matrix, source) in enumerate(_matrices(plan)):
         rows[:, source] += matrix.mT @ grad[:, :, n].to(matrix.dtype)
     return rows
 
 
-def anchor_projection(rows, weight, bias, first, offsets, weights, bins, longest, relu):
-    """The definition of the projection: the sum over bins of sampled[:, :, n] @ weight[n], + bias, ReLU: [B, P, O]."""
-    out = weights.new_zeros(rows.shape[0], first.shape[0], weight.shape[2])
-    matrices = _bin_matrices(first, offsets, weights, rows.shape[2], longest)
-    for matrix, projection, source in zip(matrices, weight, _sources(bins), strict=True):
+def anchor_projection(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, plan: SamplingPlan, relu: bool
+) -> torch.Tensor:
+    """Define the projection: the sum over bins of sampled[:, :, n] @ weight[n], + bias, ReLU: [B, P, O]."""
+    out = plan.weights.new_zeros(rows.shape[0], plan.anchors, weight.shape[2])
+    for (matrix, source), projection in zip(_matrices(plan), weight, strict=True):
         out += (matrix @ rows[:, source]) @ projection
     if bias is not None:
         out += bias
     return out.relu() if relu else out
 
 
-def anchor_gather_backward(grad, first, offsets, weights, length, longest):
-    """The gradient of every snippet projected for every bin, [B, N, T, O], of that of the projection [B, P, O]."""
-    return torch.stack([m.mT @ grad for m in _bin_matrices(first, offsets, weights, length, longest)], 1)
+def anchor_gather_backward(grad: torch.Tensor, plan: SamplingPlan) -> torch.Tensor:
+    """Return the gradient of every snippet projected for every bin, [B, N, T, O]; grad is [B, P, O]."""
+    return torch.stack([matrix.mT @ grad for matrix, _ in _matrices(plan)], 1)
 
 
-def _sources(bins: list[int]) -> list[int]:
-    """The feature sequence that each bin reads."""
-    return [source for source, count in enumerate(bins) for _ in range(count)]
-
-
-def _bin_matrices(first, offsets, weights, length, longest):
-    """A plan's dense sampling matrix [P, T] of one bin after the other."""
-    anchors, bins = first.shape
-    taps = torch.arange(longest, device=first.device)
-    for n in range(bins):
-        begin, end = (offsets[n + shift :: bins][:anchors, None].long() for shift in (0, 1))
+def _matrices(plan: SamplingPlan) -> Iterator[tuple[torch.Tensor, int]]:
+    """Yield, for one bin after the other, the dense sampling matrix [P, T] and the feature sequence it reads."""
+    taps = torch.arange(plan.longest, device=plan.first.device)
+    sources = [source for source, count in enumerate(plan.bins) for _ in range(count)]
+    for n, source in enumerate(sources):
+        begin, end = (plan.offsets[n + shift :: len(sources)][: plan.anchors, None].long() for shift in (0, 1))
         used = begin + taps < end
-        weight = torch.where(used, weights[(begin + taps).clamp(max=len(weights) - 1)], 0)
-        snippet = (first[:, n, None] + taps).clamp(max=length - 1)
-        yield weights.new_zeros(anchors, length).scatter_add_(1, snippet, weight)
+        weight = torch.where(used, plan.weights[(begin + taps).clamp(max=plan.taps - 1)], 0)
+        snippet = (plan.first[:, n, None] + taps).clamp(max=plan.length - 1)
+        yield plan.weights.new_zeros(plan.anchors, plan.length).scatter_add_(1, snippet, weight), source
 
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
-    """The definition of the residual LayerNorm: z = x + residual, and (z - mean) / sqrt(variance + eps) of each row."""
+    """Define the residual LayerNorm: z = x + residual, then (z - mean) / sqrt(variance + eps) of each row."""
     return add_layer_norm_forward(x, residual, eps)[0].to(x.dtype)
 
 
 def add_layer_norm_forward(x, residual, eps):
-    """The output [..., D] and 1 / sqrt(variance + eps) [...] of each row, in the accumulation dtype."""
+    """Return the output [..., D] and 1 / sqrt(variance + eps) [...] of each row, in the accumulation dtype."""
     x, residual = _accumulated(x, residual)
     z = x + residual
-    # A constant added to a row changes nothing, not even the gradient, but a large one costs digits in PyTorch's own.
+    # A constant added to a row changes neither result nor gradient, but a large one costs PyTorch's LayerNorm digits.
     first = z.detach()[..., :1]
     centre = first + (z.detach() - first).mean(-1, keepdim=True)
     out, _, rstd = torch.native_layer_norm(z - centre, z.shape[-1:], None, None, eps)
@@ -211,7 +216,7 @@ def add_layer_norm_forward(x, residual, eps):
 
 
 def add_layer_norm_backward(grad, out, rstd):
-    """The gradient of x, which is that of residual too, in the accumulation dtype."""
+    """Return the gradient of x, which is that of residual too, in the accumulation dtype."""
     grad, out = _accumulated(grad, out)
     slope = (grad * out).mean(-1, keepdim=True)
     return (grad - grad.mean(-1, keepdim=True) - out * slope) * rstd[..., None]
@@ -226,21 +231,22 @@ def match_proposals(
     anchors: torch.Tensor,
     table: torch.Tensor,
     lengths: torch.Tensor | None,
+    *,
     boundary_threshold: float,
     min_classification: float,
     min_regression: float,
     max_snippets: float | None,
     clamp_boundaries: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The definition of the proposals' matching; arguments and results as in `ops.match_proposals`.
+    """Define proposal matching; arguments and results as in `ops.match_proposals`.
 
-    Of fixed size throughout, so that it runs on a device without a look at its results.
+    All sizes follow from the shapes of the inputs, so that nothing is read back from the device.
     """
     windows, snippets = start.shape
     longest, rows = min(table.shape[1], snippets - 1), most_pairs(*table.shape)
     starts, ends = (possible_boundaries(p, boundary_threshold, lengths) for p in (start, end))
     t = torch.arange(snippets, device=start.device)
-    # The last snippet can be read as it is: there is no end beyond the one before it.
+    # Without a clamp at the last snippet: it starts no pair, as no end lies beyond it.
     s = t.clamp(min=min(1, snippets - 1)) if clamp_boundaries else t
     e = s[:, None] + torch.arange(1, longest + 1, device=start.device)  # [T, d]
     inside = e < snippets - clamp_boundaries
@@ -249,7 +255,7 @@ def match_proposals(
     found = pairs.cumsum(1)
     counts = pairs.sum(1)
 
-    # Row k of the result is the cell of the k-th pair. One row more takes the cells that are no pair.
+    # Row k of the result holds the cell of the k-th pair. An extra row collects the cells that are not pairs.
     cells = torch.arange(snippets * longest, device=start.device).expand(windows, -1)
     cell = found.new_zeros(windows, rows + 1).scatter_(1, torch.where(pairs, found - 1, rows), cells)[:, :rows]
     valid = torch.arange(rows, device=start.device) < counts[:, None]
@@ -272,14 +278,20 @@ def match_proposals(
 
 
 def most_pairs(snippets: int, durations: int) -> int:
-    """How many pairs (s, e) of `snippets` snippets have 1 <= e - s <= durations."""
+    """Count the pairs (s, e) of `snippets` snippets with 1 <= e - s <= durations."""
     longest = torch.sym_min(durations, snippets - 1)
     return longest * (snippets - 1) - longest * (longest - 1) // 2
 
 
 def possible_boundaries(probability: torch.Tensor, threshold: float, lengths: torch.Tensor | None) -> torch.Tensor:
-    """Which snippets can be a boundary: at least `threshold` or a strict local maximum, and not padding; [W, T]."""
-    probability = probability.double()  # else the threshold itself would be rounded to float32
+    """Mark snippets [W, T] that can be a boundary: at least `threshold` or a strict local maximum, and not padding.
+
+    Args:
+        probability: [W, T] of any float dtype.
+        threshold: compared in float64.
+        lengths: [W] int64, number of snippets that are not padding; None if no window is padded.
+    """
+    probability = probability.double()  # in float32, the threshold itself would be rounded
     padded = torch.nn.functional.pad(probability, (1, 1), value=-torch.inf)
     taken = (probability >= threshold) | ((probability > padded[:, :-2]) & (probability > padded[:, 2:]))
     if lengths is not None:

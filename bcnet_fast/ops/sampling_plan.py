@@ -1,78 +1,95 @@
 """Sparse sampling plans: which snippets each bin of each anchor reads, and with which weights.
 
 A plan depends on the anchors alone and is built once. Two sampling rules are covered: evenly spaced points (BMN, and
-BCNet after it) and aligned bins (G-TAD). They differ in where the points lie and in what happens at the ends of the
-sequence; both interpolate linearly and average the points of a bin.
+BCNet after it) and aligned bins (G-TAD). They differ in the position of the points and in what happens at the ends of
+the sequence. Both interpolate linearly and average the points of a bin.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# Anchors that the native code works on at the same time (csrc/include/anchor_sampling.h has the same number).
+# Anchors that the native code processes at the same time; the same number is in csrc/include/anchor_sampling.h.
 GROUP = 8
-# Anchors whose points are in memory at the same time while a plan is made.
+# Anchors whose points are in memory at the same time while a plan is built.
 BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
 class SamplingPlan:
-    """Weights that sample N bins for each of P anchors from sequences of T snippets, without their zeros.
+    """Sparse matrix that samples N bins for each of P anchors from sequences of T snippets, and its transpose.
 
     Bin n of anchor p reads the snippets from first[p, n] on, with the weights from offsets[p N + n] up to
-    offsets[p N + n + 1]; a bin may be empty. Made by `interpolated_plan` and `aligned_plan`.
+    offsets[p N + n + 1]; a bin may be empty. The weights of a plan are called its taps. Plans are built by
+    `interpolated_plan` and `aligned_plan`, and their tensors must not be changed.
+
+    length: T, snippets of a sequence.
+    bins: bins taken from each of the feature sequences; N is their sum.
+    longest: largest number of snippets that a bin reads.
+    first: [P, N] int32.
+    offsets: [P * N + 1] int32.
+    weights: [taps] float32 or float64.
+    by_snippet_offsets: [N * T + 1] int32; row n * T + t of the transpose has the taps of bin n at snippet t.
+    by_snippet_anchor: [taps] int32, the anchor of each tap of the transpose.
+    by_snippet_weight: [taps], in the dtype of weights.
+    order: [groups, GROUP] int32, every anchor once; those of a group read alike, up to a shift. -1 fills up a group.
     """
 
-    length: int  # T
-    bins: tuple[int, ...]  # bins taken from each of the feature sequences; N is their sum
-    longest: int  # most snippets that a bin reads
-    first: Tensor  # [P, N] int32
-    offsets: Tensor  # [P * N + 1] int32
-    weights: Tensor  # [taps] float32 or float64
-    # The same taps by bin and snippet, for gradients: row n * T + t has those of bin n at snippet t.
-    by_snippet_offsets: Tensor  # [N * T + 1] int32
-    by_snippet_anchor: Tensor  # [taps] int32
-    by_snippet_weight: Tensor  # [taps], like weights
-    # The anchors in groups that read alike, filled up with -1, and the taps of group g as rows n * T + t: in list 9 g
-    # those common to all, where each anchor reads step[g] rows after the one before it; in list 9 g + 1 + i those of
-    # its i-th anchor alone. List l is group_rows and group_weights from group_offsets[l] up to group_offsets[l + 1].
-    order: Tensor  # [groups, GROUP] int32
-    step: Tensor  # [groups] int32
-    group_offsets: Tensor  # [groups * (GROUP + 1) + 1] int32
-    group_rows: Tensor  # [listed taps] int32
-    group_weights: Tensor  # [listed taps], like weights
+    length: int
+    bins: tuple[int, ...]
+    longest: int
+    first: Tensor
+    offsets: Tensor
+    weights: Tensor
+    by_snippet_offsets: Tensor
+    by_snippet_anchor: Tensor
+    by_snippet_weight: Tensor
+    order: Tensor
+
+    def pack(self) -> tuple[list[Tensor], list[int]]:
+        """Return the plan as operators take it: its tensors, and [T, longest, *bins]."""
+        return [getattr(self, name) for name in PLAN_TENSORS], [self.length, self.longest, *self.bins]
+
+    @classmethod
+    def unpack(cls, tensors: Sequence[Tensor], sizes: Sequence[int]) -> SamplingPlan:
+        """Return the plan that `pack` was called on."""
+        length, longest, *bins = sizes
+        return cls(length, tuple(bins), longest, *tensors)
 
     @property
     def anchors(self) -> int:
-        """P, the number of anchors."""
+        """P, number of anchors."""
         return self.first.shape[0]
 
     @property
     def taps(self) -> int:
-        """The number of weights, over all anchors and bins."""
+        """Number of weights, over all anchors and bins."""
         return self.weights.shape[0]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SamplingPlan:
-        """The plan on another device, or with weights of another dtype; itself where nothing changes."""
+        """Return the plan on another device, or with weights of another dtype; itself if nothing changes."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved = {n: t.to(device, dtype) if t.is_floating_point() else t.to(device) for n, t in tensors.items()}
         return self if all(getattr(self, name) is t for name, t in moved.items()) else replace(self, **moved)
 
     def dense(self) -> Tensor:
-        """The weights with their zeros, [P, N, T]: to look at and to test with. BMN's take 130 MB, G-TAD's 540 MB."""
+        """Return the dense matrix [P, N, T], for tests and inspection: 130 MB for BMN's map, 540 MB for G-TAD's."""
         count = self.offsets.diff().long()
         cell = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
         snippet = self.first.flatten()[cell] + torch.arange(self.taps, device=count.device) - self.offsets[cell]
         dense = self.weights.new_zeros(len(count), self.length)
         dense[cell, snippet] = self.weights
         return dense.view(self.anchors, -1, self.length)
+
+
+PLAN_TENSORS = tuple(field.name for field in fields(SamplingPlan))[3:]
 
 
 def interpolated_plan(
@@ -219,15 +236,11 @@ def _side_by_side(parts: list[_Taps]) -> _Taps:
 def _plan(taps: _Taps, intervals: np.ndarray, length: int, bins: tuple[int, ...]) -> SamplingPlan:
     first, count, weights = taps
     starts = _starts(count)
-    order = _order(intervals)
-    step, common = _steps(order, first, count, starts, weights)
     arrays = {
         "first": first,
         "offsets": np.append(starts, np.int32(len(weights))),
         "weights": weights,
-        "order": order,
-        "step": step,
-        **_group_lists(order, common, first, count, starts, weights, length),
+        "order": _order(intervals),
         **_by_snippet(first, count, starts, weights, length),
     }
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -235,7 +248,7 @@ def _plan(taps: _Taps, intervals: np.ndarray, length: int, bins: tuple[int, ...]
 
 
 def _starts(count: np.ndarray) -> np.ndarray:
-    """Where each bin's weights begin, int32 [P, N]."""
+    """Return where each bin's weights begin, int32 [P, N]."""
     return (np.cumsum(count, dtype=np.int32) - count.ravel()).reshape(count.shape)
 
 
@@ -275,44 +288,3 @@ def _order(intervals: np.ndarray) -> np.ndarray:
     order = np.full((first_of_group.sum(), GROUP), -1, np.int32)
     order[np.cumsum(first_of_group) - 1, rank % GROUP] = anchor
     return order
-
-
-def _steps(order, first, count, starts, weights) -> tuple[np.ndarray, np.ndarray]:
-    """Of each group, the step [groups], and the bins [groups, N] whose taps are common to it, see `SamplingPlan`."""
-    shift = np.zeros((len(order), first.shape[1]), np.int32)
-    alike = np.ones(shift.shape, bool)
-    for place in range(1, GROUP):
-        group = np.flatnonzero(order[:, place] >= 0)
-        before, after = order[group, place - 1], order[group, place]
-        difference = first[after] - first[before]
-        if place == 1:
-            shift[group] = difference
-        same = (count[before] == count[after]) & (difference == shift[group]) & (difference >= 0)
-        pair, n = np.nonzero(same)
-        taps = count[after[pair], n]
-        tap_pair = np.repeat(np.arange(len(pair)), taps)
-        within = np.arange(len(tap_pair)) - (np.cumsum(taps) - taps)[tap_pair]
-        one, other = (weights[starts[anchors[pair], n][tap_pair] + within] for anchors in (before, after))
-        same[pair, n] = np.bincount(tap_pair, one != other, minlength=len(pair)) == 0
-        alike[group] &= same
-    # The step of a group is that of the first of its bins that moves; bins that move otherwise are not common.
-    moves = alike & (shift > 0) & (count[order[:, 0]] > 0)
-    step = np.where(moves.any(axis=1), shift[np.arange(len(order)), moves.argmax(axis=1)], 0).astype(np.int32)
-    return step, alike & (shift == step[:, None])
-
-
-def _group_lists(order, common, first, count, starts, weights, length) -> dict[str, np.ndarray]:
-    """The taps of each group: of its common bins as its first anchor reads them, then of the others by anchor."""
-    members = (order >= 0)[:, :, None]
-    used = np.concatenate([common[:, None], ~common[:, None] & members], axis=1)  # [groups, 1 + GROUP, N]
-    group, place, n = np.nonzero(used)
-    anchor = np.concatenate([order[:, :1], order], axis=1)[group, place]
-    taps = count[anchor, n]
-    entry = np.repeat(np.arange(len(taps)), taps)
-    within = np.arange(len(entry)) - (np.cumsum(taps) - taps)[entry]
-    sizes = np.bincount(group * (1 + GROUP) + place, taps, minlength=len(order) * (1 + GROUP))
-    return {
-        "group_offsets": np.append(0, sizes.cumsum()).astype(np.int32),
-        "group_rows": ((n * length + first[anchor, n])[entry] + within).astype(np.int32),
-        "group_weights": weights[starts[anchor, n][entry] + within],
-    }

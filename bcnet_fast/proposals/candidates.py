@@ -1,7 +1,7 @@
-"""From the network's scores to ranked proposals: candidates, matching, refinement, confidence, Soft-NMS.
+"""Candidates of a window before Soft-NMS (paper, section 3.6).
 
-Paper, section 3.6; the candidates of BMN and G-TAD are the cells of their maps. Times are snippets, counted from the
-window's or the video's first; `infer` turns them into seconds.
+For BCNet they are pairs of boundaries, refined by the anchor that matches them best; for BMN and G-TAD, cells of their
+maps. Times are snippets from the start of the window.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from ..protocols import CandidateRules
 
 @cached_tensors(16)
 def _anchors_and_table(window: int, max_duration: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The anchors, float64 [P, 2], and the matching table, int32 [T, D], on a device."""
+    """Anchors, float64 [P, 2], and the matching table, int32 [T, D], on a device."""
     anchors, table = make_anchors(window, max_duration), matching_table(window, max_duration)
     return torch.from_numpy(anchors.astype("float64")).to(device), torch.from_numpy(table.copy()).to(device)
 
 
 def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, rules: CandidateRules) -> MatchedProposals:
-    """The proposals of W windows before Soft-NMS; `lengths` [W] are the snippets that are not padding."""
+    """Boundary pairs of W windows with their confidence.
+
+    lengths: [W] int64, snippets of each window that are not padding.
+    """
     model, settings = config.model, config.proposals
     return match_proposals(
         output.start,
@@ -50,9 +53,9 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, rules
 
 
 def needed_anchors(boundaries: Boundaries, lengths: Tensor, config: Config, rules: CandidateRules) -> Tensor:
-    """The anchors that `match_candidates` will read, bool [W, P].
+    """Anchors whose scores `match_candidates` will read, bool [W, P].
 
-    These are the anchors that match some pair of possible boundaries among the first `lengths` [W] snippets.
+    They are the anchors that match some pair of possible boundaries among the first `lengths` [W] snippets.
     """
     model = config.model
     _, table = _anchors_and_table(model.window, model.max_duration, boundaries.start.device)

@@ -17,10 +17,12 @@ from .candidates import CellCandidates, cell_candidates, match_candidates, neede
 
 @dataclass
 class WindowProposals:
-    """What is left of a batch of windows after the first Soft-NMS, sorted by window, then decayed score.
+    """Proposals of a batch of windows after the first Soft-NMS, on the CPU, sorted by window, then by decayed score.
 
-    window [n] int64; segments [n, 2] float64, snippets of the window; scores, decayed [n] float64: the confidence, and
-    the same after Soft-NMS. On the CPU.
+    window: [n] int64, row of the batch.
+    segments: [n, 2] float64, snippets from the start of the window.
+    scores: [n] float64, confidence before Soft-NMS.
+    decayed: [n] float64, confidence after Soft-NMS.
     """
 
     window: Tensor
@@ -30,17 +32,17 @@ class WindowProposals:
 
 
 class ProposalGenerator:
-    """From scores to proposals, for one configuration and protocol."""
+    """Turns scores into proposals by the rules of one configuration and one protocol."""
 
     def __init__(self, config: Config, protocol: Protocol) -> None:
         self.config, self.candidate_rules, self.rules = config, protocol.candidates, protocol.suppression
 
     def needed_anchors(self, boundaries: Boundaries, lengths: Tensor) -> Tensor:
-        """The anchors whose scores `window_proposals` will read, bool [W, P], of BCNet."""
+        """Anchors of BCNet whose scores `window_proposals` will read, bool [W, P]."""
         return needed_anchors(boundaries, lengths, self.config, self.candidate_rules)
 
     def window_proposals(self, output: Output, lengths: Tensor) -> WindowProposals:
-        """The best `window_top` proposals of each of W windows; `lengths` [W] are the snippets that are not padding."""
+        """The best `window_top` proposals of each window; lengths [W] excludes padding."""
         if isinstance(output, MapOutput):
             cells = cell_candidates(output, lengths, self.config, self.candidate_rules)
             segments, scores, offsets = _by_score(cells)
@@ -55,10 +57,10 @@ class ProposalGenerator:
         return WindowProposals(columns[:, 0].long(), columns[:, 1:3], columns[:, 3], columns[:, 4])
 
     def video_proposals(self, segments: Tensor, scores: Tensor, decayed: Tensor) -> tuple[Tensor, Tensor]:
-        """Merge the proposals of all windows of one video: segments [n, 2] in snippets of the video, scores [n].
+        """Merge the windows of one video: segments [n, 2] in snippets of the video, scores and decayed [n].
 
-        Returns (segments [k, 2], scores [k]), best first, at most `top` of them. A rescaled video has one window, whose
-        Soft-NMS is the only one.
+        Returns (segments [k, 2], scores [k]), best first, at most `top` of them. The single window of a rescaled video
+        goes through no second Soft-NMS.
         """
         top = self.config.proposals.top
         if self.config.data.rescale:
@@ -71,11 +73,12 @@ class ProposalGenerator:
     def suppress(
         self, segments: Tensor, scores: Tensor, offsets: Tensor, sizes: Tensor, top: int
     ) -> tuple[Tensor, Tensor]:
-        """Soft-NMS of many sets: set v is rows offsets[v] to offsets[v + 1]; at most `top` rows of each are kept.
+        """Soft-NMS of V sets, of which set v is the rows offsets[v] to offsets[v + 1].
 
-        sizes [V] are the candidates in each set, to which rows of score 0 that fill it up do not belong.
+        sizes: [V], candidates in each set, without the rows of score 0 that fill it up.
+        top: rows kept of each set.
 
-        Returns the decayed scores and the indices of the kept rows, set after set, best first.
+        Returns decayed scores and indices of the kept rows, set after set, best first.
         """
         settings = self.config.proposals
         _, decayed, kept = soft_nms(
@@ -95,9 +98,9 @@ class ProposalGenerator:
 
 
 def _by_score(cells: CellCandidates) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells of all windows, best first in each, and where each window begins: segments, scores, offsets [W + 1].
+    """Cells of all windows, best first in each: segments, scores, and the offsets [W + 1] of the windows.
 
-    Cells of score 0 come last, where Soft-NMS drops them without a change to the order of equal scores.
+    Cells of score 0 come last: there Soft-NMS drops them without changing the order of equal scores.
     """
     scores, order = cells.scores.sort(dim=1, descending=True, stable=True)
     offsets = torch.arange(len(scores) + 1, device=scores.device) * scores.shape[1]
@@ -105,8 +108,7 @@ def _by_score(cells: CellCandidates) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _on_host(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows in use, window after window, and where each window begins: segments [n, 2], scores [n], offsets [W +
-    1]."""
+    """Used rows, window after window: segments [n, 2], scores [n], offsets [W + 1]."""
     counts = found.counts.tolist()
     segments, scores = (
         torch.cat([rows[:count] for rows, count in zip(column, counts, strict=True)])
@@ -116,7 +118,7 @@ def _on_host(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _on_device(found: MatchedProposals) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with all rows: Soft-NMS drops those that are not in use, and nobody has to wait for their number."""
+    """All rows, unused ones too: Soft-NMS drops those, and the host need not wait for their number."""
     windows, rows = found.scores.shape
     offsets = torch.arange(windows + 1, device=found.scores.device) * rows
     return found.segments.flatten(0, 1), found.scores.flatten(), offsets

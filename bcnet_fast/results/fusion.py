@@ -73,6 +73,19 @@ def fuse(
     return _best_of_each_video(detections, 400) if rule == "bcnet" else detections
 
 
+def fuse_video(
+    video: str, segments: np.ndarray, scores: np.ndarray, class_scores: ClassScores, rule: str, *, top_k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Detections of one video from its proposals, best first: segments [n, 2], scores [n], labels [n] (str).
+
+    Equal scores keep the order of `fuse`.
+    """
+    found = fuse(Results.of_video(video, segments, scores), class_scores, rule, top_k=top_k)
+    order = np.argsort(-found.scores, kind="stable")
+    names = np.array(found.label_names, dtype=object)
+    return found.segments[order], found.scores[order], names[found.label[order]]
+
+
 def _softmax(scores: np.ndarray) -> np.ndarray:
     # Without the usual shift by the maximum, and each row summed in its own memory order: float32 then rounds as in
     # the public code.

@@ -29,6 +29,12 @@ class Results:
     label: np.ndarray | None = None
 
     @staticmethod
+    def of_video(name: str, segments: np.ndarray, scores: np.ndarray) -> Results:
+        """The proposals of one video: segments [n, 2] in seconds, scores [n]."""
+        columns = (np.asarray(column, dtype=np.float64) for column in (segments, scores))
+        return Results((name,), np.zeros(len(scores), np.int64), *columns)
+
+    @staticmethod
     def from_dict(results: Mapping[str, Any], source: str = "results") -> Results:
         """Build from {video: list of {"segment": [start, end], "score", "label"} or array [n, 3] (start, end, score)}.
 

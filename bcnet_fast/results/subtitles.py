@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from ..storage.files import atomic_text
 
 
-def write_subtitles(path: str | os.PathLike, proposals: list[dict[str, Any]]) -> None:
-    """Write proposals as SubRip (.srt) subtitles in order of time, each with its rank, confidence and label."""
-    ranked = sorted(enumerate(proposals, 1), key=lambda item: item[1]["segment"])
+def write_subtitles(
+    path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None
+) -> None:
+    """Write proposals as SubRip (.srt) subtitles in order of time, each with its rank, label and confidence.
+
+    segments: [n, 2], seconds.
+    scores: [n], best first.
+    labels: n names of classes, for detections.
+    """
+    order = np.lexsort((segments[:, 1], segments[:, 0])).tolist()
     with atomic_text(Path(path)) as file:
-        for number, (rank, proposal) in enumerate(ranked, 1):
-            start, end = (_clock(second) for second in proposal["segment"])
-            text = " ".join(filter(None, (f"#{rank}", proposal.get("label"), f"{proposal['score']:.3f}")))
+        for number, row in enumerate(order, 1):
+            start, end = (_clock(second) for second in segments[row].tolist())
+            label = None if labels is None else labels[row]
+            text = " ".join(filter(None, (f"#{row + 1}", label, f"{scores[row]:.3f}")))
             file.write(f"{number}\n{start} --> {end}\n{text}\n\n")
 
 

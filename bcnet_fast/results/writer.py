@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,12 +23,23 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 
-def entries(segments: np.ndarray, scores: np.ndarray, labels: list[str] | None = None) -> list[dict[str, Any]]:
-    """Proposals of a video as a submission lists them: segments [n, 2] in seconds, scores [n], at full precision."""
-    rows = [{"score": s, "segment": segment} for s, segment in zip(scores.tolist(), segments.tolist(), strict=True)]
-    if labels is not None:
-        rows = [{"label": label, **row} for label, row in zip(labels, rows, strict=True)]
-    return rows
+def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Proposals of a video as a submission lists them, at full precision.
+
+    segments: [n, 2], seconds.
+    scores: [n].
+    labels: n names of classes, for detections.
+    """
+    for name, column in (("scores", scores), ("labels", labels)):
+        if column is not None and len(column) != len(segments):
+            raise ValueError(f"found {len(column)} {name}, expected {len(segments)}, one for each segment")
+    rows = zip(scores.tolist(), segments.tolist(), strict=True)
+    if labels is None:
+        return [{"score": score, "segment": segment} for score, segment in rows]
+    return [
+        {"score": score, "segment": segment, "label": label}
+        for (score, segment), label in zip(rows, labels, strict=True)
+    ]
 
 
 class ResultWriter:
@@ -88,8 +100,14 @@ class ResultWriter:
             )
         self._file.truncate(end)
 
-    def add(self, video: str, proposals: list[dict[str, Any]]) -> None:
-        """Store the proposals of one video; they survive if the process dies right after."""
+    def add(self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
+        """Store the proposals of one video in the given order; they survive if the process dies right after.
+
+        segments: [n, 2], seconds.
+        scores: [n].
+        labels: n names of classes, for detections.
+        """
+        proposals = entries(segments, scores, labels)
         self.done[video] = self._file.seek(0, os.SEEK_END)
         self._append({"video": video, "proposals": proposals})
 

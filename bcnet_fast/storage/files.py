@@ -15,11 +15,6 @@ from typing import Any, TextIO
 
 from ..errors import InputError
 
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
-
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path, or raise InputError when it is not a readable file."""
@@ -79,6 +74,10 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
 
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:
     """The content of a TOML file; InputError names it and where it stops being TOML."""
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10; only this function needs the package
+        import tomli as tomllib
     try:
         return tomllib.loads(read_text(path, "a TOML file"))
     except tomllib.TOMLDecodeError as error:

@@ -1,4 +1,4 @@
-"""A data set to train on: the videos of an archive that can be used, the windows taken of them, and their labels."""
+"""Training data: the usable videos of an archive, their windows and the labels of each window."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..geometry.proposal_map import proposal_map
 from ..protocols import Protocol, WindowRules
 from .targets import MapTargets, Targets, map_targets, window_targets
 
-VISIBLE = 0.9  # a window is trained on when it shows more than this part of some instance, as in the public releases
+VISIBLE = 0.9  # a training window shows more than this part of some instance, as in the public releases
 _COVERED = 95  # percent of the instances that the longest proposal of fitted sizes covers: 64 snippets on THUMOS14
 _NAMED = 3  # videos in a remark
-# Instances further than this from a window have no part in its labels: these look 3 snippets away at most.
+# Snippets. Instances farther from a window than this do not change its labels, which look 3 snippets away.
 _MARGIN = 4
 
 
@@ -33,18 +33,18 @@ class Video:
 
     annotation: VideoAnnotation
     snippets: int  # as the network counts them: of a rescaled video those of the window
-    segments: np.ndarray  # [G, 2] float64, of the instances that the features reach, in units from boundary 0
-    stride: float  # units of a snippet: video frames under sliding windows, snippets of a rescaled video
-    features: np.ndarray | None  # [snippets, C], where they are kept in memory
+    segments: np.ndarray  # [G, 2] float64, instances within the features, in units from boundary 0
+    stride: float  # units per snippet; a unit is a video frame, or a snippet where the video is rescaled
+    features: np.ndarray | None  # [snippets, C]; None where they are read again for each window
 
     def lengths(self) -> np.ndarray:
-        """Of the instances, in snippets."""
+        """Lengths of the instances in snippets, [G]."""
         return (self.segments[:, 1] - self.segments[:, 0]) / self.stride
 
 
 @dataclass(frozen=True)
 class Subset:
-    """The usable videos of a subset, and a line for everything that was left out."""
+    """The usable videos of a subset, and one remark for each kind of thing left out."""
 
     name: str
     videos: list[Video]
@@ -64,12 +64,12 @@ def check_subset(
     *,
     kept_bytes: int = 0,
 ) -> Subset:
-    """Look at every video once, so that nothing stops a training later on.
+    """Read and check every video once, so that no bad file stops the training later.
 
-    loaded: the features of those of `annotations` that have some, as `features.iterate` gives them.
-    kept_bytes: of features that may stay in memory, the first ones.
+    loaded: id and features of the annotated videos, from `features.iterate`.
+    kept_bytes: memory for features, spent on the first videos.
 
-    Raises InputError when no video can be used, or none has an instance.
+    Raises InputError when no video is usable, or none has an instance.
     """
     videos: list[Video] = []
     failures: dict[str, str] = {}
@@ -117,14 +117,13 @@ def fitted_sizes(
     times: TimeResolver,
     feature_dim: int | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Settings that follow from the data, as `Config.override` takes them.
+    """Sizes that follow from the data, in the form of `Config.override`.
 
-    feature_dim, unless it is given, is the length of the axis that the arrays have in common. Under sliding windows,
-    max_duration is that of 95 % of the instances in snippets, rounded up to a multiple of 8, the window 4 times that,
-    and the windows' stride half of a window: on THUMOS14 this gives the numbers of the paper.
+    feature_dim: the length of the axis that all arrays share, unless stated. With sliding windows, max_duration covers
+    95 % of the instances, rounded up to a multiple of 8 snippets; a window is 4 times as long, and windows start half a
+    window apart. On THUMOS14 these are the numbers of the paper.
 
-    archive: opened with or without feature_dim. InputError where feature_dim is to be found, and more than one axis, or
-    none, is common.
+    Raises InputError when the arrays share no axis length, or more than one, and feature_dim is not stated.
     """
     shapes: list[tuple[int, ...]] = []
     lengths: list[float] = []
@@ -159,7 +158,7 @@ def _remark(what: str, names: Sequence[str]) -> str:
 
 
 def as_seen(features: np.ndarray, config: Config) -> np.ndarray:
-    """Features [T, C] as the windows are cut from them: rescaled where the configuration says so."""
+    """Features [T, C], rescaled to one window where the configuration asks for it."""
     return rescale(features, config.model.window).T if config.data.rescale else features
 
 
@@ -172,15 +171,18 @@ def _place(instances: Sequence[Instance], time: SnippetTime) -> tuple[np.ndarray
 
 
 class TrainingWindows(Dataset):
-    """Windows and their targets: item i is (features [C, T] float32, `Targets` or, of BMN and G-TAD, `MapTargets`).
+    """Windows with their targets: item i is (features [C, T] float32, `Targets` or `MapTargets`).
 
-    Windows are those of inference, and of these the ones that show more than 90 % of an instance. `considered` is the
-    number of all of them. `starts` is where each begins now, see `shift`. Can be pickled; files are opened by the
-    process that reads.
+    These are the windows of inference that show more than 90 % of some instance.
+
+    considered: windows before that choice.
+    starts: first snippet of each window, which `shift` moves.
+
+    Instances can be pickled; each worker process opens the files for itself.
     """
 
     def __init__(self, archive: FeatureArchive, videos: Sequence[Video], config: Config, protocol: Protocol) -> None:
-        """InputError when no window shows enough of any instance."""
+        """Raises InputError when no window shows enough of any instance."""
         self.archive, self.videos, self.config, self.rules = archive, list(videos), config, protocol.labels
         self.windows: list[tuple[int, int]] = []  # number of the video, first snippet
         self.considered = 0
@@ -210,9 +212,10 @@ class TrainingWindows(Dataset):
         return cut(features, [start], self.config.model.window)[0], self.targets(video, start)
 
     def shift(self, rng: np.random.Generator) -> None:
-        """Have each window begin up to half a stride earlier or later, inside its video.
+        """Move each window by up to half a window stride, within its video.
 
-        One that would not show enough of an instance stays where it was first. A rescaled video has no other place.
+        A window that would no longer show enough of an instance returns to its first place. Requires sliding windows:
+        the single window of a rescaled video cannot move.
         """
         window, half = self.config.model.window, self.config.data.window_stride // 2
         moves = rng.integers(-half, half + 1, size=len(self.windows)).tolist()
@@ -222,7 +225,7 @@ class TrainingWindows(Dataset):
             self.starts[index] = moved if _shows_an_instance(video, moved, window) else start
 
     def targets(self, video: Video, start: int) -> Targets | MapTargets:
-        """Of the window that begins with snippet `start`."""
+        """Targets of the window that begins with snippet `start`."""
         model, stride = self.config.model, video.stride
         first = start * stride
         near = video.segments[:, 1] > first - _MARGIN * stride

@@ -1,6 +1,7 @@
-"""The objectives of all three systems (paper, Eq. 7-11, balanced as in BMN), finite also without positives.
+"""Training objectives of all three systems (paper, Eq. 7-11, balanced as in BMN).
 
-BMN's and G-TAD's weigh the parts over their map as the public releases do.
+Every loss stays finite when a batch has no positives, where the public codes give NaN. The objectives of BMN and G-TAD
+weigh their terms like the public releases.
 """
 
 from __future__ import annotations
@@ -13,20 +14,23 @@ from ..networks.outputs import BCNetOutput, MapOutput
 from ..protocols import DEFAULT, LossRules
 from .targets import MapTargets, Targets
 
-FRAME_THRESHOLD = 0.5  # a label above it makes a snippet positive
-ANCHOR_THRESHOLD = 0.8  # the same for an anchor
-CELL_THRESHOLD = 0.9  # and for the action label of a map's cell
-REGRESSION_WEIGHT = 10.0  # of the objective over a map
-PADDED_COUNT = 10  # of LossRules.padded_counts
+FRAME_THRESHOLD = 0.5  # snippets with a larger label are positive
+ANCHOR_THRESHOLD = 0.8  # anchors with a larger label are positive
+CELL_THRESHOLD = 0.9  # map cells with a larger action label are positive
+REGRESSION_WEIGHT = 10.0  # of the regression term of a map
+PADDED_COUNT = 10  # added to both counts under LossRules.padded_counts
 HIGH_TIOU, LOW_TIOU = 0.7, 0.3  # anchors above, between and below are balanced in the regression loss
 
 
 def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, padding: int = 0) -> Tensor:
-    """Weighted binary logistic loss L_bl: the mean over positives and the mean over negatives, each counted half.
+    """Weighted binary logistic loss L_bl: half the mean over positives plus half the mean over negatives.
 
-    prediction: probabilities in [0, 1]; label: float32 of the same shape, positive above `threshold`. Written with
-    BMN's coefficients the weights are 0.5 N / P for positives and 0.5 N / (N - P) for negatives. A kind that does
-    not occur adds 0. Both means are over `padding` more than there are.
+    prediction: probabilities in [0, 1].
+    label: float32, like prediction in shape; positive above `threshold`.
+    padding: added to the number of positives and of negatives in the means.
+
+    In BMN's notation the weights are 0.5 N / P for positives and 0.5 N / (N - P) for negatives. A batch without
+    positives, or without negatives, adds 0 for them.
     """
     prediction = prediction.to(torch.promote_types(prediction.dtype, label.dtype))
     positive = label > threshold
@@ -37,17 +41,20 @@ def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, pa
 
 
 def regression_weights(label: Tensor, draws: Tensor, rules: LossRules = DEFAULT.losses) -> Tensor:
-    """BMN's sampling balance: all labels above 0.7, and as many of (0.3, 0.7] and of (0, 0.3] on average, weigh 1.
+    """Sampling weights, 0 or 1, that balance high, medium and low tIoU as in BMN.
 
-    label: float32 tIoU of any shape; draws: uniform in [0, 1), [2, *label.shape], for the medium and the low labels.
-    Labels of 0 are never taken. Where fewer medium or low labels exist than high ones, all of them are taken.
+    All labels above 0.7 weigh 1. Of those in (0.3, 0.7] and in (0, 0.3], a random part weighs 1: on average as many as
+    there are high ones, or all where there are fewer. Labels of 0 weigh 0.
+
+    label: tIoU, float32 of any shape.
+    draws: uniform in [0, 1), [2, *label.shape], for the medium and the low labels.
     """
     high = label > HIGH_TIOU
     medium = (label > LOW_TIOU) & (label <= HIGH_TIOU)
     low = (label > 0) & (label <= LOW_TIOU)
     weights = high.float()
     for draw, group in zip(draws, (medium, low), strict=True):
-        ratio = high.sum() / group.sum()  # NaN, which takes nothing, when both are 0
+        ratio = high.sum() / group.sum()  # NaN where both are 0: the comparison below is then false
         taken = draw * group > 1 - ratio
         weights = weights + (taken if rules.oversample else taken & group)
     return weights
@@ -56,9 +63,10 @@ def regression_weights(label: Tensor, draws: Tensor, rules: LossRules = DEFAULT.
 def regression_loss(
     prediction: Tensor, label: Tensor, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
 ) -> Tensor:
-    """Smooth L1 (beta 1) over the anchors that `regression_weights` takes; 0 when it takes none.
+    """Mean smooth L1 (beta 1) over the anchors with a sampling weight of 1; 0 where there are none.
 
-    prediction, label: [B, P]; draws: [2, B, P] uniform in [0, 1), by default from PyTorch's generator.
+    prediction, label: [B, P].
+    draws: [2, B, P], uniform in [0, 1); PyTorch's generator draws them by default.
     """
     weights = regression_weights(label, _draws(label, draws), rules)
     loss = F.smooth_l1_loss(prediction * weights, label * weights, reduction="sum")
@@ -70,18 +78,18 @@ def _draws(label: Tensor, draws: Tensor | None) -> Tensor:
 
 
 def background_loss(prediction: Tensor, label: Tensor) -> Tensor:
-    """The loss of the background constraint, for anchors and for cells of a map alike (L_bl of Eq. 11)."""
+    """Loss of the background constraint, for anchors and for map cells (L_bl of Eq. 11)."""
     return binary_logistic_loss(prediction, label, ANCHOR_THRESHOLD)
 
 
 def bcnet_loss(
     output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
 ) -> dict[str, Tensor]:
-    """All parts of L = L1 + L2 for a batch, as scalars.
+    """BCNet's objective L = L1 + L2 over a batch, with all its terms, as scalars.
 
-    `boundary` (L1) is the sum of actionness, start and end: the public release trains actionness too, which Eq. 8
-    leaves out. `interaction` (L2, Eq. 9-11) is the sum of frame_action, frame_background, regression, classification
-    and background, as far as the network has these scores. `total` is the sum of both. `draws` as in `regression_loss`.
+    `boundary` (L1) adds actionness, start and end; the public release trains actionness, which Eq. 8 omits.
+    `interaction` (L2, Eq. 9-11) adds frame_action, frame_background, regression, classification and background, as far
+    as the network has these scores. `total` adds both. draws: see `regression_loss`.
     """
     logistic = binary_logistic_loss
     losses = {
@@ -111,14 +119,14 @@ def map_loss(
     draws: Tensor | None = None,
     rules: LossRules = DEFAULT.losses,
 ) -> dict[str, Tensor]:
-    """All parts of BMN's and G-TAD's objective for a batch, as scalars.
+    """The objective of BMN and G-TAD over a batch, with all its terms, as scalars.
 
-    `boundary` is the sum of start and end. `regression` is half the mean square over the cells that
-    `regression_weights` takes, `classification` is the balanced logistic loss with positives above 0.9, `background`
-    that of the background constraint, where the network has it. `total` is boundary + 10 regression + classification +
-    background.
+    `boundary` adds start and end. `regression` is half the mean squared error over the cells with a sampling weight of
+    1. `classification` is the logistic loss with positives above 0.9. `background` exists where the network has the
+    background constraint. `total` is boundary + 10 regression + classification + background.
 
-    valid: bool [rows, columns], the cells that are proposals. draws: [2, B, rows, columns], as in `regression_loss`.
+    valid: bool [rows, columns], the cells that are proposals.
+    draws: [2, B, rows, columns], see `regression_loss`.
     """
     logistic, inside = binary_logistic_loss, valid.expand_as(targets.action)
     action = targets.action * valid

@@ -13,10 +13,10 @@ from ..protocols import DEFAULT, LabelRules
 
 
 class Targets(NamedTuple):
-    """What BCNet is trained towards, all in [0, 1]: float32 arrays of a window, or tensors of a batch of windows.
+    """BCNet's labels in [0, 1]: float32 arrays of one window, or tensors of a batch with one more axis in front.
 
-    frame_action, frame_background, start, end [T]; anchor_action, anchor_background [P]. A batch has one more axis in
-    front; `torch.utils.data.default_collate` makes one from a list of windows.
+    frame_action, frame_background, start, end: [T].
+    anchor_action, anchor_background: [P].
     """
 
     frame_action: np.ndarray
@@ -28,9 +28,10 @@ class Targets(NamedTuple):
 
 
 class MapTargets(NamedTuple):
-    """What BMN and G-TAD are trained towards, like `Targets`: start, end [T]; action, background [rows, columns].
+    """Labels of BMN and G-TAD, like `Targets`.
 
-    Cells that are no proposals have 0, and count in no loss.
+    start, end: [T].
+    action, background: [rows, columns]; 0 in cells that are no proposals, which no loss counts.
     """
 
     start: np.ndarray

@@ -1,12 +1,12 @@
 """Training of all three systems: steps over windows, in one process or in several with one joint batch.
 
-Whatever is random in an epoch is drawn anew from the seed and the epoch's number. So the weights, the optimizer's
-moments and the number of finished epochs are all that a training needs to go on as if it had never stopped.
+All randomness of an epoch follows from the seed and the epoch's number. So weights, optimizer moments and the number of
+finished epochs are the whole state of a training.
 
-Several processes take a part of every batch each. The losses are means over the positives, negatives and sampled cells
-of a batch, so means of the parts' losses would be something else. Therefore every process gathers the scores and
-targets of all, takes the loss of the joint batch, and passes back what comes to its own scores; the sum over processes
-is the gradient of the joint batch, whatever the losses are.
+With several processes, each takes a part of every batch. Losses are means over the positives, negatives and sampled
+cells of a batch, so the mean of the parts' losses would be another function. Therefore each process gathers all scores
+and targets, computes the loss of the joint batch, and keeps the gradient of its own scores. The sum over processes is
+the gradient of the joint batch, for any loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ORDER, _DRAWS, _DROPOUT, _SHIFTS = range(4)  # what is drawn
 
 
 def build_network(config: ModelConfig) -> nn.Module:
-    """A network with first weights from torch's generator. InputError for sizes that do not go together."""
+    """A network with initial weights from PyTorch's generator. Raises InputError for sizes that do not fit together."""
     try:
         network = models.build(config)
     except (ValueError, RuntimeError) as error:
@@ -48,10 +48,10 @@ def build_network(config: ModelConfig) -> nn.Module:
 
 
 def initialise(network: nn.Module) -> None:
-    """Start BCNet where the features are seen.
+    """Initialise BCNet so that its features outweigh the position embedding.
 
-    By PyTorch's defaults they come out of the backbone an order of magnitude smaller than the position embedding, and
-    the first LayerNorm leaves little of them.
+    With PyTorch's defaults the backbone's output is an order of magnitude smaller than the embedding, and the first
+    LayerNorm leaves little of it.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv1d):
@@ -62,7 +62,7 @@ def initialise(network: nn.Module) -> None:
 
 
 def loss_function(model: ModelConfig, rules: LossRules, device: torch.device) -> Callable[..., Losses]:
-    """(output, targets, draws) -> the parts of the objective of a system."""
+    """The objective of a system: (output, targets, draws) -> its terms and total."""
     if isinstance(model, BCNetConfig):
         return lambda output, targets, draws: bcnet_loss(output, targets, draws=draws, rules=rules)
     valid = torch.from_numpy(proposal_map(model).valid).to(device)
@@ -70,7 +70,7 @@ def loss_function(model: ModelConfig, rules: LossRules, device: torch.device) ->
 
 
 class Trainer:
-    """A network with everything that changes while it is trained."""
+    """A network in training, with optimizer and mean of the weights."""
 
     def __init__(
         self,
@@ -97,10 +97,12 @@ class Trainer:
         return settings.learning_rate * settings.decay_factor ** (epoch // settings.decay_every)
 
     def backward(self, features: Tensor, targets: Targets | MapTargets, draws: Tensor, rows: Sequence[int]) -> Losses:
-        """Gradients of a joint batch, in every process, and its losses.
+        """Compute the gradients of a joint batch, in every process, and return its losses.
 
-        features [B, C, T] and targets are this process's part of it; rows: the size B of every process's part; draws:
-        of the joint batch, see `losses.regression_loss`.
+        features: [B, C, T], this process's part.
+        targets: labels of the same part.
+        draws: of the joint batch, see `losses.regression_loss`.
+        rows: B of every process.
         """
         self.optimizer.zero_grad()  # now, so that the forward does not find the last step's gradients in memory
         precision = self.config.train.precision
@@ -117,7 +119,7 @@ class Trainer:
         return losses
 
     def step(self) -> None:
-        """Change the weights along the gradients."""
+        """One optimizer step, then the update of the mean weights."""
         settings = self.config.train
         if settings.gradient_clip:
             nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
@@ -127,7 +129,7 @@ class Trainer:
                 mean.lerp_(self.parameters[name], 1 - settings.ema)
 
     def batches(self, windows: int, epoch: int) -> list[list[int]]:
-        """The joint batches of an epoch, numbers of windows in random order."""
+        """The joint batches of an epoch: window numbers in random order."""
         order = np.random.default_rng([self.config.train.seed, epoch, _ORDER]).permutation(windows)
         size = self.config.train.batch_size
         batches = [order[first : first + size].tolist() for first in range(0, windows, size)]
@@ -135,7 +137,7 @@ class Trainer:
         return [batch for batch in batches if len(batch) >= self.processes.count]
 
     def epoch(self, windows: TrainingWindows, epoch: int, workers: int) -> dict[str, float]:
-        """Train on all windows once; returns the mean of every loss over the steps."""
+        """Train on all windows once and return the mean of each loss over the steps."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(epoch)
         batches = self.batches(len(windows), epoch)
@@ -188,11 +190,11 @@ class Trainer:
         return means
 
     def weights(self) -> dict[str, Tensor]:
-        """The result so far: the mean of the weights where there is one."""
+        """The trained weights: their running mean where `train.ema` asks for one."""
         return self.network.state_dict() | self.mean
 
     def state(self) -> dict[str, Tensor]:
-        """All tensors that another trainer needs to go on."""
+        """All tensors that another trainer needs to continue."""
         moments = self.optimizer.state_dict()["state"]
         return {
             **{f"network.{name}": tensor for name, tensor in self.network.state_dict().items()},
@@ -201,7 +203,7 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take over what `state` gave."""
+        """Load what `state` returned."""
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "mean": {}, "adam": {}}
         for name, tensor in state.items():
             part, _, rest = name.partition(".")

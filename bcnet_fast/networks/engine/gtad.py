@@ -56,9 +56,9 @@ class GTADEngine(Generic[S, W, Stack]):
         """Prepare all weights.
 
         state: the parameters of `reference.gtad.GTAD` by name, not needed afterwards
-        precise: not used, since no layer enlarges rounding errors
+        precise: kernels whose arithmetic the distances of the graph are computed with
         """
-        self.config, self.kernels = config, kernels
+        self.config, self.kernels, self.precise = config, kernels, precise
         name, groups = "backbone1.0", config.feature_dim // state["backbone1.0.weight"].shape[1]
         self.stem = kernels.convolution_layer(state[f"{name}.weight"], state[f"{name}.bias"], groups)
         self.first, self.second = self._block(state, "backbone1.2"), self._block(state, "backbone2.0")
@@ -108,18 +108,26 @@ class GTADEngine(Generic[S, W, Stack]):
         largest = kernels.tensor(edges).unflatten(-2, graph.shape[-2:]).amax(dim=-2)
         return kernels.sequence((largest + kernels.tensor(along_time)).relu_())
 
+    def _nearest(self, x: S) -> Tensor:
+        """The graph [..., T, K] of a sequence [..., T, C].
+
+        Distances are differences of larger numbers. In TF32 they would be as rough as in 16 bits.
+        """
+        with self.precise.arithmetic():
+            return nearest(self.kernels.tensor(x).mT, self.config.neighbours)
+
     def __call__(self, features: Tensor) -> MapOutput:
         """Compute the scores of all cells from features as the kernels take them: [C, T] in C++, else [B, C, T]."""
-        kernels, count = self.kernels, self.config.neighbours
+        kernels = self.kernels
         with stage("sequence"):
             stem = kernels.convolution(kernels.features(features), self.stem, out=Buffer.STEM)
-            base = self._apply(stem, self.first, nearest(kernels.tensor(stem).mT, count))
-            graph = nearest(kernels.tensor(base).mT, count)
+            base = self._apply(stem, self.first, self._nearest(stem))
+            graph = self._nearest(base)
             block, head = self.start
             start = self._linear(self._apply(base, block, graph), head, Buffer.START_LOGITS)
             block, head = self.end
             end = self._linear(self._apply(base, block, graph), head, Buffer.END_LOGITS)
             sequence = self._apply(base, self.second, graph)
-            tensor = kernels.tensor(sequence)
-            context = kernels.sequence(neighbours(tensor, nearest(tensor.mT, count), dim=-2).mean(dim=-2))
+            near = neighbours(kernels.tensor(sequence), self._nearest(sequence), dim=-2)
+            context = kernels.sequence(near.mean(dim=-2))
         return self.map(start, end, [sequence, context])

@@ -15,7 +15,7 @@ from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer, Workspace
 from .kernels import LinearLayer, MapKernels
 from .map_cells import MapCells, dilated
-from .native_sampling import AnchorGroups, Bins
+from .native_sampling import Bins, PackedAnchors
 from .native_weights import PackedWeight, extension
 
 LONGEST_RUN = 64  # rows, about as many as the C++ kernels work on at a time
@@ -77,7 +77,7 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         self, plan: SamplingPlan, cells: MapCells, workspace: Workspace, *, convolved: bool, projects: bool
     ) -> None:
         self.bins = None if projects else Bins.of(plan)
-        self.groups = AnchorGroups.of(plan) if projects else None
+        self.packed = PackedAnchors.of(plan) if projects else None
         self.rows, self.workspace = CellRows(cells, convolved), workspace
         self.spread = self.rows.spread
 
@@ -102,15 +102,15 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         scratch: Buffer,
         out: Buffer,
     ) -> np.ndarray:
-        assert self.groups is not None
+        assert self.packed is not None
         x = streams[0] if len(streams) == 1 else np.concatenate(streams)
-        groups, runs = self.groups, self.rows.row_runs[0]
+        anchors, runs = self.packed, self.rows.row_runs[0]
         # The projection is the largest of all results. It is made some columns at a time, and the products of the next
         # layer with these columns are added up.
-        projected = self.workspace.take(scratch, groups.anchors, _columns_at_a_time(sampled.weight.outputs))
+        projected = self.workspace.take(scratch, anchors.anchors, _columns_at_a_time(sampled.weight.outputs))
         result = self._cells(out, first.weight.outputs)
         options = {"bias": sampled.bias, "layer_bias": first.bias, "threads": torch.get_num_threads()}
-        arguments = x, groups.sources, sampled.weight, *groups.lists, projected, runs, first.weight, result
+        arguments = x, anchors.sources, sampled.weight, *anchors.groups, projected, runs, first.weight, result
         extension().project_runs(*arguments, **options)
         return self.rows.copy_identical(result)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...ops.anchor_groups import AnchorGroups, anchor_groups
 from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer, Workspace
 from .kernels import AnchorKernels
@@ -44,42 +45,28 @@ class Bins:
 
 
 @dataclass(frozen=True, eq=False)
-class AnchorGroups:
-    """The same weights by groups of anchors that read alike, as projections take them. See `SamplingPlan`.
+class PackedAnchors:
+    """The same weights as projections take them.
 
     anchors: P
     sources: [N] int32, the stream of a bin
-    order: [groups, anchors of a group] int32, -1 where a group has fewer
-    step: [groups] int32, rows between the common taps of an anchor and the next
-    offsets: [lists + 1] int32, where a list of taps begins
-    rows: [listed taps] int32, row n * T + t of a tap
-    weights: [listed taps], in the kernels' dtype
+    groups: the arguments of the C++ functions after the weight
     """
 
     anchors: int
     sources: np.ndarray
-    order: np.ndarray
-    step: np.ndarray
-    offsets: np.ndarray
-    rows: np.ndarray
-    weights: np.ndarray
+    groups: AnchorGroups
 
     @staticmethod
-    def of(plan: SamplingPlan) -> AnchorGroups:
-        lists = plan.order, plan.step, plan.group_offsets, plan.group_rows, plan.group_weights
-        return AnchorGroups(plan.anchors, _sources(plan), *(tensor.numpy() for tensor in lists))
-
-    @property
-    def lists(self) -> tuple[np.ndarray, ...]:
-        """The arguments of the C++ functions after the weight."""
-        return self.order, self.step, self.offsets, self.rows, self.weights
+    def of(plan: SamplingPlan) -> PackedAnchors:
+        return PackedAnchors(plan.anchors, _sources(plan), anchor_groups(plan))
 
 
 class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
     """Both ways of sampling, one stream at a time."""
 
     def __init__(self, plan: SamplingPlan, workspace: Workspace) -> None:
-        self.bins, self.groups, self.workspace = Bins.of(plan), AnchorGroups.of(plan), workspace
+        self.bins, self.packed, self.workspace = Bins.of(plan), PackedAnchors.of(plan), workspace
 
     def sample(self, streams: list[np.ndarray], added: list[np.ndarray], *, out: Buffer) -> np.ndarray:
         anchors, bins = self.bins.first.shape
@@ -92,10 +79,10 @@ class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
     def project(
         self, streams: list[np.ndarray], weight: PackedWeight, added: list[np.ndarray], *, out: Buffer
     ) -> np.ndarray:
-        result = self.workspace.take(out, len(streams), self.groups.anchors, weight.outputs)
-        groups, threads = self.groups, torch.get_num_threads()
+        result = self.workspace.take(out, len(streams), self.packed.anchors, weight.outputs)
+        packed, threads = self.packed, torch.get_num_threads()
         for x, more, to in zip(streams, added, result, strict=True):
-            extension().project_anchors(x, groups.sources, weight, *groups.lists, to, added=more, threads=threads)
+            extension().project_anchors(x, packed.sources, weight, *packed.groups, to, added=more, threads=threads)
         return result
 
 

@@ -114,7 +114,8 @@ class ActionBackgroundInteraction(nn.Module):
             config = self.config
             anchors = make_anchors(config.window, config.max_duration)
             weights = sampling_weights(anchors, config.window, config.bins, config.points_per_bin)
-            self.sampling = torch.from_numpy(weights).flatten(1).to(next(self.base_module.parameters()))
+            with torch.inference_mode(False):  # a training may come later
+                self.sampling = torch.from_numpy(weights).flatten(1).to(next(self.base_module.parameters()))
         clips = self.base_module(sequence.transpose(1, 2)) @ self.sampling  # [B, C', N * P]
         return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 

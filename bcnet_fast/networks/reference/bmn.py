@@ -58,7 +58,8 @@ class BMN(MapHeads):
         """The boundary-matching layer: [B, C, T] -> N sampled vectors per cell, [B, C, N, rows, columns]."""
         config = self.config
         if self.sampling is None:
-            self.sampling = sampling_matrix(config).flatten(1).to(sequence)
+            with torch.inference_mode(False):  # a training may come later
+                self.sampling = sampling_matrix(config).flatten(1).to(sequence)
         return (sequence @ self.sampling).unflatten(-1, (config.bins, *self.shape))
 
     def forward(self, features: Tensor) -> MapOutput:

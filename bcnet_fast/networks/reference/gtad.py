@@ -104,8 +104,11 @@ class GTAD(MapHeads):
         counts = config.inner_bins, config.context_bins
         if not self.sampling:
             regions = sampled_intervals(config)
-            by_bins = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
-            self.sampling = [by_bins[n].to(sequence.device) for n in counts]
+            with torch.inference_mode(False):  # a training may come later
+                by_bins = {
+                    n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)
+                }
+                self.sampling = [by_bins[n].to(sequence.device) for n in counts]
         streams = sequence, neighbours(sequence, graph).mean(dim=-1)
         parts = [
             (x @ matrix).unflatten(-1, (count, *self.shape))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...ops.precision import gpu_products
 from ..graph import nearest as graph_of
 from ..graph import neighbours
 from ..outputs import MapOutput
@@ -18,8 +19,8 @@ from .map_heads import map_output
 
 @torch.no_grad()
 def nearest(x: Tensor, count: int) -> Tensor:
-    """`networks.graph.nearest` outside autocast, which would compute distances in 16 bits."""
-    with torch.autocast(x.device.type, enabled=False):
+    """`networks.graph.nearest` in float32, though the products around it may be in bfloat16 or TF32."""
+    with torch.autocast(x.device.type, enabled=False), gpu_products():
         return graph_of(x, count)
 
 

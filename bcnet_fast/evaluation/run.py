@@ -1,0 +1,270 @@
+"""A whole evaluation: result file and ground truth in, recall, precision and what is odd about them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
+from ..data.class_scores import read_class_scores
+from ..errors import InputError
+from ..presets import PRESETS
+from ..results.figure import require_picture_name
+from ..results.fusion import FUSION_RULES, fuse
+from ..results.reader import Results, read_results
+from ..storage.files import require_writable, write_json
+from .average_recall import AverageRecall, average_recall
+from .ground_truth import without_duplicates
+from .mean_average_precision import MeanAveragePrecision, mean_average_precision
+from .recall_curve import ar_curve
+from .settings import METRICS, MetricSettings
+
+# What each protocol does with the ground truth.
+GROUND_TRUTH = {
+    "default": "ground truth as it stands",
+    "release": "ground truth as it stands",
+    "opentad": "ground truth without duplicates and instances of no length",
+}
+_CLASSES = {"thumos14": 2, "activitynet13": 1}
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated; each field is the flag of `python -m bcnet_fast.evaluate` with its name."""
+
+    proposals: str
+    ground_truth: str
+    preset: str
+    protocol: str = "default"
+    subset: str | None = None
+    class_scores: str | None = None
+    fusion: str = "product"
+    top_k: int | None = None
+    video_info: str | None = None
+    json: str | None = None
+    plot: str | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of a result file; precision is None where the results have no labels."""
+
+    options: EvaluateOptions
+    stated: dict[str, Any]  # what was evaluated against what
+    recall: AverageRecall
+    precision: MeanAveragePrecision | None
+    warnings: list[str]
+
+    @property
+    def settings(self) -> MetricSettings:
+        return METRICS[self.options.preset]
+
+    def write(self) -> None:
+        """Write the files of --json and --plot, where they are asked for."""
+        options = self.options
+        if options.json:
+            write_json(options.json, {**self.stated, **self.numbers(), "warnings": self.warnings}, indent=1)
+        if options.plot:
+            meaning = GROUND_TRUTH[options.protocol]
+            ar_curve(self.recall, options.plot, title=f"{options.preset}, protocol {options.protocol}: {meaning}")
+
+    def table(self) -> str:
+        """The numbers as text, in percent."""
+        recall, precision, stated = self.recall, self.precision, self.stated
+        counts = f"{recall.videos} videos, {recall.instances} instances"
+        protocol_name = f"protocol {stated['protocol']}: {GROUND_TRUTH[stated['protocol']]}"
+        where = f"{stated['preset']}, {protocol_name}, {counts}"
+        mean_number = recall.proposals / recall.videos
+        lines = [
+            f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number:.1f} for each video with instances",
+            f"ground truth  {stated['ground_truth']}: {stated['subset']}, {counts}",
+            "",
+            f"Average recall in % ({where}; class-agnostic)",
+            _row("tIoU", [f"{threshold:.2f}" for threshold in recall.tiou_thresholds], "mean"),
+        ]
+        for an in self.settings.recall_at:
+            cells = [f"{100 * value:.2f}" for value in recall.recall[:, an - 1]]
+            lines.append(_row(f"AR@{an}", cells, f"{100 * recall.at(an):.2f}"))
+        blank = [""] * len(recall.tiou_thresholds)
+        lines.append(_row("AUC", blank, f"{recall.auc:.2f}") + f"  (AN 1 to {self.settings.max_proposals})")
+        if mean_number < self.settings.max_proposals:
+            lines.append(f"note: {mean_number:.1f} proposals a video: AR beyond that AN does not rise")
+        if precision is not None:
+            used = f"{len(precision.labels)} classes, {precision.detections} detections"
+            lines += [
+                "",
+                f"Mean average precision in % ({where}, {used})",
+                f"classes from {stated['fusion']}",
+                _row("tIoU", [f"{threshold:.2f}" for threshold in precision.tiou_thresholds], "mean"),
+                _row("mAP", [f"{100 * value:.2f}" for value in precision.mean], f"{100 * precision.average:.2f}"),
+            ]
+        return "\n".join(lines)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number but AUC as a share from 0 to 1; thresholds as people write them, 0.9 for 0.8999999999999999."""
+        recall, precision = self.recall, self.precision
+        numbers: dict[str, Any] = {
+            "average_recall": {
+                "tiou_thresholds": recall.tiou_thresholds.round(4).tolist(),
+                "max_proposals": self.settings.max_proposals,
+                "videos": recall.videos,
+                "instances": recall.instances,
+                "proposals": recall.proposals,
+                **{f"AR@{an}": recall.at(an) for an in self.settings.recall_at},
+                "recall_at": {str(an): recall.recall[:, an - 1].tolist() for an in self.settings.recall_at},
+                "AUC_percent": recall.auc,
+                "curve": recall.average_recall.tolist(),
+                "proposals_per_video": recall.proposals_per_video.tolist(),
+            }
+        }
+        if precision is not None:
+            numbers["mean_average_precision"] = {
+                "tiou_thresholds": precision.tiou_thresholds.round(4).tolist(),
+                "videos": precision.videos,
+                "instances": precision.instances,
+                "detections": precision.detections,
+                "mAP": precision.mean.tolist(),
+                "average_mAP": precision.average,
+                "AP_per_class": dict(zip(precision.labels, precision.average_precision.tolist(), strict=True)),
+                "unknown_labels": precision.unknown_labels,
+            }
+        return numbers
+
+
+def evaluate(options: EvaluateOptions) -> Evaluation:
+    """Compare a result file with the ground truth. InputError: something given cannot be used."""
+    metrics, strip_prefix = METRICS[options.preset], PRESETS["bcnet"][options.preset].data.strip_prefix
+    for path in (options.json, options.plot):
+        if path:
+            require_writable(path)
+    if options.plot:
+        require_picture_name(options.plot)
+
+    subset, ground_truth = _ground_truth(options, metrics, strip_prefix)
+    proposals = _proposals(options, strip_prefix, ground_truth)
+    detections, fusion = _detections(options, strip_prefix, proposals, ground_truth)
+    recall = average_recall(
+        ground_truth, proposals, tiou_thresholds=metrics.recall_thresholds, max_proposals=metrics.max_proposals
+    )
+    precision = None
+    if detections is not None:
+        precision = mean_average_precision(ground_truth, detections, tiou_thresholds=metrics.map_thresholds)
+    stated = {
+        "preset": options.preset,
+        "protocol": options.protocol,
+        "proposals": options.proposals,
+        "ground_truth": options.ground_truth,
+        "subset": subset or "all videos",
+        "class_scores": options.class_scores,
+        "fusion": fusion,
+    }
+    return Evaluation(options, stated, recall, precision, _warnings(recall, precision, proposals, detections))
+
+
+def _ground_truth(
+    options: EvaluateOptions, protocol: MetricSettings, strip_prefix: bool
+) -> tuple[str | None, dict[str, VideoAnnotation]]:
+    ground_truth = read_annotations(options.ground_truth, options.subset, strip_prefix=strip_prefix)
+    subset = options.subset
+    names = {video.subset.lower(): video.subset for video in ground_truth.values() if video.subset}
+    if subset is None and names:
+        subset = protocol.subset
+        if len(names) == 1 and subset not in names:
+            (subset,) = names.values()
+        try:
+            ground_truth = in_subset(ground_truth, subset, options.ground_truth)
+        except InputError as error:
+            raise InputError(f"{error} (choose with --subset)") from error
+    if options.protocol == "opentad":
+        ground_truth = without_duplicates(ground_truth)
+    if not any(video.instances for video in ground_truth.values()):
+        raise InputError(
+            f"{options.ground_truth}: expected annotated instances, found none in {len(ground_truth)} videos"
+        )
+    return subset, ground_truth
+
+
+def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mapping[str, VideoAnnotation]) -> Results:
+    proposals = read_results(options.proposals)
+    if strip_prefix:
+        names = strip_activitynet_prefix(dict.fromkeys(proposals.video_names), options.proposals)
+        proposals = replace(proposals, video_names=tuple(names))
+    if not len(proposals.scores):
+        raise InputError(f"{options.proposals}: expected proposals, found none in {len(proposals.video_names)} videos")
+    _require_common("proposals", options.proposals, proposals.video_names, options.ground_truth, ground_truth)
+    return proposals
+
+
+def _detections(
+    options: EvaluateOptions, strip_prefix: bool, proposals: Results, ground_truth: Mapping[str, VideoAnnotation]
+) -> tuple[Results | None, str | None]:
+    """Labelled results, if there are any, and in words where their classes come from."""
+    if not options.class_scores:
+        if proposals.label is None:
+            return None, None
+        return proposals, "the labels of the file"
+    if proposals.label is not None:
+        raise InputError(f"--class-scores: expected proposals without labels, found labels in {options.proposals}")
+    top_k = _CLASSES[options.preset] if options.top_k is None else options.top_k
+    own_classes = options.fusion in ("bcnet", "gtad")
+    if top_k < 1 or (own_classes and options.top_k is not None):
+        expected = (
+            f"no value beside --fusion {options.fusion}, which takes 2" if own_classes else "a number of at least 1"
+        )
+        raise InputError(f"--top-k: expected {expected}, found {options.top_k}")
+    class_scores = read_class_scores(options.class_scores, strip_prefix=strip_prefix)
+    _require_common("class scores", options.class_scores, class_scores.videos, options.proposals, proposals.video_names)
+    videos = read_annotations(options.video_info, strip_prefix=strip_prefix) if options.video_info else ground_truth
+    try:
+        detections = fuse(proposals, class_scores, options.fusion, top_k=top_k, videos=videos)
+    except ValueError as error:
+        raise InputError(f"{options.proposals} with {options.class_scores}: {error}") from error
+    number = "" if own_classes else f", top {top_k}"
+    return detections, f"{options.class_scores} by the rule {options.fusion}{number}: {FUSION_RULES[options.fusion]}"
+
+
+def _require_common(what: str, path: str, names: Iterable[str], other_path: str, others: Iterable[str]) -> None:
+    names, others = list(names), list(others)
+    if not set(names) & set(others):
+        raise InputError(
+            f"{path}: expected {what} of the videos in {other_path} (such as {others[0]!r}), "
+            f"found none of them (but {names[0]!r})"
+        )
+
+
+def _warnings(
+    recall: AverageRecall, precision: MeanAveragePrecision | None, proposals: Results, detections: Results | None
+) -> list[str]:
+    warnings = []
+    if recall.videos_without_proposals:
+        videos = _some(recall.videos_without_proposals, "video")
+        warnings.append(f"{videos} without proposals: their instances count as missed")
+    if recall.videos_without_ground_truth:
+        videos = _some(recall.videos_without_ground_truth, "video")
+        warnings.append(f"{videos} with proposals but without ground truth: counted in AN, never right")
+    if recall.tied_proposals:
+        warnings.append(f"{recall.tied_proposals} of {recall.proposals} proposals share their score within a video")
+    if precision is not None:
+        detected = set(np.unique(detections.video))
+        unlabelled = [proposals.video_names[video] for video in np.unique(proposals.video) if video not in detected]
+        if unlabelled:
+            warnings.append(f"{_some(unlabelled, 'video')} without class scores: no detections")
+        if precision.unknown_labels:
+            count, labels = sum(precision.unknown_labels.values()), _some(list(precision.unknown_labels), "label")
+            warnings.append(f"{count} detections set aside: {labels} not in the ground truth")
+        if precision.tied_detections:
+            tied = f"{precision.tied_detections} of {precision.detections}"
+            warnings.append(f"{tied} detections share their score within a class")
+    return warnings
+
+
+def _some(names: Sequence[str], what: str) -> str:
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {what}{'s' if len(names) != 1 else ''} ({shown})"
+
+
+def _row(name: str, cells: list[str], last: str) -> str:
+    return f"{name:<8}" + "".join(f"{cell:>7}" for cell in cells) + f"  |{last:>7}"

@@ -1,0 +1,310 @@
+"""A whole run of inference: an archive of features in, a result file, pictures and subtitles out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import sys
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..config import Config
+from ..data.annotations import VideoAnnotation, read_annotations
+from ..data.class_scores import ClassScores, read_class_scores
+from ..data.features import FeatureArchive, open_features
+from ..data.timing import TimeOptions, TimeResolver
+from ..errors import InputError
+from ..ops.backends import choose, use_backend
+from ..presets import PRESETS
+from ..profiling import Profile, record, stage
+from ..progress import progress
+from ..protocols import protocol_for
+from ..results.fusion import fuse_video
+from ..results.subtitles import write_subtitles
+from ..results.writer import ResultWriter
+from ..storage.checkpoint import read_config
+from ..storage.files import require_writable
+from .model import Model, load
+from .predict import Failure, Predictor, VideoProposals
+
+
+@dataclass(frozen=True)
+class InferOptions:
+    """What a run does; each field is the flag of `python -m bcnet_fast.infer` with its name."""
+
+    features: str
+    output: str
+    # Network: a checkpoint, or a preset with random weights.
+    checkpoint: str | None = None
+    model: str | None = None
+    preset: str | None = None
+    feature_dim: int | None = None
+    precision: str = "fp32"
+    device: str = "auto"
+    backend: str = "auto"
+    protocol: str = "default"
+    time: TimeOptions = field(default_factory=TimeOptions)
+    # Labels: with class scores, proposals become detections.
+    labels: str | None = None
+    fusion: str = "product"
+    top_k: int = 1
+    # Pictures and subtitles, each a folder.
+    plot: str | None = None
+    srt: str | None = None
+    best: int = 10
+    ground_truth: str | None = None
+    batch_size: int = 8
+    workers: int = 0
+    profile: bool = False
+    trace: str | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class InferReport:
+    """What came out of a run."""
+
+    output: str
+    videos: int
+    windows: int
+    proposals: int
+    seconds: float
+    details: str
+    failures: tuple[Failure, ...]
+    profile: Profile | None
+
+    def summary(self) -> str:
+        """One line: what was written, how fast, and how it came about."""
+        return (
+            f"{self.output}: {self.videos} videos, {self.windows} windows, {self.proposals} proposals; "
+            f"{self.seconds:.1f} s, {self.windows / self.seconds:.2f} windows/s with loading; {self.details}"
+        )
+
+
+def infer(options: InferOptions) -> InferReport:
+    """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
+
+    InputError: something given cannot be used, or no video can.
+    """
+    started = time.perf_counter()
+    config = resolve_config(options)
+    archive = open_features(
+        options.features,
+        feature_dim=config.model.feature_dim,
+        every=options.time.every,
+        strip_prefix=config.data.strip_prefix,
+    )
+    times = resolve_times(options, config, archive)
+    truth, class_scores = _read_annotations_and_scores(options, config, archive)
+    for folder in filter(None, (options.plot, options.srt)):
+        require_writable(Path(folder) / "picture.png")
+    if options.trace:
+        require_writable(options.trace)
+    model = _load(options, config)
+
+    with contextlib.closing(
+        ResultWriter(options.output, run_settings(options, config), resume=options.resume)
+    ) as writer:
+        for gone in writer.done.keys() - archive.ids:
+            del writer.done[gone]
+        videos = [video for video in archive.ids if video not in writer.done]
+        if options.resume:
+            print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
+        run = _Run(options, Predictor(model, protocol_for(options.protocol, config)), truth, class_scores, writer)
+        try:
+            with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
+                run.predict(archive, videos, times)
+        except KeyboardInterrupt:
+            print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
+            raise
+        failures = run.failures
+        if not writer.done:
+            writer.close(discard=True)
+            others = f" (and {len(failures) - 1} more of {len(failures)} videos failed)" if len(failures) > 1 else ""
+            raise InputError(f"{failures[0].reason}{others}")
+        details = _details(options, config)
+        count = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+    seconds = time.perf_counter() - started
+    if options.trace:
+        profile.write_trace(options.trace)
+    return InferReport(options.output, len(writer.done), run.windows, count, seconds, details, tuple(failures), profile)
+
+
+class _Run:
+    """The videos of a run: predicted, shown and stored one after the other."""
+
+    def __init__(
+        self,
+        options: InferOptions,
+        predictor: Predictor,
+        truth: dict[str, VideoAnnotation],
+        class_scores: ClassScores | None,
+        writer: ResultWriter,
+    ) -> None:
+        self.options, self.predictor, self.writer = options, predictor, writer
+        self.truth, self.class_scores = truth, class_scores
+        self.failures: list[Failure] = []
+        self.windows = 0
+
+    def predict(self, archive: FeatureArchive, videos: list[str], times: TimeResolver) -> None:
+        """Predict and store all `videos`."""
+        options = self.options
+        found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
+        for result in progress(found, total=len(videos), what="videos"):
+            if isinstance(result, Failure):
+                self.failures.append(result)
+            elif self.class_scores is not None and result.video not in self.class_scores:
+                reason = f"{options.labels}: expected class scores of video {result.video!r}, found none"
+                self.failures.append(Failure(result.video, reason))
+            else:
+                self._store(result)
+
+    def _store(self, result: VideoProposals) -> None:
+        segments, scores, labels = result.segments, result.scores, None
+        if self.class_scores is not None:
+            rule, top_k = self.options.fusion, self.options.top_k
+            segments, scores, labels = fuse_video(result.video, segments, scores, self.class_scores, rule, top_k=top_k)
+        # Shown first: a video that is stored counts as finished when the run is resumed.
+        with stage("pictures and subtitles"):
+            if self.options.srt:
+                best = slice(self.options.best)
+                shown = segments[best], scores[best], None if labels is None else labels[best]
+                write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
+            if self.options.plot:
+                self._plot(result)
+        with stage("writing"):
+            self.writer.add(result.video, segments, scores, labels)
+        self.windows += result.windows
+
+    def _plot(self, result: VideoProposals) -> None:
+        from ..results.timeline import timeline
+
+        annotation = self.truth.get(result.video)
+        timeline(
+            Path(self.options.plot) / f"{_file_name(result.video)}.png",
+            video_id=result.video,
+            duration_s=result.duration,
+            boundary=(result.boundary_times, result.boundary_start, result.boundary_end),
+            proposals=np.column_stack([result.segments, result.scores])[: self.options.best],
+            ground_truth=annotation.instances if annotation else None,
+        )
+
+
+def _file_name(video: str) -> str:
+    return video.replace("/", "_")
+
+
+def resolve_config(options: InferOptions) -> Config:
+    """The configuration of the run: the checkpoint's own, or that of the preset for random weights."""
+    if options.checkpoint:
+        config = read_config(options.checkpoint)
+        stored = {"model": config.model.name, "preset": config.preset, "feature_dim": config.model.feature_dim}
+        for flag, found in stored.items():
+            expected = getattr(options, flag)
+            if expected is not None and expected != found:
+                raise InputError(f"{options.checkpoint}: expected --{flag.replace('_', '-')} {expected}, found {found}")
+        return config
+    if not options.preset:
+        raise InputError("--checkpoint: expected a file, found none; for random weights give --preset")
+    print(
+        "warning: no --checkpoint: the weights are random (seed 0), and so is the order of the proposals",
+        file=sys.stderr,
+    )
+    config = PRESETS[options.model or "bcnet"][options.preset]
+    width = config.model.feature_dim if options.feature_dim is None else options.feature_dim
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=width))
+
+
+def resolve_times(options: InferOptions, config: Config, archive: FeatureArchive) -> TimeResolver:
+    """When snippets happen; InputError before any work when that cannot be known, a note when it is only assumed."""
+    times, path = options.time.resolver(config, archive), options.time.times
+    if path:
+        times.require_match(archive.ids, options.features, path)
+        unused = len(times.table) - len(times.matched(archive.ids))
+        if unused:
+            print(f"note: {path} has {unused} videos that have no features here", file=sys.stderr)
+    elif not config.data.rescale and options.time.flags.fps is None:
+        raise InputError("--fps: expected the videos' frames per second, found none; give --fps F or --times FILE")
+    if not config.data.rescale and any(times.facts(video).row_stride is None for video in archive.ids):
+        print(
+            f"note: nothing states --stride; rows are taken to be {config.data.stride:g} video frames apart, "
+            f"as {config.preset} has it",
+            file=sys.stderr,
+        )
+    return times
+
+
+def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
+    """What decides the results, for telling whether an interrupted run can be resumed."""
+    names = ("fusion", "top_k", "precision", "protocol", "plot", "srt", "best")
+    return {
+        "version": __version__,
+        "checkpoint": _sha256(options.checkpoint),
+        "times": _sha256(options.time.times),
+        "labels": _sha256(options.labels),
+        "features": options.features,
+        "every": options.time.every,
+        **dataclasses.asdict(options.time.flags),
+        **{name: getattr(options, name) for name in names},
+        **config.to_dict(),
+    }
+
+
+def _sha256(path: str | None) -> str | None:
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _details(options: InferOptions, config: Config) -> str:
+    """One line on how the results came about, for the summary and the file."""
+    weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
+    flags = options.time.flags
+    stated = [f"{name} {getattr(flags, name):g}" for name in ("fps", "stride", "offset") if getattr(flags, name)]
+    if options.time.times:
+        stated.append(f"times {Path(options.time.times).name}")
+    parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
+    return ", ".join([*parts, options.precision, f"protocol {options.protocol}", *stated])
+
+
+def _read_annotations_and_scores(
+    options: InferOptions, config: Config, archive: FeatureArchive
+) -> tuple[dict[str, VideoAnnotation], ClassScores | None]:
+    """The files of --ground-truth and --labels. InputError when one knows none of the videos."""
+    strip_prefix = config.data.strip_prefix
+    truth = read_annotations(options.ground_truth, strip_prefix=strip_prefix) if options.ground_truth else {}
+    class_scores = read_class_scores(options.labels, strip_prefix=strip_prefix) if options.labels else None
+    for path, known in ((options.ground_truth, truth), (options.labels, class_scores.videos if class_scores else ())):
+        if path and not set(archive.ids).intersection(known):
+            raise InputError(
+                f"{path}: expected some of the {len(archive.ids)} videos of {options.features}, "
+                f"such as {archive.ids[0]!r}, found {len(known)} others"
+            )
+    return truth, class_scores
+
+
+def _load(options: InferOptions, config: Config) -> Model:
+    torch.manual_seed(0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        weights = options.checkpoint or config
+        model = load(weights, device=options.device, precision=options.precision, backend=options.backend)
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    with use_backend(options.backend):
+        # Raises now, not after the network has run.
+        choose("match_proposals", model.device)
+        choose("soft_nms", torch.device("cpu"))
+    return model

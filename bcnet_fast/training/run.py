@@ -1,0 +1,154 @@
+"""A whole training: videos and annotations in, checkpoints and a log out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..data.annotations import VideoAnnotation
+from ..errors import InputError
+from ..inference.model import load, resolve_device
+from ..presets import PRESETS
+from ..protocols import protocol_for
+from .dataset import Subset, TrainingWindows, fitted_sizes
+from .distributed import Processes
+from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated_feature_dim
+from .run_folder import Run
+from .subsets import open_archive, read_subsets, require_width, select_annotations, with_synthetic_videos
+from .trainer import Trainer
+from .validation import SHOWN_AN, validate
+
+
+def train(options: TrainOptions) -> None:
+    """Train a network and write its checkpoints to the output folder. Progress is printed as it arises.
+
+    InputError: something given cannot be used.
+    """
+    resolve_config(options)  # wrong settings are refused before synthetic videos are made
+    device = _device_of_this_process(options.device)
+    with Processes.join(device) as processes:
+        if options.features is None:
+            options = with_synthetic_videos(options, processes)
+        elif options.annotations is None:
+            raise InputError("--annotations: expected it beside --features, found none")
+        train_with(processes, options, device)
+
+
+def _device_of_this_process(name: str) -> torch.device:
+    device = resolve_device(name)
+    if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
+        # torchrun's number of this process on this machine.
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def train_with(processes: Processes, options: TrainOptions, device: torch.device) -> None:
+    """`train` on features and annotations that are there, in processes that have joined."""
+    config = resolve_config(options)
+    chosen = select_annotations(options, config)
+    fitted = _fitted(options, config, chosen[0]) if options.fit else {}
+    config = resolve_config(options, fitted)
+    require_covered(config)
+    protocol = protocol_for(options.protocol, config)
+    archive = open_archive(options, config, config.model.feature_dim)
+    require_width(archive, config, chosen[0])
+    training, validation, times = read_subsets(
+        options, config, archive, chosen, protocol.windows, quiet=not processes.first
+    )
+    windows = TrainingWindows(archive, training.videos, config, protocol)
+    if options.fit:
+        preset = PRESETS[options.model][options.preset].train
+        epochs = fitted_epochs(preset, config.train.batch_size, len(windows))
+        config = resolve_config(options, fitted | {"train": epochs})
+    trainer = Trainer(config, protocol.losses, device, processes)
+    output = Run(options.output, config, {"protocol": options.protocol, "windows": _digest(windows)})
+    state = output.begin(resume=options.resume)
+    if state is not None:
+        trainer.restore(state)
+    epochs, done = config.train.epochs, len(output.rows)
+    if processes.first:
+        output.require_writable()
+        _print_summary(options, config, training, validation, windows, trainer, done)
+    for epoch in range(done, epochs):
+        started = time.perf_counter()
+        losses = trainer.epoch(windows, epoch, options.workers)
+        if not processes.first:
+            continue
+        row = {"epoch": epoch + 1, "learning_rate": trainer.learning_rate(epoch), **losses}
+        # What is validated is the very file that a user gets. No name holds the network, so that it ends with the call.
+        checkpoint = output.save_last(trainer.weights())
+        recall, failures = validate(
+            load(checkpoint, device=device), archive, validation.truth, times, protocol, options.workers
+        )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
+        better = output.finish_epoch(row, trainer.weights(), trainer.state())
+        shown = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))
+        print(
+            f"epoch {epoch + 1}/{epochs}: loss {losses['total']:.4f}, {shown}{' (best)' if better else ''}, "
+            f"{time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
+        for failure in failures:
+            print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
+    if processes.first:
+        number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
+        print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")
+
+
+def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:
+    archive = open_archive(options, config, None)
+    times = options.time.resolver(config, archive, known=training)
+    return fitted_sizes(archive, training, times, stated_feature_dim(options))
+
+
+def _digest(windows: TrainingWindows) -> str:
+    """Of which windows there are and what their instances are."""
+    digest = hashlib.sha256()
+    for number, start in windows.windows:
+        video = windows.videos[number]
+        digest.update(f"{video.annotation.id} {start}\n".encode())
+        digest.update(video.segments.tobytes())
+    return digest.hexdigest()
+
+
+def _print_summary(
+    options: TrainOptions,
+    config: Config,
+    training: Subset,
+    validation: Subset,
+    windows: TrainingWindows,
+    trainer: Trainer,
+    done: int,
+) -> None:
+    lengths = np.concatenate([video.lengths() for video in training.videos])
+    model, longer = config.model, int((lengths > config.model.max_duration).sum())
+    steps = len(trainer.batches(len(windows), done))
+    size = sum(parameter.numel() for parameter in trainer.parameters.values())
+    constraint = "with" if model.background_constraint else "without"
+    lines = [
+        f"{model.name}, preset {config.preset}, {constraint} background constraint, protocol {options.protocol}: "
+        f"{size / 1e6:.2f} M parameters, {trainer.device}, {trainer.processes.count} processes",
+        f"training: {len(training.videos)} videos, {len(lengths)} instances, {len(windows)} of {windows.considered} "
+        f"windows of {model.window} snippets (those that show an instance), {steps} steps an epoch",
+        f"validation: {len(validation.videos)} videos, "
+        f"{sum(len(video.annotation.instances) for video in validation.videos)} instances",
+        f"instances of the training: half last up to {np.median(lengths):.1f} snippets, 95 % up to "
+        f"{np.percentile(lengths, 95):.1f}, all up to {lengths.max():.1f}; {longer} are longer than model.max_duration "
+        f"= {model.max_duration}",
+    ]
+    if done:
+        lines.append(f"resumed: {done} of {config.train.epochs} epochs are done already")
+    print("\n".join(lines), flush=True)
+    for remark in training.remarks + validation.remarks:
+        print(f"note: {remark}", file=sys.stderr)

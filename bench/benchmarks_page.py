@@ -1,0 +1,399 @@
+"""Fill the tables of the documentation from bench/results, so that no figure is typed by hand.
+
+    python bench/benchmarks_page.py            rewrites the tables in README.md and docs/
+    python bench/benchmarks_page.py --check    changes nothing; exit code 1 when a page is out of date
+
+A page holds a pair of comments, `<!-- begin figures: NAME -->` and `<!-- end figures -->`; what stands between them is
+the table NAME of `TABLES`. A benchmark's results of one machine are one file, `<benchmark>_<machine>.json`; with files
+of several machines, a table is repeated for each of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import re
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->)", re.DOTALL)
+
+OURS = "bcnet_fast"
+# Benchmarks whose files begin with the name of another one.
+LONGER_NAMES = ("latency_maps", "precision_emulated")
+SPACE = "\u00a0"  # keeps a figure and its ratio on one line
+NAMES = {
+    "reference": "PyTorch, eager",
+    "torch.compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "bcnet_fast fp32": "**bcnet_fast fp32**",
+    "bcnet_fast bf16": "bcnet_fast bf16",
+    "bcnet_fast int8": "**bcnet_fast int8**",
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Three significant digits, without an exponent between 0.001 and 99999; empty for None."""
+    if value is None:
+        return ""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        return f"{value:.1e}"
+    decimals = max(0, digits - len(str(int(abs(value)))) if abs(value) >= 1 else digits)
+    return f"{value:.{decimals}f}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def machine(environment: dict[str, Any]) -> str:
+    facts = [environment["device"], f"{environment['threads']} threads", f"PyTorch {environment['torch']}"]
+    facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
+    return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"
+
+
+def results(benchmark: str) -> list[dict[str, Any]]:
+    """The results of a benchmark, one entry a machine."""
+    longer = tuple(name for name in LONGER_NAMES if name != benchmark)
+    paths = sorted(path for path in RESULTS.glob(f"{benchmark}*.json") if not path.name.startswith(longer))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def each_machine(benchmark: str, make: Callable[[dict[str, Any]], str]) -> str:
+    return "\n".join(machine(found["environment"]) + "\n" + make(found) for found in results(benchmark))
+
+
+def median(row: dict[str, Any], step: str) -> float | None:
+    found = row["times_ms"].get(step)
+    return None if found is None else found["median"]
+
+
+def with_ratio(row: dict[str, Any], base: dict[str, Any], step: str) -> str:
+    value, reference = median(row, step), median(base, step)
+    if value is None or reference is None:
+        return ""
+    ratio = f"{SPACE}({times(reference / value)})" if row["variant"].startswith(OURS) else ""
+    return f"{number(value)}{ratio}"
+
+
+def groups(found: dict[str, Any], *keys: str) -> dict[tuple, list[dict[str, Any]]]:
+    """Rows by the values of some keys, in the order of their first row."""
+    grouped: dict[tuple, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        grouped.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return grouped
+
+
+def latency(found: dict[str, Any]) -> str:
+    parts = []
+    for (system, data, threshold), rows in groups(found, "system", "data", "boundary_threshold").items():
+        base = rows[0]
+        matched = f", {base['matched_percent']:.0f} % of the anchors matched" if threshold is not None else ""
+        steps = [step for step in ("network", "window", "video") if median(base, step) is not None]
+        header = [f"{system}, {data}{matched}", *(f"{step}, ms" for step in steps), "first window, s", "memory, MiB"]
+        lines = [
+            [
+                NAMES[row["variant"]],
+                *(with_ratio(row, base, step) for step in steps),
+                number(row["first_s"]),
+                number(row["peak_mib"]),
+            ]
+            for row in rows
+        ]
+        parts.append(table(header, lines))
+    return "\n".join(parts)
+
+
+def headline() -> str:
+    """One line a variant: the network of a window of each system, and a whole video of BCNet."""
+    lines, maps = [], {entry["environment"]["device"]: entry for entry in results("latency_maps")}
+    chosen = (("BMN", "ActivityNet-1.3"), ("G-TAD", "THUMOS14"))
+    for found in results("latency"):
+        device = found["environment"]["device"]
+        bcnet = next(iter(groups(found, "system", "data", "boundary_threshold").values()))
+        others = groups(maps[device], "system", "data") if device in maps else {}
+        for row in bcnet:
+            if row["precision"] == "bf16":
+                continue
+            cells = [with_ratio(row, bcnet[0], step) for step in ("network", "video")]
+            for key in chosen:
+                match = [other for other in others.get(key, []) if other["variant"] == row["variant"]]
+                cells.append(with_ratio(match[0], others[key][0], "network") if match else "")
+            lines.append([device, NAMES[row["variant"]], *cells])
+    header = ["machine", "milliseconds, 2 threads", "BCNet, window", "BCNet, video", "BMN, window", "G-TAD, window"]
+    one = len({line[0] for line in lines}) == 1
+    note = machine(results("latency")[0]["environment"]) + "\n" if one else ""
+    return note + table(header[one:], [line[one:] for line in lines])
+
+
+def best_export() -> str:
+    """The engine beside the fastest of the alternatives that replace the network."""
+    lines = []
+    for found in [*results("latency"), *results("latency_maps")]:
+        seen = set()
+        for (system, data, _), rows in groups(found, "system", "data", "boundary_threshold").items():
+            rivals = [row for row in rows if not row["variant"].startswith(OURS) and row["variant"] != "reference"]
+            if not rivals or (system, data) in seen:
+                continue
+            seen.add((system, data))
+            best = min(rivals, key=lambda row: median(row, "network"))
+            ours = next(row for row in rows if row["variant"] == f"{OURS} fp32")
+            ratios = [times(median(row, "network") / median(ours, "network")) for row in (rows[0], best)]
+            device = found["environment"]["device"]
+            lines.append([device, f"{system}, {data}", ratios[0], f"{ratios[1]} ({NAMES[best['variant']]})"])
+    return table(["machine", "network, fp32", "faster than eager PyTorch", "than the fastest alternative"], lines)
+
+
+def rewrites(found: dict[str, Any]) -> str:
+    by_network: dict[str, dict[str, float]] = {}
+    for row in found["ablation"]:
+        by_network.setdefault(f"{row['system']}, {row['preset']}", {})[row["rewrites"]] = row["median"]
+    kinds = sorted(dict.fromkeys(itertools.chain.from_iterable(by_network.values())), key="none".__eq__)
+    lines = []
+    for kind in kinds:
+        cells = [(one.get(kind), one["all"]) for one in by_network.values()]
+        label = {"all": "all rewrites", "none": "no rewrite"}.get(kind, kind)
+        ratios = [f"{number(ms)}{SPACE}({ms / best:.2f}x)" if ms is not None else "" for ms, best in cells]
+        lines.append([label, *ratios])
+    return table(["milliseconds", *by_network], lines)
+
+
+def precision(found: dict[str, Any]) -> str:
+    header = ["network", "precision", "largest difference of a probability", "same of the 100 best", "AR@100", "mAP"]
+    lines = [
+        [
+            row["network"],
+            row["precision"],
+            number(row["largest"]),
+            f"{row['same of 100 %']:.1f} %",
+            *(
+                f"{row[name]:.1f}{SPACE}({row[change]:+.2f})" if row.get(name, "") != "" else ""
+                for name, change in _SCORES
+            ),
+        ]
+        for row in found["rows"]
+    ]
+    return table(header, lines)
+
+
+_SCORES = (("AR@100", "change"), ("mAP", "change of mAP"))
+
+
+def engine_profile(found: dict[str, Any]) -> str:
+    rows = sorted(found["rows"], key=lambda row: -row["ms"])[:12]
+    header = ["kernel", "calls", "ms", "of the rate of a large product", "ms beyond its products"]
+    lines = [
+        [row["kernel"], str(row["calls"]), number(row["ms"]), f"{row['percent']:.0f} %", number(row["lost_ms"])]
+        for row in rows
+    ]
+    total, rate = sum(row["ms"] for row in found["rows"]), found["rate_gflops"]
+    at_rate = sum(row["gflop"] for row in found["rows"]) / rate * 1e3
+    summary = (
+        f"All kernels together take {number(total)} ms. Their products alone would take {number(at_rate)} ms at "
+        f"{number(rate)} GFLOP/s, the rate of a large product timed between the windows. The twelve longest:\n\n"
+    )
+    return summary + table(header, lines)
+
+
+def operators(found: dict[str, Any]) -> str:
+    header = ["operator", "shape", "bcnet_fast, ms", "others, ms (how many times as long)"]
+    lines = []
+    for (name, mode, shape), rows in groups(found, "operator", "mode", "shape").items():
+        ours = next(row for row in rows if row["variant"] == OURS)
+        others = [
+            f"{row['variant']} {number(row['median_ms'])} ({times(row['median_ms'] / ours['median_ms'])})"
+            for row in sorted(rows, key=lambda row: row["median_ms"])
+            if not row["variant"].startswith(OURS)
+        ]
+        backward = " with backward" if "backward" in mode else ""
+        lines.append([f"`{name}`{backward}", shape, number(ours["median_ms"]), "; ".join(others)])
+    return table(header, lines)
+
+
+def floors(found: dict[str, Any]) -> str:
+    """Shares of the least time that the processor allows, of those operators and shapes that have one."""
+    header = ["operator", "shape", "a call, ms", "of the floor", "kernel, ms", "of the floor"]
+    lines = []
+    for row in found["rows"]:
+        if row["variant"] != OURS or row["floor_percent"] is None:
+            continue
+        share, of_kernel = row["floor_percent"], row["kernel_floor_percent"]
+        kernel = [number(row["kernel_ms"]), "" if of_kernel is None else f"{of_kernel:.0f} %"]
+        backward = " with backward" if "backward" in row["mode"] else ""
+        call = [number(row["median_ms"]), f"{share:.0f} %"]
+        lines.append([f"`{row['operator']}`{backward}", row["shape"], *call, *kernel])
+    return table(header, lines)
+
+
+def layers(found: dict[str, Any]) -> str:
+    lines = []
+    for (layer, mode), rows in groups(found, "layer", "mode").items():
+        before, after = (next(row for row in rows if row["variant"] == name) for name in ("before", "after"))
+        memory = [number(row["peak_mib"]) if mode == "both" else "" for row in (before, after)]
+        kind = "forward + backward" if mode == "both" else mode
+        ms = [number(row["median"]) for row in (before, after)]
+        lines.append([layer, kind, *ms, times(before["median"] / after["median"]), *memory])
+    return table(["layer", "", "before, ms", "after, ms", "", "before, MiB", "after, MiB"], lines)
+
+
+def training(found: dict[str, Any]) -> str:
+    header = ["a step", "eager PyTorch, ms", "bcnet_fast, ms", "", "eager PyTorch, MiB", "bcnet_fast, MiB"]
+    lines = []
+    for row in found["rows"]:
+        ms = [median(row, name) for name in ("reference", OURS)]
+        memory = [number(row["peak_mib"][name]) for name in ("reference", OURS)]
+        name = f"{row['system']}, batch {row['batch']}"
+        lines.append([name, *map(number, ms), times(ms[0] / ms[1]), *memory])
+    return table(header, lines)
+
+
+def evaluation(found: dict[str, Any]) -> str:
+    header = ["metric and data", "entries", "public code, s", "bcnet_fast, s", "", "largest difference"]
+    lines = [
+        [
+            row["metric"],
+            f"{row['entries']:,}",
+            number(row["public_evaluate_s"]),
+            number(row["evaluate_s"]),
+            times(row["speedup"]),
+            number(row["difference"]),
+        ]
+        for row in found["rows"]
+    ]
+    return table(header, lines)
+
+
+def soft_nms() -> str:
+    """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
+    parts = []
+    for path in sorted(RESULTS.glob("soft_nms_*.csv")):
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        lines = []
+        for first, *others in _runs(rows):
+            slower = [f"{row['backend']} {number(float(row['median_ms']))}" for row in others]
+            name = f"{first['shape']}, {first['dtype']}, threads: {first['threads']}"
+            lines.append([name, number(float(first["median_ms"])), "; ".join(slower)])
+        environment = {**rows[0], "threads": "1 or 2"}
+        parts.append(machine(environment) + "\n" + table(["sets", "the kernel alone, ms", "others, ms"], lines))
+    return "\n".join(parts)
+
+
+def _runs(rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
+    """Cut where the native backend, the first of its group, appears."""
+    runs: list[list[dict[str, str]]] = []
+    for row in rows:
+        if row["backend"] == "native":
+            runs.append([])
+        runs[-1].append(row)
+    return runs
+
+
+def compiled() -> str:
+    """What the compilers made of the GPU kernels: nothing here was timed."""
+    with open(RESULTS / "aot.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    lines = []
+    for target, count in sorted(Counter(row["target"] for row in rows).items(), key=lambda item: int(item[0][3:])):
+        of_target = [row for row in rows if row["target"] == target]
+        spills = sum(int(row["spill_bytes"] or 0) > 0 for row in of_target)
+        lines.append([target, str(count), str(spills), str(max(int(row["registers"] or 0) for row in of_target))])
+    return table(["GPU generation", "kernel variants compiled", "with register spills", "most registers"], lines)
+
+
+def predicted_floors() -> str:
+    """Bounds from datasheets: nothing here was timed."""
+    with open(RESULTS / "roofline_gpus.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    devices = list(dict.fromkeys(row["GPU"] for row in rows))
+    by_shape: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        by_shape.setdefault((row["operator"].strip(), row["shape"]), {})[row["GPU"]] = row["predicted floor fp16 us"]
+    lines = [
+        [name, shape, *(number(float(of_shape[device])) for device in devices)]
+        for (name, shape), of_shape in by_shape.items()
+        if name != "the same, dense form"
+    ]
+    return table(["predicted floor, fp16, µs", "shape", *devices], lines)
+
+
+def paper_table(name: str, systems: Sequence[str]) -> str:
+    found = json.loads((RESULTS / f"ablations_{name}.json").read_text(encoding="utf-8"))["seeds"]
+    columns = list(next(iter(found.values()))[0])
+    lines = [[system, *(_mean_and_deviation(found[system], column) for column in columns)] for system in systems]
+    return table(["", *columns], lines)
+
+
+def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
+    values = [seed[column] for seed in seeds]
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
+TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "best-export": best_export,
+    "latency": lambda: each_machine("latency", latency),
+    "latency-maps": lambda: each_machine("latency_maps", latency),
+    "rewrites": lambda: each_machine("latency", rewrites),
+    "rewrites-maps": lambda: each_machine("latency_maps", rewrites),
+    "precision": lambda: each_machine("precision", precision),
+    "precision-emulated": lambda: each_machine("precision_emulated", precision),
+    "engine-profile": lambda: each_machine("kernels", engine_profile),
+    "operators": lambda: each_machine("ops", operators),
+    "layers": lambda: each_machine("layers", layers),
+    "training": lambda: each_machine("training", training),
+    "evaluation": lambda: each_machine("evaluation", evaluation),
+    "soft-nms": soft_nms,
+    "floors": lambda: each_machine("ops", floors),
+    "compiled": compiled,
+    "predicted-floors": predicted_floors,
+    "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
+    "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
+    "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
+    "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
+    "synthetic-attention": lambda: paper_table(
+        "synthetic", ("BCNet, no attention units", "BCNet, no difference unit", "BCNet")
+    ),
+}
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """The text of a page with every table made anew. KeyError for a table that does not exist."""
+    return SECTION.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    options = parser.parse_args(arguments)
+    stale = [path for path in pages() if filled(text := path.read_text(encoding="utf-8")) != text]
+    for path in stale:
+        print(f"{'out of date' if options.check else 'written'}: {path.relative_to(ROOT)}")
+        if not options.check:
+            path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

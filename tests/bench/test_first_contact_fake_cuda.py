@@ -1,0 +1,42 @@
+"""What the first contact does on a GPU, on a CPU that passes for one (helpers/fake_cuda.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from conftest import ROOT, needs_triton
+from contact.runner import Run
+from contact.steps import STEPS
+
+FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
+FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
+# Processes of their own, a second device and compilers are not faked.
+NOT_FAKED = ("sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
+OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAKED))
+
+pytestmark = needs_triton("add_layer_norm")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [FIRST, OTHERS], ids=["first", "others"])
+def test_steps_run_on_a_device_that_passes_for_a_gpu(tmp_path, names):
+    steps = [
+        dataclasses.replace(
+            step,
+            target=f"{FAKE}:{step.target.removeprefix('contact.').replace(':', '.')}",
+            limit=300.0,
+            interpreter=True,
+            rival=False,
+        )
+        for step in STEPS
+        if step.name in names
+    ]
+    results = {result.step: result for result in Run(steps, tmp_path, "cpu", 3000.0).all()}
+    endings = {name: (result.status, result.reason) for name, result in results.items()}
+    assert endings == dict.fromkeys(names, ("ok", ""))
+    if names == FIRST:
+        assert results["environment"].facts["device"].startswith("NVIDIA H100")
+        assert {row["precision"] for row in results["engine_graphs"].rows} == {"fp32", "tf32", "fp16", "bf16"}
+        assert all(row["graph"] and row["side stream"] for row in results["add_layer_norm"].rows)
+        assert "kernels_tf32.csv" in results["kernels"].files

@@ -1,0 +1,480 @@
+"""`python -m bcnet_fast.infer` as a user runs it: archives in, submission JSON out, one clear line for what is bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_reference import SMALL
+
+from bcnet_fast import infer
+from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
+from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.inference.run import resolve_config, run_settings
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.results.subtitles import write_subtitles
+from bcnet_fast.results.writer import ResultWriter
+from bcnet_fast.storage.checkpoint import save_checkpoint
+
+LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
+CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))
+MAP_SIZES = {"feature_dim": 10, "window": 24, "max_duration": 16, "base_channels": 8, "map_channels": 4}
+MAP_MODELS = {
+    "bmn": BMNConfig(**MAP_SIZES, sampled_channels=8, bins=4, map_layout="duration_start"),
+    "gtad": GTADConfig(**MAP_SIZES, sampled_channels=8, block_channels=8, block_groups=4, inner_bins=3, context_bins=2),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    torch.manual_seed(0)  # gives regression scores above 0, hence proposals, for every video
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_checkpoint(path, BCNet(SMALL).state_dict(), CONFIG)
+    return path
+
+
+def map_config(system: str, **data) -> Config:
+    data = DataConfig(window_stride=12, **data)
+    return Config("small", model=MAP_MODELS[system], data=data, proposals=MapProposalConfig(window_top=20, top=50))
+
+
+def map_checkpoint(folder: Path, config: Config) -> Path:
+    torch.manual_seed(0)
+    path = folder / f"{config.model.name}.safetensors"
+    save_checkpoint(path, NETWORKS[config.model.name](config.model).state_dict(), config)
+    return path
+
+
+@pytest.fixture
+def features(tmp_path, rng) -> Path:
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for video, length in LENGTHS.items():
+        np.save(folder / f"{video}.npy", rng.standard_normal((length, 10)).astype(np.float32))
+    return folder
+
+
+def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
+    output = output or features.parent / "out.json"
+    return infer.main(flags(checkpoint, features, *more, output=output)), output
+
+
+def flags(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> list[str]:
+    output = output or features.parent / "out.json"
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--fps", 25, *more]
+    return [str(argument) for argument in arguments]
+
+
+def columns(proposals: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([p["segment"] for p in proposals]).reshape(-1, 2), np.array([p["score"] for p in proposals])
+
+
+def results_of(path: Path) -> dict[str, list]:
+    return json.loads(path.read_text())["results"]
+
+
+def test_output_is_a_complete_submission_best_first_and_inside_the_video(checkpoint, features):
+    code, output = run(checkpoint, features)
+    content = json.loads(output.read_text())
+    assert code == 0
+    assert content.keys() == {"version", "results", "external_data"}
+    assert list(content["results"]) == sorted(LENGTHS)
+    for video, proposals in content["results"].items():
+        assert proposals
+        scores = [p["score"] for p in proposals]
+        assert scores == sorted(scores, reverse=True)
+        # 5 video frames a snippet, 25 frames a second
+        assert all(0 <= p["segment"][0] < p["segment"][1] <= LENGTHS[video] * 5 / 25 for p in proposals)
+    assert not list(features.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("more", [("--batch-size", 1), ("--batch-size", 3), ("--batch-size", 64), ("--workers", 2)])
+def test_results_do_not_depend_on_batches_or_workers(checkpoint, features, more):
+    expected = run(checkpoint, features)[1].read_bytes()
+    assert run(checkpoint, features, *more)[1].read_bytes() == expected
+
+
+def test_an_hdf5_file_gives_what_the_folder_gives(checkpoint, features):
+    archive = features.parent / "features.h5"
+    with h5py.File(archive, "w") as file:
+        for video in reversed(LENGTHS):
+            file[video] = np.load(features / f"{video}.npy")
+    expected = results_of(run(checkpoint, features)[1])
+    assert results_of(run(checkpoint, archive)[1]) == expected
+    assert results_of(run(checkpoint, features / "d.npy")[1]) == {"d": expected["d"]}
+
+
+def test_one_bad_video_does_not_lose_the_others(checkpoint, features, capsys):
+    expected = results_of(run(checkpoint, features)[1])
+    np.save(features / "b.npy", np.full((24, 10), np.nan, np.float32))
+    (features / "e.npy").write_bytes(b"not an array")
+    code, output = run(checkpoint, features)
+    assert code == 1
+    del expected["b"]
+    assert results_of(output) == expected
+    errors = capsys.readouterr().err
+    assert "failed: b: " in errors and "b.npy" in errors and "failed: e: " in errors
+
+
+def test_an_archive_of_bad_videos_only_writes_nothing(checkpoint, features):
+    for video in LENGTHS:
+        np.save(features / f"{video}.npy", np.zeros((20, 3), np.float32))
+    output = features.parent / "out.json"
+    with pytest.raises(InputError, match=r"a.npy: expected 10 channels, found shape \[20, 3\] \(and 3 more"):
+        run(checkpoint, features)
+    assert not output.exists() and not list(features.parent.glob("*.partial"))
+
+
+def test_release_protocol_rounds_and_the_default_does_not(checkpoint, features):
+    rounded = results_of(run(checkpoint, features, "--protocol", "release")[1])
+    for proposals in rounded.values():
+        for p in proposals:
+            assert [p["score"], *p["segment"]] == [round(p["score"], 6), *(round(t, 1) for t in p["segment"])]
+    exact = results_of(run(checkpoint, features)[1])
+    assert any(p["score"] != round(p["score"], 6) for proposals in exact.values() for p in proposals)
+
+
+@pytest.mark.parametrize("system", MAP_MODELS)
+def test_maps_give_complete_submissions_with_any_backend_and_batch(tmp_path, features, system, capsys):
+    weights = map_checkpoint(tmp_path, map_config(system))
+    code, output = run(weights, features, "--model", system, "--plot", tmp_path / "pictures", "--precision", "fp64")
+    assert code == 0 and {path.stem for path in (tmp_path / "pictures").iterdir()} == set(LENGTHS)
+    content, expected = json.loads(output.read_text()), results_of(output)
+    assert f"{system}, preset small, checkpoint {system}.safetensors, fp64, " in content["external_data"]["details"]
+    for video, proposals in expected.items():
+        # Windows of 24 every 12 snippets, 20 proposals of each, 50 of a video; a window of 7 snippets has 28 cells.
+        assert len(proposals) == {"a": 50, "b": 20, "c": 20, "d": 40}[video]
+        scores = [p["score"] for p in proposals]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= p["segment"][0] < p["segment"][1] <= LENGTHS[video] * 5 / 25 for p in proposals)
+    for more in (("--backend", "reference"), ("--batch-size", 1)):
+        found = results_of(run(weights, features, "--precision", "fp64", *more)[1])
+        for video, proposals in expected.items():
+            assert [p["segment"] for p in found[video]] == [p["segment"] for p in proposals]
+            np.testing.assert_allclose(*([p["score"] for p in r[video]] for r in (found, expected)), rtol=1e-9)
+
+
+def test_the_release_is_that_of_the_model(tmp_path, features):
+    """G-TAD's rounds nothing, looks at padding, and never reaches the end of a window."""
+    weights = map_checkpoint(tmp_path, map_config("gtad"))
+    released, default = (results_of(run(weights, features, "--protocol", name)[1]) for name in ("release", "default"))
+    assert any(p["score"] != round(p["score"], 6) for p in released["a"])
+    assert max(p["segment"][1] for p in released["c"]) > LENGTHS["c"] * 5 / 25
+    assert all(p["segment"][1] < 24 * 5 / 25 for p in released["b"])
+    assert any(p["segment"][1] == 24 * 5 / 25 for p in default["b"])
+
+
+def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_path, features):
+    weights = map_checkpoint(tmp_path, map_config("bmn", rescale=True, stride=16.0))
+    table, output = tmp_path / "times.csv", tmp_path / "out.json"
+    arguments = ["--checkpoint", weights, "--features", features / "c.npy", "--output", output, "--times", table]
+
+    def segments(*more: object) -> np.ndarray:
+        assert infer.main([str(part) for part in [*arguments, *more]]) == 0
+        return np.array([p["segment"] for p in results_of(output)["c"]])
+
+    table.write_text("video,duration,frames\nc,10,100\n")
+    released, default = segments("--protocol", "release"), segments()
+    assert default.max() == 10.0
+    # 6 of 16 frames; the last of 24 boundaries is the end of the video, which no proposal of the release reaches.
+    assert released.max() == pytest.approx(9.6 * 23 / 24)
+    table.write_text("video,duration\nc,10\n")
+    with pytest.raises(InputError, match=r"video 'c': expected its number of frames, .* a column frames") as error:
+        segments("--protocol", "release")
+    assert "\n" not in str(error.value)
+    assert np.array_equal(segments(), default)
+
+
+def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsys):
+    output = features.parent / "out.json"
+    arguments = ["--features", features / "c.npy", "--output", output, "--duration", 9, "--feature-dim", 10]
+    arguments += ["--preset", "activitynet13", "--model", "gtad"]
+    assert infer.main([str(part) for part in arguments]) == 0
+    assert "gtad, preset activitynet13, random weights" in json.loads(output.read_text())["external_data"]["details"]
+    assert "warning: no --checkpoint" in capsys.readouterr().err
+    with pytest.raises(InputError, match="precision 'int8': expected"):
+        infer.main([str(part) for part in [*arguments, "--precision", "int8"]])
+
+
+def test_a_run_of_another_system_or_protocol_is_not_resumed(features):
+    def settings(*more: str) -> dict:
+        flags = ["--features", str(features), "--output", "x.json", "--preset", "thumos14", *more]
+        options = infer.parse(flags)
+        return run_settings(options, resolve_config(options))
+
+    runs = [settings(), settings("--model", "bmn"), settings("--model", "gtad"), settings("--protocol", "release")]
+    assert all(one != other for place, one in enumerate(runs) for other in runs[:place])
+    assert settings("--model", "bcnet") == runs[0]
+
+
+def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsys):
+    expected = run(checkpoint, features)[1].read_bytes()
+    output = features.parent / "out.json"
+    output.unlink()
+    run(checkpoint, features)
+    finished = results_of(output)
+    output.unlink()
+    options = infer.parse(flags(checkpoint, features))
+    writer = ResultWriter(output, run_settings(options, CONFIG))
+    writer.add("c", *columns(finished["c"]))
+    writer.close()
+    # What a crash in the middle of a line leaves behind:
+    with open(writer.partial, "ab") as file:
+        file.write(b'{"video": "d", "propo')
+    assert run(checkpoint, features, "--resume")[0] == 0
+    assert "resumed: 1 of 4 videos" in capsys.readouterr().out
+    assert output.read_bytes() == expected
+
+
+def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, features):
+    output = features.parent / "out.json"
+    writer = ResultWriter(output, {"protocol": "release"})
+    with pytest.raises(InputError, match=r"out.json.partial: expected to write it alone, found another run"):
+        run(checkpoint, features)
+    writer.add("c", *columns([]))
+    writer.close()
+    with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
+        run(checkpoint, features, "--resume")
+    with pytest.raises(InputError, match=r"out.json.partial: holds 1 finished videos .* go on with --resume"):
+        run(checkpoint, features)
+    writer.partial.unlink()
+    assert run(checkpoint, features, "--resume")[0] == 0
+
+
+@pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])
+def test_a_partial_file_of_something_else_is_refused(checkpoint, features, content):
+    (features.parent / "out.json.partial").write_bytes(content)
+    with pytest.raises(InputError, match=r"out.json.partial: expected the finished videos"):
+        run(checkpoint, features, "--resume")
+
+
+def test_changed_times_are_other_settings(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps\na,25\nb,25\n")
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
+    options = infer.parse([str(a) for a in [*arguments, "--times", table]])
+    before = run_settings(options, CONFIG)
+    table.write_text("video,fps\na,50\nb,25\n")
+    assert run_settings(options, CONFIG) != before
+
+
+def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features, capsys):
+    expected = results_of(run(checkpoint, features)[1])
+    np.save(features / "c.npy", np.load(features / "c.npy") * np.float32(1e35))
+    code, output = run(checkpoint, features)
+    del expected["c"]
+    assert code == 1 and results_of(output) == expected
+    assert "failed: c: video 'c': expected finite scores from the network" in capsys.readouterr().err
+
+
+def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for index in range(60):
+        np.save(folder / f"{index:03d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
+    output = tmp_path / "out.json"
+    command = [sys.executable, "-m", "bcnet_fast.infer", "--checkpoint", checkpoint, "--features", folder]
+    command += ["--fps", "25", "--output", output]
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    partial = tmp_path / "out.json.partial"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists() and partial.read_bytes().count(b"\n") > 3
+    assert run(checkpoint, folder, "--resume", output=output)[0] == 0
+    assert len(results_of(output)) == 60
+
+
+def test_labels_turn_proposals_into_detections(checkpoint, features):
+    plain = results_of(run(checkpoint, features)[1])
+    scores = features.parent / "classes.json"
+    scores.write_text(json.dumps({video: {"run": 0.5, "jump": 0.25, "sit": 0.1} for video in LENGTHS}))
+    detections = results_of(run(checkpoint, features, "--labels", scores, "--top-k", 2)[1])
+    for video, proposals in plain.items():
+        both = [(name, p["score"] * s, p["segment"]) for p in proposals for name, s in (("run", 0.5), ("jump", 0.25))]
+        found = [(d["label"], d["score"], d["segment"]) for d in detections[video]]
+        assert found == sorted(both, key=lambda detection: -detection[1])
+    root = results_of(run(checkpoint, features, "--labels", scores, "--fusion", "sqrt")[1])
+    assert root["a"][0]["score"] == pytest.approx((plain["a"][0]["score"] * 0.5) ** 0.5)
+
+
+def test_a_video_without_class_scores_is_reported(checkpoint, features, capsys):
+    scores = features.parent / "classes.json"
+    scores.write_text(json.dumps({video: {"run": 0.5} for video in "abc"}))
+    code, output = run(checkpoint, features, "--labels", scores)
+    assert code == 1 and set(results_of(output)) == set("abc")
+    assert "failed: d: " in capsys.readouterr().err
+
+
+def test_pictures_and_subtitles(checkpoint, features):
+    truth = features.parent / "truth.json"
+    instance = {"segment": [1.0, 3.0], "label": "run"}
+    truth.write_text(json.dumps({"database": {"a": {"duration": 12.0, "fps": 25, "annotations": [instance]}}}))
+    folder = features.parent / "shown"
+    run(checkpoint, features, "--plot", folder, "--srt", folder, "--best", 3, "--ground-truth", truth)
+    assert {p.name for p in folder.iterdir()} == {f"{v}{s}" for v in LENGTHS for s in (".png", ".srt")}
+    assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "a.srt").read_text().count(" --> ") == 3
+
+
+def test_subtitles_follow_the_format(tmp_path):
+    segments, scores = np.array([[3661.0, 3662.5], [0.25, 2.0]]), np.array([0.9, 0.5])
+    write_subtitles(tmp_path / "x.srt", segments, scores, ["run", "jump"])
+    assert (tmp_path / "x.srt").read_text() == (
+        "1\n00:00:00,250 --> 00:00:02,000\n#2 jump 0.500\n\n2\n01:01:01,000 --> 01:01:02,500\n#1 run 0.900\n\n"
+    )
+
+
+def test_time_comes_from_a_table_and_flags_go_before_it(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps,stride\n" + "".join(f"{video},50,5\n" for video in LENGTHS))
+    output = features.parent / "out.json"
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--times", table]
+    infer.main([str(a) for a in arguments])
+    halved = results_of(output)
+    seconds = results_of(run(checkpoint, features)[1])
+    for video in LENGTHS:
+        at_50, at_25 = (np.array([p["segment"] for p in r[video]]) for r in (halved, seconds))
+        np.testing.assert_allclose(at_50 * 2, at_25)
+    infer.main([str(a) for a in [*arguments, "--fps", 25]])
+    assert results_of(output) == seconds
+
+
+def test_random_weights_need_a_preset_and_say_so(features, capsys):
+    output = features.parent / "out.json"
+    arguments = ["--features", str(features / "c.npy"), "--output", str(output), "--fps", "25"]
+    with pytest.raises(InputError, match="--checkpoint: expected a file, found none"):
+        infer.main(arguments)
+    assert infer.main([*arguments, "--preset", "activitynet13", "--feature-dim", "10", "--stride", "5"]) == 0
+    assert "warning: no --checkpoint: the weights are random" in capsys.readouterr().err
+    assert "random weights" in json.loads(output.read_text())["external_data"]["details"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--output", "out.json"], "--features: expected it, found none"),
+        (["--features", "nowhere", "--output", "x.json"], "nowhere: expected .* found nothing there"),
+        (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see --help"),
+        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
+        (["--preset", "thumos14"], "expected --preset thumos14, found small"),
+        (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
+        (["--model", "gtad"], "expected --model gtad, found bcnet"),
+        (["--fps", "-1"], "--fps: expected a positive number, found -1.0"),
+        (["--times", "gone.csv"], "gone.csv: expected"),
+        (["--labels", "gone.json"], "gone.json: expected"),
+        (["--output", "."], "expected the name of a file to write, found a folder"),
+        (["--output", "/dev/null"], "/dev/null: expected the name of a file to write, found a device"),
+        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json: expected a place to write"),
+        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png: expected a place to write"),
+        (["--srt", "features/a.npy/below"], "expected a place to write"),
+        (["--feature-dim", "0"], "--feature-dim: expected at least 1, found 0"),
+        (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
+        (["--ground-truth", "other.json"], "other.json: expected some of the 4 videos .* found 1 others"),
+        (["--labels", "scores.json"], "scores.json: expected some of the 4 videos .* found 1 others"),
+        pytest.param(
+            ["--device", "cuda"],
+            "expected a CUDA device, found none",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device"),
+        ),
+    ],
+)
+def test_bad_input_is_one_clear_line(checkpoint, features, flags, message, monkeypatch):
+    monkeypatch.chdir(features.parent)
+    Path("other.json").write_text('{"database": {"elsewhere": {"annotations": []}}}')
+    Path("scores.json").write_text('{"elsewhere": {"run": 0.5}}')
+    arguments = {"--checkpoint": checkpoint, "--features": features, "--output": "out.json", "--fps": 25}
+    if flags[0] == "--output" and len(flags) == 2 and flags[1] == "out.json":
+        arguments = {}
+    arguments |= dict(zip(flags[::2], flags[1::2], strict=True))
+    with pytest.raises(InputError, match=message) as error:
+        infer.main([str(part) for pair in arguments.items() for part in pair])
+    assert "\n" not in str(error.value)
+    assert not (features.parent / "out.json").exists()
+
+
+def test_frames_per_second_are_asked_for_before_any_work(checkpoint, features):
+    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
+    with pytest.raises(InputError, match="--fps: expected the videos' frames per second, found none"):
+        infer.main([str(a) for a in arguments])
+
+
+def test_annotations_of_other_videos_are_refused(checkpoint, features):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps\nelsewhere,25\n")
+    with pytest.raises(InputError, match=r"times.csv: expected some of the 4 videos .* found 1 others"):
+        run(checkpoint, features, "--times", table)
+
+
+def test_an_unusable_backend_is_refused(checkpoint, features):
+    with pytest.raises(BackendError, match="backend 'triton' was asked for, but"):
+        run(checkpoint, features, "--backend", "triton")
+
+
+def test_the_environment_chooses_the_backend_where_no_flag_does(checkpoint, features, monkeypatch):
+    monkeypatch.setenv("BCNET_FAST_BACKEND", "abacus")
+    with pytest.raises(BackendError, match="backend 'abacus': expected one of"):
+        run(checkpoint, features)
+
+
+def test_odd_names_can_be_drawn(checkpoint, features):
+    (features / "a.npy").rename(features / "a$x_{$.npy")
+    (features / "b.npy").rename(features / "視頻.npy")
+    code, _ = run(checkpoint, features, "--plot", features.parent / "pictures")
+    assert code == 0 and len(list((features.parent / "pictures").glob("*.png"))) == 4
+
+
+def test_an_assumed_stride_is_said(checkpoint, features, capsys):
+    run(checkpoint, features)
+    assert "note: nothing states --stride; rows are taken to be 5 video frames apart" in capsys.readouterr().err
+    run(checkpoint, features, "--stride", 8)
+    assert "note:" not in capsys.readouterr().err
+
+
+# The engine sums in another order than the reference, so scores differ by rounding.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-4)])
+def test_engine_and_reference_give_the_same_proposals(checkpoint, features, precision, tolerance):
+    automatic = results_of(run(checkpoint, features, "--precision", precision)[1])
+    reference = results_of(run(checkpoint, features, "--precision", precision, "--backend", "reference")[1])
+    for video in LENGTHS:
+        assert [p["segment"] for p in automatic[video]] == [p["segment"] for p in reference[video]]
+        scores = ([p["score"] for p in found[video]] for found in (automatic, reference))
+        np.testing.assert_allclose(*scores, rtol=tolerance)
+
+
+def test_profile_names_the_stages_and_writes_a_trace(checkpoint, features, tmp_path, capsys):
+    trace = tmp_path / "trace.json"
+    code, _ = run(checkpoint, features, "--profile", "--trace", str(trace))
+    assert code == 0
+    printed = capsys.readouterr().out
+    for stage in ("network", "clips: difference", "window proposals", "video proposals"):
+        assert stage in printed
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"network", "video proposals"} <= {event["name"] for event in events}
+    assert all(event["dur"] >= 0 for event in events)
+
+
+def test_int8_gives_proposals_and_bf16_on_a_cpu_is_said_to_be_slower(checkpoint, features, capsys):
+    for precision in ("int8", "bf16"):
+        code, output = run(checkpoint, features, "--precision", precision)
+        assert code == 0 and all(results_of(output)[video] for video in LENGTHS)
+    assert "warning: precision bf16 has no kernels of its own on a CPU" in capsys.readouterr().err
+
+
+def test_the_process_exits_with_code_2_and_one_line(features):
+    command = [sys.executable, "-m", "bcnet_fast.infer", "--features", str(features), "--output", "x.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --checkpoint: expected a file") and done.stderr.count("\n") == 1

@@ -1,0 +1,122 @@
+"""The C++ code under the address, undefined-behaviour and thread sanitizers, kernels for CUDA under emulation."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = os.environ.get("CXX", "c++")
+
+# Each program, tests/native/sanitized/NAME.cpp, and the files of csrc that it runs.
+PROGRAMS = {
+    "add_layer_norm": ["cpu/add_layer_norm.cpp"],
+    "anchor_sampling": ["cpu/anchor_sampling.cpp"],
+    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "cpu/packed_weight.cpp", "cpu/strassen.cpp"],
+    "match_proposals": ["cpu/match_proposals.cpp"],
+    "parallel": [],
+    "soft_nms": ["cpu/soft_nms.cpp"],
+    "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
+}
+# Without optimisation, GCC takes a tenth of the time to compile vectors with checks; a third of that if checks of
+# addresses are calls, and the other sanitizer does not look at what the address sanitizer sees too. The thread
+# sanitizer needs real threads from the emulation; it knows no fences, as it says in a warning. The other gets the code
+# for older devices.
+SANITIZERS = {
+    "address,undefined": [
+        *("-O0", "-fno-sanitize-recover=undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
+        *("--param=asan-instrumentation-with-call-threshold=0", "-D__CUDA_ARCH__=750"),
+    ],
+    "thread": ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"],
+}
+FLAGS = ["-std=c++17", "-g1", "-Wno-psabi", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-pthread"]
+FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc/include", "tests/native/cuda_emulation", "tests/native/sanitized")]
+
+
+@pytest.fixture(scope="session", params=SANITIZERS)
+def sanitizer(request, tmp_path_factory) -> str:
+    """The name of a sanitizer that works here."""
+    folder = tmp_path_factory.mktemp("sanitizer")
+    (folder / "empty.cpp").write_text("int main() {}")
+    name = request.param
+    if sys.platform != "linux" or shutil.which(COMPILER) is None:
+        pytest.skip("needs Linux and a C++ compiler")
+    try:
+        command = [COMPILER, f"-fsanitize={name}", folder / "empty.cpp", "-o", folder / "empty"]
+        subprocess.run(command, check=True, capture_output=True)
+        subprocess.run([folder / "empty"], check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no {name} sanitizer here: {error.stderr.decode()[-200:]}")
+    return name
+
+
+def sources(name: str) -> list[Path]:
+    return [ROOT / "tests" / "sanitized" / f"{name}.cpp", *(ROOT / "csrc" / file for file in PROGRAMS[name])]
+
+
+@pytest.fixture(scope="session")
+def compiled(sanitizer, tmp_path_factory):
+    """A function from source files to object files, each compiled once for the sanitizer.
+
+    Those of all programs are begun with the first: most of the time goes to one large file or another.
+    """
+    folder, objects = tmp_path_factory.mktemp("objects"), {}
+    every = sorted({path for name in PROGRAMS for path in sources(name)}, key=lambda path: -path.stat().st_size)
+
+    def compile_file(path: Path) -> Path:
+        to = folder / f"{path.parent.name}_{path.name}.o"
+        flags = [*FLAGS, *FOLDERS, f"-fsanitize={sanitizer}", *SANITIZERS[sanitizer]]
+        # `-x c++`, because a .cu file is C++ only to the emulation.
+        command = [COMPILER, *flags, "-c", "-x", "c++", path, "-o", to]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return to
+
+    def compile_files(paths: list[Path]) -> list[Path]:
+        for path in [*paths, *every]:
+            if path not in objects:
+                objects[path] = pool.submit(compile_file, path)
+        return [objects[path].result() for path in paths]
+
+    pool = ThreadPoolExecutor(2)
+    yield compile_files
+    pool.shutdown(cancel_futures=True)
+
+
+def run(name: str, sanitizer: str, objects: list[Path], folder: Path) -> subprocess.CompletedProcess[str]:
+    program = folder / name
+    subprocess.run([COMPILER, f"-fsanitize={sanitizer}", *objects, "-o", program, "-pthread", "-ldl"], check=True)
+    # Leaks are looked for with ptrace, which many containers forbid.
+    environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([program], env=environment, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_no_bad_access_no_undefined_behaviour_and_no_race(name, sanitizer, compiled, tmp_path):
+    done = run(name, sanitizer, compiled(sources(name)), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+# What each sanitizer must see when it is put into the kernel: a read behind the array; one buffer where there are two.
+MISTAKES = {
+    "address,undefined": ("set.move(nth_survivor(rank)", "set.move(nth_survivor(rank) + 100000", "AddressSanitizer"),
+    "thread": ("bitmaps + picks % 2 * words", "bitmaps + 0 * picks", "data race"),
+}
+
+
+def test_sanitizers_see_a_mistake_in_a_kernel(sanitizer, compiled, tmp_path):
+    right, wrong, message = MISTAKES[sanitizer]
+    text = (ROOT / "csrc/cuda/soft_nms.cu").read_text(encoding="utf-8")
+    assert text.count(right) == 1
+    mistaken = tmp_path / "soft_nms.cu"
+    mistaken.write_text(text.replace(right, wrong), encoding="utf-8")
+    driver, on_cpu, _ = sources("soft_nms_cuda")
+    done = run("mistaken", sanitizer, compiled([driver, on_cpu, mistaken]), tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr

@@ -1,0 +1,154 @@
+"""Triton where a GPU runs: how many kernels a network launches, and what happens where none can be launched."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import needs_triton
+from test_engine import CONFIGS, CountedOperations, random_state
+from test_engine_maps import BMN, GTAD
+
+from bcnet_fast import doctor
+from bcnet_fast.errors import BackendError
+from bcnet_fast.networks.engine.engine import Engine
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.ops import backends as _dispatch
+from bcnet_fast.ops import use_backend
+
+pytestmark = needs_triton("difference_attention")
+common = pytest.importorskip("bcnet_fast.kernels._common")
+add_layer_norm = pytest.importorskip("bcnet_fast.kernels.add_layer_norm")
+GPU = torch.device("cuda", 0)
+IMPLEMENTATIONS = (
+    ("add_layer_norm", "_forward", "_run"),
+    ("anchor_sampling", "_sampling", "_run_sampling"),
+    ("anchor_sampling", "_projection", "_run_projection"),
+    ("difference_attention", "_forward", "_run"),
+)
+MODELS = {"bcnet": CONFIGS["small"].model, "bcnet, many anchors": CONFIGS["many"].model, "bmn": BMN, "gtad": GTAD}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_launches_do_not_grow_with_the_batch(name, monkeypatch):
+    """Kernels and PyTorch's operations together. Kernels are counted, not run: results are whatever memory holds."""
+    config, launches = MODELS[name], []
+    state = random_state(config) if config.name == "bcnet" else NETWORKS[config.name](config).state_dict()
+    engine = Engine(config, state, torch.device("cpu"), "fp32", native=False)
+    for module, operator, implementation in IMPLEMENTATIONS:
+        # The implementation in place of the operator, which would count as one operation.
+        module = importlib.import_module(f"bcnet_fast.ops.{module}")
+        monkeypatch.setattr(module, operator, getattr(module, implementation))
+    monkeypatch.setattr(common.Launch, "run", lambda launch: launches.append(launch.kernel))
+    counts = []
+    for batch in (1, 8):
+        with torch.inference_mode(), use_backend("triton"), CountedOperations() as counted:
+            engine.network(torch.randn(batch, config.feature_dim, config.window))
+        counts.append((len(launches), sum(counted.counts.values())))
+        launches.clear()
+    assert counts[0] == counts[1]
+    assert counts[0][0] >= (1 if config.name != "bcnet" else 20)
+
+
+# ---- The probe, on a GPU that is a CPU
+
+
+class PretendGPU:
+    """PyTorch, with the CPU in place of every CUDA device."""
+
+    def __init__(self, shared_kib: int = 227) -> None:
+        properties = SimpleNamespace(shared_memory_per_block_optin=shared_kib << 10)
+        self.cuda = SimpleNamespace(get_device_properties=lambda _: properties)
+
+    def device(self, *_: Any) -> torch.device:
+        return torch.device("cpu")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def no_compiler(*_: Any) -> None:
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nAnd a longer text.")
+
+
+PROBLEMS = {
+    "no compiler": (
+        ("launch", no_compiler),
+        r"Triton cannot run a kernel \(RuntimeError: Failed to find C compiler. Please specify via CC environment "
+        r"variable.\); it needs a C compiler and Python's headers",
+    ),
+    "wrong result": (
+        ("launch", lambda x, residual, out, rstd, eps: out.fill_(1.0)),
+        "a Triton kernel gave a wrong result",
+    ),
+    "nothing written": (("launch", lambda *_: None), "a Triton kernel gave a wrong result"),
+    "little memory": (("shared_kib", 64), "the kernels for sm_120 take up to 99 KiB of shared memory, found 64"),
+}
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    """Install a fault, or none; the probe and its warnings happen anew."""
+
+    def forget() -> None:
+        common.launch_problem.cache_clear()
+        _dispatch._warn_of_reference.cache_clear()
+
+    def install(kind: str = "", value: Any = None) -> None:
+        monkeypatch.setattr(common, "torch", PretendGPU(**({kind: value} if kind == "shared_kib" else {})))
+        if kind == "launch":
+            monkeypatch.setattr(add_layer_norm, "launch", value)
+
+    forget()
+    yield install
+    forget()
+
+
+OPERATORS = ("difference_attention", "anchor_sampling", "add_layer_norm", "match_proposals")
+
+
+def test_a_gpu_that_can_run_kernels_gets_them(probe):
+    probe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [_dispatch.choose(op, GPU) for op in OPERATORS] == ["triton"] * 4
+        assert _dispatch.choose("add_layer_norm", GPU, torch.float64) == "reference"  # which Triton never does
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_where_no_kernel_runs_the_reference_does_and_one_warning_says_why(probe, problem):
+    fault, reason = PROBLEMS[problem]
+    probe(*fault)
+    with pytest.warns(UserWarning, match=f"add_layer_norm runs as plain PyTorch or NumPy on cuda:0, .*: {reason}"):
+        assert _dispatch.choose("add_layer_norm", GPU) == "reference"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _dispatch.choose("add_layer_norm", GPU) == "reference"
+    with use_backend("triton"), pytest.raises(BackendError, match=f"backend 'triton' was asked for, but {reason}"):
+        _dispatch.choose("add_layer_norm", GPU)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_doctor_shows_why(probe, problem, monkeypatch):
+    fault, reason = PROBLEMS[problem]
+    probe(*fault)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "_self_test", lambda *_: "PASS")
+    with pytest.warns(UserWarning, match="runs as plain PyTorch"):
+        rows = {(op, kind, backend): remark for op, kind, backend, remark in doctor.backends()}
+    for op in OPERATORS:
+        assert re.match(reason, rows[op, "cuda", "triton"])
+        assert rows[op, "cuda", "reference (chosen)"] == "PASS"
+
+
+def test_a_kernel_is_tried_once_per_device(probe):
+    runs = []
+    probe("launch", lambda *_: runs.append(1))
+    for index in (0, 1, 0, 1):
+        common.launch_problem(index)
+    assert len(runs) == 2

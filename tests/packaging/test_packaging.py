@@ -1,0 +1,174 @@
+"""The package as users get it: from a wheel and editable, with and without a working C++ compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = ("bcnet_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
+
+# An editable install of the checkout would answer for modules that a package on PYTHONPATH lacks.
+NOT_EDITABLE = """
+import sys
+sys.meta_path = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
+"""
+IMPORT_ALL = """
+import importlib, pkgutil
+import bcnet_fast, bcnet_fast.kernels
+print(bcnet_fast.__file__)
+for package in (bcnet_fast, bcnet_fast.kernels):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            print(module.name)
+"""
+USE = """
+import torch
+from bcnet_fast import doctor
+from bcnet_fast.ops import native
+from bcnet_fast.errors import BackendError
+from bcnet_fast.ops import soft_nms, use_backend
+inputs = torch.tensor([[0, 2], [1, 3.0]]), torch.tensor([0.4, 0.5])
+assert soft_nms(*inputs)[2].tolist() == [1, 0]
+assert native.module is None
+assert any(name == "native extension" and value.startswith("no: ") for name, value in doctor.facts())
+try:
+    soft_nms(*inputs)
+except BackendError as error:
+    print(error)
+"""
+
+
+def run(command: list[str | Path], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        # The CUDA extension takes long to compile, and has tests of its build in test_ops_soft_nms_cuda.py.
+        env={
+            **os.environ,
+            "PYTHONPATH": "",
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "BCNET_FAST_CUDA": "0",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def succeed(command: list[str | Path], cwd: Path, **environment: str) -> str:
+    done = run(command, cwd, **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def copy_tree(to: Path) -> Path:
+    """A copy of what a build needs, without anything built."""
+    to.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "build", "*.egg-info")
+    for name in PARTS:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, to / name, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, to / name)
+    return to
+
+
+def build_wheel(tree: Path, out: Path, **environment: str) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", out, tree]
+    succeed(command, tree.parent, **environment)
+    return next(out.glob("*.whl"))
+
+
+def install(wheel: Path, target: Path) -> Path:
+    succeed([sys.executable, "-m", "pip", "install", "--no-deps", "--target", target, wheel], wheel.parent)
+    return target
+
+
+def modules_of_checkout() -> set[str]:
+    files = [("bcnet_fast", f, ROOT / "bcnet_fast") for f in (ROOT / "bcnet_fast").rglob("*.py")]
+    files += [("bcnet_fast.kernels", f, ROOT / "kernels") for f in (ROOT / "kernels").rglob("*.py")]
+    names = {".".join((package, *f.relative_to(folder).with_suffix("").parts)) for package, f, folder in files}
+    return {n.removesuffix(".__init__") for n in names if not n.endswith("__main__")} - {"bcnet_fast"}
+
+
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory) -> Path:
+    """The package installed from a wheel that was built where the compiler does not work."""
+    folder = tmp_path_factory.mktemp("without_compiler")
+    wheel = build_wheel(copy_tree(folder / "tree"), folder, CC="/bin/false", CXX="/bin/false")
+    return install(wheel, folder / "site")
+
+
+def test_wheel_holds_every_module_and_asset_and_works_from_elsewhere(tmp_path, without_compiler):
+    imported = succeed(
+        [sys.executable, "-c", NOT_EDITABLE + IMPORT_ALL], tmp_path, PYTHONPATH=str(without_compiler)
+    ).splitlines()
+    assert Path(imported[0]).is_relative_to(without_compiler)
+    # A wheel has the kernels inside the package and needs no shim to find them.
+    assert modules_of_checkout() - set(imported) <= {"bcnet_fast.kernels"}
+    assets = {f.name for f in (ROOT / "bcnet_fast" / "assets").glob("*") if f.is_file()}
+    assert assets <= {f.name for f in (without_compiler / "bcnet_fast" / "assets").glob("*")}
+
+
+def test_without_a_compiler_the_reference_runs_and_an_explicit_request_is_refused(tmp_path, without_compiler):
+    path = str(without_compiler)
+    assert succeed([sys.executable, "-c", NOT_EDITABLE + USE], tmp_path, PYTHONPATH=path, BCNET_FAST_BACKEND="") == ""
+    done = run([sys.executable, "-c", NOT_EDITABLE + USE], tmp_path, PYTHONPATH=path, BCNET_FAST_BACKEND="native")
+    assert "backend 'native' was asked for, but the native extension was not built" in done.stderr
+
+
+def test_a_build_that_must_be_native_fails_without_a_compiler(tmp_path):
+    command = [sys.executable, "setup.py", "build_ext", "--build-lib", "out", "--build-temp", "work"]
+    broken = {"CC": "/bin/false", "CXX": "/bin/false"}
+    tree = copy_tree(tmp_path / "tree")
+    assert run(command, tree, BCNET_FAST_NATIVE="1", **broken).returncode != 0
+    assert run(command, tree, BCNET_FAST_NATIVE="auto", **broken).returncode == 0
+    assert run(command, tree, BCNET_FAST_NATIVE="0", **broken).returncode == 0
+    wrong = run(command, tree, BCNET_FAST_NATIVE="yes")
+    assert wrong.returncode != 0 and "BCNET_FAST_NATIVE is 'yes', expected auto, 1 or 0" in wrong.stderr
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler here")
+def test_wheel_built_with_a_compiler_holds_the_extension(tmp_path):
+    # Whose code need not be fast: without optimisation it is there in half the time.
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+    compiler.chmod(0o755)
+    builds = {"BCNET_FAST_NATIVE": "1", "BCNET_FAST_CUDA": "0", "CC": str(compiler), "CXX": str(compiler)}
+    wheel = build_wheel(copy_tree(tmp_path / "tree"), tmp_path, **builds)
+    site = install(wheel, tmp_path / "site")
+    use = "from bcnet_fast.ops import native; print(native.reason, native.module.__file__)"
+    reason, path = succeed([sys.executable, "-c", NOT_EDITABLE + use], tmp_path, PYTHONPATH=str(site)).split()
+    assert reason == "None"
+    assert Path(path).is_relative_to(site)
+
+
+def test_source_distribution_can_be_built_from(tmp_path):
+    tree = copy_tree(tmp_path / "tree")
+    succeed([sys.executable, "setup.py", "-q", "sdist", "--formats=zip", "-d", tmp_path], tree)
+    with zipfile.ZipFile(next(tmp_path.glob("*.zip"))) as archive:
+        names = {name.split("/", 1)[1] for name in archive.namelist()}
+    folders = ("csrc", "kernels", "bcnet_fast")
+    sources = [f for d in folders for f in (tree / d).rglob("*") if f.suffix in (".h", ".cpp", ".cu", ".py")]
+    assert {f.relative_to(tree).as_posix() for f in sources} <= names
+
+
+def test_checkout_imports_from_its_root_and_from_elsewhere(tmp_path):
+    editable = any(getattr(finder, "__name__", "") == "_EditableFinder" for finder in sys.meta_path)
+    for cwd, path in ((ROOT, ""), (tmp_path, "" if editable else str(ROOT))):
+        imported = succeed([sys.executable, "-c", IMPORT_ALL], cwd, PYTHONPATH=path).splitlines()
+        assert Path(imported[0]).is_relative_to(ROOT)
+        assert modules_of_checkout() - set(imported) <= {"bcnet_fast.kernels"}
+    # From the root, the folder kernels/ must not hide an installed package of that name.
+    origin = succeed([sys.executable, "-c", "import importlib.util as u; print(u.find_spec('kernels').origin)"], ROOT)
+    assert str(ROOT) not in origin
