@@ -283,10 +283,7 @@ class BCNetEngine(Generic[S, W, Stack]):
         return kernels.linear_each(attended, outputs, residual=original, norm=True, out=Buffer.ORIGINAL_ATTENDED)
 
     def _frame_level(self, features: Tensor) -> tuple[S | list[S], S | None]:
-        """Sequences of action and background, [..., T, d] each, and logits [2, ..., T, 1].
-
-        Without frame level there are no logits.
-        """
+        """Sequences of action and background, [..., T, d] each, and logits [2, ..., T, 1], None without frame level."""
         kernels, precise, layer = self.kernels, self.precise, self.frame_layer
         with precise.arithmetic(), stage("frames: convolutions"):
             streams = [

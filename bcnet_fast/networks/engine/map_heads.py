@@ -1,9 +1,9 @@
 """The last layers of BMN and G-TAD: from sequences to the scores of the cells of a map.
 
 Sampling and the layer after it run on valid cells and on one that stands for all others, which sample the same.
-Convolutions read across the edge of the valid cells, so cells beyond it are computed as far as valid ones depend on
-them. Farther away a score depends only on the distance from the map's edges, and is copied. Thus every score is that of
-the reference, for half of the work.
+Convolutions read across the edge of the valid cells. Cells beyond it are computed as far as valid ones depend on them.
+Farther away a score depends only on the distance from the map's edges, and is copied. Thus every score is that of the
+reference, for half of the work.
 """
 
 from __future__ import annotations

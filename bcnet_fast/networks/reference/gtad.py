@@ -105,8 +105,9 @@ class GTAD(MapHeads):
         if not self.sampling:
             regions = sampled_intervals(config)
             with torch.inference_mode(False):  # a training may come later
-                bins = set(counts)
-                by_bins = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in bins}
+                by_bins = {
+                    n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)
+                }
                 self.sampling = [by_bins[n].to(sequence.device) for n in counts]
         streams = sequence, neighbours(sequence, graph).mean(dim=-1)
         parts = [
