@@ -97,6 +97,8 @@ class FeedForward(nn.Module):
 class PositionalEncoding(nn.Module):
     """Adds the sinusoidal encoding of the position on axis 1; dropout follows it in training."""
 
+    pe: Tensor
+
     def __init__(self, width: int, length: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
