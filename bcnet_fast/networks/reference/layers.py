@@ -101,6 +101,8 @@ class PositionalEncoding(nn.Module):
 
     pe: Tensor  # [length, 1, width]
 
+    pe: Tensor
+
     def __init__(self, width: int, length: int, dropout: float) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
