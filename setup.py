@@ -21,6 +21,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+CUDA_BINDINGS = "csrc/python/bindings_cuda.cpp"
 # Compute capabilities, those of the Triton kernels. Newer devices take the code of the last one, as PTX.
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
@@ -48,9 +49,9 @@ def native_extension() -> list[Pybind11Extension]:
     return [
         Pybind11Extension(
             "bcnet_fast._C",
-            ["csrc/bindings.cpp", *files("csrc/bindings/*.cpp"), *files("csrc/cpu/*.cpp")],
-            include_dirs=["csrc/include"],
-            depends=[*files("csrc/bindings/*.h"), *files("csrc/include/*.h")],
+            [name for name in files("csrc/**/*.cpp") if name != CUDA_BINDINGS],
+            include_dirs=["csrc"],
+            depends=files("csrc/**/*.h"),
             extra_compile_args=flags,
             extra_link_args=["-pthread", "-ldl"] if os.name != "nt" else [],
             cxx_std=17,
@@ -75,8 +76,8 @@ def cuda_extension() -> list[Extension]:
     return [
         Extension(
             "bcnet_fast._C_cuda",
-            ["csrc/bindings_cuda.cpp", *files("csrc/cuda/*.cu")],
-            depends=files("csrc/include/*.h"),
+            [CUDA_BINDINGS, *files("csrc/cuda/*.cu")],
+            depends=files("csrc/**/*.h"),
             optional=wish == "auto",
         )
     ]
@@ -93,7 +94,7 @@ class BuildExtensions(build_ext):
         if output.exists() and output.stat().st_mtime >= newest and not self.force:
             return
         output.parent.mkdir(parents=True, exist_ok=True)
-        includes = ["csrc/include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        includes = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
         nvcc = find_nvcc()
         try:
             known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()

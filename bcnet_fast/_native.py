@@ -6,7 +6,7 @@ import functools
 import importlib
 from types import ModuleType
 
-# Raised together with the constant in csrc/bindings.cpp or csrc/bindings_cuda.cpp whenever a signature there, or what
+# Raised together with the constant in csrc/python/bindings.cpp or csrc/python/bindings_cuda.cpp whenever a signature there, or what
 # it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
 INTERFACE = 9
 CUDA_INTERFACE = 1

@@ -18,7 +18,7 @@ COMPILER = os.environ.get("CXX", "c++")
 PROGRAMS = {
     "add_layer_norm": ["cpu/add_layer_norm.cpp"],
     "anchor_sampling": ["cpu/anchor_sampling.cpp"],
-    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "cpu/packed_weight.cpp", "cpu/strassen.cpp"],
+    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "gemm/packed_weight.cpp", "gemm/strassen.cpp"],
     "match_proposals": ["cpu/match_proposals.cpp"],
     "parallel": [],
     "soft_nms": ["cpu/soft_nms.cpp"],
@@ -36,7 +36,7 @@ SANITIZERS = {
     "thread": ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"],
 }
 FLAGS = ["-std=c++17", "-g1", "-Wno-psabi", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-pthread"]
-FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc/include", "tests/cuda_emulation", "tests/sanitized")]
+FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc", "tests/cuda_emulation", "tests/sanitized")]
 
 
 @pytest.fixture(scope="session", params=SANITIZERS)

@@ -3,14 +3,14 @@
 //
 // Sums are made as kBlock<T> sums side by side, column i into sum i % kBlock<T>, which are then added in pairs. So the
 // order of additions, and with it every bit of the result, does not depend on how many columns a vector holds.
-#include "add_layer_norm.h"
+#include "include/add_layer_norm.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "memory.h"
-#include "parallel.h"
-#include "simd.h"
+#include "runtime/memory.h"
+#include "runtime/parallel.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 namespace {

@@ -14,16 +14,16 @@
 #pragma clang fp contract(fast)
 #endif
 
-#include "anchor_sampling.h"
+#include "include/anchor_sampling.h"
 
 #include <algorithm>
 #include <cstring>
 #include <limits>
 #include <memory>
 
-#include "gather_columns.h"
-#include "memory.h"
-#include "parallel.h"
+#include "cpu/gather_columns.h"
+#include "runtime/memory.h"
+#include "runtime/parallel.h"
 
 namespace bcnet_fast {
 namespace {

@@ -10,15 +10,15 @@
 #pragma clang fp contract(fast)
 #endif
 
-#include "attention.h"
+#include "include/attention.h"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 
-#include "parallel.h"
-#include "scratch.h"
-#include "tiles.h"
+#include "runtime/parallel.h"
+#include "runtime/scratch.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {

@@ -8,17 +8,17 @@
 #pragma clang fp contract(fast)
 #endif
 
-#include "layers.h"
+#include "include/layers.h"
 
 #include <algorithm>
 #include <vector>
 
-#include "block_products.h"
-#include "gather_columns.h"
-#include "memory.h"
-#include "parallel.h"
-#include "scratch.h"
-#include "tiles.h"
+#include "gemm/block_products.h"
+#include "cpu/gather_columns.h"
+#include "runtime/memory.h"
+#include "runtime/parallel.h"
+#include "runtime/scratch.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {

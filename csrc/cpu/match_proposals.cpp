@@ -1,7 +1,7 @@
 // The work of a window lies in its pairs. They are found by two walks over the lists of possible boundaries, and computed four at
 // a time where vectors have room for as many. What is limiting then is their scattered reads, so the anchors, which only
 // refinement needs, are read for those that have a pair to refine.
-#include "match_proposals.h"
+#include "include/match_proposals.h"
 
 #include <algorithm>
 #include <atomic>
@@ -10,7 +10,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "parallel.h"
+#include "runtime/parallel.h"
 
 namespace bcnet_fast {
 namespace {

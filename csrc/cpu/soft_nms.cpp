@@ -9,7 +9,7 @@
 //    because one alone is a long chain of dependent instructions.
 // 4. Equal scores are told apart by their place in the working array of the plain algorithm, which swaps candidates. That
 //    array is followed only when candidates are tied for a pick: each one knows after which pick it was dropped.
-#include "soft_nms.h"
+#include "include/soft_nms.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -17,11 +17,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "denormals.h"
-#include "parallel.h"
-#include "simd.h"
-#include "soft_nms_blocks.h"
-#include "soft_nms_rules.h"
+#include "simd/denormals.h"
+#include "runtime/parallel.h"
+#include "simd/simd.h"
+#include "cpu/soft_nms_blocks.h"
+#include "cpu/soft_nms_rules.h"
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("schedule-insns")  // else GCC leaves the instructions of the pairs one after the other

@@ -19,7 +19,7 @@
 // Work per pick: a pass over the candidates still in play, with a division and an exponential for those that overlap,
 // and seven to nine reductions in a warp. Memory per candidate: 16.25 bytes for float and 28.25 for double, in shared
 // memory where the set fits, else in device memory.
-#include "soft_nms_cuda.h"
+#include "include/soft_nms_cuda.h"
 
 #include <cuda_runtime.h>
 
@@ -28,7 +28,7 @@
 #include <string>
 #include <type_traits>
 
-#include "soft_nms_rules.h"
+#include "cpu/soft_nms_rules.h"
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "anchor_sampling.h"
-#include "packed_weight.h"
-#include "simd.h"
+#include "include/anchor_sampling.h"
+#include "gemm/packed_weight.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 

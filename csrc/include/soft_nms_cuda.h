@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "soft_nms.h"
+#include "include/soft_nms.h"
 
 namespace bcnet_fast {
 

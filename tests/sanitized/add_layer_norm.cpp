@@ -1,5 +1,5 @@
 // LayerNorm(x + residual): every instruction set and several threads must give the bits of one thread of the plainest code.
-#include "add_layer_norm.h"
+#include "include/add_layer_norm.h"
 
 #include <limits>
 

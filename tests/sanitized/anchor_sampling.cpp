@@ -1,6 +1,6 @@
 // Anchor sampling and gathering: the bits of an instruction set must not depend on the number of threads. Instruction sets
 // differ, some by FMA, so each must agree with the plainest to 1000 epsilon: sums have some hundred terms below 1 at most.
-#include "anchor_sampling.h"
+#include "include/anchor_sampling.h"
 
 #include <cmath>
 #include <limits>

@@ -1,12 +1,12 @@
 // The layers of inference: the bits of an instruction set must not depend on the number of threads. What they compute
 // is tested in test_native_layers.py.
-#include "layers.h"
+#include "include/layers.h"
 
 #include <limits>
 #include <type_traits>
 #include <utility>
 
-#include "attention.h"
+#include "include/attention.h"
 #include "random_plans.h"
 #include "random_sets.h"
 #include "random_values.h"

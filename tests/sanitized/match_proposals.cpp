@@ -1,6 +1,6 @@
 // Matching proposals: several threads and every instruction set must write what one thread of the plainest code writes, and
 // nothing else.
-#include "match_proposals.h"
+#include "include/match_proposals.h"
 
 #include <algorithm>
 #include <limits>

@@ -1,5 +1,5 @@
 // Threads: each item is worked on once, and what a body throws arrives where the threads were started.
-#include "parallel.h"
+#include "runtime/parallel.h"
 
 #include <new>
 

@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "anchor_sampling.h"
+#include "include/anchor_sampling.h"
 #include "random_values.h"
 
 template <typename T>

@@ -1,8 +1,8 @@
-#include "add_layer_norm.h"
+#include "include/add_layer_norm.h"
 
 #include <cstdint>
 
-#include "common.h"
+#include "python/common.h"
 
 namespace bcnet_fast {
 namespace {

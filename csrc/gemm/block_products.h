@@ -10,11 +10,11 @@
 #include <cstring>
 #include <limits>
 
-#include "byte_tiles.h"
-#include "layers.h"
-#include "packed_weight.h"
-#include "strassen.h"
-#include "tiles.h"
+#include "gemm/byte_tiles.h"
+#include "include/layers.h"
+#include "gemm/packed_weight.h"
+#include "gemm/strassen.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 

@@ -1,4 +1,4 @@
-#include "match_proposals.h"
+#include "include/match_proposals.h"
 
 #include <pybind11/stl.h>
 
@@ -8,7 +8,7 @@
 #include <limits>
 #include <optional>
 
-#include "common.h"
+#include "python/common.h"
 
 namespace bcnet_fast {
 namespace {

@@ -6,7 +6,7 @@
 #include <memory>
 #include <new>
 
-#include "simd.h"
+#include "simd/simd.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>

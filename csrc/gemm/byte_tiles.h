@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "tiles.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 

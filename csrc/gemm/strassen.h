@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "layers.h"
-#include "simd.h"
+#include "include/layers.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 

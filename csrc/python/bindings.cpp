@@ -1,10 +1,10 @@
-// Python's view of the C++ operators: NumPy arrays in, NumPy arrays out. One file per operator in bindings/, each of which
+// Python's view of the C++ operators: NumPy arrays in, NumPy arrays out. One file per operator beside this one, each of which
 // checks what it is given (the public Python functions have checked more by then, and say it better), lets go of the
 // interpreter, and calls C++.
 #include <pybind11/pybind11.h>
 
-#include "parallel.h"
-#include "simd.h"
+#include "runtime/parallel.h"
+#include "simd/simd.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>

@@ -1,4 +1,4 @@
-#include "anchor_sampling.h"
+#include "include/anchor_sampling.h"
 
 #include <pybind11/stl.h>
 
@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <limits>
 
-#include "common.h"
-#include "rows.h"
-#include "tiles.h"
+#include "python/common.h"
+#include "python/rows.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {

@@ -5,8 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "common.h"
-#include "layers.h"
+#include "python/common.h"
+#include "include/layers.h"
 
 namespace bcnet_fast {
 

@@ -1,4 +1,4 @@
-#include "packed_weight.h"
+#include "gemm/packed_weight.h"
 
 #include <algorithm>
 #include <atomic>
@@ -7,9 +7,9 @@
 #include <limits>
 #include <memory>
 
-#include "memory.h"
-#include "parallel.h"
-#include "tiles.h"
+#include "runtime/memory.h"
+#include "runtime/parallel.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "memory.h"
+#include "runtime/memory.h"
 
 namespace bcnet_fast {
 

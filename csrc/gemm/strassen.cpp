@@ -13,14 +13,14 @@
 #pragma clang fp contract(fast)
 #endif
 
-#include "strassen.h"
+#include "gemm/strassen.h"
 
 #include <algorithm>
 #include <type_traits>
 
-#include "memory.h"
-#include "scratch.h"
-#include "tiles.h"
+#include "runtime/memory.h"
+#include "runtime/scratch.h"
+#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <limits>
 
-#include "simd.h"
-#include "soft_nms.h"
+#include "simd/simd.h"
+#include "include/soft_nms.h"
 
 namespace bcnet_fast {
 

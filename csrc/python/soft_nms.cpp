@@ -1,11 +1,11 @@
-#include "soft_nms.h"
+#include "include/soft_nms.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
-#include "common.h"
+#include "python/common.h"
 
 namespace bcnet_fast {
 namespace {

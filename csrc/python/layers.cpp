@@ -1,4 +1,4 @@
-#include "layers.h"
+#include "include/layers.h"
 
 #include <pybind11/stl.h>
 
@@ -6,10 +6,10 @@
 #include <cmath>
 #include <vector>
 
-#include "attention.h"
-#include "byte_tiles.h"
-#include "common.h"
-#include "rows.h"
+#include "include/attention.h"
+#include "gemm/byte_tiles.h"
+#include "python/common.h"
+#include "python/rows.h"
 
 namespace bcnet_fast {
 namespace {

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "soft_nms_cuda.h"
+#include "include/soft_nms_cuda.h"
 
 namespace py = pybind11;
 

@@ -1,10 +1,10 @@
-#include "attention.h"
+#include "include/attention.h"
 
 #include <cmath>
 #include <string>
 
-#include "common.h"
-#include "rows.h"
+#include "python/common.h"
+#include "python/rows.h"
 
 namespace bcnet_fast {
 namespace {

@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 

@@ -8,9 +8,9 @@
 #include <memory>
 #include <type_traits>
 
-#include "memory.h"
-#include "simd.h"
-#include "soft_nms_rules.h"
+#include "runtime/memory.h"
+#include "simd/simd.h"
+#include "cpu/soft_nms_rules.h"
 
 namespace bcnet_fast {
 

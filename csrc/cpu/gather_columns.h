@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "anchor_sampling.h"
-#include "simd.h"
+#include "include/anchor_sampling.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "simd.h"
+#include "simd/simd.h"
 
 namespace bcnet_fast {
 
