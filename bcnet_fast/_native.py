@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import functools
 import importlib
+import runpy
+import warnings
+from pathlib import Path
 from types import ModuleType
 
-# Raised together with the constant in csrc/python/bindings.cpp or csrc/python/bindings_cuda.cpp whenever a signature there, or what
-# it promises, changes: an editable install does not rebuild C++ by itself, and new code must not call an old build.
-INTERFACE = 9
-CUDA_INTERFACE = 1
+# Tells which sources a build has to be of. A wheel has no sources, and its extensions are those that came with it.
+_DIGEST = Path(__file__).resolve().parents[1] / "csrc" / "digest.py"
 
 
-def _load(name: str, interface: int, what: str, needs: str) -> tuple[ModuleType | None, str | None]:
+def _load(name: str, what: str, needs: str) -> tuple[ModuleType | None, str | None]:
     try:
         found = importlib.import_module(f".{name}", __package__)
     except ImportError as error:
         return None, f"{what} was not built or cannot be loaded ({error}); run 'pip install -e .' with {needs}"
-    if found.INTERFACE != interface:
-        return None, f"{what} is of interface {found.INTERFACE}, expected {interface}; run 'pip install -e .' again"
+    if _DIGEST.is_file() and getattr(found, "SOURCES", None) != runpy.run_path(str(_DIGEST))["digest"](name):
+        why = f"{what} was built from other sources than those in {_DIGEST.parent}; run 'pip install -e .' again"
+        warnings.warn(why, RuntimeWarning, stacklevel=2)
+        return None, why
     return found, None
 
 
-module, reason = _load("_C", INTERFACE, "the native extension", "a C++ compiler")
+module, reason = _load("_C", "the native extension", "a C++ compiler")
 
 
 @functools.cache
 def cuda() -> tuple[ModuleType | None, str | None]:
     """The extension for CUDA, looked up when first needed: a process on a CPU does without its memory."""
-    return _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
+    return _load("_C_cuda", "the CUDA extension", "nvcc")
 
 
 @functools.cache

@@ -12,9 +12,9 @@
 
 namespace py = pybind11;
 
-// The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature, or what it promises,
-// changes.
-constexpr int kInterface = 9;
+// setup.py defines BCNET_SOURCES: the digest of the sources that this is a build of (csrc/digest.py).
+#define BCNET_TEXT_OF(name) #name
+#define BCNET_TEXT(name) BCNET_TEXT_OF(name)
 
 namespace bcnet_fast {
 void define_anchor_sampling(py::module_& module);
@@ -27,7 +27,7 @@ void define_soft_nms(py::module_& module);
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The native operators of bcnet_fast; use bcnet_fast.ops.";
-  module.attr("INTERFACE") = kInterface;
+  module.attr("SOURCES") = BCNET_TEXT(BCNET_SOURCES);
 #if defined(__clang__)
   module.attr("COMPILER") = __VERSION__;  // begins with the name
 #elif defined(__GNUC__)

@@ -11,8 +11,9 @@
 
 namespace py = pybind11;
 
-// The interface of these bindings, compared by bcnet_fast/_native.py: raise both when a signature changes.
-constexpr int kInterface = 1;
+// setup.py defines BCNET_SOURCES: the digest of the sources that this is a build of (csrc/digest.py).
+#define BCNET_TEXT_OF(name) #name
+#define BCNET_TEXT(name) BCNET_TEXT_OF(name)
 
 namespace bcnet_fast {
 namespace {
@@ -61,7 +62,7 @@ void define_soft_nms(py::module_& module, const char* plan_name, const char* nam
 PYBIND11_MODULE(_C_cuda, module) {
   using namespace bcnet_fast;
   module.doc() = "The CUDA operators of bcnet_fast; use bcnet_fast.ops.";
-  module.attr("INTERFACE") = kInterface;
+  module.attr("SOURCES") = BCNET_TEXT(BCNET_SOURCES);
   const int major = CUDART_VERSION / 1000, minor = CUDART_VERSION % 1000 / 10;
   module.attr("COMPILER") = "nvcc " + std::to_string(major) + "." + std::to_string(minor);
   // Local, because tests load this extension a second time, compiled for the CPU.
