@@ -110,3 +110,16 @@ def test_the_next_build_compiles_again_what_was_built_from_other_sources(tmp_pat
     os.utime(source, ns=(old.st_atime_ns, old.st_mtime_ns))
     again = build()
     assert again.returncode != 0 and "called" in again.stderr
+
+
+def test_native_sources_are_formatted():
+    files = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 500, path
+        assert max(map(len, lines)) <= 120, path
+    tool = shutil.which("clang-format")
+    if tool is None or " 18." not in subprocess.run([tool, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("the rest needs clang-format 18, whose format .clang-format describes")
+    done = subprocess.run([tool, "--dry-run", "-Werror", *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,25 +1,25 @@
-// The arithmetic of Soft-NMS, which every implementation must do alike to the bit: options in the type of the data, the
-// areas, the threshold and the decay. V is a vector of elements T, or T itself.
+// The scalar arithmetic of Soft-NMS, which all implementations share to the bit: options in the type of the data, areas
+// and thresholds. soft_nms_decay.h has the decay.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "simd/simd.h"
 #include "include/soft_nms.h"
+#include "simd/instruction_set.h"
 
 namespace bcnet_fast {
 
-// Whether a candidate may be given at all: finite, of non-negative length, which is NaN or infinite where a start or an
-// end is. x - x is 0 for finite x alone. Without branches, so that compilers vectorise loops over it.
+// Whether a candidate is valid: finite, of non-negative length, which is NaN or infinite where a start or an end is. x
+// - x is 0 only for finite x. Without branches, so that compilers vectorise loops over it.
 template <typename T>
 BCNET_INLINE bool usable(T start, T end, T score) {
   const T length = end - start;
   return (length >= T(0)) & (length - length == T(0)) & (score - score == T(0));
 }
 
-// A picked candidate: what the decay of the others depends on.
+// The values of a picked candidate that the decay of the others depends on.
 template <typename T>
 struct Picked {
   T start, end, area, threshold;
@@ -53,20 +53,5 @@ struct Rules {
     return {start, end, area(start, end), threshold > threshold_floor ? threshold : threshold_floor};
   }
 };
-
-// By what the scores of candidates are multiplied.
-template <Decay decay, typename V, typename T>
-BCNET_INLINE V decay_factor(V start, V end, V area, const Picked<T>& picked, const Rules<T>& rules) {
-  const V zero{}, one = splat<V>(T(1));
-  const V picked_start = broadcast<T, sizeof(V)>(&picked.start), picked_end = broadcast<T, sizeof(V)>(&picked.end);
-  const V inter = minimum(end, picked_end) - maximum(start, picked_start);
-  // Negative without overlap, NaN for 0 / 0: no threshold lets them through.
-  const V tiou = inter / ((picked.area + area) - inter);
-  if constexpr (decay == Decay::gaussian) {
-    return tiou > picked.threshold ? exp_nonpositive(tiou * tiou * rules.exponent_scale, T()) : one;
-  } else {
-    return tiou >= picked.threshold ? (decay == Decay::linear ? one - tiou : zero) : one;
-  }
-}
 
 }  // namespace bcnet_fast

@@ -7,14 +7,14 @@
 #include <limits>
 #include <memory>
 
+#include "gemm/panels.h"
 #include "runtime/memory.h"
 #include "runtime/parallel.h"
-#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {
 
-// Without an exit, so by vectors.
+// Without an early exit, so that compilers vectorise it.
 template <typename T>
 bool all_finite(const T* numbers, std::int64_t count) {
   bool finite = true;
@@ -44,27 +44,29 @@ PackedWeight::PackedWeight(Kind kind, std::int64_t groups, std::int64_t outputs,
 }
 
 template <typename T>
-PackedWeight::PackedWeight(const GivenWeight<T>& weight, bool int8, int threads)
-    : PackedWeight(int8 ? Kind::int8 : sizeof(T) == sizeof(double) ? Kind::float64 : Kind::float32, weight.groups,
-                   weight.outputs, weight.inputs) {
+PackedWeight::PackedWeight(const WeightView<T>& weight, bool int8, int threads)
+    : PackedWeight(int8                          ? Kind::int8
+                   : sizeof(T) == sizeof(double) ? Kind::float64
+                                                 : Kind::float32,
+                   weight.groups, weight.outputs, weight.inputs) {
   pack(weight, 0, threads);
 }
 
 template <typename T>
-void PackedWeight::pack(const GivenWeight<T>& weight, std::int64_t first, int threads) {
+void PackedWeight::pack(const WeightView<T>& weight, std::int64_t first, int threads) {
   finite_ &= int8() ? pack_integers(weight, first, threads) : pack_numbers(weight, first, threads);
 }
 
-template PackedWeight::PackedWeight(const GivenWeight<float>&, bool, int);
-template PackedWeight::PackedWeight(const GivenWeight<double>&, bool, int);
-template void PackedWeight::pack(const GivenWeight<float>&, std::int64_t, int);
-template void PackedWeight::pack(const GivenWeight<double>&, std::int64_t, int);
+template PackedWeight::PackedWeight(const WeightView<float>&, bool, int);
+template PackedWeight::PackedWeight(const WeightView<double>&, bool, int);
+template void PackedWeight::pack(const WeightView<float>&, std::int64_t, int);
+template void PackedWeight::pack(const WeightView<double>&, std::int64_t, int);
 
-PackedWeight PackedWeight::part(std::int64_t first, std::int64_t last) const {
+PackedWeight PackedWeight::slice(std::int64_t first, std::int64_t last) const {
   PackedWeight result = *this;
   result.outputs_ = last - first;
   result.bytes_ = bytes_ / padded_outputs() * result.padded_outputs();
-  // The pointers own all of the memory and point to their part of it.
+  // The pointers share ownership of all the memory, and point to their part of it.
   result.panels_ = std::shared_ptr<char>(panels_, panels_.get() + bytes_ / padded_outputs() * first);
   if (int8()) {
     result.scales_ = std::shared_ptr<float>(scales_, scales_.get() + first);
@@ -74,9 +76,9 @@ PackedWeight PackedWeight::part(std::int64_t first, std::int64_t last) const {
 }
 
 template <typename T>
-bool PackedWeight::pack_numbers(const GivenWeight<T>& weight, std::int64_t first, int threads) {
+bool PackedWeight::pack_numbers(const WeightView<T>& weight, std::int64_t first, int threads) {
   T* const panels = reinterpret_cast<T*>(panels_.get()) + first * inputs_;
-  // The same panel of all groups in a row: where groups lie side by side in memory, they are read from the cache.
+  // The same panel of all groups in turn: where groups lie side by side in memory, they are then read from the cache.
   WorkQueue queue((weight.outputs + kPanel - 1) / kPanel * groups_);
   std::atomic<bool> finite{true};
   run_in_threads(threads, [&](int) {
@@ -97,32 +99,32 @@ bool PackedWeight::pack_numbers(const GivenWeight<T>& weight, std::int64_t first
 }
 
 template <typename T>
-bool PackedWeight::pack_integers(const GivenWeight<T>& given, std::int64_t first, int threads) {
+bool PackedWeight::pack_integers(const WeightView<T>& weight, std::int64_t first, int threads) {
   auto* const panels = reinterpret_cast<std::int8_t*>(panels_.get());
-  WorkQueue queue(groups_ * given.outputs);
+  WorkQueue queue(groups_ * weight.outputs);
   std::atomic<bool> finite{true};
   run_in_threads(threads, [&](int) {
     for (std::int64_t row; queue.next(row);) {
-      const std::int64_t group = row / given.outputs, given_output = row % given.outputs, output = first + given_output;
-      const T* const from = given.data + group * given.group_stride + given_output * given.output_stride;
-      const auto weight = [&](std::int64_t k) { return from[k * given.input_stride]; };
+      const std::int64_t group = row / weight.outputs, source = row % weight.outputs, output = first + source;
+      const T* const from = weight.data + group * weight.group_stride + source * weight.output_stride;
+      const auto value_at = [&](std::int64_t k) { return from[k * weight.input_stride]; };
       T largest = 0;
-      T fault = 0;  // or NaN
+      T fault = 0;  // NaN if a value is not finite
       for (std::int64_t k = 0; k < inputs_; ++k) {
-        largest = std::max(largest, std::abs(weight(k)));
-        fault += weight(k) * 0;
+        largest = std::max(largest, std::abs(value_at(k)));
+        fault += value_at(k) * 0;
       }
       if (fault != 0) {
         finite = false;
         continue;
       }
-      // As for rows, a smaller step has no inverse.
+      // As for rows, a smaller step has no finite inverse.
       const T scale = largest / 127 >= std::numeric_limits<T>::min() ? largest / 127 : T(1);
       std::int8_t* const to =
           panels + group * stride_ + output / kPanel * kPanel * padded_inputs() + output % kPanel * 4;
       std::int32_t sum = 0;
       for (std::int64_t k = 0; k < inputs_; ++k) {
-        const auto value = static_cast<std::int32_t>(std::lround(weight(k) / scale));
+        const auto value = static_cast<std::int32_t>(std::lround(value_at(k) / scale));
         to[k / 4 * 4 * kPanel + k % 4] = static_cast<std::int8_t>(value);
         sum += value;
       }

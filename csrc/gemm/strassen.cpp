@@ -1,219 +1,26 @@
-// Products with a packed weight in seven eighths of the multiply-adds: Strassen's algorithm (Numerische Mathematik 13, 1969),
-// applied once. Both factors and the result are cut into quarters, and seven products of sums of quarters make what eight
-// products of quarters would.
-//
-// Rows 2 i and 2 i + 1 are a pair: what a row becomes does not depend on the block of rows that it is in. The depth is worked
-// on part by part, with its first half and its second one as the two halves. Sums of quarters of the weight are made in
-// registers as they are read, so it takes no more memory; those of the rows are made once and serve all columns. For float32.
-//
-// Products are fused with their sums (FMA) where the instruction set has it, so bits differ between instruction sets.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("fp-contract=fast")
-#elif defined(__clang__)
-#pragma clang fp contract(fast)
-#endif
-
 #include "gemm/strassen.h"
 
 #include <algorithm>
 #include <type_traits>
 
+#include "gemm/panels.h"
 #include "runtime/memory.h"
 #include "runtime/scratch.h"
-#include "gemm/tiles.h"
+
+#define BCNET_KERNELS "gemm/strassen_kernels.h"
+#include "simd/for_each_instruction_set.h"
 
 namespace bcnet_fast {
-namespace {
 
-// Half a part of the depth is summed up in one go.
-constexpr std::int64_t kStrassenPart = 2 * kPart;
-
-// Sums of quarters of the rows that are kept.
-constexpr int kLeftSums = 5;
-
-// A quarter of the result, to which sign * product is added, or which becomes that; then ReLU if asked for.
-struct Quarter {
-  float* data = nullptr;
-  float sign = 0;
-  bool adds = false, relu = false;
-};
-
-template <int bytes, int rows>
-BCNET_INLINE void add_tile(const Accumulators<float, bytes, rows>& tile, const Quarter& to, float* out, std::int64_t out_stride) {
-  if constexpr (rows > 0) {
-    using V = Vector<float, bytes>;
-    constexpr int lanes = Tiles<float, bytes>::lanes;
-    V low = to.sign * tile.low, high = to.sign * tile.high;
-    if (to.adds) {
-      low += load<V>(out);
-      high += load<V>(out + lanes);
-    }
-    store(out, to.relu ? (low < V{} ? V{} : low) : low);
-    store(out + lanes, to.relu ? (high < V{} ? V{} : high) : high);
-    add_tile(tile.rest, to, out + out_stride, out_stride);
-  }
+std::int64_t strassen_workspace(std::int64_t pairs) {
+  constexpr std::int64_t sums = 5;  // StoredSum in strassen_kernels.h
+  return sums * pairs * scratch_stride(kDepthBlock);
 }
-
-inline Matrix<float> row_of(Matrix<float> matrix, std::int64_t row) {
-  return {matrix.data + row * matrix.stride, matrix.stride};
-}
-
-// a (b + sign c) for a tile of `rows` rows, which goes to one or two quarters. With each step of the depth, a cache line of
-// what comes next is fetched: parts of panels are too short for the processor to foresee them.
-template <int bytes, int most_rows = kTileRows<bytes>, typename Sign>
-BCNET_INLINE void quarter_product(Sign, int rows, Matrix<float> a, const float* b, const float* c, std::int64_t depth, const char* next,
-                                  Quarter one, Quarter other, std::int64_t out_stride) {
-  if constexpr (most_rows > 1) {
-    if (rows < most_rows) {
-      return quarter_product<bytes, most_rows - 1>(Sign{}, rows, a, b, c, depth, next, one, other, out_stride);
-    }
-  }
-  constexpr int sign = Sign::value;
-  using V = Vector<float, bytes>;
-  constexpr int lanes = Tiles<float, bytes>::lanes;
-  Accumulators<float, bytes, most_rows> tile;
-  for (std::int64_t k = 0; k < depth; ++k) {
-    V low = load<V>(b + k * kPanel), high = load<V>(b + k * kPanel + lanes);
-    if constexpr (sign != 0) {
-      const V more_low = load<V>(c + k * kPanel), more_high = load<V>(c + k * kPanel + lanes);
-      low = sign > 0 ? low + more_low : low - more_low;
-      high = sign > 0 ? high + more_high : high - more_high;
-    }
-    prefetch<kLine, 2>(next + k * kLine);
-    tile.step(a.data + k, a.stride, low, high);
-  }
-  add_tile(tile, one, one.data, out_stride);
-  if (other.data) add_tile(tile, other, other.data, out_stride);
-}
-
-BCNET_VERSIONS(quarter_product)
-
-// The quarters of a part of the rows, and their sums: of pair r in row r.
-struct LeftQuarters {
-  Matrix<float> a11, a22;
-  float* sums;
-  std::int64_t pairs, half;
-
-  std::int64_t stride() const { return scratch_stride(half); }
-  Matrix<float> sum(int number, std::int64_t first) const {
-    return {sums + (number * pairs + first) * stride(), stride()};
-  }
-};
-
-// The sums at some places of the depth, next to each other, as many as V has: a11 to a22 point there.
-template <typename V>
-BCNET_INLINE void add_quarters_at(const float* a11, const float* a12, const float* a21, const float* a22, float* to, std::int64_t next) {
-  const V v11 = load<V>(a11), v12 = load<V>(a12), v21 = load<V>(a21), v22 = load<V>(a22);
-  store(to, v11 + v22);
-  store(to + next, v21 + v22);
-  store(to + 2 * next, v11 + v12);
-  store(to + 3 * next, v21 - v11);
-  store(to + 4 * next, v12 - v22);
-}
-
-template <int bytes>
-BCNET_INLINE void add_quarters(const LeftQuarters& left) {
-  using V = Vector<float, bytes>;
-  constexpr int lanes = Tiles<float, bytes>::lanes;
-  const std::int64_t half = left.half, next = left.pairs * left.stride();
-  for (std::int64_t r = 0; r < left.pairs; ++r) {
-    const float *const a11 = row_of(left.a11, r).data, *const a12 = a11 + half;
-    const float *const a22 = row_of(left.a22, r).data, *const a21 = a22 - half;
-    float* const to = left.sums + r * left.stride();
-    std::int64_t k = 0;
-    for (; k + lanes <= half; k += lanes) add_quarters_at<V>(a11 + k, a12 + k, a21 + k, a22 + k, to + k, next);
-    for (; k < half; ++k) add_quarters_at<float>(a11 + k, a12 + k, a21 + k, a22 + k, to + k, next);
-  }
-}
-
-// A part of the weight in two panels, and where the next one lies, which is fetched by and by.
-struct RightPanels {
-  const float *low, *high, *next_low, *next_high;
-
-  // Both next panels in four pieces each, of a cache line for every step of half the depth: the one that is fetched where so
-  // many products remain to be made.
-  const char* next(std::int64_t remaining, std::int64_t half) const {
-    const std::int64_t of_both = std::max<std::int64_t>(8 - remaining, 0);
-    return reinterpret_cast<const char*>(of_both < 4 ? next_low : next_high) + of_both % 4 * half * kLine;
-  }
-};
-
-// The quarters of the result in a tile of pairs: what is first added to each, and last, is not what is in between.
-struct ResultQuarters {
-  float *c11, *c12;
-  std::int64_t stride;
-  bool begun, relu;
-
-  float* c21() const { return c11 + stride; }
-  float* c22() const { return c12 + stride; }
-  Quarter begin(float* quarter) const { return {quarter, 1, begun, false}; }
-  Quarter plus(float* quarter) const { return {quarter, 1, true, false}; }
-  Quarter minus(float* quarter) const { return {quarter, -1, true, false}; }
-  Quarter end(float* quarter) const { return {quarter, 1, true, relu}; }
-};
-
-// The seven products for `count` pairs from `first` on, and two vectors of columns in both panels.
-template <int bytes>
-BCNET_INLINE void strassen_tile(const LeftQuarters& left, std::int64_t first, int count, const RightPanels& right,
-                                std::int64_t remaining, const ResultQuarters& c) {
-  const std::int64_t half = left.half, stride = 2 * c.stride;
-  const Matrix<float> a11 = row_of(left.a11, first), a22 = row_of(left.a22, first);
-  const float *const b11 = right.low, *const b21 = b11 + half * kPanel, *const b12 = right.high, *const b22 = b12 + half * kPanel;
-  float *const c11 = c.c11, *const c12 = c.c12, *const c21 = c.c21(), *const c22 = c.c22();
-  const auto sum_of_rows = [&](int number) { return left.sum(number, first); };
-  constexpr std::integral_constant<int, 1> sum{};
-  constexpr std::integral_constant<int, 0> alone{};
-  constexpr std::integral_constant<int, -1> difference{};
-  const auto next = [&](int number) { return right.next(remaining - number, half); };
-  quarter_product_with<bytes>(sum, count, sum_of_rows(0), b11, b22, half, next(0), c.begin(c11), c.begin(c22), stride);
-  quarter_product_with<bytes>(alone, count, sum_of_rows(1), b11, b11, half, next(1), c.begin(c21), c.minus(c22), stride);
-  quarter_product_with<bytes>(difference, count, a11, b12, b22, half, next(2), c.begin(c12), c.plus(c22), stride);
-  quarter_product_with<bytes>(difference, count, a22, b21, b11, half, next(3), c.plus(c11), c.end(c21), stride);
-  quarter_product_with<bytes>(alone, count, sum_of_rows(2), b22, b22, half, next(4), c.minus(c11), c.end(c12), stride);
-  quarter_product_with<bytes>(sum, count, sum_of_rows(3), b11, b12, half, next(5), c.end(c22), Quarter{}, stride);
-  quarter_product_with<bytes>(sum, count, sum_of_rows(4), b21, b22, half, next(6), c.end(c11), Quarter{}, stride);
-}
-
-template <int bytes>
-BCNET_INLINE void multiply_pairs(Matrix<float> a, std::int64_t pairs, const float* panels, std::int64_t depth,
-                                    std::int64_t panel_pairs, bool relu, float* scratch, float* out, std::int64_t out_stride) {
-  constexpr std::int64_t width = Tiles<float, bytes>::width, most_rows = kTileRows<bytes>;
-  const std::int64_t tiles = (pairs + most_rows - 1) / most_rows;  // of about one size
-  const std::int64_t parts = (depth + kStrassenPart - 1) / kStrassenPart;
-  for (std::int64_t part = 0; part < parts; ++part) {
-    const std::int64_t begin = depth / 2 * part / parts * 2, end = depth / 2 * (part + 1) / parts * 2, half = (end - begin) / 2;
-    const LeftQuarters left{
-        {a.data + begin, 2 * a.stride}, {a.data + a.stride + begin + half, 2 * a.stride}, scratch, pairs, half};
-    add_quarters<bytes>(left);
-    for (std::int64_t panel = 0; panel < panel_pairs; ++panel) {
-      const auto at = [&](std::int64_t other, std::int64_t k) { return panels + (other * depth + k) * kPanel; };
-      const bool more = panel + 1 < panel_pairs;
-      const std::int64_t next = more ? panel + 1 : 0, from = more ? begin : part + 1 < parts ? end : 0;
-      const RightPanels right{at(panel, begin), at(panel + panel_pairs, begin), at(next, from), at(next + panel_pairs, from)};
-      for (std::int64_t column = 0; column < kPanel; column += width) {
-        const RightPanels columns{right.low + column, right.high + column, right.next_low, right.next_high};
-        for (std::int64_t tile = 0; tile < tiles; ++tile) {
-          const std::int64_t first = pairs * tile / tiles;
-          const int count = static_cast<int>(pairs * (tile + 1) / tiles - first);
-          float* const to = out + 2 * first * out_stride + panel * kPanel + column;
-          const ResultQuarters quarters{to, to + panel_pairs * kPanel, out_stride, part > 0, relu && part + 1 == parts};
-          strassen_tile<bytes>(left, first, count, columns, 7 * (tiles - tile), quarters);
-        }
-      }
-    }
-  }
-}
-
-BCNET_VERSIONS(multiply_pairs)
-
-}  // namespace
-
-std::int64_t strassen_scratch(std::int64_t pairs) { return kLeftSums * pairs * scratch_stride(kPart); }
 
 void multiply_strassen(InstructionSet instruction_set, Matrix<float> a, std::int64_t pairs, const float* panels,
-                       std::int64_t depth, std::int64_t panel_pairs, bool relu, float* scratch, float* out,
-                       std::int64_t out_stride) {
-  multiply_pairs_for(instruction_set, a, pairs, panels, depth, panel_pairs, relu, scratch, out, out_stride);
+                       std::int64_t depth, std::int64_t panel_pairs, bool relu, float* workspace,
+                       MutableMatrix<float> out) {
+  BCNET_VERSION(instruction_set, multiply_pairs)(a, pairs, panels, depth, panel_pairs, relu, workspace, out);
 }
 
 }  // namespace bcnet_fast

@@ -3,18 +3,18 @@
 
 #include <cstdint>
 
-#include "include/layers.h"
-#include "simd/simd.h"
+#include "gemm/matrix.h"
+#include "simd/instruction_set.h"
 
 namespace bcnet_fast {
 
-// Elements of scratch that a product of so many pairs of rows takes.
-std::int64_t strassen_scratch(std::int64_t pairs);
+// Floats of workspace that a product of `pairs` pairs of rows needs.
+std::int64_t strassen_workspace(std::int64_t pairs);
 
-// out = a panels, then ReLU if asked for, of pairs of rows (2 i and 2 i + 1) and of pairs of panels, whose partners are
-// `panel_pairs` apart. The depth is even.
+// out = a panels, then ReLU if `relu`. Rows 2 i and 2 i + 1 are a pair, as are two panels that lie `panel_pairs` panels
+// apart. Requires: an even depth.
 void multiply_strassen(InstructionSet instruction_set, Matrix<float> a, std::int64_t pairs, const float* panels,
-                       std::int64_t depth, std::int64_t panel_pairs, bool relu, float* scratch, float* out,
-                       std::int64_t out_stride);
+                       std::int64_t depth, std::int64_t panel_pairs, bool relu, float* workspace,
+                       MutableMatrix<float> out);
 
 }  // namespace bcnet_fast

@@ -11,12 +11,12 @@ namespace {
 void check_rows(const char* op, const char* argument, const py::array& array, const py::array& like) {
   bool same = array.ndim() == like.ndim() && like.ndim() >= 1 && like.shape(like.ndim() - 1) >= 1;
   for (py::ssize_t i = 0; same && i < like.ndim(); ++i) same = array.shape(i) == like.shape(i);
-  if (!same) refuse(op, argument, shape_of(array), "[..., D], D >= 1, as the first argument");
+  if (!same) refuse_shape(op, argument, array, "[..., D], D >= 1, the shape of the first argument");
 }
 
 std::int64_t check_rstd(const char* op, const py::array& rstd, std::int64_t elements, std::int64_t columns) {
   const std::int64_t rows = elements / columns;
-  if (rstd.size() != rows) refuse(op, "rstd", shape_of(rstd), "one number per row, " + std::to_string(rows));
+  if (rstd.size() != rows) refuse_shape(op, "rstd", rstd, std::to_string(rows) + " elements, one per row");
   return rows;
 }
 
@@ -53,10 +53,10 @@ void backward(const Array<T>& grad, const Array<T>& out, const Array<T>& rstd, A
 
 template <typename T>
 void define(py::module_& module) {
-  module.def("add_layer_norm", &forward<T>, arg("x"), arg("residual"), arg("eps"), arg("out"), arg("rstd"), arg("threads"),
-             instruction_set_argument(), "Fills out [..., D] and rstd [...].");
+  module.def("add_layer_norm", &forward<T>, arg("x"), arg("residual"), arg("eps"), arg("out"), arg("rstd"),
+             arg("threads"), instruction_set_argument(), "Write out [..., D] and rstd [...].");
   module.def("add_layer_norm_backward", &backward<T>, arg("grad"), arg("out"), arg("rstd"), arg("grad_input"),
-             arg("threads"), instruction_set_argument(), "Fills grad_input [..., D], the gradient of both inputs.");
+             arg("threads"), instruction_set_argument(), "Write grad_input [..., D], the gradient of both inputs.");
 }
 
 }  // namespace

@@ -6,24 +6,24 @@
 #include <cstdint>
 #include <limits>
 
+#include "gemm/panels.h"
 #include "python/common.h"
 #include "python/rows.h"
-#include "gemm/tiles.h"
 
 namespace bcnet_fast {
 namespace {
 
-
-// The plan, after checks that keep all that is read and written inside the arrays.
+// The plan, after checks that keep all reads and writes inside the arrays.
 template <typename T>
 BinPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, const Array<T>& weights,
                    std::int64_t length, InstructionSet instruction_set) {
-  if (first.ndim() != 2) refuse(op, "first", shape_of(first), "[P, N]");
-  if (offsets.ndim() != 1 || offsets.shape(0) != first.size() + 1) refuse(op, "offsets", shape_of(offsets), "[P N + 1]");
-  if (weights.ndim() != 1) refuse(op, "weights", shape_of(weights), "[taps]");
-  const BinPlan<T> plan{first.shape(0), first.shape(1), length, weights.shape(0), first.data(), offsets.data(),
-                        weights.data()};
-  if (!plan_exists(plan, instruction_set)) refuse(op, "plan", "reaching outside", "snippets and weights that exist");
+  if (first.ndim() != 2) refuse_shape(op, "first", first, "[P, N]");
+  require_shape(op, "offsets", offsets, {first.size() + 1}, " to fit first (P N + 1)");
+  if (weights.ndim() != 1) refuse_shape(op, "weights", weights, "[taps]");
+  const BinPlan<T> plan{first.shape(0), first.shape(1), length,        weights.shape(0),
+                        first.data(),   offsets.data(), weights.data()};
+  if (!plan_exists(plan, instruction_set))
+    refuse(op, "plan", "out of range", "snippets below " + std::to_string(length) + " and existing weights");
   return plan;
 }
 
@@ -32,11 +32,11 @@ template <typename T>
 GroupPlan<T> plan_of(const char* op, const Index& order, const Index& step, const Index& offsets, const Index& tap_rows,
                      const Array<T>& tap_weights, std::int64_t anchors, std::int64_t rows) {
   constexpr int lists = kGroup + 1;
-  if (order.ndim() != 2 || order.shape(1) != kGroup) refuse(op, "order", shape_of(order), "[groups, 8]");
+  if (order.ndim() != 2 || order.shape(1) != kGroup) refuse_shape(op, "order", order, "[groups, 8]");
   const std::int64_t groups = order.shape(0), taps = tap_rows.size();
-  if (step.ndim() != 1 || step.shape(0) != groups) refuse(op, "step", shape_of(step), "[groups]");
-  if (offsets.size() != groups * lists + 1) refuse(op, "offsets", shape_of(offsets), "[9 groups + 1]");
-  if (tap_weights.size() != taps) refuse(op, "tap_weights", shape_of(tap_weights), "as many as tap_rows");
+  require_shape(op, "step", step, {groups}, " to fit order");
+  if (offsets.size() != groups * lists + 1) refuse_shape(op, "offsets", offsets, "[9 groups + 1] to fit order");
+  if (tap_weights.size() != taps) refuse_shape(op, "tap_weights", tap_weights, "the shape of tap_rows");
 
   std::int32_t widest = 0;
   std::int64_t found = 0;
@@ -54,52 +54,53 @@ GroupPlan<T> plan_of(const char* op, const Index& order, const Index& step, cons
     inside &= step.data()[g] >= 0;
     found += count;
   }
-  // As many as there are, without a look at whether each is there once: then outputs are missing, not memory.
-  if (!inside || found != anchors) refuse(op, "the plan", "inconsistent", "every anchor, inside the sequence");
-  return {anchors, rows, groups, widest, order.data(), step.data(), offsets.data(), tap_rows.data(), tap_weights.data()};
+  // Only their number is checked: an anchor that comes twice leaves an output unwritten, and harms no memory.
+  if (!inside || found != anchors) {
+    refuse(op, "the plan", "inconsistent",
+           "each of " + std::to_string(anchors) + " anchors once, and tap_rows below " + std::to_string(rows));
+  }
+  return {anchors,           rows, groups, widest, order.data(), step.data(), offsets.data(), tap_rows.data(),
+          tap_weights.data()};
 }
 
 void check_sources(const char* op, const Index& sources, std::int64_t bins, std::int64_t count) {
-  if (sources.ndim() != 1 || sources.shape(0) != bins) refuse(op, "sources", shape_of(sources), "[N]");
+  require_shape(op, "sources", sources, {bins}, " to fit the bins");
   for (std::int64_t n = 0; n < bins; ++n) {
-    if (sources.data()[n] < 0 || sources.data()[n] >= count) refuse(op, "sources", "outside", "sequences that exist");
+    if (sources.data()[n] < 0 || sources.data()[n] >= count) {
+      refuse(op, "sources", std::to_string(sources.data()[n]) + " for bin " + std::to_string(n),
+             "a sequence from 0 to " + std::to_string(count - 1));
+    }
   }
-}
-
-void check_shape(const char* op, const char* argument, const py::array& array, std::initializer_list<std::int64_t> shape) {
-  if (array.ndim() == static_cast<py::ssize_t>(shape.size()) && std::equal(shape.begin(), shape.end(), array.shape())) return;
-  std::ostringstream wanted;
-  for (const std::int64_t size : shape) wanted << size << " ";
-  refuse(op, argument, shape_of(array), "the sizes " + wanted.str());
 }
 
 template <typename T>
 void sample(const Array<T>& rows, const Index& first, const Index& offsets, const Array<T>& weights,
             const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample";
-  if (rows.ndim() != 4) refuse(op, "rows", shape_of(rows), "[B, G, T, C]");
+  if (rows.ndim() != 4) refuse_shape(op, "rows", rows, "[B, G, T, C]");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const BinPlan<T> plan = plan_of(op, first, offsets, weights, rows.shape(2), chosen);
   check_sources(op, sources, plan.bins, rows.shape(1));
-  check_shape(op, "out", out, {rows.shape(0), plan.anchors, plan.bins, rows.shape(3)});
+  require_shape(op, "out", out, {rows.shape(0), plan.anchors, plan.bins, rows.shape(3)});
   T* const to = out.mutable_data();
   const py::gil_scoped_release release;
-  bcnet_fast::sample(rows.data(), plan, sources.data(), rows.shape(1), rows.shape(0), rows.shape(3), chosen, threads, to);
+  bcnet_fast::sample(rows.data(), plan, sources.data(), rows.shape(1), rows.shape(0), rows.shape(3), chosen, threads,
+                     to);
 }
 
 template <typename T>
 void sample_backward(const Array<T>& grad, const Index& first, const Index& offsets, const Array<T>& weights,
                      const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
   constexpr const char* op = "sample_backward";
-  if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, G, T, C]");
+  if (out.ndim() != 4) refuse_shape(op, "out", out, "[B, G, T, C]");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const BinPlan<T> plan = plan_of(op, first, offsets, weights, out.shape(2), chosen);
   check_sources(op, sources, plan.bins, out.shape(1));
-  check_shape(op, "grad", grad, {out.shape(0), plan.anchors, plan.bins, out.shape(3)});
+  require_shape(op, "grad", grad, {out.shape(0), plan.anchors, plan.bins, out.shape(3)});
   T* const to = out.mutable_data();
   const py::gil_scoped_release release;
-  bcnet_fast::sample_backward(grad.data(), plan, sources.data(), out.shape(1), out.shape(0), out.shape(3), chosen, threads,
-                              to);
+  bcnet_fast::sample_backward(grad.data(), plan, sources.data(), out.shape(1), out.shape(0), out.shape(3), chosen,
+                              threads, to);
 }
 
 template <typename T>
@@ -107,13 +108,13 @@ void gather(const Array<T>& projected, const Index& order, const Index& step, co
             const Index& tap_rows, const Array<T>& tap_weights, const Array<T>& bias, Array<T>& out, bool relu,
             int threads, const std::string& instruction_set) {
   constexpr const char* op = "gather";
-  if (projected.ndim() != 4) refuse(op, "projected", shape_of(projected), "[B, N, T, O]");
-  if (out.ndim() != 3) refuse(op, "out", shape_of(out), "[B, P, O]");
+  if (projected.ndim() != 4) refuse_shape(op, "projected", projected, "[B, N, T, O]");
+  if (out.ndim() != 3) refuse_shape(op, "out", out, "[B, P, O]");
   const std::int64_t batch = projected.shape(0), outputs = projected.shape(3);
-  const GroupPlan<T> plan = plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(1),
-                                    projected.shape(1) * projected.shape(2));
-  check_shape(op, "bias", bias, {outputs});
-  check_shape(op, "out", out, {batch, plan.anchors, outputs});
+  const GroupPlan<T> plan =
+      plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(1), projected.shape(1) * projected.shape(2));
+  require_shape(op, "bias", bias, {outputs});
+  require_shape(op, "out", out, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
@@ -125,19 +126,19 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
                      const Index& tap_rows, const Array<T>& tap_weights, Array<T>& out, int threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "gather_backward";
-  if (out.ndim() != 4) refuse(op, "out", shape_of(out), "[B, N, T, O]");
-  if (grad.ndim() != 3) refuse(op, "grad", shape_of(grad), "[B, P, O]");
+  if (out.ndim() != 4) refuse_shape(op, "out", out, "[B, N, T, O]");
+  if (grad.ndim() != 3) refuse_shape(op, "grad", grad, "[B, P, O]");
   const std::int64_t batch = out.shape(0), outputs = out.shape(3);
   const GroupPlan<T> plan =
       plan_of(op, order, step, offsets, tap_rows, tap_weights, grad.shape(1), out.shape(1) * out.shape(2));
-  check_shape(op, "grad", grad, {batch, plan.anchors, outputs});
+  require_shape(op, "grad", grad, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
   bcnet_fast::gather_backward(grad.data(), plan, batch, outputs, chosen, threads, to);
 }
 
-// The arrays of a projection's plan, as bindings take them.
+// The arrays of a projection's plan.
 template <typename T>
 struct PlanArrays {
   const Index &order, &step, &offsets, &tap_rows;
@@ -148,30 +149,35 @@ template <typename T>
 AnchorProjection<T> projection_of(const char* op, const Rows<T>& x, const Index& sources, const PackedWeight& weight,
                                   const PlanArrays<T>& plan, std::int64_t anchors, const std::optional<Array<T>>& bias,
                                   bool relu, const MaybeRows<T>& added) {
-  if (x.ndim() != 2) refuse(op, "x", shape_of(x), "[sequences * T, inputs of the weight]");
-  check_kind<T>(op, weight, false);
+  if (x.ndim() != 2) refuse_shape(op, "x", x, "[sequences * T, inputs of weight]");
+  check_kind<T>(op, "weight", weight, false);
   std::int64_t sequences = 1;
   for (py::ssize_t n = 0; n < sources.size(); ++n) sequences = std::max<std::int64_t>(sequences, sources.data()[n] + 1);
   check_sources(op, sources, weight.groups(), sequences);
-  if (x.shape(0) % sequences) refuse(op, "x", shape_of(x), "as many rows of each sequence");
+  if (x.shape(0) % sequences)
+    refuse_shape(op, "x", x, "equally many rows of " + std::to_string(sequences) + " sequences");
   const std::int64_t snippets = x.shape(0) / sequences;
-  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), weight.inputs());
-  return {from, snippets, sources.data(), weight,
-          plan_of(op, plan.order, plan.step, plan.offsets, plan.tap_rows, plan.tap_weights, anchors, weight.groups() * snippets),
-          finish_of(op, anchors, weight.outputs(), bias, relu, added, std::nullopt)};
+  const Matrix<T> from = matrix_of(op, "x", x, x.shape(0), weight.inputs(), to_fit("weight", weight));
+  return {from,
+          snippets,
+          sources.data(),
+          weight,
+          plan_of(op, plan.order, plan.step, plan.offsets, plan.tap_rows, plan.tap_weights, anchors,
+                  weight.groups() * snippets),
+          epilogue_of(op, anchors, weight.outputs(), bias, relu, added, std::nullopt)};
 }
 
 template <typename T>
 void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
                         const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
-                        Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added, int threads,
-                        const std::string& instruction_set) {
+                        Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added,
+                        int threads, const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
-  if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[P, O]");
-  if (relu && added) refuse(op, "added", "given", "none with ReLU");
+  if (out.ndim() != 2) refuse_shape(op, "out", out, "[P, O]");
+  if (relu && added) refuse(op, "added", "an array", "none, because relu is true");
   const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
   const AnchorProjection<T> projection = projection_of(op, x, sources, weight, plan, out.shape(0), bias, relu, added);
-  const Output<T> to = output_of(op, "out", out, out.shape(0), weight.outputs());
+  const MutableMatrix<T> to = output_of(op, "out", out, out.shape(0), weight.outputs(), to_fit("weight", weight));
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
   project_anchors(projection, chosen, threads, to);
@@ -184,53 +190,60 @@ void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight&
                      const std::optional<Array<T>>& bias, const std::optional<Array<T>>& layer_bias, int threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "project_runs";
-  if (projected.ndim() != 2) refuse(op, "projected", shape_of(projected), "[P, columns]");
-  if (out.ndim() != 2) refuse(op, "out", shape_of(out), "[rows, outputs of the layer]");
+  if (projected.ndim() != 2) refuse_shape(op, "projected", projected, "[P, columns]");
+  if (out.ndim() != 2) refuse_shape(op, "out", out, "[rows, outputs of layer]");
   const std::int64_t anchors = projected.shape(0), columns = projected.shape(1);
   const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
-  const AnchorProjection<T> projection = projection_of<T>(op, x, sources, weight, plan, anchors, bias, true, std::nullopt);
-  check_kind<T>(op, layer, false);
+  const AnchorProjection<T> projection =
+      projection_of<T>(op, x, sources, weight, plan, anchors, bias, true, std::nullopt);
+  check_kind<T>(op, "layer", layer, false);
   if (layer.groups() != 1 || layer.inputs() != weight.outputs()) {
-    refuse(op, "layer", "unlike", "a weight that takes what the other makes, of one group");
+    refuse(op, "layer", sizes_of(layer), "1 group with " + std::to_string(weight.outputs()) + " inputs to fit weight");
   }
-  if (columns < 1 || columns > weight.outputs() || (columns < weight.outputs() && columns % kRunPart)) {
-    refuse(op, "projected", shape_of(projected), "all outputs of the weight, or a multiple of " + std::to_string(kRunPart));
+  if (columns < 1 || columns > weight.outputs() || (columns < weight.outputs() && columns % kRowRangeDepthBlock)) {
+    refuse_shape(op, "projected", projected,
+                 "[P, " + std::to_string(weight.outputs()) + "], or columns in a multiple of " +
+                     std::to_string(kRowRangeDepthBlock));
   }
-  const Output<T> between = output_of(op, "projected", projected, anchors, columns);
-  const Output<T> to = output_of(op, "out", out, out.shape(0), layer.outputs());
+  const MutableMatrix<T> between = output_of(op, "projected", projected, anchors, columns);
+  const MutableMatrix<T> to = output_of(op, "out", out, out.shape(0), layer.outputs(), to_fit("layer", layer));
   const Matrix<T> rows{between.data, between.stride};
-  const Runs checked = runs_of(op, runs, rows, (anchors - 1) * rows.stride + columns, 1, columns, out.shape(0));
-  const Finish<T> finish = finish_of<T>(op, out.shape(0), layer.outputs(), layer_bias, true, std::nullopt, std::nullopt);
+  const RowRanges checked =
+      row_ranges_of(op, runs, rows, (anchors - 1) * rows.stride + columns, 1, columns, out.shape(0));
+  const Epilogue<T> epilogue =
+      epilogue_of<T>(op, out.shape(0), layer.outputs(), layer_bias, true, std::nullopt, std::nullopt);
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
-  project_runs(projection, between, columns, checked, layer, finish, chosen, threads, to);
+  project_row_ranges(projection, between, columns, checked, layer, epilogue, chosen, threads, to);
 }
 
 template <typename T>
 void define(py::module_& module) {
-  module.def("sample", &sample<T>, arg("rows"), arg("first"), arg("offsets"), arg("weights"), arg("sources"), arg("out"),
-             arg("threads"), instruction_set_argument(),
+  module.def("sample", &sample<T>, arg("rows"), arg("first"), arg("offsets"), arg("weights"), arg("sources"),
+             arg("out"), arg("threads"), instruction_set_argument(),
              "Writes what every bin of every anchor samples to out [B, P, N, C].");
   module.def("sample_backward", &sample_backward<T>, arg("grad"), arg("first"), arg("offsets"), arg("weights"),
              arg("sources"), arg("out"), arg("threads"), instruction_set_argument(),
-             "Writes the gradient of the rows to out [B, G, T, C].");
+             "Write the gradient of the rows to out [B, G, T, C].");
   module.def("gather", &gather<T>, arg("projected"), arg("order"), arg("step"), arg("offsets"), arg("tap_rows"),
              arg("tap_weights"), arg("bias"), arg("out"), arg("relu"), arg("threads"), instruction_set_argument(),
-             "Writes the sum over all bins of what they sample, + bias, ReLU, to out [B, P, O].");
+             "Write relu(sum over the bins of their samples + bias) to out [B, P, O].");
   module.def("gather_backward", &gather_backward<T>, arg("grad"), arg("order"), arg("step"), arg("offsets"),
              arg("tap_rows"), arg("tap_weights"), arg("out"), arg("threads"), instruction_set_argument(),
-             "Writes the gradient of what is gathered to out [B, N, T, O].");
+             "Write the gradient of `projected` to out [B, N, T, O].");
   const auto maybe = [](const char* name) { return arg(name) = py::none(); };
-  module.def("project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
-             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("out"), maybe("bias"), arg("relu") = false,
-             maybe("added"), arg("threads"), instruction_set_argument(),
-             "Writes the sum over bins n of what they sample of their sequence, times group n of the weight, + bias, + added "
-             "or ReLU, to out [P, O].");
+  module.def(
+      "project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
+      arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("out"), maybe("bias"), arg("relu") = false,
+      maybe("added"), arg("threads"), instruction_set_argument(),
+      "Write the sum over bins n of (the samples of bin n from its sequence) weight[n]^T, + bias, + added or ReLU, to "
+      "out [P, O].");
   module.def("project_runs", &project_runs_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
-             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("projected"), arg("runs"), arg("layer"), arg("out"),
-             maybe("bias"), maybe("layer_bias"), arg("threads"), instruction_set_argument(),
-             "For each of the runs [from, to, rows], out rows = ReLU(anchors layer^T + layer_bias), anchors being what "
-             "project_anchors makes, after ReLU: so many columns at a time as `projected` has.");
+             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("projected"), arg("runs"), arg("layer"),
+             arg("out"), maybe("bias"), maybe("layer_bias"), arg("threads"), instruction_set_argument(),
+             "For each of the runs [source, target, rows], write ReLU(anchors layer^T + layer_bias) to rows of out, "
+             "where anchors "
+             "are the results of project_anchors with ReLU, computed as many columns at a time as `projected` has.");
 }
 
 }  // namespace

@@ -1,10 +1,10 @@
-// Python's view of the C++ operators: NumPy arrays in, NumPy arrays out. One file per operator beside this one, each of which
-// checks what it is given (the public Python functions have checked more by then, and say it better), lets go of the
-// interpreter, and calls C++.
+// The Python module of the C++ operators, on NumPy arrays. Each file beside this one checks the arguments of an
+// operator, releases the GIL, and calls C++. The checks keep memory safe; the public Python functions check more, with
+// better messages.
 #include <pybind11/pybind11.h>
 
 #include "runtime/parallel.h"
-#include "simd/simd.h"
+#include "simd/instruction_set.h"
 
 #if defined(__GLIBC__)
 #include <malloc.h>
@@ -12,7 +12,7 @@
 
 namespace py = pybind11;
 
-// setup.py defines BCNET_SOURCES: the digest of the sources that this is a build of (csrc/digest.py).
+// setup.py defines BCNET_SOURCES: the digest of the sources of this build (csrc/digest.py).
 #define BCNET_TEXT_OF(name) #name
 #define BCNET_TEXT(name) BCNET_TEXT_OF(name)
 
@@ -23,7 +23,7 @@ void define_difference_attention(py::module_& module);
 void define_layers(py::module_& module);
 void define_match_proposals(py::module_& module);
 void define_soft_nms(py::module_& module);
-}
+}  // namespace bcnet_fast
 
 PYBIND11_MODULE(_C, module) {
   module.doc() = "The native operators of bcnet_fast; use bcnet_fast.ops.";
@@ -33,16 +33,19 @@ PYBIND11_MODULE(_C, module) {
 #elif defined(__GNUC__)
   module.attr("COMPILER") = "GCC " __VERSION__;
 #else
-  module.attr("COMPILER") = "another than GCC and Clang: code without vector instructions";
+  module.attr("COMPILER") = "neither GCC nor Clang: code without vector instructions";
 #endif
   py::list sets;
   for (const bcnet_fast::InstructionSet set : bcnet_fast::instruction_sets()) sets.append(bcnet_fast::name_of(set));
-  module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // those usable here, best first
-  module.def("return_freed_memory", [] {
+  module.attr("INSTRUCTION_SETS") = py::tuple(sets);  // usable on this machine, best first
+  module.def(
+      "return_freed_memory",
+      [] {
 #if defined(__GLIBC__)
-    malloc_trim(0);
+        malloc_trim(0);
 #endif
-  }, "Gives memory that the C library keeps for later back to the system.");
+      },
+      "Return memory that the C library keeps for later to the system.");
   bcnet_fast::define_difference_attention(module);
   bcnet_fast::define_layers(module);
   bcnet_fast::define_anchor_sampling(module);

@@ -1,22 +1,27 @@
-// What the bindings of all operators share: the type of their arrays, and how they refuse bad ones.
+// Shared by the bindings of all operators: the type of their arrays, and their error messages.
 #pragma once
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-#include "simd/simd.h"
+#include "simd/instruction_set.h"
 
 namespace bcnet_fast {
 
 namespace py = pybind11;
 using py::arg;
 
-// A NumPy array of T; with the default flags, contiguous as C has it. As an argument, pybind11's own type makes an empty array
-// before it has NumPy convert what is given, 0.1 us for each argument; this one takes what is given, if it is right, or nothing.
+// A NumPy array of T; with the default flags, C-contiguous. pybind11's own type first makes an empty array for each
+// argument, then has NumPy convert what the caller passed, which costs 0.1 us; this one accepts a matching array or
+// nothing.
 template <typename T, int flags = py::array::c_style>
 class Array : public py::array_t<T, flags> {
  public:
@@ -24,16 +29,40 @@ class Array : public py::array_t<T, flags> {
   Array() : py::array_t<T, flags>(py::handle(), typename Array::borrowed_t{}) {}
 };
 
-[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& got, const std::string& wanted) {
-  throw std::invalid_argument(std::string(op) + ": " + argument + " is " + got + ", expected " + wanted);
+// Throws "op: argument is actual, expected required".
+[[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& actual,
+                                const std::string& required) {
+  throw std::invalid_argument(std::string(op) + ": " + argument + " is " + actual + ", expected " + required);
 }
 
-inline std::string shape_of(const py::array& array) {
+template <typename Sizes>
+std::string list_of(const Sizes& sizes) {
   std::ostringstream text;
-  text << "[";
-  for (py::ssize_t i = 0; i < array.ndim(); ++i) text << (i ? ", " : "") << array.shape(i);
-  text << "]";
-  return text.str();
+  for (const auto size : sizes) text << (text.tellp() ? ", " : "") << size;
+  return "[" + text.str() + "]";
+}
+
+// Throws "op: argument has shape [...], expected required".
+[[noreturn]] inline void refuse_shape(const char* op, const char* argument, const py::array& array,
+                                      const std::string& required) {
+  const std::vector<py::ssize_t> shape(array.shape(), array.shape() + array.ndim());
+  throw std::invalid_argument(std::string(op) + ": " + argument + " has shape " + list_of(shape) + ", expected " +
+                              required);
+}
+
+// Throws "op: argument has strides [...] in bytes, expected required".
+[[noreturn]] inline void refuse_strides(const char* op, const char* argument, const py::array& array,
+                                        const std::string& required) {
+  const std::vector<py::ssize_t> strides(array.strides(), array.strides() + array.ndim());
+  throw std::invalid_argument(std::string(op) + ": " + argument + " has strides " + list_of(strides) +
+                              " in bytes, expected " + required);
+}
+
+// `reason` says what the shape has to fit.
+inline void require_shape(const char* op, const char* argument, const py::array& array,
+                          std::initializer_list<std::int64_t> shape, const std::string& reason = "") {
+  if (std::equal(shape.begin(), shape.end(), array.shape(), array.shape() + array.ndim())) return;
+  refuse_shape(op, argument, array, list_of(shape) + reason);
 }
 
 inline InstructionSet instruction_set_named(const char* op, const std::string& name) {
@@ -47,7 +76,7 @@ inline InstructionSet instruction_set_named(const char* op, const std::string& n
   refuse(op, "instruction_set", name, names);
 }
 
-// The argument `instruction_set` of a binding, which tests set and everyone else leaves at the best one.
+// The argument `instruction_set` of a binding: set by tests, by default the best one.
 inline py::arg_v instruction_set_argument() { return arg("instruction_set") = name_of(instruction_sets()[0]); }
 
 }  // namespace bcnet_fast

@@ -13,26 +13,26 @@ namespace {
 template <typename T>
 py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array<std::int64_t>& offsets, int method,
                    double sigma, double threshold_low, double threshold_high, double min_score,
-                   std::int64_t max_proposals, double length_epsilon, int threads,
-                   const std::string& instruction_set) {
+                   std::int64_t max_proposals, double length_epsilon, int threads, const std::string& instruction_set) {
   constexpr const char* op = "soft_nms";
-  constexpr std::int64_t most = kMostCandidates;
-  if (segments.ndim() != 2 || segments.shape(1) != 2) refuse(op, "segments", shape_of(segments), "[n, 2]");
+  constexpr std::int64_t limit = kMaxCandidates;
+  if (segments.ndim() != 2 || segments.shape(1) != 2) refuse_shape(op, "segments", segments, "[n, 2]");
   const std::int64_t n = segments.shape(0);
-  if (scores.ndim() != 1 || scores.shape(0) != n) refuse(op, "scores", shape_of(scores), "[n], n as in segments");
-  if (offsets.ndim() != 1 || offsets.shape(0) < 1) refuse(op, "offsets", shape_of(offsets), "[sets + 1]");
+  require_shape(op, "scores", scores, {n}, " to fit segments");
+  if (offsets.ndim() != 1 || offsets.shape(0) < 1) refuse_shape(op, "offsets", offsets, "[sets + 1]");
   const std::int64_t sets = offsets.shape(0) - 1;
   const std::int64_t* bounds = offsets.data();
   bool ordered = bounds[0] == 0 && bounds[sets] == n;
-  for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= most;
-  if (!ordered) refuse(op, "offsets", "out of order", "numbers from 0 up to n, in sets of at most 2^29 candidates");
+  for (std::int64_t v = 0; v < sets; ++v) ordered &= bounds[v] <= bounds[v + 1] && bounds[v + 1] - bounds[v] <= limit;
+  if (!ordered)
+    refuse(op, "offsets", "out of order", "ascending numbers from 0 to n, in sets of at most 2^29 candidates");
   if (method < 0 || method > 2) refuse(op, "method", std::to_string(method), "0, 1 or 2");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   if (!all_usable(segments.data(), scores.data(), n, chosen)) {
-    refuse(op, "segments or scores", "not finite or of negative length", "finite numbers, end >= start");
+    refuse(op, "segments or scores", "not finite or of negative length", "finite numbers with end >= start");
   }
-  const SoftNmsOptions options{static_cast<Decay>(method), sigma, threshold_low, threshold_high,
-                               min_score, max_proposals, length_epsilon};
+  const SoftNmsOptions options{
+      static_cast<Decay>(method), sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon};
   const std::unique_ptr<std::int64_t[]> indices(new std::int64_t[n]);
   const std::unique_ptr<T[]> picked_scores(new T[n]);
   const std::unique_ptr<std::int64_t[]> counts(new std::int64_t[sets]);
@@ -61,11 +61,12 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
 
 template <typename T>
 void define(py::module_& module) {
-  module.def("soft_nms", &soft_nms<T>, arg("segments"), arg("scores"), arg("offsets"), arg("method"), arg("sigma"),
-             arg("threshold_low"), arg("threshold_high"), arg("min_score"), arg("max_proposals"), arg("length_epsilon"),
-             arg("threads"), instruction_set_argument(),
-             "Segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set; method 0 gaussian, 1 linear, "
-             "2 hard.");
+  module.def(
+      "soft_nms", &soft_nms<T>, arg("segments"), arg("scores"), arg("offsets"), arg("method"), arg("sigma"),
+      arg("threshold_low"), arg("threshold_high"), arg("min_score"), arg("max_proposals"), arg("length_epsilon"),
+      arg("threads"), instruction_set_argument(),
+      "Return segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set. Method 0 is gaussian, "
+      "1 linear, 2 hard.");
 }
 
 }  // namespace

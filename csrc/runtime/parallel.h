@@ -1,6 +1,6 @@
-// A minimal parallel loop, on the threads of the OpenMP runtime that PyTorch has brought into the process: they are awake
-// already, and a second set of threads would compete with them for the processor, since OpenMP's wait by spinning. The
-// runtime is looked up by name when first needed, so that the extension links to none; without one, threads are started.
+// A minimal parallel loop, on the threads of the OpenMP runtime that PyTorch has loaded: they are awake already, and a
+// second set of threads would compete with them for the processor, because OpenMP threads wait by spinning. The runtime
+// is looked up by name on first use, so that the extension links to none; without one, threads are started.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +17,8 @@
 
 namespace bcnet_fast {
 
-// Two entries of GCC's OpenMP runtime, which LLVM's and Intel's have too: the first calls function(data) in up to `threads`
-// threads, the second tells each of them its number.
+// Two functions of GCC's OpenMP runtime, which LLVM's and Intel's have too: one calls function(data) in up to `threads`
+// threads, the other returns the number of the calling thread.
 struct OpenMP {
   void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
   int (*thread_number)() = nullptr;
@@ -36,16 +36,15 @@ struct OpenMP {
   }
 };
 
-// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs body(0), and with OpenMP a
-// number means the same thread in every call. Fewer calls are made where fewer threads can be had, so body fetches its
-// work from a WorkQueue or from WorkShares. What a body throws is thrown again once all have returned; of several, the
-// first.
+// Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs body(0), and with OpenMP
+// a number means the same thread in every call. May get fewer threads and make fewer calls, so body takes its work from
+// a WorkQueue or from WorkShares. Rethrows the first exception of a body once all have returned.
 template <typename Body>
 void run_in_threads(int threads, const Body& body) {
   if (threads <= 1) return body(0);
   std::exception_ptr failure;
   std::atomic<bool> failed{false};
-  // No thread of a runtime may end by an exception.
+  // An exception must not leave a thread of the OpenMP runtime.
   const auto guarded = [&](int thread) {
     try {
       body(thread);
@@ -65,7 +64,7 @@ void run_in_threads(int threads, const Body& body) {
       try {
         others.emplace_back([&guarded, i] { guarded(i); });
       } catch (const std::exception&) {
-        break;  // The machine allows no more threads: those that run finish the work.
+        break;  // The system allows no more threads: the running ones finish the work.
       }
     }
     guarded(0);
@@ -88,9 +87,9 @@ class WorkQueue {
   std::atomic<std::int64_t> next_{0};
 };
 
-// Hands out 0, 1, ..., count - 1, each to one thread: first a share of its own, in order, then what others have left of
-// theirs. For work that moves much memory: what one call has left in a core's cache, the next one finds there. A block of
-// memory that changes from core to core is written at half the rate.
+// Hands out 0, 1, ..., count - 1, each to one thread: first a share of its own, in order, then the rest of others'
+// shares. For work that moves much memory: successive calls find their data in the same core's cache, and memory that
+// moves from core to core is written at half the rate.
 class WorkShares {
  public:
   WorkShares(std::int64_t count, int threads) : threads_(std::max(1, threads)), shares_(new Share[threads_]) {

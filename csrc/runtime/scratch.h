@@ -1,4 +1,4 @@
-// Memory of a thread that is kept from call to call, so that inference allocates nothing once it is warm.
+// Memory that a thread keeps from call to call, so that inference allocates nothing once it is warm.
 #pragma once
 
 #include <cstddef>
@@ -11,14 +11,14 @@ namespace bcnet_fast {
 
 constexpr std::int64_t kLineFloats = 16;  // in a cache line
 
-// Rows of a scratch matrix lie this far apart: in whole cache lines, and not a power of two, at which the rows of a tile
-// would throw each other out of the cache.
+// Elements from row to row of a scratch matrix: whole cache lines, and not a power of two, at which the rows of a tile
+// would evict each other from the cache.
 constexpr std::int64_t scratch_stride(std::int64_t columns) {
   const std::int64_t lines = (columns + kLineFloats - 1) / kLineFloats;
   return (lines | 1) * kLineFloats;
 }
 
-// Grows to what was asked for and keeps it, on pages of its own: what it had before leaves no hole. Throws std::bad_alloc.
+// Grows to the largest request and keeps that memory, on pages of its own. Throws std::bad_alloc.
 class Scratch {
  public:
   template <typename T>

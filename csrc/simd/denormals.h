@@ -1,5 +1,5 @@
-// Denormal numbers, which a thread may treat as zeros to save time (torch.set_flush_denormal): code whose comparisons rely on
-// them keeps them while it runs.
+// Keeps denormal numbers while it lives. A thread may flush them to zero to save time (torch.set_flush_denormal), but
+// some comparisons rely on them.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ class KeepDenormals {
   KeepDenormals& operator=(const KeepDenormals&) = delete;
 
  private:
-  // The register that controls floating-point arithmetic in this thread, and its bits for zeros in place of denormals.
+  // The thread's floating-point control register, and its bits that flush denormals to zero.
 #if defined(__x86_64__) || defined(_M_X64)
   static constexpr std::uint64_t kFlush = 0x8040;  // of results, of inputs
   static std::uint64_t control() { return _mm_getcsr(); }
