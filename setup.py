@@ -8,11 +8,13 @@ CUDA_HOME, else on PATH; on Linux), whether there is a GPU or not. `python -m bc
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pybind11
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
@@ -21,12 +23,13 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+CSRC = SimpleNamespace(**runpy.run_path(str(ROOT / "csrc" / "digest.py")))
 # Compute capabilities, those of the Triton kernels. Newer devices take the code of the last one, as PTX.
 CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
 
 
-def files(pattern: str) -> list[str]:
-    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+def from_root(paths: list[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
 def wish_in(variable: str) -> str:
@@ -48,9 +51,10 @@ def native_extension() -> list[Pybind11Extension]:
     return [
         Pybind11Extension(
             "bcnet_fast._C",
-            ["csrc/bindings.cpp", *files("csrc/bindings/*.cpp"), *files("csrc/cpu/*.cpp")],
-            include_dirs=["csrc/include"],
-            depends=[*files("csrc/bindings/*.h"), *files("csrc/include/*.h")],
+            from_root(CSRC.sources("_C")),
+            include_dirs=["csrc"],
+            define_macros=[("BCNET_SOURCES", CSRC.digest("_C"))],
+            depends=from_root(CSRC.headers()),
             extra_compile_args=flags,
             extra_link_args=["-pthread", "-ldl"] if os.name != "nt" else [],
             cxx_std=17,
@@ -75,25 +79,34 @@ def cuda_extension() -> list[Extension]:
     return [
         Extension(
             "bcnet_fast._C_cuda",
-            ["csrc/bindings_cuda.cpp", *files("csrc/cuda/*.cu")],
-            depends=files("csrc/include/*.h"),
+            from_root(CSRC.sources("_C_cuda")),
+            define_macros=[("BCNET_SOURCES", CSRC.digest("_C_cuda"))],
+            depends=from_root(CSRC.headers()),
             optional=wish == "auto",
         )
     ]
 
 
 class BuildExtensions(build_ext):
-    """Leaves the CUDA extension to nvcc as a whole: compiling, and linking with a static CUDA runtime."""
+    """Builds what was not built from these very sources, whatever the files' times say.
+
+    The CUDA extension is left to nvcc as a whole: compiling, and linking with a static CUDA runtime.
+    """
 
     def build_extension(self, ext: Extension) -> None:
-        if ext.name != "bcnet_fast._C_cuda":
-            return super().build_extension(ext)
         output = Path(self.get_ext_fullpath(ext.name))
-        newest = max(Path(name).stat().st_mtime for name in [*ext.sources, *ext.depends])
-        if output.exists() and output.stat().st_mtime >= newest and not self.force:
+        ((_, digest),) = ext.define_macros
+        if not self.force and output.exists() and digest.encode() in output.read_bytes():
             return
+        if ext.name == "bcnet_fast._C_cuda":
+            self.run_nvcc(ext, output)
+        else:
+            self.force = True
+            super().build_extension(ext)
+
+    def run_nvcc(self, ext: Extension, output: Path) -> None:
         output.parent.mkdir(parents=True, exist_ok=True)
-        includes = ["csrc/include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+        includes = ["csrc", pybind11.get_include(), sysconfig.get_paths()["include"]]
         nvcc = find_nvcc()
         try:
             known = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True).stdout.split()
@@ -103,6 +116,7 @@ class BuildExtensions(build_ext):
             # Without --fmad=false, results would not have the bits of the CPU's.
             flags = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off"]
             flags += ["--threads=0", "-shared", "-cudart=static", *code, *(f"-I{path}" for path in includes)]
+            flags += [f"-D{name}={value}" for name, value in ext.define_macros]
             self.announce(f"nvcc for {', '.join(f'sm_{t}' for t in targets)}", level=2)
             subprocess.run([nvcc, *flags, *ext.sources, "-o", output], check=True)
         except (OSError, IndexError, subprocess.CalledProcessError) as error:

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import functools
 import importlib
+import runpy
+import warnings
+from pathlib import Path
 from typing import Any
 
-# The interface numbers of csrc/bindings.cpp and csrc/bindings_cuda.cpp that this code was written for. Raise both sides
-# when a signature or its contract changes: an editable install does not rebuild C++, and must not call an old build.
-INTERFACE = 9
-CUDA_INTERFACE = 1
+# Names the sources that a build has to come from. A wheel holds no sources, and its extensions are the right ones.
+_DIGEST = Path(__file__).resolve().parents[2] / "csrc" / "digest.py"
 
 
-def _load(name: str, interface: int, what: str, needs: str) -> tuple[Any, str | None]:
+def _load(name: str, what: str, needs: str) -> tuple[Any, str | None]:
     try:
         found = importlib.import_module(f"bcnet_fast.{name}")
     except ImportError as error:
         return None, f"{what} was not built or cannot be loaded ({error}); run 'pip install -e .' with {needs}"
-    if found.INTERFACE != interface:
-        return None, f"{what} is of interface {found.INTERFACE}, expected {interface}; run 'pip install -e .' again"
+    if _DIGEST.is_file() and getattr(found, "SOURCES", None) != runpy.run_path(str(_DIGEST))["digest"](name):
+        why = f"{what} was built from other sources than those in {_DIGEST.parent}; run 'pip install -e .' again"
+        warnings.warn(why, RuntimeWarning, stacklevel=2)
+        return None, why
     return found, None
 
 
-module, reason = _load("_C", INTERFACE, "the native extension", "a C++ compiler")
+module, reason = _load("_C", "the native extension", "a C++ compiler")
 
 
 @functools.cache
 def cuda() -> tuple[Any, str | None]:
     """Return the CUDA extension, or None and the reason. It is loaded on the first call, to save a CPU its memory."""
-    return _load("_C_cuda", CUDA_INTERFACE, "the CUDA extension", "nvcc")
+    return _load("_C_cuda", "the CUDA extension", "nvcc")
 
 
 @functools.cache

@@ -146,7 +146,7 @@ _EXP_CONSTANTS = {
 
 
 def _exp_nonpositive(x: np.ndarray) -> np.ndarray:
-    """Compute exp(x) for x <= 0 within 1.03 ulp, by the same operations as the C++ code (csrc/include/simd.h).
+    """Compute exp(x) for x <= 0 within 1.03 ulp, by the same operations as the C++ code (csrc/simd/exponential.h).
 
     NumPy's exp differs in the last bit between builds, and the last bit can decide which of two candidates is next.
     """

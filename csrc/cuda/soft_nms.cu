@@ -2,44 +2,52 @@
 //
 // The candidates lie in the order of the working array of the plain algorithm, because equal scores are told apart by
 // their place in it. Position p belongs to thread p % threads, so that 32 positions of a warp are one word of a bitmap.
-// In every round
+// In every round:
 //
 // 1. each thread multiplies the scores of its candidates that overlap the latest pick, a ballot per 32 positions marks
 //    those that have fallen too low, and each warp publishes its highest score, where it is, and how many it dropped;
 // 2. after the barrier, every warp works out the next pick from what all have published, and what changes in the array:
 //    its new end; which candidates behind that fill the holes before it (the holes in ascending order, by the survivors
-//    from the last one down: scanning upward and replacing each dropped candidate by the last one comes to that); and
+//    from the last one down, which equals scanning upward and replacing each dropped candidate by the last one); and
 //    the trade of the pick with the first candidate. Each thread moves candidates to the positions that are its own,
 //    and goes on with its next round.
 //
-// Nobody waits for these moves: threads write to their own positions before the new end, and read others' only where no
-// one writes any more, which is behind the new end and at the first position. What is published, and the bitmap,
-// alternate between two buffers.
+// No thread waits for these moves: threads write to their own positions before the new end, and read others' only where
+// no thread writes any more, which is behind the new end and at the first position. The published records and the
+// bitmap alternate between two buffers.
 //
 // Work per pick: a pass over the candidates still in play, with a division and an exponential for those that overlap,
 // and seven to nine reductions in a warp. Memory per candidate: 16.25 bytes for float and 28.25 for double, in shared
 // memory where the set fits, else in device memory.
-#include "soft_nms_cuda.h"
+#include "include/soft_nms_cuda.h"
 
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
 
-#include "soft_nms_rules.h"
+#include "cpu/soft_nms_rules.h"
+#include "simd/vector.h"
 
 extern __shared__ __align__(16) unsigned char shared_memory[];
 
 namespace bcnet_fast {
 namespace {
 
+// The vectors of one element, which are plain numbers.
+constexpr int kBytes = 0;
+#include "simd/operations.h"
+// After the operations that it uses:
+#include "cpu/soft_nms_decay.h"
+
 using std::uint32_t;
 
-constexpr int kMostThreads = 512;  // a power of two, as are all numbers of threads
+constexpr int kMaxThreads = 512;  // a power of two, as are all numbers of threads
 constexpr uint32_t kWarp = 32;
-constexpr uint32_t kMostWarps = kMostThreads / kWarp;
+constexpr uint32_t kMaxWarps = kMaxThreads / kWarp;
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr uint32_t kUnusable = 0xffffffffu;  // more than any number of candidates
 
@@ -101,7 +109,7 @@ struct Best {
     }
   }
 
-  // That of all threads of the warp.
+  // The best of all threads of the warp.
   __device__ Best of_warp() const {
     Best best;
     best.score = warp_max(score);
@@ -111,7 +119,7 @@ struct Best {
   }
 };
 
-// What a warp publishes: its best, how many it dropped, and the candidate at the lowest position of its best.
+// Published by a warp: its best, how many it dropped, and the candidate at the lowest position of its best.
 template <typename T>
 struct Record {
   Best<T> best;
@@ -227,7 +235,7 @@ struct Batch {
   std::int64_t* counts;
 };
 
-// The number of candidates up to the last one in play; kUnusable when one of the set may not be given.
+// The number of candidates up to the last one in play; kUnusable if the set has an invalid one.
 template <typename T>
 __device__ uint32_t count_in_play(const T* segments, const T* scores, uint32_t count, const Rules<T>& rules,
                                   Record<T>* records) {
@@ -237,10 +245,10 @@ __device__ uint32_t count_in_play(const T* segments, const T* scores, uint32_t c
     if (scores[p] >= rules.lowest_score && found < p + 1) found = p + 1;
   }
   found = warp_max(found);
-  // In the buffer that the picks do not begin with.
-  if (lane() == 0) records[kMostWarps + warp()].dropped = found;
+  // In the buffer that the first pick does not use.
+  if (lane() == 0) records[kMaxWarps + warp()].dropped = found;
   __syncthreads();
-  return warp_max(lane() < warps() ? records[kMostWarps + lane()].dropped : 0u);
+  return warp_max(lane() < warps() ? records[kMaxWarps + lane()].dropped : 0u);
 }
 
 template <typename T>
@@ -259,8 +267,8 @@ template <typename T>
 __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t begin, uint32_t count,
                                           const Candidates<T>& set, Record<T>* records) {
   const Rules<T>& rules = batch.rules;
-  const auto most = static_cast<uint32_t>(rules.max_picks < count ? rules.max_picks : count);
-  if (most == 0) return 0;
+  const auto max_picks = static_cast<uint32_t>(rules.max_picks < count ? rules.max_picks : count);
+  if (max_picks == 0) return 0;
 
   Best<T> own;
   for (uint32_t p = threadIdx.x; p < count; p += blockDim.x) {
@@ -273,7 +281,7 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
 
   uint32_t end = count, picks = 0, own_dropped = 0;
   while (true) {
-    Record<T>* round = records + picks % 2 * kMostWarps;
+    Record<T>* round = records + picks % 2 * kMaxWarps;
     const Best<T> best_of_warp = own.of_warp();
     // Written by the thread that the candidate belongs to, which sees it without waiting for others.
     if (best_of_warp.score == 0) {
@@ -291,7 +299,7 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
     const Dropping dropping{set.bitmap(picks), picks, end};
 
     // The pick is the one of highest score whose position is the lowest once the holes are filled. Of those behind the
-    // new end, that is the last one, which fills the lowest hole.
+    // new end, it is the last one, which fills the lowest hole.
     uint32_t place = best.lowest;
     bool fills_hole = false;
     if (best.highest >= new_end) {
@@ -305,7 +313,7 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
       batch.indices[begin + picks] = begin + (fills_hole ? set.index[best.highest] : published.index);
       batch.picked_scores[begin + picks] = bit_cast<T>(best.score);
     }
-    if (picks + 1 == most) return most;
+    if (picks + 1 == max_picks) return max_picks;
 
     if (dropped > 0) dropping.fill_holes(set, new_end);
     if (place != picks && threadIdx.x == (place & (blockDim.x - 1))) {
@@ -337,11 +345,11 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
   }
 }
 
-// The 1 lets the compiler use the registers that it needs: with the default it aims at more blocks, and spills.
+// The 1 lets the compiler use the registers that it needs: by default it aims at more blocks, and spills.
 template <typename T>
-__global__ void __launch_bounds__(kMostThreads, 1) soft_nms_kernel(const Batch<T> batch) {
+__global__ void __launch_bounds__(kMaxThreads, 1) soft_nms_kernel(const Batch<T> batch) {
   auto* records = reinterpret_cast<Record<T>*>(shared_memory);
-  unsigned char* shared_candidates = shared_memory + 2 * kMostWarps * sizeof(Record<T>);
+  unsigned char* shared_candidates = shared_memory + 2 * kMaxWarps * sizeof(Record<T>);
   const std::int64_t set = blockIdx.x, begin = batch.offsets[set], size = batch.offsets[set + 1] - begin;
   const auto count = count_in_play(batch.segments + 2 * begin, batch.scores + begin, static_cast<uint32_t>(size),
                                    batch.rules, records);
@@ -351,7 +359,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) soft_nms_kernel(const Batch<T
   } else if (count <= batch.shared_candidates) {
     picks = solve(batch, begin, count, Candidates<T>(shared_candidates, batch.shared_candidates, 0), records);
   } else {
-    // A place of its own for each set: the sum of begin / 32 and set grows by at least size / 32, rounded up.
+    // A position of its own for each set: begin / 32 + set grows by at least size / 32, rounded up.
     const std::int64_t at = (begin / kWarp + set) * kWarp;
     picks = solve(batch, begin, count, Candidates<T>(batch.workspace, batch.workspace_candidates, at), records);
   }
@@ -359,7 +367,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) soft_nms_kernel(const Batch<T
 }
 
 template <typename T>
-constexpr std::size_t kRecordBytes = 2 * kMostWarps * sizeof(Record<T>);
+constexpr std::size_t kRecordBytes = 2 * kMaxWarps * sizeof(Record<T>);
 
 constexpr std::int64_t round_up(std::int64_t number) { return (number + kWarp - 1) / kWarp * kWarp; }
 
@@ -367,7 +375,7 @@ void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("soft_nms: CUDA: ") + cudaGetErrorString(status));
 }
 
-// Makes a device the current one for as long as it lives, and no longer: the current device is PyTorch's affair too.
+// Makes a device the current one while it lives. PyTorch relies on the current device, so it is restored.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -394,12 +402,12 @@ std::int64_t workspace_candidates(std::int64_t candidates, std::int64_t sets) {
 
 template <typename T>
 SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64_t largest, std::size_t shared_limit) {
-  if (largest > kMostCandidates) throw std::invalid_argument("soft_nms: a set has more than 2^29 candidates");
-  // Some candidates for each thread: more threads would do nothing but wait at the barrier.
+  if (largest > kMaxCandidates) throw std::invalid_argument("soft_nms: a set has more than 2^29 candidates");
+  // Some candidates for each thread: more threads would only wait at the barrier.
   constexpr std::int64_t candidates_per_thread = 4;
   SoftNmsPlan plan{};
   plan.threads = kWarp;
-  while (plan.threads < kMostThreads && plan.threads * candidates_per_thread < largest) plan.threads *= 2;
+  while (plan.threads < kMaxThreads && plan.threads * candidates_per_thread < largest) plan.threads *= 2;
   if (shared_limit < kRecordBytes<T>) {
     throw std::invalid_argument("soft_nms: less shared memory than the " + std::to_string(kRecordBytes<T>) +
                                 " bytes of a block without candidates");
@@ -427,9 +435,16 @@ void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offse
                    void* workspace, std::int64_t* indices, T* picked_scores, std::int64_t* counts) {
   if (sets == 0) return;
   const DeviceGuard guard(device);
-  Batch<T> batch{segments, scores, offsets, Rules<T>(options), plan.shared_candidates,
-                 static_cast<unsigned char*>(workspace), workspace_candidates(candidates, sets),
-                 indices, picked_scores, counts};
+  Batch<T> batch{segments,
+                 scores,
+                 offsets,
+                 Rules<T>(options),
+                 plan.shared_candidates,
+                 static_cast<unsigned char*>(workspace),
+                 workspace_candidates(candidates, sets),
+                 indices,
+                 picked_scores,
+                 counts};
   void* arguments[] = {&batch};
   check(cudaFuncSetAttribute(soft_nms_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(plan.shared_bytes)));
@@ -437,10 +452,10 @@ void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offse
                          plan.shared_bytes, static_cast<cudaStream_t>(stream)));
 }
 
-#define BCNET_INSTANTIATE(T)                                                                                         \
-  template SoftNmsPlan plan_soft_nms<T>(std::int64_t, std::int64_t, std::int64_t, std::size_t);                      \
-  template void soft_nms_cuda(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t,                   \
-                              const SoftNmsOptions&, const SoftNmsPlan&, int, void*, void*, std::int64_t*, T*,      \
+#define BCNET_INSTANTIATE(T)                                                                                   \
+  template SoftNmsPlan plan_soft_nms<T>(std::int64_t, std::int64_t, std::int64_t, std::size_t);                \
+  template void soft_nms_cuda(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t,             \
+                              const SoftNmsOptions&, const SoftNmsPlan&, int, void*, void*, std::int64_t*, T*, \
                               std::int64_t*);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)

@@ -1,21 +1,22 @@
-// LayerNorm(x + residual) over rows, without scale and shift, and its gradient. The semantics are those of
-// bcnet_fast.ops.add_layer_norm.
+// LayerNorm(x + residual) over rows, without scale and shift, and its gradient (bcnet_fast.ops.add_layer_norm).
+//
+// All arrays are [rows, columns], contiguous, with columns >= 1, except rstd [rows]. T is float or double; all
+// arithmetic is done in T, in a fixed order: the result has the same bits for every instruction set and number of
+// threads.
 #pragma once
 
 #include <cstdint>
 
-#include "simd.h"
+#include "simd/instruction_set.h"
 
 namespace bcnet_fast {
 
-// All arrays are [rows, columns], contiguous, columns >= 1, but rstd [rows]: 1 / sqrt(variance + eps) of each row. T is
-// float or double, and all arithmetic is done in T, in an order of its own: the result has the same bits for every
-// instruction set and number of threads. Each row is read from memory once. out may not overlap the inputs.
+// rstd: gets 1 / sqrt(variance + eps) of each row. Reads each row from memory once. Requires: out overlaps no input.
 template <typename T>
 void add_layer_norm(const T* x, const T* residual, std::int64_t rows, std::int64_t columns, double eps,
                     InstructionSet instruction_set, int threads, T* out, T* rstd);
 
-// The gradient of both inputs, from that of out, and from out and rstd themselves.
+// grad_input = the gradient of both inputs, from that of out, and from out and rstd themselves.
 template <typename T>
 void add_layer_norm_backward(const T* grad, const T* out, const T* rstd, std::int64_t rows, std::int64_t columns,
                              InstructionSet instruction_set, int threads, T* grad_input);

@@ -4,34 +4,34 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "soft_nms.h"
+#include "include/soft_nms.h"
 
 namespace bcnet_fast {
 
-// How a batch is launched, from sizes alone: nothing that lies on the device is looked at.
+// How a batch is launched. It depends on sizes only, so that nothing on the device has to be read.
 struct SoftNmsPlan {
-  int threads;                    // of a block, which works on one set
-  std::int64_t shared_candidates;  // sets of more candidates in play lie in the workspace
-  std::size_t shared_bytes;       // of a block
-  std::size_t workspace_bytes;    // of device memory, aligned to 16; 0 when every set fits into shared memory
+  int threads;                     // of a block, which works on one set
+  std::int64_t shared_candidates;  // sets with more candidates in play use the workspace
+  std::size_t shared_bytes;        // of a block
+  std::size_t workspace_bytes;     // of device memory, aligned to 16; 0 when every set fits into shared memory
 };
 
-// For `candidates` in `sets` sets of at most `largest` (a bound will do), with elements T and at most `shared_limit`
-// bytes of shared memory in a block (soft_nms_shared_limit, or less).
+// Plans `candidates` candidates in `sets` sets of at most `largest` each (a bound will do).
+// shared_limit: bytes of shared memory that a block may use, at most soft_nms_shared_limit.
 template <typename T>
 SoftNmsPlan plan_soft_nms(std::int64_t candidates, std::int64_t sets, std::int64_t largest, std::size_t shared_limit);
 
-// The bytes of shared memory that a block on `device` can have. Throws std::runtime_error without such a device, or
-// when nothing in this build runs on it, as does the function below when CUDA reports an error.
+// The bytes of shared memory that a block on `device` can have. Throws std::runtime_error if there is no such device,
+// or if nothing in this build runs on it.
 std::size_t soft_nms_shared_limit(int device);
 
-// Every pointer is of memory on `device`, with the shapes of soft_nms in soft_nms.h; `stream` is a cudaStream_t of it.
-// Returns without waiting for the result and takes no memory, so that it can be captured in a CUDA graph.
+// Starts Soft-NMS on `stream`, a cudaStream_t of `device`. Returns without waiting for the result and allocates no
+// memory, so that it can be captured in a CUDA graph. Throws std::runtime_error when CUDA reports an error.
 //
-// The caller has checked that offsets are in order, and planned for the largest set. Values are checked by the kernel:
+// Requires: pointers to memory on `device`, offsets in order, a plan for the largest set. The kernel checks the values:
 // a set with one that is not finite, or of negative length, gets the count -1 and no picks.
 //
-// A set may be padded at its end with scores below min_score, or of 0: they are read once and then left out.
+// A set may be padded at its end with scores of 0 or below min_score: they are read once and then ignored.
 template <typename T>
 void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t candidates,
                    std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device, void* stream,

@@ -410,7 +410,7 @@ def test_int8_sums_fit_up_to_the_largest_depth(instructions):
         result = written("linear", 1, 1, np.float32, x=x, weight=packed, threads=1, instruction_set=instructions)
         assert abs(result[0, 0] / (sign * depth) - 1) < 1e-6
     with pytest.raises(
-        ValueError, match=r"PackedWeight: weight is \[1, 66312\], expected at most 66311 inputs for int8"
+        ValueError, match=r"PackedWeight: weight has shape \[1, 66312\], expected at most 66311 inputs for int8"
     ):
         module.PackedWeight(np.ones((1, depth + 1), np.float32), int8=True)
 

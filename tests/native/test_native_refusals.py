@@ -1,4 +1,4 @@
-"""What the C++ layers refuse: weights and arrays that do not fit, and a process without memory."""
+"""Errors of the C++ layers: weights and arrays that do not fit, and too little memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from test_sampling_plan import PLANS
 def test_weights_that_do_not_fit_are_refused():
     weight = np.ones((64, 6), np.float32)
     for bad, options, message in (
-        (weight[0], {}, r"PackedWeight: weight is \[6\], expected \[groups \* outputs, inputs\]"),
-        (weight[:0], {}, r"PackedWeight: weight is \[0, 6\]"),
-        (weight[:, :0], {}, r"PackedWeight: weight is \[64, 0\]"),
-        (weight[None, None], {}, "PackedWeight: weight is .* expected .*groups"),
-        (weight[None], {"groups": 2}, "PackedWeight: weight is .* expected .*groups"),
-        (weight, {"groups": 0}, "PackedWeight: weight is .* expected .*groups"),
-        (weight, {"groups": 5}, "PackedWeight: weight is .* expected .*groups"),
+        (weight[0], {}, r"PackedWeight: weight has shape \[6\], expected \[groups \* outputs, inputs\]"),
+        (weight[:0], {}, r"PackedWeight: weight has shape \[0, 6\]"),
+        (weight[:, :0], {}, r"PackedWeight: weight has shape \[64, 0\]"),
+        (weight[None, None], {}, "PackedWeight: weight has shape .* expected .*groups"),
+        (weight[None], {"groups": 2}, "PackedWeight: weight has shape .* expected .*groups"),
+        (weight, {"groups": 0}, "PackedWeight: weight has shape .* expected .*groups"),
+        (weight, {"groups": 5}, "PackedWeight: weight has shape .* expected .*groups"),
         (weight.astype(np.float64), {"int8": True}, "PackedWeight: weight is float64, expected float32 for int8"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -32,45 +32,50 @@ def test_weights_that_do_not_fit_are_refused():
             with pytest.raises(ValueError, match="PackedWeight: weight is not finite"):
                 module.PackedWeight(bad, **options)
     odd = np.zeros((64, 25), np.uint8)[:, :24].view(np.float32)  # rows begin inside of an element
-    with pytest.raises(ValueError, match="PackedWeight: weight is strided"):
+    with pytest.raises(ValueError, match="PackedWeight: weight has strides"):
         module.PackedWeight(odd)
     for bad in (weight.astype(np.float16), weight.astype(int), weight.tolist()):
         with pytest.raises(TypeError, match="PackedWeight"):
             module.PackedWeight(bad)
     parts, part = module.PackedWeight.unpacked(2, 70, 6), draw(np.random.default_rng(0), np.float32, 2, 32, 6)
     for bad, first, message in (
-        (part, 16, "pack_outputs: first is 16 to 48, expected multiples of 32"),
-        (part[:, :5], 0, "pack_outputs: first is 0 to 5, expected multiples of 32"),
-        (part, 64, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
-        (part, -32, r"pack_outputs: weight is \[2, 32, 6\], expected outputs that the packed one has"),
-        (part, 2**63 - 32, "pack_outputs: weight is .*, expected outputs that the packed one has"),
-        (part[:1], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
-        (part[..., :5], 0, "pack_outputs: weight is .*, expected outputs that the packed one has"),
-        (part.astype(np.float64), 0, "pack_outputs: a weight is of another kind, expected float64"),
+        (part, 16, "pack_outputs: first is 16 for outputs up to 48, expected both to be multiples of 32"),
+        (part[:, :5], 0, "pack_outputs: first is 0 for outputs up to 5, expected both to be multiples of 32"),
+        (part, 64, r"pack_outputs: weight has shape \[2, 32, 6\], expected outputs .* of the packed weight"),
+        (part, -32, r"pack_outputs: weight has shape \[2, 32, 6\], expected outputs .* of the packed weight"),
+        (part, 2**63 - 32, "pack_outputs: weight has shape .*, expected outputs .* of the packed weight"),
+        (part[:1], 0, "pack_outputs: weight has shape .*, expected outputs .* of the packed weight"),
+        (part[..., :5], 0, "pack_outputs: weight has shape .*, expected outputs .* of the packed weight"),
+        (part.astype(np.float64), 0, "pack_outputs: the packed weight is float32, expected float64 to fit weight"),
         (part * np.float32(np.inf), 0, "pack_outputs: weight is not finite"),
     ):
         with pytest.raises(ValueError, match=message):
             parts.pack_outputs(bad, first)
-    with pytest.raises(ValueError, match="unpacked: a size is 0, expected"):
+    with pytest.raises(ValueError, match="unpacked: outputs is 0, expected"):
         module.PackedWeight.unpacked(2, 0, 6)
     packed = module.PackedWeight(weight)
     for first, last in ((0, 0), (32, 32), (-32, 32), (1, 64), (0, 33), (32, 96), (64, 32)):
-        with pytest.raises(ValueError, match=f"part: first or last is {first}, {last}, expected multiples of 32"):
+        with pytest.raises(
+            ValueError, match=rf"part: \[first, last\] is \[{first}, {last}\], expected multiples of 32"
+        ):
             packed.part(first, last)
-    with pytest.raises(ValueError, match=r"part: .* of one group"):
+    with pytest.raises(ValueError, match=r"part: .* within 1 group"):
         module.PackedWeight(weight, 2).part(0, 32)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"key": np.zeros((1, 2, 7, 5), np.float32)}, r"key is \[1, 2, 7, 5\], expected sizes that fit"),
-        ({"key": np.zeros((1, 2, 0, 6), np.float32)}, "a sequence is .*, not empty"),
-        ({"query": np.zeros((2, 4, 6), np.float32)}, "a sequence is .* expected .*B, H, T, D"),
-        ({"value_background": np.zeros((1, 3, 7, 8), np.float32)}, "value_background is"),
-        ({"value_action": np.zeros((1, 2, 7, 16), np.float32)[..., ::2]}, "value_action is strided"),
-        ({"out_action": np.zeros((1, 2, 4, 7), np.float32)}, "out_action is"),
-        ({"lse": np.zeros((1, 2, 5), np.float32)}, "lse is"),
+        (
+            {"key": np.zeros((1, 2, 7, 5), np.float32)},
+            r"key has shape \[1, 2, 7, 5\], expected \[1, 2, 7, 6\] to fit query",
+        ),
+        ({"key": np.zeros((1, 2, 0, 6), np.float32)}, "key has shape .*, not empty"),
+        ({"query": np.zeros((2, 4, 6), np.float32)}, "query has shape .* expected .*B, H, T, D"),
+        ({"value_background": np.zeros((1, 3, 7, 8), np.float32)}, "value_background has shape"),
+        ({"value_action": np.zeros((1, 2, 7, 16), np.float32)[..., ::2]}, "value_action has strides"),
+        ({"out_action": np.zeros((1, 2, 4, 7), np.float32)}, "out_action has shape"),
+        ({"lse": np.zeros((1, 2, 5), np.float32)}, "lse has shape"),
         ({"scale": float("inf")}, "scale is inf"),
     ],
 )
@@ -87,9 +92,9 @@ def test_heads_that_do_not_fit_are_refused(changes, message):
 def test_the_stride_of_a_single_row_is_not_used():
     base, weight = np.zeros((9, 8), np.float32), module.PackedWeight(np.ones((6, 8), np.float32))
     out = np.zeros((6, 6), np.float32)
-    with pytest.raises(ValueError, match="runs is outside"):
+    with pytest.raises(ValueError, match=r"runs is \[3, 0, 1\] in row 0, expected existing rows of x"):
         module.linear_runs(base[5:4:-1], np.array([[3, 0, 1]], np.int32), weight, out, threads=1)
-    with pytest.raises(ValueError, match=r"x is .* not empty"):
+    with pytest.raises(ValueError, match=r"x has shape .* not empty"):
         module.linear_runs(base[:0], np.array([[0, 0, 1]], np.int32), weight, out, threads=1)
 
 
@@ -155,92 +160,124 @@ def test_arrays_that_do_not_fit_are_refused():
         },
     }
     cases = [
-        ("linear", {"x": array(5)}, r"x is \[5\]"),
-        ("linear", {"x": array(4, 6)}, r"x is \[4, 6\], expected rows that lie together, \[4, 5\]"),
-        ("linear", {"x": array(4, 10)[:, ::2]}, "x is strided"),
-        ("linear", {"x": array(5, 4).T}, "x is strided"),
-        ("linear", {"x": array(4, 5)[::-1]}, "x is strided"),
-        ("linear", {"x": np.broadcast_to(array(1, 5), (4, 5))}, "x is strided"),
-        ("linear", {"out": array(3, 6)}, r"out is \[3, 6\]"),
-        ("linear", {"out": array(6, 4).T}, "out is strided"),
+        ("linear", {"x": array(5)}, r"x has shape \[5\]"),
+        (
+            "linear",
+            {"x": array(4, 6)},
+            r"x has shape \[4, 6\], expected \[4, 5\] to fit weight \(1 group of 6 outputs and 5 inputs\)",
+        ),
+        ("linear", {"x": array(4, 10)[:, ::2]}, "x has strides"),
+        ("linear", {"x": array(5, 4).T}, "x has strides"),
+        ("linear", {"x": array(4, 5)[::-1]}, "x has strides"),
+        ("linear", {"x": np.broadcast_to(array(1, 5), (4, 5))}, "x has strides"),
+        ("linear", {"out": array(3, 6)}, r"out has shape \[3, 6\]"),
+        ("linear", {"out": array(6, 4).T}, "out has strides"),
         ("linear", {"out": fixed}, "out is read-only"),
-        ("linear", {"weight": double}, "a weight is of another kind, expected float32"),
-        ("linear", {"weight": packed(6, 5, 2)}, r"x is \[4, 5\]"),
-        ("linear", {"bias": array(5)}, r"bias is \[5\], expected \[6\]"),
-        ("linear", {"added": array(4, 5)}, r"added is \[4, 5\]"),
+        ("linear", {"weight": double}, "weight is float64, expected float32 or int8 to fit x"),
+        ("linear", {"weight": packed(6, 5, 2)}, r"x has shape \[4, 5\]"),
+        ("linear", {"bias": array(5)}, r"bias has shape \[5\], expected \[6\]"),
+        ("linear", {"added": array(4, 5)}, r"added has shape \[4, 5\]"),
         ("linear", {"instruction_set": "mmx"}, "instruction_set is mmx"),
-        ("feed_forward", {"x": array(4)}, "x is"),
-        ("feed_forward", {"x": array(4, 7)}, "x is"),
-        ("feed_forward", {"second": packed(6, 5)}, "second is unlike"),
-        ("feed_forward", {"second": packed(6, 7, int8=True)}, "second is unlike"),
-        ("feed_forward", {"second": packed(12, 7, 2)}, "second is unlike"),
-        ("feed_forward", {"out": array(4, 7)}, "out is"),
-        ("feed_forward", {"added": array(4, 7)}, "added is"),
-        ("folded_feed_forward", {"attention": int8}, "a weight is of another kind"),
-        ("folded_feed_forward", {"second": double}, "a weight is of another kind"),
-        ("folded_feed_forward", {"attention": packed(6, 5, 2)}, "a weight is of groups"),
-        ("folded_feed_forward", {"folded": packed(8, 5)}, "the weights is of other sizes"),
-        ("folded_feed_forward", {"sums": array(6)}, "sums is"),
-        ("folded_feed_forward", {"added": array(4, 7)}, "added is"),
-        ("folded_feed_forward", {"first_of_added": array(4, 6)}, "first_of_added is"),
-        ("convolution", {"x": array(4, 6)}, "x is"),
-        ("convolution", {"weight": packed(6, 16)}, "weight is of other inputs"),
-        ("convolution", {"weight": packed(6, 15, int8=True)}, "a weight is of another kind"),
-        ("attention", {"query": array(4)}, "query or key is"),
-        ("attention", {"key": array(0, 6)}, "key is"),
-        ("attention", {"key": array(3, 7)}, "key is"),
+        ("feed_forward", {"x": array(4)}, "x has shape"),
+        ("feed_forward", {"x": array(4, 7)}, "x has shape"),
+        (
+            "feed_forward",
+            {"second": packed(6, 5)},
+            "second is 1 group of 6 outputs and 5 inputs, expected 1 group with 7 inputs to fit first",
+        ),
+        ("feed_forward", {"second": packed(6, 7, int8=True)}, "second is int8, expected float32 to fit first"),
+        ("feed_forward", {"second": packed(12, 7, 2)}, "second is 2 groups"),
+        ("feed_forward", {"out": array(4, 7)}, "out has shape"),
+        ("feed_forward", {"added": array(4, 7)}, "added has shape"),
+        ("folded_feed_forward", {"attention": int8}, "attention is int8, expected float32 to fit x"),
+        ("folded_feed_forward", {"second": double}, "second is float64"),
+        (
+            "folded_feed_forward",
+            {"attention": packed(6, 5, 2)},
+            "attention is 2 groups of 3 outputs and 5 inputs, expected 1 group",
+        ),
+        (
+            "folded_feed_forward",
+            {"folded": packed(8, 5)},
+            "second is .*, expected 6 outputs to fit attention and 8 inputs to fit folded",
+        ),
+        ("folded_feed_forward", {"sums": array(6)}, "sums has shape"),
+        ("folded_feed_forward", {"added": array(4, 7)}, "added has shape"),
+        ("folded_feed_forward", {"first_of_added": array(4, 6)}, "first_of_added has shape"),
+        ("convolution", {"x": array(4, 6)}, "x has shape"),
+        ("convolution", {"weight": packed(6, 16)}, "weight is .*, expected inputs in a multiple of 3"),
+        ("convolution", {"weight": packed(6, 15, int8=True)}, "weight is int8"),
+        ("attention", {"query": array(4)}, "query has shape"),
+        ("attention", {"key": array(0, 6)}, "key has shape"),
+        ("attention", {"key": array(3, 7)}, "key has shape"),
         ("attention", {"heads": 0}, "heads is 0"),
         ("attention", {"heads": 4}, "heads is 4"),
-        ("attention", {"values": []}, "values is"),
-        ("attention", {"values": [array(3, 8)] * 3, "outputs": [array(4, 8)] * 3}, "values is"),
-        ("attention", {"values": [array(2, 8)]}, "values is"),
-        ("attention", {"outputs": [array(4, 6)]}, "outputs is"),
+        ("attention", {"values": []}, "values is a list of 0, expected 1 or 2 arrays"),
+        ("attention", {"values": [array(3, 8)] * 3, "outputs": [array(4, 8)] * 3}, "values is a list of 3"),
+        ("attention", {"values": [array(2, 8)]}, "values has shape"),
+        ("attention", {"outputs": [array(4, 6)]}, "outputs has shape"),
         ("attention", {"scale": -1.0}, "scale is"),
         ("attention", {"scale": 0.0}, "scale is"),
         ("attention", {"scale": np.nan}, "scale is"),
         ("attention", {"scale": np.inf}, "scale is"),
-        ("project_anchors", {"x": array(length, 4)}, "x is"),
+        ("project_anchors", {"x": array(length, 4)}, "x has shape"),
         ("project_anchors", {"x": array(length - 1, 3)}, "the plan is"),
-        ("project_anchors", {"weight": packed(7 * 5, 3, 5, np.float64)}, "a weight is of another kind"),
-        ("project_anchors", {"weight": packed(7 * 5, 3, 5, int8=True)}, "a weight is of another kind"),
-        ("project_anchors", {"out": array(anchors, 8)}, "out is"),
+        ("project_anchors", {"weight": packed(7 * 5, 3, 5, np.float64)}, "weight is float64"),
+        ("project_anchors", {"weight": packed(7 * 5, 3, 5, int8=True)}, "weight is int8"),
+        ("project_anchors", {"out": array(anchors, 8)}, "out has shape"),
         ("project_anchors", {"out": array(anchors + 1, 7)}, "the plan is"),
-        ("project_anchors", {"added": array(anchors, 8)}, "added is"),
-        ("project_anchors", {"added": array(anchors, 7), "relu": True}, "added is given, expected none with ReLU"),
-        ("project_anchors", {"bias": array(8)}, "bias is"),
-        ("project_anchors", {"sources": array(4, dtype=np.int32)}, "sources is"),
-        ("project_anchors", {"sources": np.full(5, -1, np.int32)}, "sources is"),
-        ("project_anchors", {"sources": np.arange(5, dtype=np.int32) // 4}, "x is .*as many rows of each sequence"),
-        ("project_runs", {"x": array(length, 4)}, "x is"),
-        ("project_runs", {"weight": packed(7 * 5, 3, 5, np.float64)}, "a weight is of another kind"),
-        ("project_runs", {"layer": packed(6, 7, dtype=np.float64)}, "a weight is of another kind"),
-        ("project_runs", {"layer": packed(6, 8)}, "layer is unlike"),
-        ("project_runs", {"layer": packed(12, 7, 2)}, "layer is unlike"),
-        ("project_runs", {"projected": array(7)}, "projected is"),
-        ("project_runs", {"projected": array(anchors, 6)}, r"projected is .*, expected .* a multiple of 128"),
-        ("project_runs", {"projected": array(anchors, 8)}, r"projected is .*, expected all outputs of the weight"),
+        ("project_anchors", {"added": array(anchors, 8)}, "added has shape"),
+        (
+            "project_anchors",
+            {"added": array(anchors, 7), "relu": True},
+            "added is an array, expected none, because relu is true",
+        ),
+        ("project_anchors", {"bias": array(8)}, "bias has shape"),
+        ("project_anchors", {"sources": array(4, dtype=np.int32)}, "sources has shape"),
+        (
+            "project_anchors",
+            {"sources": np.full(5, -1, np.int32)},
+            "sources is -1 for bin 0, expected a sequence from 0 to 0",
+        ),
+        (
+            "project_anchors",
+            {"sources": np.arange(5, dtype=np.int32) // 4},
+            "x has shape .* expected equally many rows of 2 sequences",
+        ),
+        ("project_runs", {"x": array(length, 4)}, "x has shape"),
+        ("project_runs", {"weight": packed(7 * 5, 3, 5, np.float64)}, "weight is float64"),
+        ("project_runs", {"layer": packed(6, 7, dtype=np.float64)}, "layer is float64"),
+        ("project_runs", {"layer": packed(6, 8)}, "layer is .*, expected 1 group with 7 inputs to fit weight"),
+        ("project_runs", {"layer": packed(12, 7, 2)}, "layer is .*, expected 1 group with 7 inputs to fit weight"),
+        ("project_runs", {"projected": array(7)}, "projected has shape"),
+        ("project_runs", {"projected": array(anchors, 6)}, r"projected has shape .*, expected .* a multiple of 128"),
+        ("project_runs", {"projected": array(anchors, 8)}, r"projected has shape .*, expected \[P, 7\]"),
         ("project_runs", {"projected": array(anchors + 1, 7)}, "the plan is"),
-        ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is outside"),
-        ("project_runs", {"out": array(7, 7)}, "out is"),
-        ("project_runs", {"bias": array(8)}, "bias is"),
-        ("project_runs", {"layer_bias": array(7)}, "bias is"),
-        ("linear_runs", {"x": array(5)}, "x is"),
-        ("linear_runs", {"x": array(8, 5)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[0, 0, 1]], np.int32)}, r"runs is \[1, 3\], expected \[runs, 4\]"),
-        ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x is strided"),
-        ("linear_runs", {"runs": array(2, 2, dtype=np.int32)}, "runs is"),
-        ("linear_runs", {"runs": np.array([[-1, 0, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[0, 9, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 1, 6, 2]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 1, 0, 0]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[1, 1, 3, 2], [1, 1, 4, 1]], np.int32)}, "runs is outside, .*each once"),
-        ("linear_runs", {"runs": np.array([[1, 1, -1, 2]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"runs": np.array([[2**31 - 1, 0, 0, 1]], np.int32)}, "runs is outside"),
-        ("linear_runs", {"weight": packed(12, 5, 2, int8=True)}, "a weight is of another kind"),
-        ("linear_runs", {"weight": packed(12, 25, 2)}, "runs is outside"),
-        ("linear_runs", {"out": array(6, 6)}, "runs is outside"),
-        ("linear_runs", {"out": array(7, 7)}, "out is"),
-        ("linear_runs", {"bias": array(7)}, "bias is"),
+        ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is .*, expected existing rows"),
+        ("project_runs", {"out": array(7, 7)}, "out has shape"),
+        ("project_runs", {"bias": array(8)}, "bias has shape"),
+        ("project_runs", {"layer_bias": array(7)}, "bias has shape"),
+        ("linear_runs", {"x": array(5)}, "x has shape"),
+        ("linear_runs", {"x": array(8, 5)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"runs": np.array([[0, 0, 1]], np.int32)}, r"runs has shape \[1, 3\], expected \[runs, 4\]"),
+        ("linear_runs", {"x": array(9, 10)[:, ::2]}, "x has strides"),
+        ("linear_runs", {"runs": array(2, 2, dtype=np.int32)}, "runs has shape"),
+        ("linear_runs", {"runs": np.array([[-1, 0, 0, 1]], np.int32)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"runs": np.array([[0, 9, 0, 1]], np.int32)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"runs": np.array([[1, 1, 6, 2]], np.int32)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"runs": np.array([[1, 1, 0, 0]], np.int32)}, "runs is .*, expected existing rows"),
+        (
+            "linear_runs",
+            {"runs": np.array([[1, 1, 3, 2], [1, 1, 4, 1]], np.int32)},
+            "runs is .* in row 1, expected .*each once",
+        ),
+        ("linear_runs", {"runs": np.array([[1, 1, -1, 2]], np.int32)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"runs": np.array([[2**31 - 1, 0, 0, 1]], np.int32)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"weight": packed(12, 5, 2, int8=True)}, "weight is int8"),
+        ("linear_runs", {"weight": packed(12, 25, 2)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"out": array(6, 6)}, "runs is .*, expected existing rows"),
+        ("linear_runs", {"out": array(7, 7)}, "out has shape"),
+        ("linear_runs", {"bias": array(7)}, "bias has shape"),
     ]
     for op, changes, message in cases:
         with pytest.raises(ValueError, match=f"^{op}: {message}"):

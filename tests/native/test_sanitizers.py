@@ -1,7 +1,12 @@
-"""The C++ code under the address, undefined-behaviour and thread sanitizers, kernels for CUDA under emulation."""
+"""The C++ code under the address, undefined-behaviour and thread sanitizers, kernels for CUDA under emulation.
+
+The programs also run on 64-bit ARM, cross-compiled and emulated, and have to compute there what they compute here.
+Debian has the tools: g++-aarch64-linux-gnu and qemu-user.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -14,11 +19,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 
+GEMM = ["gemm/int8_product.cpp", "gemm/packed_weight.cpp", "gemm/strassen.cpp"]
 # Each program, tests/native/sanitized/NAME.cpp, and the files of csrc that it runs.
 PROGRAMS = {
     "add_layer_norm": ["cpu/add_layer_norm.cpp"],
     "anchor_sampling": ["cpu/anchor_sampling.cpp"],
-    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", "cpu/packed_weight.cpp", "cpu/strassen.cpp"],
+    "layers": ["cpu/attention.cpp", "cpu/layers.cpp", *GEMM],
     "match_proposals": ["cpu/match_proposals.cpp"],
     "parallel": [],
     "soft_nms": ["cpu/soft_nms.cpp"],
@@ -36,7 +42,7 @@ SANITIZERS = {
     "thread": ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"],
 }
 FLAGS = ["-std=c++17", "-g1", "-Wno-psabi", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-pthread"]
-FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc/include", "tests/native/cuda_emulation", "tests/native/sanitized")]
+FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc", "tests/native/cuda_emulation", "tests/native/sanitized")]
 
 
 @pytest.fixture(scope="session", params=SANITIZERS)
@@ -97,9 +103,16 @@ def run(name: str, sanitizer: str, objects: list[Path], folder: Path) -> subproc
     return subprocess.run([program], env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.fixture(scope="session")
+def finished(sanitizer, compiled, tmp_path_factory):
+    """A function from a program's name to the program when it has run."""
+    folder = tmp_path_factory.mktemp("programs")
+    return functools.cache(lambda name: run(name, sanitizer, compiled(sources(name)), folder))
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_no_bad_access_no_undefined_behaviour_and_no_race(name, sanitizer, compiled, tmp_path):
-    done = run(name, sanitizer, compiled(sources(name)), tmp_path)
+def test_no_bad_access_no_undefined_behaviour_and_no_race(name, finished):
+    done = finished(name)
     assert done.returncode == 0, done.stderr
 
 
@@ -120,3 +133,48 @@ def test_sanitizers_see_a_mistake_in_a_kernel(sanitizer, compiled, tmp_path):
     done = run("mistaken", sanitizer, compiled([driver, on_cpu, mistaken]), tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+# Whose bits do not depend on whether the processor rounds a product and a sum once or twice.
+SAME_BITS = {"add_layer_norm", "match_proposals", "parallel", "soft_nms"}
+# The CUDA kernels are not for a CPU.
+ON_ARM = [name for name in PROGRAMS if name != "soft_nms_cuda"]
+
+
+@pytest.fixture(scope="session")
+def compiled_for_arm(tmp_path_factory):
+    """A function from source files to object files for ARM, each compiled once; all are begun with the first."""
+    missing = [tool for tool in (ARM_COMPILER, EMULATOR) if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"needs {' and '.join(missing)}")
+    folder = tmp_path_factory.mktemp("arm_objects")
+    every = sorted({path for name in ON_ARM for path in sources(name)}, key=lambda path: -path.stat().st_size)
+
+    def compile_file(path: Path) -> Path:
+        to = folder / f"{path.parent.name}_{path.name}.o"
+        command = [ARM_COMPILER, *FLAGS, *FOLDERS, "-O1", "-g0", "-c", path, "-o", to]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return to
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = {path: pool.submit(compile_file, path) for path in every}
+        yield lambda paths: [objects[path].result() for path in paths]
+
+
+@pytest.mark.arm
+@pytest.mark.parametrize("sanitizer", ["address,undefined"], indirect=True)
+@pytest.mark.parametrize("name", ON_ARM)
+def test_arm_computes_what_this_machine_computes(name, sanitizer, finished, compiled_for_arm, tmp_path):
+    # Static, because the emulator would look for the libraries of ARM on this machine.
+    program = tmp_path / name
+    objects = compiled_for_arm(sources(name))
+    subprocess.run([ARM_COMPILER, "-static", *objects, "-o", program, "-pthread", "-ldl"], check=True)
+    done = subprocess.run([EMULATOR, program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    hash_arm, magnitude_arm = done.stdout.split()
+    hash_here, magnitude_here = finished(name).stdout.split()
+    if name in SAME_BITS:
+        assert hash_arm == hash_here
+    assert float(magnitude_arm) == pytest.approx(float(magnitude_here), rel=1e-5)

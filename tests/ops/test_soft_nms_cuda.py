@@ -43,8 +43,16 @@ def emulated(tmp_path_factory):
     if sys.platform != "linux" or shutil.which(COMPILER) is None:
         pytest.skip("needs Linux and a C++ compiler")
     folder = tmp_path_factory.mktemp("emulated")
-    includes = [ROOT / "tests/native/cuda_emulation", ROOT / "csrc/include", pybind11.get_include()]
-    flags = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-Wno-psabi"]
+    includes = [ROOT / "tests/native/cuda_emulation", ROOT / "csrc", pybind11.get_include()]
+    flags = [
+        "-std=c++17",
+        "-DBCNET_SOURCES=none",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-U_FORTIFY_SOURCE",
+        "-Wno-psabi",
+    ]
     flags += [f"-I{path}" for path in (*includes, sysconfig.get_paths()["include"])]
 
     def compile_file(source: str, optimisation: str) -> Path:
@@ -53,7 +61,8 @@ def emulated(tmp_path_factory):
         return to
 
     with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_file, ("csrc/bindings_cuda.cpp", "csrc/cuda/soft_nms.cu"), ("-O0", "-O2")))
+        files = ("csrc/python/bindings_cuda.cpp", "csrc/cuda/soft_nms.cu")
+        objects = list(pool.map(compile_file, files, ("-O0", "-O2")))
     library = folder / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([COMPILER, "-shared", *objects, "-o", library], check=True)
     specification = importlib.util.spec_from_file_location("_C_cuda", library)

@@ -25,8 +25,8 @@
 #ifdef BCNET_EMULATE_WITH_THREADS
 #include <thread>
 #else
-#include <csetjmp>
 #include <ucontext.h>
+#include <csetjmp>
 #endif
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -176,7 +176,7 @@ inline void wait(Barrier& barrier, unsigned count, bool orders_memory) {
   std::atomic_thread_fence(std::memory_order_acq_rel);
 }
 
-// What every lane of the calling thread's warp gives, seen by all of them.
+// The values that all lanes of the calling thread's warp pass, visible to each of them.
 inline const std::atomic<std::uint32_t>* exchange(unsigned mask, std::uint32_t value) {
   if (mask != 0xffffffffu) fail("a warp function without all lanes");
   Warp& warp = *warps[current->index.x / kWarp];
@@ -190,9 +190,7 @@ inline const std::atomic<std::uint32_t>* exchange(unsigned mask, std::uint32_t v
 
 #define threadIdx (emulation::current->index)
 
-inline void __syncthreads() {
-  emulation::wait(emulation::block_barrier, blockDim.x, true);
-}
+inline void __syncthreads() { emulation::wait(emulation::block_barrier, blockDim.x, true); }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   const auto* values = emulation::exchange(mask, predicate);

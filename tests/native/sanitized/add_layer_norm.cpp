@@ -1,8 +1,10 @@
-// LayerNorm(x + residual): every instruction set and several threads must give the bits of one thread of the plainest code.
-#include "add_layer_norm.h"
+// LayerNorm(x + residual): every instruction set and several threads must give the bits of one thread of the plainest
+// code.
+#include "include/add_layer_norm.h"
 
 #include <limits>
 
+#include "fingerprint.h"
 #include "random_sets.h"
 #include "random_values.h"
 
@@ -29,6 +31,9 @@ void check(std::mt19937& random, std::int64_t rows, std::int64_t columns) {
     return results;
   };
   const Results<T> expected = run(bcnet_fast::InstructionSet::baseline, 1);
+  record(expected.out);
+  record(expected.rstd);
+  record(expected.grad_input);
   for (const auto instructions : bcnet_fast::instruction_sets()) {
     require(run(instructions, 4) == expected, bcnet_fast::name_of(instructions));
   }

@@ -1,10 +1,12 @@
-// Anchor sampling and gathering: the bits of an instruction set must not depend on the number of threads. Instruction sets
-// differ, some by FMA, so each must agree with the plainest to 1000 epsilon: sums have some hundred terms below 1 at most.
-#include "anchor_sampling.h"
+// Anchor sampling and gathering: the bits of an instruction set must not depend on the number of threads. Instruction
+// sets differ, some by FMA, so each must agree with the plainest to 1000 epsilon: sums have some hundred terms below 1
+// at most.
+#include "include/anchor_sampling.h"
 
 #include <cmath>
 #include <limits>
 
+#include "fingerprint.h"
 #include "random_plans.h"
 #include "random_sets.h"
 #include "random_values.h"
@@ -12,7 +14,8 @@
 // A plan with one number changed must be told from a good one, wherever that number is.
 template <typename T>
 void check_existence(std::mt19937& random) {
-  constexpr std::int32_t least = std::numeric_limits<std::int32_t>::min(), most = std::numeric_limits<std::int32_t>::max();
+  constexpr std::int32_t least = std::numeric_limits<std::int32_t>::min(),
+                         most = std::numeric_limits<std::int32_t>::max();
   Plans<T> plans = random_plans<T>(random, 37, 3, 1, 25);
   for (const auto instructions : bcnet_fast::instruction_sets()) {
     const auto exists = [&] { return bcnet_fast::plan_exists(plans.bins, instructions); };
@@ -49,8 +52,8 @@ void check(std::mt19937& random, std::int64_t batch, std::int32_t anchors, std::
     for (const auto* like : {&grad_sampled, &rows, &grad_gathered, &projected}) {
       results.emplace_back(like->size(), std::numeric_limits<T>::quiet_NaN());  // unwritten, it equals nothing
     }
-    bcnet_fast::sample(rows.data(), plans.bins, plans.sources.data(), source_count, batch, columns, instructions, threads,
-                       results[0].data());
+    bcnet_fast::sample(rows.data(), plans.bins, plans.sources.data(), source_count, batch, columns, instructions,
+                       threads, results[0].data());
     bcnet_fast::sample_backward(grad_sampled.data(), plans.bins, plans.sources.data(), source_count, batch, columns,
                                 instructions, threads, results[1].data());
     bcnet_fast::gather(projected.data(), plans.groups, bias.data(), relu, batch, columns, instructions, threads,
@@ -60,6 +63,7 @@ void check(std::mt19937& random, std::int64_t batch, std::int32_t anchors, std::
     return results;
   };
   const Results plainest = run(bcnet_fast::InstructionSet::baseline, 1);
+  record(plainest);
   for (const auto instructions : bcnet_fast::instruction_sets()) {
     const Results expected = run(instructions, 1);
     require(run(instructions, 4) == expected, bcnet_fast::name_of(instructions));

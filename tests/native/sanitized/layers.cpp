@@ -1,17 +1,18 @@
 // The layers of inference: the bits of an instruction set must not depend on the number of threads. What they compute
 // is tested in test_native_layers.py.
-#include "layers.h"
+#include "include/layers.h"
 
 #include <limits>
 #include <type_traits>
 #include <utility>
 
-#include "attention.h"
+#include "fingerprint.h"
+#include "include/attention.h"
 #include "random_plans.h"
 #include "random_sets.h"
 #include "random_values.h"
 
-using bcnet_fast::InstructionSet, bcnet_fast::Matrix, bcnet_fast::Output, bcnet_fast::PackedWeight;
+using bcnet_fast::InstructionSet, bcnet_fast::Matrix, bcnet_fast::MutableMatrix, bcnet_fast::PackedWeight;
 
 template <typename T>
 using Results = std::vector<std::vector<T>>;
@@ -19,6 +20,7 @@ using Results = std::vector<std::vector<T>>;
 // run(set, threads) with outputs that hold NaN before, which equals nothing.
 template <typename Run>
 void compare(const Run& run) {
+  record(run(InstructionSet::baseline, 1));
   for (const InstructionSet set : bcnet_fast::instruction_sets()) {
     require(run(set, 4) == run(set, 1), bcnet_fast::name_of(set));
   }
@@ -29,12 +31,12 @@ std::vector<T> unwritten(std::int64_t size) {
   return std::vector<T>(static_cast<std::size_t>(size), std::numeric_limits<T>::quiet_NaN());
 }
 
-// By Strassen's algorithm where that is possible.
+// Uses Strassen's algorithm where that is possible.
 template <typename T>
 PackedWeight random_weight(std::mt19937& random, std::int64_t groups, std::int64_t outputs, std::int64_t inputs,
                            bool int8 = false) {
   const auto values = random_values<T>(random, groups * outputs * inputs);
-  const bcnet_fast::GivenWeight<T> given{values.data(), groups, outputs, inputs, outputs * inputs, inputs, 1};
+  const bcnet_fast::WeightView<T> given{values.data(), groups, outputs, inputs, outputs * inputs, inputs, 1};
   PackedWeight weight(given, int8, 3);
   if (!int8 && sizeof(T) == sizeof(float) && inputs % 2 == 0) weight.use_strassen();
   return weight;
@@ -52,13 +54,13 @@ void check_products(std::mt19937& random, std::int64_t rows, std::int64_t inputs
     Results<T> results(2, unwritten<T>(rows * 2 * outputs));
     results.push_back(unwritten<T>(rows * 2 * inputs));
     const Matrix<T> from{x.data(), 2 * inputs};
-    bcnet_fast::Finish<T> finish;
-    finish.relu = true;
-    linear(from, rows, weight, finish, set, threads, Output<T>{results[0].data(), 2 * outputs});
-    finish = {bias.data(), true, {added.data(), 2 * outputs}, true, T(1e-5)};
-    linear(from, rows, weight, finish, set, threads, Output<T>{results[1].data(), 2 * outputs});
-    finish = {nullptr, false, from, true, T(1e-5)};
-    feed_forward(from, rows, first, second, finish, set, threads, Output<T>{results[2].data(), 2 * inputs});
+    bcnet_fast::Epilogue<T> epilogue;
+    epilogue.relu = true;
+    linear(from, rows, weight, epilogue, set, threads, MutableMatrix<T>{results[0].data(), 2 * outputs});
+    epilogue = {bias.data(), true, {added.data(), 2 * outputs}, true, T(1e-5)};
+    linear(from, rows, weight, epilogue, set, threads, MutableMatrix<T>{results[1].data(), 2 * outputs});
+    epilogue = {nullptr, false, from, true, T(1e-5)};
+    feed_forward(from, rows, first, second, epilogue, set, threads, MutableMatrix<T>{results[2].data(), 2 * inputs});
     return results;
   });
 }
@@ -74,23 +76,25 @@ void check_folded(std::mt19937& random, std::int64_t rows, std::int64_t columns,
     Results<T> results{unwritten<T>(rows * columns)};
     const bcnet_fast::FoldedFeedForward<T> weights{attention, folded, sums.data(), second};
     folded_feed_forward(Matrix<T>{x.data(), columns}, rows, weights, Matrix<T>{added.data(), columns},
-                        Matrix<T>{more.data(), hidden}, T(1e-5), set, threads, Output<T>{results[0].data(), columns});
+                        Matrix<T>{more.data(), hidden}, T(1e-5), set, threads,
+                        MutableMatrix<T>{results[0].data(), columns});
     return results;
   });
 }
 
-// Of channels that lie together, and of time steps that do.
+// Both layouts of x: adjacent channels, and adjacent time steps.
 template <typename T>
 void check_convolution(std::mt19937& random, std::int64_t rows, std::int64_t channels, std::int64_t outputs) {
   const auto x = random_values<T>(random, rows * 2 * channels);
   const PackedWeight weight = random_weight<T>(random, 2, outputs, 3 * channels);
-  bcnet_fast::Finish<T> finish;
-  finish.relu = true;
+  bcnet_fast::Epilogue<T> epilogue;
+  epilogue.relu = true;
   compare([&](InstructionSet set, int threads) {
     Results<T> results(2, unwritten<T>(rows * 2 * outputs));
-    convolution(x.data(), 2 * channels, 1, rows, weight, finish, set, threads,
-                Output<T>{results[0].data(), 2 * outputs});
-    convolution(x.data(), 1, rows, rows, weight, finish, set, threads, Output<T>{results[1].data(), 2 * outputs});
+    convolution(x.data(), 2 * channels, 1, rows, weight, epilogue, set, threads,
+                MutableMatrix<T>{results[0].data(), 2 * outputs});
+    convolution(x.data(), 1, rows, rows, weight, epilogue, set, threads,
+                MutableMatrix<T>{results[1].data(), 2 * outputs});
     return results;
   });
 }
@@ -101,9 +105,11 @@ void check_attention(std::mt19937& random, bcnet_fast::AttentionSizes sizes) {
   const std::int64_t heads = sizes.heads, width = heads * sizes.head_size, value_width = heads * sizes.value_size;
   sizes.heads *= 2;
   const auto heads_of = [&](auto* data, std::int64_t rows, std::int64_t size) {
-    return bcnet_fast::HeadRows<std::remove_pointer_t<decltype(data)>>{data, heads, rows * heads * size, size, heads * size};
+    return bcnet_fast::HeadRows<std::remove_pointer_t<decltype(data)>>{data, heads, rows * heads * size, size,
+                                                                       heads * size};
   };
-  const auto query = random_values<T>(random, 2 * sizes.queries * width), key = random_values<T>(random, 2 * sizes.keys * width);
+  const auto query = random_values<T>(random, 2 * sizes.queries * width),
+             key = random_values<T>(random, 2 * sizes.keys * width);
   Results<T> given, grads;
   bcnet_fast::HeadRows<const T> values[2], of_outputs[2];
   for (int s = 0; s < 2; ++s) {
@@ -144,8 +150,8 @@ void check_projection(std::mt19937& random, std::int32_t anchors, std::int32_t b
     Results<T> results(2, unwritten<T>(anchors * outputs));
     for (const bool adds : {false, true}) {
       bcnet_fast::AnchorProjection<T> projection{{x.data(), inputs}, length, sources.data(), weight, plans.groups, {}};
-      projection.finish.added = {adds ? added.data() : nullptr, outputs};
-      project_anchors(projection, set, threads, Output<T>{results[adds].data(), outputs});
+      projection.epilogue.residual = {adds ? added.data() : nullptr, outputs};
+      project_anchors(projection, set, threads, MutableMatrix<T>{results[adds].data(), outputs});
     }
     return results;
   });
@@ -156,16 +162,18 @@ template <typename T>
 void check_projected_runs(std::mt19937& random, std::int64_t columns, std::int64_t outputs) {
   const Plans<T> plans = random_plans<T>(random, 30, 2, 1, 9);
   const auto x = random_values<T>(random, 9 * 5), bias = random_values<T>(random, outputs);
-  const PackedWeight weight = random_weight<T>(random, 2, columns, 5), layer = random_weight<T>(random, 1, outputs, columns);
+  const PackedWeight weight = random_weight<T>(random, 2, columns, 5),
+                     layer = random_weight<T>(random, 1, outputs, columns);
   const std::vector<std::int32_t> sources(2);
   const std::vector<std::int32_t> runs{3, 0, 1, 0, 1, 30};
   compare([&](InstructionSet set, int threads) {
     Results<T> results{unwritten<T>(31 * outputs), unwritten<T>(30 * 256)};
     const bcnet_fast::AnchorProjection<T> projection{{x.data(), 5}, 9, sources.data(), weight, plans.groups, {}};
-    bcnet_fast::Finish<T> finish;
-    finish.bias = bias.data();
-    project_runs(projection, Output<T>{results[1].data(), 256}, 256, bcnet_fast::Runs{runs.data(), 2, 1}, layer, finish, set,
-                 threads, Output<T>{results[0].data(), outputs});
+    bcnet_fast::Epilogue<T> epilogue;
+    epilogue.bias = bias.data();
+    project_row_ranges(projection, MutableMatrix<T>{results[1].data(), 256}, 256,
+                       bcnet_fast::RowRanges{runs.data(), 2, 1}, layer, epilogue, set, threads,
+                       MutableMatrix<T>{results[0].data(), outputs});
     return results;
   });
 }
@@ -177,10 +185,10 @@ void check_runs(std::mt19937& random, std::int64_t columns, std::int64_t outputs
   const PackedWeight weight = random_weight<T>(random, 2, outputs, 3 * columns);
   compare([&](InstructionSet set, int threads) {
     Results<T> results{std::vector<T>(static_cast<std::size_t>(154 * outputs))};
-    bcnet_fast::Finish<T> finish;
-    finish.bias = bias.data();
-    linear_runs(Matrix<T>{x.data(), columns}, bcnet_fast::Runs{runs.data(), 4, 2}, weight, finish, set, threads,
-                Output<T>{results[0].data(), outputs});
+    bcnet_fast::Epilogue<T> epilogue;
+    epilogue.bias = bias.data();
+    linear_row_ranges(Matrix<T>{x.data(), columns}, bcnet_fast::RowRanges{runs.data(), 4, 2}, weight, epilogue, set,
+                      threads, MutableMatrix<T>{results[0].data(), outputs});
     return results;
   });
 }
@@ -200,8 +208,9 @@ void check_all(std::mt19937& random) {
     check_convolution<T>(random, rows, 1, 1);
     check_convolution<T>(random, rows, 5, 33);
   }
-  check_products<T>(random, 5, 259, 3, false);   // sums in two parts
-  // By Strassen's algorithm: pairs of panels, columns and a row without a partner; several blocks; a depth in two parts.
+  check_products<T>(random, 5, 259, 3, false);  // sums in two parts
+  // Strassen's algorithm: pairs of panels, columns and a row without a partner; several blocks; a depth in two
+  // parts.
   check_products<T>(random, 101, 18, 67, false);
   check_products<T>(random, 2, 258, 64, false);
   check_folded<T>(random, 27, 66, 64);

@@ -1,10 +1,11 @@
-// Matching proposals: several threads and every instruction set must write what one thread of the plainest code writes, and
-// nothing else.
-#include "match_proposals.h"
+// Matching proposals: several threads and every instruction set must write what one thread of the plainest code writes,
+// and nothing else.
+#include "include/match_proposals.h"
 
 #include <algorithm>
 #include <limits>
 
+#include "fingerprint.h"
 #include "random_sets.h"
 #include "random_values.h"
 
@@ -16,7 +17,10 @@ struct Outputs {
 
   // Filled with what is never written.
   Outputs(std::int64_t windows, std::int64_t rows)
-      : rows(rows), segments(2 * windows * rows, -99), scores(windows * rows, -99), boundaries(2 * windows * rows, -99),
+      : rows(rows),
+        segments(2 * windows * rows, -99),
+        scores(windows * rows, -99),
+        boundaries(2 * windows * rows, -99),
         counts(windows, -99) {}
   bool operator==(const Outputs& other) const {
     return segments == other.segments && scores == other.scores && boundaries == other.boundaries &&
@@ -27,7 +31,8 @@ struct Outputs {
 template <typename T>
 void check(std::mt19937& random, std::int64_t windows, std::int64_t snippets, std::int64_t durations,
            std::int64_t anchor_count) {
-  const auto start = random_values<T>(random, windows * snippets, 0), end = random_values<T>(random, windows * snippets, 0);
+  const auto start = random_values<T>(random, windows * snippets, 0),
+             end = random_values<T>(random, windows * snippets, 0);
   const auto classification = random_values<T>(random, windows * anchor_count, 0);
   const auto regression = random_values<T>(random, windows * anchor_count, 0);
   const auto background = random_values<T>(random, windows * anchor_count, 0);
@@ -45,17 +50,29 @@ void check(std::mt19937& random, std::int64_t windows, std::int64_t snippets, st
   const bcnet_fast::MatchOptions every_clamped{0, 0.5, 0.3, 5, true};
   for (const auto& options : {usual, every, every_clamped}) {
     for (const bool all_inputs : {false, true}) {
-      const bcnet_fast::MatchInputs<T> inputs{
-          windows, snippets, durations, anchor_count, start.data(), end.data(), classification.data(), regression.data(),
-          all_inputs ? background.data() : nullptr, anchors.data(), table.data(), all_inputs ? lengths.data() : nullptr};
+      const bcnet_fast::MatchInputs<T> inputs{windows,
+                                              snippets,
+                                              durations,
+                                              anchor_count,
+                                              start.data(),
+                                              end.data(),
+                                              classification.data(),
+                                              regression.data(),
+                                              all_inputs ? background.data() : nullptr,
+                                              anchors.data(),
+                                              table.data(),
+                                              all_inputs ? lengths.data() : nullptr};
       const auto run = [&](bcnet_fast::InstructionSet instructions, int threads) {
         Outputs outputs(windows, rows);
-        const bcnet_fast::MatchOutputs to{rows, outputs.segments.data(), outputs.scores.data(), outputs.boundaries.data(),
-                                          outputs.counts.data()};
+        const bcnet_fast::MatchOutputs to{rows, outputs.segments.data(), outputs.scores.data(),
+                                          outputs.boundaries.data(), outputs.counts.data()};
         require(bcnet_fast::match_proposals(inputs, options, instructions, threads, to), "refused");
         return outputs;
       };
       const Outputs expected = run(bcnet_fast::InstructionSet::baseline, 1);
+      record(expected.segments);
+      record(expected.scores);
+      record(expected.boundaries);
       for (const auto instructions : bcnet_fast::instruction_sets()) {
         require(run(instructions, 4) == expected, bcnet_fast::name_of(instructions));
       }

@@ -1,8 +1,9 @@
 // Threads: each item is worked on once, and what a body throws arrives where the threads were started.
-#include "parallel.h"
+#include "runtime/parallel.h"
 
 #include <new>
 
+#include "fingerprint.h"
 #include "random_sets.h"
 
 int main() {
@@ -13,6 +14,7 @@ int main() {
       for (std::int64_t item; all.next(item);) ++visits[static_cast<std::size_t>(item)];
     });
     require(visits == std::vector<int>(1000, 1), "items");
+    record(visits);
     bcnet_fast::WorkQueue some(1000);
     bool caught = false;
     try {

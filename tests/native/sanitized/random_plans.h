@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "anchor_sampling.h"
+#include "include/anchor_sampling.h"
 #include "random_values.h"
 
 template <typename T>
@@ -59,7 +59,14 @@ Plans<T> random_plans(std::mt19937& random, std::int32_t anchors, std::int32_t b
   const auto groups = static_cast<std::int64_t>(plans.step.size());
   const auto taps = static_cast<std::int64_t>(plans.weights.size());
   plans.bins = {anchors, bins, length, taps, plans.first.data(), plans.offsets.data(), plans.weights.data()};
-  plans.groups = {anchors, rows, groups, widest, plans.order.data(), plans.step.data(), plans.lists.data(),
-                  plans.tap_rows.data(), plans.tap_weights.data()};
+  plans.groups = {anchors,
+                  rows,
+                  groups,
+                  widest,
+                  plans.order.data(),
+                  plans.step.data(),
+                  plans.lists.data(),
+                  plans.tap_rows.data(),
+                  plans.tap_weights.data()};
   return plans;
 }

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "soft_nms.h"
+#include "include/soft_nms.h"
 
 template <typename T>
 struct Sets {

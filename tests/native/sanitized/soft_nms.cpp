@@ -1,4 +1,5 @@
 // Soft-NMS on the CPU: every instruction set and several threads must pick what one thread of the plainest code picks.
+#include "fingerprint.h"
 #include "random_sets.h"
 
 template <typename T>
@@ -9,6 +10,9 @@ void check(std::mt19937& random) {
     const Sets<T> sets = random_sets<T>(random, sizes, ties);
     for (const auto& options : all_options()) {
       const Picks<T> expected = native(sets, options, bcnet_fast::InstructionSet::baseline, 1);
+      record(expected.indices);
+      record(expected.scores);
+      record(expected.counts);
       for (const auto instructions : bcnet_fast::instruction_sets()) {
         require(native(sets, options, instructions, 4) == expected, bcnet_fast::name_of(instructions));
       }

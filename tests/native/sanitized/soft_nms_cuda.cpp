@@ -1,7 +1,7 @@
 // The CUDA kernel of Soft-NMS under emulation: it must pick what the CPU picks, in shared memory and in the workspace.
 // In blocks of two warps, the fewest that can race.
+#include "include/soft_nms_cuda.h"
 #include "random_sets.h"
-#include "soft_nms_cuda.h"
 
 template <typename T>
 void check(std::mt19937& random) {

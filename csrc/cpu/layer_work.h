@@ -1,0 +1,33 @@
+// The arguments of the kernels of cpu/layers.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "include/layers.h"
+
+namespace bcnet_fast {
+
+// Convolutions come first in the network, so everything after them inherits their errors, and they are little work: in
+// float32 their sums are made in shorter blocks.
+template <typename T>
+constexpr std::int64_t kConvolutionDepthBlock = sizeof(T) == sizeof(float) ? 32 : 256;
+
+template <typename T>
+struct RowRangeWork {
+  Matrix<T> x;
+  const RowRanges& ranges;
+  const PackedWeight& weight;
+  std::int64_t first, last;  // the inputs of the weight that x has
+  Epilogue<T> epilogue;
+  MutableMatrix<T> out;
+};
+
+// Columns `first` to `last` of a projection, which are all that out has.
+template <typename T>
+struct ProjectionWork {
+  const AnchorProjection<T>& projection;
+  std::int64_t first, last;
+  MutableMatrix<T> out;
+};
+
+}  // namespace bcnet_fast
