@@ -53,8 +53,8 @@ _LARGE = (90, 100)  # and by warpgroups from shared memory, which leaves registe
 
 # By kernel, by unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32; "fma": none) and by
 # the larger head, padded. The first of a list is for grids that fill the device, the last for those that do not.
-# Each compiles for its targets without spills (bench/aot.py, Triton 3.9), for heads of 64 or 128; `launch` pads others.
-# None was timed, for want of a GPU.
+# Each compiles for its targets without spills (bench/aot.py, Triton 3.9), with heads of 64 or 128, to which `launch`
+# pads all others. None has been timed on a GPU.
 CONFIGS = {
     ("forward", "half", 64): (_variant(128, 64, 8, 3, *_TENSOR), _variant(64, 64, 4, 3, *_TENSOR)),
     ("forward", "half", 128): (_variant(128, 64, 8, 2, *_LARGE), _variant(64, 64, 8, 2, *_TENSOR)),

@@ -1,5 +1,8 @@
 """The layers over a proposal map by the C++ kernels, on the cells that have to be computed."""
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 import itertools
@@ -8,12 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ...ops.anchor_groups import anchor_groups
 from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer, Workspace
 from .kernels import LinearLayer, MapKernels
 from .map_cells import MapCells, dilated
-from .native_sampling import Bins, bin_sources
+from .native_sampling import Bins, PackedAnchors
 from .native_weights import PackedWeight, extension
 
 LONGEST_RUN = 64  # rows, about as many as the C++ kernels work on at a time
@@ -75,8 +77,7 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         self, plan: SamplingPlan, cells: MapCells, workspace: Workspace, *, convolved: bool, projects: bool
     ) -> None:
         self.bins = None if projects else Bins.of(plan)
-        self.groups = anchor_groups(plan) if projects else None
-        self.anchors, self.sources = plan.anchors, bin_sources(plan)
+        self.packed = PackedAnchors.of(plan) if projects else None
         self.rows, self.workspace = CellRows(cells, convolved), workspace
         self.spread = self.rows.spread
 
@@ -101,15 +102,15 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         scratch: Buffer,
         out: Buffer,
     ) -> np.ndarray:
-        assert self.groups is not None
+        assert self.packed is not None
         x = streams[0] if len(streams) == 1 else np.concatenate(streams)
-        runs = self.rows.row_runs[0]
+        anchors, runs = self.packed, self.rows.row_runs[0]
         # The projection is the largest of all results. It is made some columns at a time, and the products of the next
         # layer with these columns are added up.
-        projected = self.workspace.take(scratch, self.anchors, _columns_at_a_time(sampled.weight.outputs))
+        projected = self.workspace.take(scratch, anchors.anchors, _columns_at_a_time(sampled.weight.outputs))
         result = self._cells(out, first.weight.outputs)
         options = {"bias": sampled.bias, "layer_bias": first.bias, "threads": torch.get_num_threads()}
-        arguments = x, self.sources, sampled.weight, *self.groups, projected, runs, first.weight, result
+        arguments = x, anchors.sources, sampled.weight, *anchors.groups, projected, runs, first.weight, result
         extension().project_runs(*arguments, **options)
         return self.rows.copy_identical(result)
 

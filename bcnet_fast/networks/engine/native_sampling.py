@@ -1,5 +1,8 @@
 """Sampling of anchors by the C++ kernels."""
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ...ops.anchor_groups import anchor_groups
+from ...ops.anchor_groups import AnchorGroups, anchor_groups
 from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer, Workspace
 from .kernels import AnchorKernels
@@ -31,7 +34,7 @@ class Bins:
 
     @staticmethod
     def of(plan: SamplingPlan) -> Bins:
-        return Bins(plan.first.numpy(), plan.offsets.numpy(), plan.weights.numpy(), bin_sources(plan))
+        return Bins(plan.first.numpy(), plan.offsets.numpy(), plan.weights.numpy(), _sources(plan))
 
     def sample(self, streams: np.ndarray, out: np.ndarray) -> None:
         """Write the features of every bin: streams [G, T, C] -> out [P, N * C], contiguous."""
@@ -41,11 +44,29 @@ class Bins:
         extension().sample(streams[None], *lists, out, torch.get_num_threads())
 
 
+@dataclass(frozen=True, eq=False)
+class PackedAnchors:
+    """The same weights as projections take them.
+
+    anchors: P
+    sources: [N] int32, the stream of a bin
+    groups: the arguments of the C++ functions after the weight
+    """
+
+    anchors: int
+    sources: np.ndarray
+    groups: AnchorGroups
+
+    @staticmethod
+    def of(plan: SamplingPlan) -> PackedAnchors:
+        return PackedAnchors(plan.anchors, _sources(plan), anchor_groups(plan))
+
+
 class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
     """Both ways of sampling, one stream at a time."""
 
     def __init__(self, plan: SamplingPlan, workspace: Workspace) -> None:
-        self.bins, self.groups, self.workspace = Bins.of(plan), anchor_groups(plan), workspace
+        self.bins, self.packed, self.workspace = Bins.of(plan), PackedAnchors.of(plan), workspace
 
     def sample(self, streams: list[np.ndarray], added: list[np.ndarray], *, out: Buffer) -> np.ndarray:
         anchors, bins = self.bins.first.shape
@@ -58,13 +79,12 @@ class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
     def project(
         self, streams: list[np.ndarray], weight: PackedWeight, added: list[np.ndarray], *, out: Buffer
     ) -> np.ndarray:
-        result = self.workspace.take(out, len(streams), len(self.bins.first), weight.outputs)
-        sources, threads = self.bins.sources, torch.get_num_threads()
+        result = self.workspace.take(out, len(streams), self.packed.anchors, weight.outputs)
+        packed, threads = self.packed, torch.get_num_threads()
         for x, more, to in zip(streams, added, result, strict=True):
-            extension().project_anchors(x, sources, weight, *self.groups, to, added=more, threads=threads)
+            extension().project_anchors(x, packed.sources, weight, *packed.groups, to, added=more, threads=threads)
         return result
 
 
-def bin_sources(plan: SamplingPlan) -> np.ndarray:
-    """The stream of each bin, [N] int32."""
+def _sources(plan: SamplingPlan) -> np.ndarray:
     return np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)

@@ -1,7 +1,7 @@
-"""Matrix products in float32 on a CPU by oneDNN, which PyTorch carries but does not use for them.
+"""Linear layers in float32 on a CPU by oneDNN, which PyTorch includes but does not use for them.
 
-PyTorch leaves them to its BLAS. Where that is MKL and the processor is no Intel one, as with PyTorch's own packages on
-AMD, oneDNN takes half of the time.
+PyTorch calls its BLAS instead. On a processor other than Intel's, where that BLAS is MKL, as in PyTorch's packages,
+oneDNN takes half the time.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """x weight^T + bias, and its positive part if `relu`: [..., K], [N, K], [N] -> [..., N]; differentiable once.
+    """Compute x weight^T + bias, then ReLU if `relu`: [..., K], [N, K], [N] -> [..., N]. Differentiable once.
 
-    On any device, in any dtype and under torch.autocast it is PyTorch's own `linear`, except where oneDNN is faster.
+    Any device, dtype and torch.autocast are supported, by PyTorch's own `linear` where oneDNN is not faster.
     """
     if _by_onednn(x, weight):
         return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, relu).view(*x.shape[:-1], -1)
@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 
 def two_layers(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """linear(linear(x, first, relu=True), second) as one step, whose backward has fewer tensors of the inner width."""
+    """Compute linear(linear(x, first, relu=True), second) in one step, which saves memory in the backward."""
     if _by_onednn(x, first):
         return _TwoLayers.apply(x.reshape(-1, x.shape[-1]), first, second).view(*x.shape[:-1], -1)
     return linear(linear(x, first, relu=True), second)
@@ -42,7 +42,7 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """[M, K], [N, K], [N] -> [M, N]; transposed views are read as they are."""
+    """Multiply [M, K] and [N, K] and add [N]: [M, N]. Transposed views are read without a copy."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
 
 
@@ -58,11 +58,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         grad = grad.contiguous() if out is None else torch.ops.aten.threshold_backward(grad.contiguous(), out, 0)
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         return (
-            _product(grad, weight.mT) if of_x else None,
-            _product(grad.mT, x.mT) if of_weight else None,
-            grad.sum(0) if of_bias else None,
+            _product(grad, weight.mT) if needs_x else None,
+            _product(grad.mT, x.mT) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
             None,
         )
 
@@ -79,11 +79,11 @@ class _TwoLayers(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, first, second, inner = ctx.saved_tensors
         grad = grad.contiguous()
-        of_x, of_first, of_second = ctx.needs_input_grad
-        of_inner = _product(grad, second.mT)
-        torch.ops.aten.threshold_backward.grad_input(of_inner, inner, 0, grad_input=of_inner)
+        needs_x, needs_first, needs_second = ctx.needs_input_grad
+        grad_inner = _product(grad, second.mT)
+        torch.ops.aten.threshold_backward.grad_input(grad_inner, inner, 0, grad_input=grad_inner)
         return (
-            _product(of_inner, first.mT) if of_x else None,
-            _product(of_inner.mT, x.mT) if of_first else None,
-            _product(grad.mT, inner.mT) if of_second else None,
+            _product(grad_inner, first.mT) if needs_x else None,
+            _product(grad_inner.mT, x.mT) if needs_first else None,
+            _product(grad.mT, inner.mT) if needs_second else None,
         )
