@@ -69,10 +69,11 @@ def test_summary_keeps_the_rows_of_other_versions(tmp_path):
     assert unknown["target"] == "sm_120" and unknown["note"] == "not a target of this Triton"
 
 
-def test_every_version_of_triton_compiles_variants_that_fit():
+def test_variants_fit_with_every_version_of_triton_in_the_table():
     with VERSIONS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["compiler"].rpartition(".")[0] for row in rows} >= {"triton 3.2", "triton 3.3", "triton 3.9"}
+    counted = {row["compiler"].rpartition(".")[0] for row in rows}
+    assert counted >= {"triton 3.2", "triton 3.3", "triton 3.7", "triton 3.9"}
     assert all(row["not_fitting"] == "0" for row in rows)
     # Only bfloat16 on Turing, which has no such instructions, and only with the oldest version.
     failing = {(r["compiler"], r["target"], r["note"]) for r in rows if int(r["compiled"]) < int(r["variants"])}
