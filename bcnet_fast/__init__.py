@@ -1,4 +1,4 @@
-"""Temporal action proposal generation: BCNet, fast on GPUs and on plain CPUs.
+"""Temporal action proposal generation: BCNet, BMN and G-TAD, fast on plain CPUs and ready for GPUs.
 
 `load` gives a network ready for inference, `ops` the operators on their own, `layers` those of BMN and G-TAD made of
 them, `inference` runs a network over an archive of features, `evaluation` has the metrics.

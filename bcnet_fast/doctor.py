@@ -1,8 +1,8 @@
-"""What was built, which backend each operator uses and why, and whether each gives the right numbers.
+"""Report what was built, which backend each operator uses and why, and whether every backend is correct.
 
     python -m bcnet_fast.doctor
 
-Plain text, meant to be pasted into a bug report. Exit code 1 when a backend that can be used gives a wrong result.
+Plain text for bug reports. Exit code: 0 success, 1 a usable backend gives a wrong result.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .ops import backends as _dispatch
 from .ops import native as _native
 from .ops import reference
 from .ops.sampling_plan import interpolated_plan
+from .text import count
 
 PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard")
 
@@ -37,7 +38,7 @@ def _version(package: str) -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system knows it."""
+    """Name of the processor, as the operating system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -47,7 +48,7 @@ def cpu_name() -> str:
 
 
 def facts() -> Iterator[tuple[str, str]]:
-    """Names and values of the installation and the machine."""
+    """Names and values that describe installation and machine."""
     yield "bcnet_fast", f"{__version__}, in {Path(__file__).parent}"
     yield "python", f"{platform.python_version()}, {platform.platform()}"
     for package in PACKAGES:
@@ -60,15 +61,15 @@ def facts() -> Iterator[tuple[str, str]]:
             yield f"cuda:{index}", f"{device.name}, sm_{device.major}{device.minor}, {memory:.0f} GiB"
         yield "cuda", f"{torch.version.cuda}"
     else:
-        built = f"torch was built for CUDA {torch.version.cuda}, but finds no device" if torch.version.cuda else ""
-        yield "cuda", f"none ({built or 'torch was built without it'})"
+        built = f"torch was built for CUDA {torch.version.cuda}, but there is no device" if torch.version.cuda else ""
+        yield "cuda", f"none ({built or 'torch was built without CUDA'})"
     if _native.module is None:
         yield "native extension", f"no: {_native.reason}"
     else:
         sets = ", ".join(_native.module.INSTRUCTION_SETS)
         yield (
             "native extension",
-            f"yes, built by {_native.module.COMPILER}; instruction sets here: {sets} (first is used)",
+            f"yes, built by {_native.module.COMPILER}; instruction sets: {sets} (the first is used)",
         )
     module, reason = _native.cuda()
     if module is None:
@@ -79,7 +80,7 @@ def facts() -> Iterator[tuple[str, str]]:
 
 
 def _check_soft_nms(device: torch.device) -> float:
-    """Largest error of scores; infinite where other segments are picked than the reference picks in float64."""
+    """Largest error of scores against the reference in float64; infinite if other segments are kept."""
     rng = np.random.default_rng(0)
     start, length = rng.uniform(0, 100, 300), rng.exponential(5, 300)
     segments, scores = np.stack([start, start + length], 1), rng.random(300)
@@ -94,7 +95,7 @@ def _check_soft_nms(device: torch.device) -> float:
 
 
 def _check_difference_attention(device: torch.device) -> float:
-    """Largest error of the outputs in float32 against the reference in float64."""
+    """Largest error of float32 outputs against the reference in float64."""
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2))
     values = [torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2)]
@@ -104,7 +105,7 @@ def _check_difference_attention(device: torch.device) -> float:
 
 
 def _check_anchor_sampling(device: torch.device) -> float:
-    """Largest error of BMN's sampling, and of its projection by both strategies, in float32 against dense float64."""
+    """Largest error of BMN sampling and of both projections in float32 against dense float64."""
     generator = torch.Generator().manual_seed(0)
     plan = interpolated_plan(bmn_intervals(13), 13, 4, 3)
     features, weight = (torch.randn(shape, generator=generator) for shape in ((1, 9, 13), (4, 9, 7)))
@@ -117,7 +118,7 @@ def _check_anchor_sampling(device: torch.device) -> float:
 
 
 def _check_add_layer_norm(device: torch.device) -> float:
-    """Largest error of output and gradient in float32 against the reference in float64."""
+    """Largest error of float32 output and gradient against the reference in float64."""
     generator = torch.Generator().manual_seed(0)
     given = [torch.randn(33, 400, generator=generator, dtype=torch.float64) for _ in range(3)]
 
@@ -132,7 +133,7 @@ def _check_add_layer_norm(device: torch.device) -> float:
 
 
 def _check_match_proposals(device: torch.device) -> float:
-    """Largest error of segments and scores against the reference; infinite where other pairs are found."""
+    """Largest error of segments and scores against the reference; infinite if other pairs are found."""
     generator = torch.Generator().manual_seed(0)
     frames = [torch.rand(2, 60, generator=generator) for _ in range(2)]
     scores = [torch.rand(2, 9, generator=generator) for _ in range(3)]
@@ -152,7 +153,7 @@ def _check_match_proposals(device: torch.device) -> float:
     return max(float((f - e).abs().max()) for f, e in zip(found[:2], expected[:2], strict=True))
 
 
-# Per operator: the largest error on one device with the backend in force, and what is allowed.
+# Operator -> function that returns its largest error on a device with the active backend, and the allowed error.
 CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
     "soft_nms": (_check_soft_nms, 1e-12),
     "difference_attention": (_check_difference_attention, 1e-5),
@@ -163,12 +164,12 @@ CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
 
 
 def backends() -> Iterator[tuple[str, str, str, str]]:
-    """(operator, device, backend, remark) of every backend; the remark of a usable one is its self-test."""
+    """Yield (operator, device, backend, remark) of every backend; for a usable one the remark is its self-test."""
     for op, preference in _dispatch.PREFERENCE.items():
         for kind, names in preference.items():
             device = torch.device(kind)
             if kind == "cuda" and not torch.cuda.is_available():
-                yield op, kind, " > ".join(names), "no CUDA device here"
+                yield op, kind, " > ".join(names), "no CUDA device"
                 continue
             try:
                 chosen = _dispatch.choose(op, device)
@@ -185,7 +186,7 @@ def _self_test(op: str, backend: str, device: torch.device) -> str:
     try:
         with _dispatch.use_backend(backend):
             error = check(device)
-    except Exception as failure:  # Whatever goes wrong in a backend belongs into the report.
+    except Exception as failure:  # Any failure of a backend belongs in the report.
         return f"FAIL, {type(failure).__name__}: {failure}"
     return f"{'PASS' if error <= allowed else 'FAIL'}, largest error {error:.1e} (allowed {allowed:.0e})"
 
@@ -203,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)), remark, sep="  ")
     failed = [row for row in found if row[3].startswith("FAIL")]
     if failed:
-        print(f"\n{len(failed)} of the usable backends gave a wrong result", file=sys.stderr)
+        print(f"\n{count(len(failed), 'usable backend')} gave a wrong result", file=sys.stderr)
     return 1 if failed else 0
 
 

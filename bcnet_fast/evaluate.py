@@ -1,15 +1,15 @@
-"""Average recall (AR@AN), AUC and mAP of a proposal file, by the THUMOS14 or the ActivityNet-1.3 protocol.
+"""Compute average recall (AR@AN), AUC and mAP of a result file by the THUMOS14 or ActivityNet-1.3 protocol.
 
     python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --preset thumos14
-        AR@AN and AUC; mAP too when the proposals carry labels
+        AR@AN and AUC; also mAP if the proposals have labels
 
     python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --preset thumos14 \\
             --class-scores uNet_test.npy --fusion bcnet
         mAP of the proposals with the classes of a video classifier
 
-Ground truth: ActivityNet JSON, BMN's JSON or a THUMOS14 CSV. JSON and CSV files may be gzipped. The numbers equal those
-of the public evaluators; where these stop (a video without proposals, an unknown label), the instances count as missed,
-the detections are set aside, and a warning says so. Exit code: 0 done, 2 bad input.
+Ground truth is ActivityNet JSON, JSON of BMN or a THUMOS14 CSV, plain or gzipped. The numbers equal those of the public
+evaluators. These stop at a video without proposals or an unknown label; here such instances count as missed, such
+detections are ignored, and a warning says so. Exit code: 0 success, 2 bad input.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .results.fusion import FUSION_RULES
 
 def build_parser() -> Parser:
     parser = command_parser("evaluate", __doc__)
-    parser.add_argument("--proposals", metavar="FILE", required=True, help="submission JSON of proposals or detections")
+    parser.add_argument(
+        "--proposals", metavar="FILE", required=True, help="submission JSON with proposals or detections"
+    )
     parser.add_argument("--ground-truth", metavar="FILE", required=True, help="annotated instances")
     parser.add_argument(
         "--preset",
@@ -37,17 +39,19 @@ def build_parser() -> Parser:
         "--protocol",
         choices=list(GROUND_TRUTH),
         default=EvaluateOptions.protocol,
-        help="default and release use the ground truth as it stands, as the public evaluators of BCNet, BMN and G-TAD "
-        "do; opentad drops duplicates and instances of no length first",
+        help="default and release use the ground truth unchanged, like the public evaluators of BCNet, BMN and G-TAD; "
+        "opentad first removes duplicates and instances of zero length",
     )
     parser.add_argument(
         "--subset",
         metavar="NAME",
-        help="videos of the ground truth to use (default: test on thumos14, validation on activitynet13, else the only "
-        "subset of the file; all videos when it states no subsets)",
+        help="videos of the ground truth to use (default: test on thumos14, validation on activitynet13; if the file "
+        "has one other subset only, that one; if it has none, all videos)",
     )
     classes = parser.add_argument_group("classes, for mAP of proposals without labels")
-    classes.add_argument("--class-scores", metavar="FILE", help="video-level scores; docs/formats.md has the layouts")
+    classes.add_argument(
+        "--class-scores", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md"
+    )
     classes.add_argument(
         "--fusion",
         choices=list(FUSION_RULES),
@@ -55,20 +59,21 @@ def build_parser() -> Parser:
         help="; ".join(f"{name}: {meaning}" for name, meaning in FUSION_RULES.items()),
     )
     classes.add_argument(
-        "--top-k", type=int, metavar="K", help="classes for each video (default: 2 on thumos14, 1 on activitynet13)"
+        "--top-k", type=int, metavar="K", help="classes per video (default: 2 on thumos14, 1 on activitynet13)"
     )
     classes.add_argument(
         "--video-info",
         metavar="FILE",
-        help="length of the videos, to which the rule gtad cuts segments (default: what the ground truth states)",
+        help="video lengths, to which the rule gtad cuts segments (default: those of the ground truth)",
     )
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write all numbers in full precision")
-    output.add_argument("--plot", metavar="FILE", help="draw average recall against AN (.png, .svg or .pdf)")
+    output.add_argument("--json", metavar="FILE", help="write all numbers at full precision")
+    output.add_argument("--plot", metavar="FILE", help="plot average recall against AN (.png, .svg or .pdf)")
     return parser
 
 
 def parse(argv: list[str] | None) -> EvaluateOptions:
+    """Parse flags to options. InputError: a flag is missing or has no such choice."""
     return EvaluateOptions(**vars(build_parser().parse_args(argv)))
 
 

@@ -1,13 +1,13 @@
-"""Proposals from features: one command, no annotations needed.
+"""Write temporal action proposals for the videos of a feature archive. Needs no annotations.
 
     python -m bcnet_fast.infer
-        runs the bundled demo (synthetic videos, a small trained network) and shows what comes out
+        run the demo: synthetic videos, and a small trained network that is shipped with the package
 
     python -m bcnet_fast.infer --checkpoint FILE.safetensors --features PATH --fps 30 --output FILE.json
-        writes ActivityNet submission JSON for every video of an archive: a folder of .npy/.npz/.csv/.pt files, one such
-        file, an HDF5 file, or the THUMOS14 two-stream folder
+        write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
+        such file, an HDF5 file, or the THUMOS14 two-stream folder
 
-Exit code: 0 all done; 1 some videos could not be used (listed at the end, the others are written); 2 bad input.
+Exit code: 0 success; 1 some videos failed (listed at the end; the others are written); 2 bad input.
 """
 
 from __future__ import annotations
@@ -27,73 +27,84 @@ from .protocols import NAMES
 
 def build_parser() -> Parser:
     parser = command_parser("infer", __doc__)
-    parser.add_argument("--features", metavar="PATH", help="features of the videos; docs/formats.md has the layouts")
+    parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
     parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
 
     network = parser.add_argument_group("network")
-    network.add_argument("--checkpoint", metavar="FILE", help="weights (.safetensors); this or --preset is needed")
-    network.add_argument("--model", choices=list(PRESETS), help="the system (default: the checkpoint's, or bcnet)")
-    network.add_argument("--preset", choices=DATA_SETS, help="sizes, windows and thresholds, with random weights")
     network.add_argument(
-        "--feature-dim", type=int, metavar="C", help="channels, for random weights (else the preset's)"
+        "--checkpoint", metavar="FILE", help="weights (.safetensors); required unless --preset is given"
+    )
+    network.add_argument("--model", choices=list(PRESETS), help="system (default: that of the checkpoint, or bcnet)")
+    network.add_argument("--preset", choices=DATA_SETS, help="sizes, windows and thresholds; weights are random")
+    network.add_argument(
+        "--feature-dim", type=int, metavar="C", help="channels, with random weights (default: those of the preset)"
     )
     network.add_argument(
         "--precision", choices=list(PRECISIONS), default=InferOptions.precision, help="arithmetic of the network"
     )
     network.add_argument(
-        "--device", default=InferOptions.device, help="auto, cpu or cuda; auto takes a GPU where there is one"
+        "--device", default=InferOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
     )
     network.add_argument(
         "--backend",
         choices=BACKENDS,
         default=InferOptions.backend,
-        help="kernels of the network and of the operators after it",
+        help="implementation of the network and of the operators after it",
     )
     network.add_argument(
-        "--protocol", choices=NAMES, default=InferOptions.protocol, help="the system's own release: docs/protocols.md"
+        "--protocol",
+        choices=NAMES,
+        default=InferOptions.protocol,
+        help="rules of the public release instead of the default ones: docs/protocols.md",
     )
 
     time_flags.add_arguments(parser)
 
     labels = parser.add_argument_group("labels (detections instead of proposals)")
-    labels.add_argument("--labels", metavar="FILE", help="video-level class scores; docs/formats.md has the layouts")
+    labels.add_argument("--labels", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md")
     labels.add_argument(
         "--fusion",
         choices=["product", "sqrt"],
         default=InferOptions.fusion,
-        help="confidence x class score, or its square root",
+        help="confidence x class score, or the square root of that",
     )
     labels.add_argument(
-        "--top-k", type=int, default=InferOptions.top_k, metavar="K", help="best classes that a video's proposals get"
+        "--top-k",
+        type=int,
+        default=InferOptions.top_k,
+        metavar="K",
+        help="number of best classes assigned to the proposals of a video",
     )
 
-    shown = parser.add_argument_group("to look at")
-    shown.add_argument("--plot", metavar="DIR", help="write a timeline picture of each video")
-    shown.add_argument("--srt", metavar="DIR", help="write subtitles of each video")
+    shown = parser.add_argument_group("pictures and subtitles")
+    shown.add_argument("--plot", metavar="DIR", help="write a timeline picture per video")
+    shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
     shown.add_argument(
-        "--best", type=int, default=InferOptions.best, metavar="N", help="proposals shown in pictures and subtitles"
+        "--best", type=int, default=InferOptions.best, metavar="N", help="proposals in pictures and subtitles"
     )
-    shown.add_argument("--ground-truth", metavar="FILE", help="annotations, drawn into the pictures")
+    shown.add_argument("--ground-truth", metavar="FILE", help="annotations to draw in the pictures")
 
     running = parser.add_argument_group("running")
     running.add_argument(
-        "--batch-size", type=int, default=InferOptions.batch_size, metavar="N", help="windows in a batch"
+        "--batch-size", type=int, default=InferOptions.batch_size, metavar="N", help="windows per batch"
     )
     running.add_argument(
         "--workers", type=int, default=InferOptions.workers, metavar="N", help="processes that read features"
     )
-    running.add_argument("--profile", action="store_true", help="print where the time goes, by stage")
-    running.add_argument("--trace", metavar="FILE.json", help="write the stages for chrome://tracing or Perfetto")
-    running.add_argument("--resume", action="store_true", help="go on with an interrupted run of the same settings")
+    running.add_argument("--profile", action="store_true", help="print the time of each stage")
+    running.add_argument(
+        "--trace", metavar="FILE.json", help="write the stages as a trace for chrome://tracing or Perfetto"
+    )
+    running.add_argument("--resume", action="store_true", help="continue an interrupted run with the same settings")
     return parser
 
 
 def parse(argv: list[str]) -> InferOptions:
-    """The options of a run. InputError for a flag that is missing or out of range."""
+    """Parse flags to options. InputError: a flag is missing or out of range."""
     values = vars(build_parser().parse_args(argv))
     for flag in ("features", "output"):
         if values[flag] is None:
-            raise InputError(f"--{flag}: expected it, found none; run without any flag for the demo, or with --help")
+            raise InputError(f"--{flag} is required; see --help, or run without flags for the demo")
     options = InferOptions(time=time_flags.take_options(values), **values)
     require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1)
     return options
@@ -108,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     report = infer(options)
     print(report.summary())
-    if options.profile:
+    if options.profile and report.profile is not None:
         print(report.profile.table())
     for failure in report.failures:
         print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`python -m bcnet_fast.inspect PATH`: what a folder or file of features holds, and the flags to use it with."""
+"""`python -m bcnet_fast.inspect PATH`: what feature files contain, and which flags they need."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ from pathlib import Path
 from .cli import time_flags
 from .cli.parser import Parser, command_parser, program, require_at_least, run
 from .data.features import FeatureArchive, StoredArray, iterate, open_features
-from .data.inspection import VideoReport, count_videos, describe, name_some, suggest
+from .data.inspection import VideoReport, describe, suggest
 from .data.timing import TimeOptions, TimeResolver
 from .errors import InputError
 from .presets import DATA_SETS, PRESETS
 from .progress import progress
 from .storage.checkpoint import read_config
+from .text import count, some
 
 DESCRIPTION = """\
-Read feature files and print, for each video and summed up: shape, orientation, dtype, snippets that are all zero, the
-seconds of a row, the duration that follows from them against the stated one, the number of windows, and what looks
-like a mistake. Ends with the flags for python -m bcnet_fast.infer.
+Show what feature files contain, per video and in total: shape, orientation, dtype, all-zero snippets, seconds per row,
+implied and stated duration, number of windows, and likely mistakes. The last lines are the flags for
+python -m bcnet_fast.infer.
 
-Without --preset, --checkpoint and --feature-dim only shapes are read, and the widths that fit are named.
-Exit code: 0 all videos can be used, 1 some cannot (listed), 2 none can."""
+Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed.
+Exit code: 0 all videos are usable, 1 some are not (listed), 2 none is."""
 DEFAULT_PRESET = "thumos14"
-SYSTEM = PRESETS["bcnet"]  # those of the other systems read features alike
-LISTED = 10  # videos shown one by one
+SYSTEM = PRESETS["bcnet"]  # the other systems read features in the same way
+LISTED = 10  # videos with a row of their own
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What is inspected; each field is the argument or flag with its name."""
+    """Options of `inspect`. A field has the meaning of the argument or flag with the same name."""
 
     path: str
     preset: str | None = None
@@ -49,9 +50,9 @@ def build_parser() -> Parser:
     parser = command_parser("inspect", DESCRIPTION)
     parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
-    system.add_argument("--preset", choices=DATA_SETS, help="the system that is to use the features")
-    system.add_argument("--checkpoint", metavar="FILE", help="weights that are to use them: bring their own preset")
-    parser.add_argument("--feature-dim", type=int, metavar="C", help="channels of a row (default: the preset's)")
+    system.add_argument("--preset", choices=DATA_SETS, help="preset that will use the features")
+    system.add_argument("--checkpoint", metavar="FILE", help="checkpoint that will use the features")
+    parser.add_argument("--feature-dim", type=int, metavar="C", help="channels per row (default: those of the preset)")
     parser.add_argument("--videos", type=int, metavar="N", help="read only the first N videos (default: all)")
     parser.add_argument("--all", action="store_true", help=f"list every video, not only the first {LISTED}")
     parser.add_argument(
@@ -59,17 +60,17 @@ def build_parser() -> Parser:
         type=int,
         default=InspectOptions.workers,
         metavar="N",
-        help="processes that read (0: only this one)",
+        help="processes that read features (0: only this one)",
     )
     time_flags.add_arguments(parser)
     return parser
 
 
 def parse(argv: list[str] | None) -> InspectOptions:
-    """The options of an inspection. InputError for a flag out of range."""
+    """Parse flags to options. InputError: a flag is out of range."""
     values = vars(build_parser().parse_args(argv))
     options = InspectOptions(time=time_flags.take_options(values), **values)
-    require_at_least(options, videos=1, workers=0)
+    require_at_least(options, videos=1, workers=0, feature_dim=1)
     return options
 
 
@@ -78,12 +79,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def inspect(options: InspectOptions) -> int:
-    """Print the whole report; returns the exit code."""
+    """Print the report and return the exit code."""
     config = read_config(options.checkpoint) if options.checkpoint else SYSTEM[options.preset or DEFAULT_PRESET]
     feature_dim = options.feature_dim
     if options.checkpoint and feature_dim not in (None, config.model.feature_dim):
         raise InputError(
-            f"--feature-dim: expected {config.model.feature_dim} as in {options.checkpoint}, found {feature_dim}"
+            f"--feature-dim is {feature_dim}, expected {config.model.feature_dim} to fit {options.checkpoint}"
         )
     if feature_dim is None and (options.preset or options.checkpoint):
         feature_dim = config.model.feature_dim
@@ -93,8 +94,8 @@ def inspect(options: InspectOptions) -> int:
     resolver = options.time.resolver(config, archive)
     resolver.require_match(archive.ids, options.path, options.time.times)
     videos = archive.ids[: options.videos]
-    part = f", of which the first {len(videos)} are read" if len(videos) < len(archive.ids) else ""
-    print(f"{options.path}: {archive.kind}, {count_videos(len(archive.ids))}{part}")
+    part = f", reading the first {len(videos)}" if len(videos) < len(archive.ids) else ""
+    print(f"{options.path}: {archive.kind}, {count(len(archive.ids), 'video')}{part}")
     if feature_dim is None:
         stored, errors = _stored(archive, videos)
         if stored:
@@ -104,8 +105,8 @@ def inspect(options: InspectOptions) -> int:
             _print_widths(stored, archive.path)
         return 0 if not errors else 1 if stored else 2
 
-    thinned = f", one of every {archive.every} rows taken" if archive.every > 1 else ""
-    chosen = "" if options.preset or options.checkpoint else " (by default)"
+    thinned = f", one of every {archive.every} rows used" if archive.every > 1 else ""
+    chosen = "" if options.preset or options.checkpoint else " (default)"
     print(f"preset {config.preset}{chosen}, {feature_dim} channels{thinned}")
     reports: list[VideoReport] = []
     errors: list[InputError] = []
@@ -131,14 +132,14 @@ def inspect(options: InspectOptions) -> int:
 
 
 def _stored(archive: FeatureArchive, videos: Sequence[str]) -> tuple[dict[str, StoredArray], list[InputError]]:
-    """What is on disk for each video, whatever its width; arrays that cannot be opened or are empty are errors."""
+    """Arrays on disk by video, of any width, and the errors of arrays that are empty or cannot be opened."""
     stored: dict[str, StoredArray] = {}
     errors: list[InputError] = []
     for video in videos:
         try:
             array = archive.stored(video)
             if 0 in array.shape:
-                raise InputError(f"{array.path}: expected rows of features, found shape {list(array.shape)}")
+                raise InputError(f"{array.path} has shape {list(array.shape)}, expected at least one row and channel")
         except InputError as error:
             errors.append(error)
         else:
@@ -152,15 +153,17 @@ def _print_shapes(stored: Mapping[str, StoredArray], listed: int | None) -> None
 
 
 def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
-    """Print which numbers of channels would fit, and how to go on with them."""
+    """Print possible numbers of channels, and the commands to continue with."""
     lengths = Counter(length for array in stored.values() for length in set(array.shape) - {1})
     most = max(lengths.values(), default=0)
     widths = sorted(length for length in lengths if lengths[length] == most > len(stored) / 2)
     if widths:
         found = " or ".join(map(str, widths))
-        print(f"\n{found} is the length of an axis in {most} of {count_videos(len(stored))}. If that is the channels:")
+        print(f"\n{most} of {count(len(stored), 'video')} have an axis of length {found}. If it holds the channels:")
     else:
-        print(f"\nno axis has the same length in most of the {count_videos(len(stored))}: they do not belong together")
+        print(
+            f"\nno axis has the same length in most of the {count(len(stored), 'video')}: they do not belong together"
+        )
     for width in widths:
         presets = [f"--preset {name}" for name, config in SYSTEM.items() if config.model.feature_dim == width]
         for flag in presets or [f"--feature-dim {width}"]:
@@ -181,30 +184,33 @@ def _print_summary(reports: Sequence[VideoReport]) -> None:
     rows, snippets = _span((r.rows for r in reports), 0), _span((r.snippets for r in reports), 0)
     implied, stated = _span((r.implied_s for r in reports), 1, " s"), _span((r.stated_s for r in reports), 1, " s")
     compared = [r for r in reports if r.implied_s is not None and r.stated_s is not None]
-    differ = f"; they differ in {sum(r.differs for r in compared)} of {count_videos(len(compared))}" if compared else ""
-    print(f"\n{count_videos(len(reports))} can be used")
-    print(f"  rows: {rows}; snippets: {snippets}; windows in all: {sum(r.windows for r in reports)}")
-    print(f"  stored as: {', '.join(f'{kind} ({count_videos(count)})' for kind, count in stored.most_common())}")
+    differ = (
+        f"; they differ in {sum(r.differs for r in compared)} of {count(len(compared), 'video')}" if compared else ""
+    )
+    print(f"\nusable: {count(len(reports), 'video')}")
+    print(f"  rows: {rows}; snippets: {snippets}; windows in total: {sum(r.windows for r in reports)}")
+    kinds = [f"{kind} ({count(number, 'video')})" for kind, number in stored.most_common()]
+    print(f"  stored as: {', '.join(kinds)}")
     print(f"  NaN or infinite values: none; all-zero snippets: {sum(r.zero_rows for r in reports)}")
-    print(f"  time of a row: {_span((r.row_s for r in reports), 4, ' s')}")
+    print(f"  time per row: {_span((r.row_s for r in reports), 4, ' s')}")
     print(f"  duration by rows: {implied}; stated: {stated}{differ}")
-    print(f"  remarks on: {count_videos(sum(bool(r.remarks) for r in reports))}")
+    print(f"  with remarks: {count(sum(bool(r.remarks) for r in reports), 'video')}")
 
 
 def _print_table_use(videos: Sequence[str], resolver: TimeResolver, table: str) -> None:
     matched = resolver.matched(videos)
     missing = sorted(set(videos) - set(matched))
-    without = f", not {name_some(missing)}" if missing else ""
+    without = f", not {some(missing)}" if missing else ""
     unused = len(resolver.table) - len(matched)
-    others = f"; has {unused} more, without features here" if unused else ""
-    print(f"  {table}: knows {len(matched)} of {count_videos(len(videos))}{without}{others}")
+    others = f"; it has {unused} more, without features" if unused else ""
+    print(f"  {table}: has {len(matched)} of {count(len(videos), 'video')}{without}{others}")
 
 
 def _print_errors(errors: Sequence[InputError], *, usable: bool) -> None:
-    """List the errors: part of the report when some videos are usable, else why the command fails (exit code 2)."""
+    """List the errors: in the report if some videos are usable, else on stderr as the reason for exit code 2."""
     file = sys.stdout if usable else sys.stderr
     if errors:
-        print(f"\n{count_videos(len(errors))} cannot be used", file=file)
+        print(f"\nunusable: {count(len(errors), 'video')}", file=file)
     for error in errors:
         print(f"  {error}", file=file)
 
@@ -225,11 +231,11 @@ def _print_flags(
         for report in reports:
             resolver.resolve(report.video, report.snippets)
     except InputError as error:
-        notes.append(f"still missing: {error}")
+        notes.append(f"missing: {error}")
     if feature_dim != config.model.feature_dim:
         flags["--feature-dim"] = str(feature_dim)
-        trained = f"useful output needs a --checkpoint trained on {feature_dim} channels"
-        notes.append(f"these flags run random weights; {trained}")
+        trained = f"a --checkpoint trained on {feature_dim} channels"
+        notes.append(f"these flags run random weights; useful output needs {trained}")
     print(f"\nflags for {program('infer')}")
     print("  " + " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items()))
     for note in notes:
@@ -249,7 +255,7 @@ def _print_table(rows: Sequence[Sequence[str]], listed: int | None) -> None:
 def _span(values: Iterable[float | None], digits: int, unit: str = "") -> str:
     known = [value for value in values if value is not None]
     if not known:
-        return "not known"
+        return "unknown"
     low, high = _number(min(known), digits), _number(max(known), digits)
     return (low if low == high else f"{low} to {high}") + unit
 

@@ -1,25 +1,25 @@
-"""Train BCNet, BMN or G-TAD on your own features: an archive of features and one annotation file, no code.
+"""Train BCNet, BMN or G-TAD on your own features: a feature archive and one annotation file.
 
     python -m bcnet_fast.train --preset synthetic --output DIR
-        a small network on synthetic videos that are made now, in minutes on two cores; with --annotations FILE they
-        have number, lengths and gaps of instances from there, else from THUMOS14
+        train a small network on generated videos, in minutes on two cores; number, lengths and gaps of their instances
+        follow --annotations FILE, or else THUMOS14
 
     python -m bcnet_fast.train --model bcnet --preset thumos14 --features PATH --annotations FILE --output DIR \\
             --set model.feature_dim=1024 train.epochs=20
-        the sizes of a preset, with some settings replaced
+        start from a preset and override some settings
 
     python -m bcnet_fast.train --model bmn --preset synthetic --fit --features PATH --annotations FILE --output DIR
-        a small network, its sizes by the length of your features and instances
+        train a small network whose sizes follow from your features and instances
 
     torchrun --nproc-per-node 2 -m bcnet_fast.train ...
-        in several processes, one for each GPU; train.batch_size is that of all of them together
+        train in several processes, one per GPU; train.batch_size is the total over all processes
 
-After every epoch the videos of the validation subset are run through inference. best.safetensors in DIR is the
-checkpoint with the highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors that of the last epoch; both are
-what infer takes. log.csv has all losses and recalls. After an interruption the same command with --resume goes on.
-docs/training.md has the whole way from features to numbers.
+Each epoch ends with inference on the validation subset. DIR then contains best.safetensors, the checkpoint with the
+highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors, that of the last epoch, and log.csv with all losses and
+recalls. Both checkpoints work with infer. To continue after an interruption, add --resume to the same command.
+docs/training.md describes every step from features to numbers.
 
-Exit code: 0 done, 2 bad input.
+Exit code: 0 success, 2 bad input.
 """
 
 from __future__ import annotations
@@ -40,46 +40,57 @@ from .training.run import train
 def build_parser() -> Parser:
     parser = command_parser("train", __doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--features", metavar="PATH", help="features of all videos; docs/formats.md has the layouts")
+    data.add_argument("--features", metavar="PATH", help="features of all videos; layouts: docs/formats.md")
     data.add_argument(
         "--annotations",
         metavar="FILE",
-        help="annotated instances, with subsets; without --features, those whose statistics the synthetic videos take",
+        help="annotated instances with subsets; without --features, the source of statistics for the synthetic videos",
     )
     data.add_argument(
-        "--val-annotations", metavar="FILE", help="those of the validation videos, where they are in another file"
+        "--val-annotations", metavar="FILE", help="annotations of the validation videos, if they are in another file"
     )
     data.add_argument(
-        "--train-subset", metavar="NAME", help="subset to train on (default: training; all of a file without subsets)"
+        "--train-subset",
+        metavar="NAME",
+        help="subset to train on (default: training, or all videos of a file without subsets)",
     )
-    data.add_argument("--val-subset", metavar="NAME", help="subset to validate on (default: validation, likewise)")
+    data.add_argument(
+        "--val-subset",
+        metavar="NAME",
+        help="subset to validate on (default: validation, or all videos of a file without subsets)",
+    )
 
     system = parser.add_argument_group("system")
-    system.add_argument("--model", choices=list(PRESETS), default=TrainOptions.model, help="the system")
-    system.add_argument("--preset", choices=PRESET_NAMES, required=True, help="all settings to start from")
+    system.add_argument("--model", choices=list(PRESETS), default=TrainOptions.model, help="system")
+    system.add_argument("--preset", choices=PRESET_NAMES, required=True, help="settings to start from")
     system.add_argument(
         "--fit",
         action="store_true",
-        help="take feature width, window and longest proposal from the data (95 %% of the instances are covered), and "
-        f"where the preset's epochs are fewer than {FEWEST_STEPS} steps, more epochs",
+        help="choose feature width, window and longest proposal from the data, to cover 95 %% of the instances, and "
+        f"more epochs if those of the preset are fewer than {FEWEST_STEPS} steps",
     )
-    system.add_argument("--config", metavar="FILE.toml", help="settings that replace those of the preset")
+    system.add_argument("--config", metavar="FILE.toml", help="settings that override the preset")
     system.add_argument(
         "--set",
         nargs="+",
         action="extend",
         default=[],
         metavar="SECTION.NAME=VALUE",
-        help="settings that replace those of preset and file, such as model.window=128 or train.ema=0.999",
+        help="settings that override preset and file, such as model.window=128 or train.ema=0.999",
     )
-    system.add_argument("--protocol", choices=NAMES, default=TrainOptions.protocol, help="see docs/protocols.md")
+    system.add_argument(
+        "--protocol",
+        choices=NAMES,
+        default=TrainOptions.protocol,
+        help="rules for windows, labels and losses: docs/protocols.md",
+    )
     time_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default=TrainOptions.output, help="folder for checkpoints and log")
-    running.add_argument("--resume", action="store_true", help="go on with what is in --output, if anything is")
+    running.add_argument("--resume", action="store_true", help="continue the training in --output, if there is one")
     running.add_argument(
-        "--device", default=TrainOptions.device, help="auto, cpu or cuda; auto takes a GPU where there is one"
+        "--device", default=TrainOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
     )
     running.add_argument(
         "--workers", type=int, default=TrainOptions.workers, metavar="N", help="processes that read features"
@@ -88,7 +99,7 @@ def build_parser() -> Parser:
 
 
 def parse(argv: list[str]) -> TrainOptions:
-    """The options of a training. InputError for a flag that is missing or out of range."""
+    """Parse flags to options. InputError: a flag is missing or out of range."""
     values = vars(build_parser().parse_args(argv))
     settings = _parse_settings(values.pop("set"))
     options = TrainOptions(time=time_flags.take_options(values), settings=settings, **values)
@@ -97,13 +108,13 @@ def parse(argv: list[str]) -> TrainOptions:
 
 
 def _parse_settings(settings: list[str]) -> Settings:
-    """["section.name=value"] as {section: {name: value}}; a value is JSON, or a text when it is not."""
+    """Turn ["section.name=value"] into {section: {name: value}}. A value is JSON, or else text."""
     values: Settings = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         section, dot, name = name.partition(".")
         if not (section and dot and name and equals):
-            raise InputError(f"--set: expected SECTION.NAME=VALUE, found {setting!r:.80}")
+            raise InputError(f"--set is {setting!r:.80}, expected SECTION.NAME=VALUE")
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError:

@@ -27,6 +27,8 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->)", re.DOTALL)
 
 OURS = "bcnet_fast"
+# Benchmarks whose files begin with the name of another one.
+LONGER_NAMES = ("latency_maps", "precision_emulated")
 SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 NAMES = {
     "reference": "PyTorch, eager",
@@ -68,10 +70,9 @@ def machine(environment: dict[str, Any]) -> str:
 
 def results(benchmark: str) -> list[dict[str, Any]]:
     """The results of a benchmark, one entry a machine."""
-    names = sorted(path.name for path in RESULTS.glob(f"{benchmark}_*.json"))
-    if benchmark == "latency":
-        names = [name for name in names if not name.startswith("latency_maps_")]
-    return [json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in names]
+    longer = tuple(name for name in LONGER_NAMES if name != benchmark)
+    paths = sorted(path for path in RESULTS.glob(f"{benchmark}*.json") if not path.name.startswith(longer))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def each_machine(benchmark: str, make: Callable[[dict[str, Any]], str]) -> str:
@@ -163,7 +164,7 @@ def rewrites(found: dict[str, Any]) -> str:
     by_network: dict[str, dict[str, float]] = {}
     for row in found["ablation"]:
         by_network.setdefault(f"{row['system']}, {row['preset']}", {})[row["rewrites"]] = row["median"]
-    kinds = list(dict.fromkeys(itertools.chain.from_iterable(by_network.values())))
+    kinds = sorted(dict.fromkeys(itertools.chain.from_iterable(by_network.values())), key="none".__eq__)
     lines = []
     for kind in kinds:
         cells = [(one.get(kind), one["all"]) for one in by_network.values()]
@@ -181,7 +182,10 @@ def precision(found: dict[str, Any]) -> str:
             row["precision"],
             number(row["largest"]),
             f"{row['same of 100 %']:.1f} %",
-            *(f"{row[name]:.1f} ({row[change]:+.2f})" if row[name] != "" else "" for name, change in _SCORES),
+            *(
+                f"{row[name]:.1f}{SPACE}({row[change]:+.2f})" if row.get(name, "") != "" else ""
+                for name, change in _SCORES
+            ),
         ]
         for row in found["rows"]
     ]
@@ -189,6 +193,37 @@ def precision(found: dict[str, Any]) -> str:
 
 
 _SCORES = (("AR@100", "change"), ("mAP", "change of mAP"))
+UNMEASURED = "not yet"
+# Bits of a significand, and with them the largest relative error of a rounded number, 2 to the power of minus that.
+SIGNIFICANDS = {"fp32": 24, "tf32": 11, "bf16": 8, "fp16": 11}
+
+
+def precision_emulated() -> str:
+    """The precisions of a GPU: what their formats say, what the emulation gives, and what a GPU gave."""
+    found = json.loads((RESULTS / "precision_emulated.json").read_text(encoding="utf-8"))
+    seeded, bundled = ({row["precision"]: row for row in rows} for rows in groups(found, "network").values())
+    header = [
+        *("", "predicted: error of one rounding", "emulated: largest error, seeded weights"),
+        *("RMS, regression", "RMS, background", "AR@100, bundled", "mAP, bundled", "measured"),
+    ]
+    lines = []
+    for mode, row in seeded.items():
+        if mode == "fp64":
+            continue
+        bits = SIGNIFICANDS.get(mode)
+        of_score = row["scores"]
+        scores = [f"{bundled[mode][name]:.1f} ({bundled[mode][change]:+.2f})" for name, change in _SCORES]
+        lines.append(
+            [
+                f"`{mode}`" if bits else mode,
+                f"{2.0**-bits:.1g}" if bits else "",
+                f"{max(errors['largest'] for errors in of_score.values()):.2g}",
+                *(f"{of_score[name]['rms']:.2g}" for name in ("regression", "background")),
+                *scores,
+                UNMEASURED if bits else "",
+            ]
+        )
+    return table(header, lines)
 
 
 def engine_profile(found: dict[str, Any]) -> str:
@@ -313,10 +348,26 @@ def compiled() -> str:
     return table(["GPU generation", "kernel variants compiled", "with register spills", "most registers"], lines)
 
 
-def predicted_floors() -> str:
+def gpu_floors() -> list[dict[str, str]]:
     """Bounds from datasheets: nothing here was timed."""
     with open(RESULTS / "roofline_gpus.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        return list(csv.DictReader(file))
+
+
+def predicted_networks() -> str:
+    """Whole networks on one GPU in each precision, beside what was measured."""
+    rows = [row for row in gpu_floors() if row["operator"] == "network" and row["GPU"] == "H100"]
+    header = ["one window, µs", *(f"predicted, {name}" for name in ("fp32", "tf32", "16 bits")), "measured"]
+    floors_of = [[float(row[f"predicted floor {dtype} us"]) for dtype in ("fp32", "tf32", "fp16")] for row in rows]
+    lines = [
+        [row["shape"], *(f"> {number(floor)}" for floor in of_row), UNMEASURED]
+        for row, of_row in zip(rows, floors_of, strict=True)
+    ]
+    return table(header, lines)
+
+
+def predicted_floors() -> str:
+    rows = gpu_floors()
     devices = list(dict.fromkeys(row["GPU"] for row in rows))
     by_shape: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
@@ -359,6 +410,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,
+    "predicted-networks": predicted_networks,
+    "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),

@@ -10,6 +10,9 @@ of its inputs and outputs, each moved once. The floor is the longer of FLOPs / r
 of copying. No kernel is run on a GPU here: those rates are the vendor's, and the floors are predictions, not times.
 They take inputs and outputs to lie in the GPU's memory; what is still in its L2 cache can be read faster.
 
+Rows "network" are for one window of a whole network, with all anchors: its matrix products, and one reading of its
+weights. Everything else it does is left out, so these floors err towards too little.
+
 Rates of dense products (where the vendor states the rate with sparsity alone, half of it), with float32 sums:
 
     RTX 2080 Ti  NVIDIA Turing GPU Architecture whitepaper (WP-09183-001), appendix A, reference clocks
@@ -31,6 +34,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,14 +43,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from support.environment import environment
+from support.floors import network_work
 from support.soft_nms_cases import MIN_SCORE, SIGMA, clustered
 from support.tables import print_table
 from support.timing import keep_freed_memory
 
 from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.config import ModelConfig
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.networks.reference.layers import shapes_only
 from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
+from bcnet_fast.presets import DATA_SETS, PRESETS
 from bcnet_fast.storage.files import atomic_text
 
 
@@ -63,6 +72,7 @@ class Gpu(NamedTuple):
     device: str
 
 
+NAMES = {"bcnet": "BCNet", "bmn": "BMN", "gtad": "G-TAD", "thumos14": "THUMOS14", "activitynet13": "ActivityNet-1.3"}
 DTYPES = {"fp32": 4, "tf32": 4, "fp16": 2}  # bytes of an element
 GPUS = {
     "RTX 2080 Ti": Gpu(13.4, None, 53.8, 616, "GeForce RTX 2080 Ti"),
@@ -199,6 +209,19 @@ def cases() -> Iterator[tuple[str, str, Work]]:
         yield "add_layer_norm backward", f"{rows} x {size}", add_layer_norm_backward(rows, size)
 
 
+def networks() -> Iterator[tuple[str, str, Work]]:
+    """The same for whole networks."""
+    for system, data in itertools.product(PRESETS, DATA_SETS):
+        yield "network", f"{NAMES[system]}, {NAMES[data]}", network(PRESETS[system][data].model)
+
+
+def network(model: ModelConfig, windows: int = 1) -> Work:
+    """The products of all windows, and one reading of the weights."""
+    with shapes_only():
+        weights = sum(parameter.numel() for parameter in NETWORKS[model.name](model).parameters())
+    return Work(2 * windows * sum(network_work(model).values()), weights)
+
+
 def best_seconds(call, runs: int = 7) -> float:
     call()
     times = []
@@ -236,10 +259,10 @@ def gpu_floor_us(work: Work, gpu: Gpu, dtype: str) -> float:
 
 
 def gpu_rows() -> list[list[Any]]:
-    """The floors of each operator on each GPU, in microseconds."""
+    """The floors of each operator and network on each GPU, in microseconds."""
     return [
         [name, shape, gpu_name, *(gpu_floor_us(work, gpu, dtype) for dtype in DTYPES)]
-        for name, shape, work in cases()
+        for name, shape, work in itertools.chain(cases(), networks())
         for gpu_name, gpu in GPUS.items()
     ]
 

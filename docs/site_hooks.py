@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -37,8 +38,9 @@ def settings_of(name: str) -> str:
     for field in found.body:
         if isinstance(field, ast.AnnAssign) and field.value is not None:
             default, meaning = ast.unparse(field.value), lines[field.end_lineno - 1].partition("  # ")[2]
-            above = field.lineno - 2
-            while not meaning and lines[above].lstrip().startswith("# "):
-                meaning, above = lines[above].strip().removeprefix("# "), above - 1
+            comments = itertools.takewhile(
+                lambda line: line.startswith("# "), map(str.strip, lines[field.lineno - 2 :: -1])
+            )
+            meaning = meaning or " ".join(line[2:] for line in reversed([*comments]))
             rows.append(f"| `{ast.unparse(field.target)}` | `{default}` | {meaning} |")
     return f"{ast.get_docstring(found)}\n\n" + "\n".join(rows)

@@ -1,1 +1,1 @@
-"""What commands share: flags, errors, exit codes, and the demo."""
+"""Shared by the commands: flags, errors, exit codes and the demo."""

@@ -1,4 +1,4 @@
-"""The commands: their names and what each is for. Imports none of them, so that the list is there at once."""
+"""Names and purposes of the commands. Imports none of them, so that the list appears at once."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from .. import __version__
 from ..errors import InputError
 
 COMMANDS = {
-    "infer": "write the proposals of every video of an archive of features; without flags, run the demo",
-    "train": "train BCNet, BMN or G-TAD on your features, or on synthetic videos",
+    "infer": "write proposals for every video of a feature archive; without flags, run the demo",
+    "train": "train BCNet, BMN or G-TAD on your features or on synthetic videos",
     "evaluate": "print AR@AN, AUC and mAP of a result file",
-    "convert": "turn public checkpoints into one safetensors file",
-    "inspect": "print what feature files hold, and the flags to use them with",
-    "doctor": "print what was built, and test every operator on this machine",
+    "convert": "convert public checkpoints to one safetensors file",
+    "inspect": "show what feature files contain and which flags they need",
+    "doctor": "show what was built and test every operator on this machine",
 }
 
 
 def listing(start: str) -> str:
-    """The commands, one line each; `start` is what the user types before the name of one."""
+    """One line per command; `start` is what the user types before its name."""
     width = max(map(len, COMMANDS))
     lines = [f"bcnet_fast {__version__}: temporal action proposals for untrimmed videos", ""]
     lines += [f"usage: {start} COMMAND [--help] ...", ""]
@@ -28,7 +28,7 @@ def listing(start: str) -> str:
 
 
 def dispatch(argv: list[str], start: str) -> int:
-    """Run the command that `argv` begins with; returns its exit code. InputError for an unknown one."""
+    """Run the command named by the first argument and return its exit code. InputError: unknown command."""
     name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         print(listing(start))

@@ -1,7 +1,7 @@
-"""The demo of `python -m bcnet_fast.infer`: the whole main job on videos that are made on the spot.
+"""Demo of `python -m bcnet_fast.infer`: a complete run on generated videos.
 
-Synthetic untrimmed videos from a seed that no training used, the small network that the package brings, and, for
-comparison, the same network with random weights. Everything goes through the files that a user would have.
+Synthetic untrimmed videos from a seed that no training used, the small network shipped with the package and, for
+comparison, the same network with random weights. All data passes through files, as it would for a user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..data.synthetic import make_videos, write_dataset
 from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
 from ..inference.model import load
-from ..inference.predict import Predictor
+from ..inference.predict import Predictor, VideoProposals
 from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
@@ -28,13 +28,13 @@ from .parser import program
 VIDEOS = 8
 SEED = 7
 POINTS = (5, 10, 50, 100)
-THRESHOLDS = np.linspace(0.5, 0.95, 10)
+THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 
 
 def run_demo(folder: Path) -> int:
-    """Make the videos, run the bundled network, and print what it found beside the truth; returns the exit code."""
+    """Generate videos, run the bundled network, print its proposals next to the truth; return the exit code."""
     threads = torch.get_num_threads()
-    # The network is so small that threads would mostly wait for each other.
+    # The network is too small to gain from threads.
     torch.set_num_threads(1)
     try:
         return _run_demo(folder)
@@ -46,11 +46,13 @@ def _run_demo(folder: Path) -> int:
     checkpoint = resources.files("bcnet_fast") / "assets" / "demo.safetensors"
     config = read_config(str(checkpoint))
     output, pictures = folder / "proposals.json", folder / "pictures"
-    # What an earlier demo left, interrupted or of another version, must not mix with this one.
+    # Files of an earlier demo, interrupted or of another version, must not mix with these.
     shutil.rmtree(folder / "features", ignore_errors=True)
     (folder / "proposals.json.partial").unlink(missing_ok=True)
     features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
-    print(f"BCNet demo: {VIDEOS} synthetic untrimmed videos, made now from seed {SEED}; the network never saw them")
+    print(
+        f"BCNet demo: {VIDEOS} synthetic untrimmed videos, generated from seed {SEED}; the network has never seen them"
+    )
     print(
         f"running: {program('infer')} --checkpoint {checkpoint} --features {features} --times {annotations} "
         f"--output {output} --plot {pictures} --ground-truth {annotations} --device cpu"
@@ -78,7 +80,9 @@ def _run_demo(folder: Path) -> int:
     archive = open_features(features, feature_dim=config.model.feature_dim)
     times = TimeResolver(config, table=truth, every=archive.every, row_stride=archive.row_stride)
     found = Predictor(untrained)(archive, archive.ids, times)
-    random = {one.video: np.column_stack([one.segments, one.scores]) for one in found}
+    random = {
+        one.video: np.column_stack([one.segments, one.scores]) for one in found if isinstance(one, VideoProposals)
+    }
 
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
     print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))
@@ -98,11 +102,11 @@ def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np
 
 
 def _print_beside_truth(annotation: VideoAnnotation, results: Results) -> None:
-    """For each true instance of a video, the highest-ranked proposal that overlaps it with a tIoU of at least 0.5."""
+    """Print the highest-ranked proposal with tIoU >= 0.5 for each true instance of a video."""
     mine = results.video == results.video_names.index(annotation.id)
     segments, scores = results.segments[mine], results.scores[mine]
     print(
-        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action beside the highest-ranked of "
+        f"\n{annotation.id}, {annotation.duration:.1f} s: each true action next to the highest-ranked of "
         f"{len(scores)} proposals with tIoU >= 0.5"
     )
     print(f"{'true action':>18}  {'label':<10}{'proposal':>18}{'tIoU':>8}{'rank':>6}{'confidence':>12}")

@@ -1,4 +1,4 @@
-"""What all commands share: the parser, how a command calls itself, and how an error becomes an exit code."""
+"""The parser of all commands, the name a command shows for itself, and exit codes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import BackendError, InputError
 
-_MODULE = "python -m bcnet_fast."  # before the name of a command, in --help and in hints
+_MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and keeps the line breaks of the description."""
+    """Shows defaults and keeps the line breaks of the description."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
@@ -24,7 +24,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser with `HelpFormatter`, whose errors are one line like all others, without the usage text."""
+    """Argument parser whose errors are one line, like all others, without the usage text."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
@@ -44,22 +44,22 @@ def program(command: str) -> str:
 
 
 def command_parser(command: str, description: str | None) -> Parser:
-    """The parser of a command, with --version; examples in the description start the command as the user does."""
+    """Parser of a command, with --version. Examples in the description use the `program` the user started."""
     parser = Parser(prog=program(command), description=(description or "").replace(_MODULE, program("")))
     parser.add_argument("--version", action="version", version=f"bcnet_fast {__version__}")
     return parser
 
 
 def require_at_least(options: object, **lowest: int) -> None:
-    """InputError for a flag below its lowest value; a flag that was not given is None."""
+    """Raise InputError if a flag is below its lowest value; None means the flag is absent."""
     for name, low in lowest.items():
         value = getattr(options, name)
         if value is not None and value < low:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least {low}, found {value}")
+            raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least {low}")
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run an entry point: 0 done, 1 done but something failed, 2 one clear line about bad input, 130 interrupted."""
+    """Run an entry point and exit: 0 done, 1 some videos failed, 2 bad input (one line on stderr), 130 interrupted."""
     try:
         code = main()
         sys.stdout.flush()
@@ -67,7 +67,7 @@ def run(main: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
-        # The reader of a pipe (head, less) went away: nothing is wrong, and nobody is left to tell.
+        # The reader of a pipe (head, less) has closed it, which is no error.
         sys.stdout = None
         code = 0
     except OSError as error:

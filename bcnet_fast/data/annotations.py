@@ -1,18 +1,18 @@
 """Ground truth and video information from every public layout, as plain dataclasses.
 
-The layout is told by the content of the file, never by its name; a `.gz` file is read as what it holds:
+The content of a file determines its layout, never its name. Files may be gzipped.
 
 | layout | recognised by |
 | --- | --- |
-| ActivityNet JSON, also as ActionFormer, G-TAD (segments as strings) and OpenTAD write it | the key `database` |
-| flat JSON of BSN, BMN and mmaction2 | an object for each video id |
+| ActivityNet JSON, including that of ActionFormer, G-TAD (segments as strings) and OpenTAD | the key `database` |
+| flat JSON of BSN, BMN and mmaction2 | one object per video id |
 | THUMOS14 annotation CSV | columns `video`, `type`, `type_idx`, `start`, `end` |
 | THUMOS14 ground-truth CSV | columns `video-name`, `t-init`, `t-end`, `label-idx` |
 | video-information CSV of BSN, BMN, G-TAD or BCNet | columns `video`, `seconds`, `fps`, `numFrame`, `featureFrame` |
-| the same, a small one of your own | `video` and any of `fps`, `stride`, `offset`, `duration`, `frames` |
+| your own video-information CSV | `video` and any of `fps`, `stride`, `offset`, `duration`, `frames` |
 
-Times are seconds. A file that states only a part (say `fps`) gives None for the rest. Instances that THUMOS14 marks
-`Ambiguous` are dropped, as every public evaluation does.
+Times are in seconds. Facts that a file does not state are None. Instances that THUMOS14 marks `Ambiguous` are dropped,
+as in every public evaluation.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from typing import Any
 from ..errors import InputError
 from ..storage.files import parse_json, read_text
 
-# The 20 classes of the THUMOS14 detection task with their UCF-101 numbers (from 1); in this alphabetical order they
-# are also numbers 0 to 19 of the ground-truth CSV.
+# Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
+# label-idx of the ground-truth CSV.
 THUMOS14_CLASSES = {
     "BaseballPitch": 7,
     "BasketballDunk": 9,
@@ -55,7 +55,7 @@ THUMOS14_CLASSES = {
 
 _EXPECTED = "ground truth or video information (ActivityNet or BMN JSON, THUMOS14 or video-information CSV)"
 
-# Field of VideoAnnotation -> names that public files use for it, the first one found counts.
+# Field of VideoAnnotation -> names in public files; the first one present is used.
 _JSON_KEYS = {
     "duration": ("duration", "duration_second"),
     "fps": ("fps",),
@@ -87,15 +87,15 @@ class Instance:
 
 @dataclass(frozen=True)
 class VideoAnnotation:
-    """What a file says about one video; None where it says nothing."""
+    """Facts about one video; None if unknown."""
 
     id: str
     duration: float | None = None  # seconds
     fps: float | None = None
-    frames: int | None = None  # of the video
-    feature_frames: int | None = None  # frames that the features cover
-    feature_stride: float | None = None  # frames between neighbouring rows of the features
-    feature_offset: float | None = None  # frame of the boundary before the first row
+    frames: int | None = None  # number of video frames
+    feature_frames: int | None = None  # number of frames covered by the features
+    feature_stride: float | None = None  # frames between consecutive rows of the features
+    feature_offset: float | None = None  # frame at which the first row starts
     subset: str | None = None
     instances: tuple[Instance, ...] = ()
 
@@ -103,11 +103,13 @@ class VideoAnnotation:
 def read_annotations(
     path: str | os.PathLike, subset: str | None = None, *, strip_prefix: bool = False
 ) -> dict[str, VideoAnnotation]:
-    """Read the annotation of every video of a file, in file order.
+    """Read the annotations of all videos of a file, in file order.
 
-    `subset` keeps the videos of that subset only (upper and lower case are the same). `strip_prefix` takes the
-    ActivityNet prefix off the ids (`strip_activitynet_prefix`). InputError: no known layout, a missing key or column, a
-    segment that is not two finite numbers or ends before it starts, a video given twice, no video of that subset.
+    subset: keep the videos of this subset only; case does not matter.
+    strip_prefix: remove the ActivityNet prefix of the ids, see `strip_activitynet_prefix`.
+
+    InputError: unknown layout, missing key or column, a segment that is not two finite numbers in order, a repeated
+    video, no video in the subset.
     """
     text = read_text(path, _EXPECTED)
     if text.lstrip()[:1] in ("{", "["):
@@ -121,27 +123,27 @@ def read_annotations(
 
 
 def in_subset(videos: Mapping[str, VideoAnnotation], subset: str, source: str) -> dict[str, VideoAnnotation]:
-    """The videos of one subset, upper and lower case being the same; InputError lists the subsets if there are none."""
+    """Keep the videos of one subset; case does not matter. InputError: there are none; lists the subsets."""
     kept = {name: video for name, video in videos.items() if (video.subset or "").lower() == subset.lower()}
     if not kept:
         found = sorted({video.subset for video in videos.values() if video.subset is not None})
         raise InputError(
-            f"{source}: expected videos of the subset {subset!r}, found {', '.join(found) or 'no subsets'}"
+            f"{source} has {'the subsets ' + ', '.join(found) if found else 'no subsets'}, expected {subset!r}"
         )
     return kept
 
 
 def strip_activitynet_prefix(videos: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Take the prefix `v_` off the ids; the values are kept.
+    """Remove the prefix `v_` of the ids.
 
-    ActivityNet names a video `v_` and its 11-character YouTube id. An id of just 11 characters is such a YouTube id
-    already and keeps a `v_` of its own. InputError when two ids become the same.
+    ActivityNet names a video `v_` plus its 11-character YouTube id. An id of 11 characters is a YouTube id, which may
+    itself start with `v_`. InputError: two ids become equal.
     """
     stripped: dict[str, Any] = {}
     for name, value in videos.items():
         short = name[2:] if name.startswith("v_") and len(name) != 11 else name
         if short in stripped:
-            raise InputError(f"{source}: expected every video once, found {short!r} with and without the prefix v_")
+            raise InputError(f"{source}: video {short!r} occurs with and without the prefix v_")
         stripped[short] = value
     return stripped
 
@@ -150,19 +152,19 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
     database = content.get("database", content) if isinstance(content, dict) else content
     if not isinstance(database, dict) or not all(isinstance(entry, dict) for entry in database.values()):
         keys = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: expected {_EXPECTED}, found JSON of another layout ({keys})")
+        raise InputError(f"{path}: unknown JSON layout ({keys}), expected {_EXPECTED}")
     if not database:
-        raise InputError(f"{path}: expected {_EXPECTED}, found no video")
+        raise InputError(f"{path} has no video, expected {_EXPECTED}")
     known = {"annotations", "subset"}.union(*_JSON_KEYS.values())
     if not any(known.intersection(entry) for entry in database.values()):
         found = ", ".join(list(next(iter(database.values())))[:5])
-        raise InputError(f"{path}: expected {_EXPECTED}, found entries with other keys ({found or 'none'})")
+        raise InputError(f"{path} has entries with unknown keys ({found or 'none'}), expected {_EXPECTED}")
     videos = {}
     for name, entry in database.items():
         where = f"{path}: video {name!r}"
         annotations = entry.get("annotations", [])
         if not isinstance(annotations, list):
-            raise InputError(f"{where}: expected a list of annotations, found {annotations!r:.120}")
+            raise InputError(f"{where}: annotations is {annotations!r:.120}, expected a list")
         videos[name] = VideoAnnotation(
             id=name,
             **_facts(entry, _JSON_KEYS, where),
@@ -174,19 +176,19 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
 
 def _json_instance(annotation: Any, where: str) -> Instance:
     if not isinstance(annotation, dict) or not {"segment", "label"} <= annotation.keys():
-        raise InputError(f"{where}: expected an annotation with the keys segment and label, found {annotation!r:.120}")
+        raise InputError(f"{where}: annotation is {annotation!r:.120}, expected the keys segment and label")
     segment = annotation["segment"]
     if not isinstance(segment, list) or len(segment) != 2:
-        raise InputError(f"{where}: expected a segment of two numbers in seconds, found {segment!r:.120}")
+        raise InputError(f"{where}: segment is {segment!r:.120}, expected two numbers in seconds")
     return _instance(segment[0], segment[1], annotation["label"], where)
 
 
 def _instance(start: Any, end: Any, label: Any, where: str) -> Instance:
     start_s, end_s = _number(start), _number(end)
     if start_s is None or end_s is None:
-        raise InputError(f"{where}: expected a segment of two numbers in seconds, found [{start!s:.60}, {end!s:.60}]")
+        raise InputError(f"{where}: segment is [{start!s:.60}, {end!s:.60}], expected two numbers in seconds")
     if end_s < start_s:
-        raise InputError(f"{where}: expected a segment that ends after its start, found [{start}, {end}]")
+        raise InputError(f"{where}: segment is [{start}, {end}], expected start <= end")
     return Instance(start_s, end_s, str(label))
 
 
@@ -200,25 +202,25 @@ def _from_csv(text: str, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
     elif "video" in columns and columns & set().union(*_TABLE_COLUMNS.values()):
         videos = _video_table(rows)
     else:
-        raise InputError(f"{path}: expected {_EXPECTED}, found the columns {', '.join(header)[:60]!r}")
+        raise InputError(f"{path} has the columns {', '.join(header)[:60]!r}, expected {_EXPECTED}")
     if not videos:
-        raise InputError(f"{path}: expected {_EXPECTED}, found no row after the first line")
+        raise InputError(f"{path} has no row after the header, expected {_EXPECTED}")
     return videos
 
 
 def read_table(text: str, path: str | os.PathLike, expected: str) -> tuple[list[str], list[tuple[str, dict[str, str]]]]:
-    """The column names of a CSV text, and every row with its file and line in words. InputError: broken, uneven."""
+    """Parse CSV: column names, and rows with their position for messages. InputError: malformed or uneven rows."""
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True, strict=True)
     try:
         columns = list(reader.fieldnames or ())
         rows = [(f"{path}: line {reader.line_num}", row) for row in reader]
     except csv.Error as error:
         raise InputError(
-            f"{path}: expected {expected}, found a broken CSV at line {reader.reader.line_num} ({error})"
+            f"{path}: malformed CSV at line {reader.reader.line_num} ({error}), expected {expected}"
         ) from error
     for where, row in rows:
         if None in row or None in row.values():
-            raise InputError(f"{where}: expected {len(columns)} columns as in the first line, found more or fewer")
+            raise InputError(f"{where}: more or fewer cells than the {len(columns)} columns of the header")
     return columns, rows
 
 
@@ -242,7 +244,7 @@ def _thumos_ground_truth(rows: list[tuple[str, dict[str, str]]]) -> dict[str, Vi
             videos[name] = VideoAnnotation(id=name, **_facts(row, keys, where))
         index = _number(row["label-idx"])
         if index is None or not (index.is_integer() and -1 <= index < len(labels)):
-            raise InputError(f"{where}: expected a label-idx from -1 to {len(labels) - 1}, found {row['label-idx']!r}")
+            raise InputError(f"{where}: label-idx is {row['label-idx']!r}, expected -1 to {len(labels) - 1}")
         of_video = instances.setdefault(name, [])
         if index >= 0:
             of_video.append(_instance(row["t-init"], row["t-end"], labels[int(index)], where))
@@ -254,29 +256,29 @@ def _video_table(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnot
     for where, row in rows:
         name = row["video"]
         if name in videos:
-            raise InputError(f"{where}: expected every video once, found {name!r} again")
+            raise InputError(f"{where}: video {name!r} is repeated")
         videos[name] = VideoAnnotation(
             id=name, **_facts(row, _TABLE_COLUMNS, where), subset=_text_or_none(row.get("subset"))
         )
     return videos
 
 
-def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where: str) -> dict[str, float | int | None]:
-    """The numbers of one video; an empty cell and a missing key are None, anything but a usable number InputError."""
-    facts: dict[str, float | int | None] = {}
+def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where: str) -> dict[str, Any]:
+    """Numbers of one video, without empty cells and missing keys. InputError: a value is not a valid number."""
+    facts: dict[str, Any] = {}
     for field, names in keys.items():
         name = next((name for name in names if entry.get(name) not in (None, "")), None)
         if name is None:
             continue
         value = _number(entry[name])
         if value is None or (field in _POSITIVE and value <= 0) or (field != "feature_offset" and value < 0):
-            raise InputError(f"{where}: expected {name} as a positive number, found {entry[name]!r:.120}")
+            raise InputError(f"{where}: {name} is {entry[name]!r:.120}, expected a positive number")
         facts[field] = round(value) if field in _WHOLE else value
     return facts
 
 
 def _number(value: Any) -> float | None:
-    """A finite float from a number or its text, else None."""
+    """Convert a number or its text to a finite float, or else None."""
     if isinstance(value, bool):
         return None
     try:

@@ -1,7 +1,7 @@
-"""Feature files of many layouts behind one lazy archive: an id gives a clean [T, C] float32 array, or one clear error.
+"""Feature files of many layouts as one lazy archive: an id gives a checked [T, C] float32 array, or one InputError.
 
-Nothing is guessed: the channel axis is the one whose length is the configured width, and whatever cannot be used as it
-stands is an InputError that names the video, what was expected and what was found. docs/formats.md describes the files.
+Nothing is guessed: the channel axis is the one whose length is the configured width. docs/formats.md describes the
+layouts.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
+from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import Source, find_source, unreadable
 
-_BLOCK_ROWS = 4096  # snippets that are read at once: bounds the memory that thinning or converting a long video takes
+_BLOCK_ROWS = 4096  # snippets read at once, which bounds the memory for skipping rows and converting long videos
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSequence:
-    """The features of one video, as the windows are cut from them."""
+    """Features of one video, ready to be cut into windows."""
 
     features: np.ndarray  # [T, C] float32, C-contiguous, finite, T >= 2
     orientation: str  # of the stored array: "[T, C]" or "[C, T]"
     path: str  # file, and dataset inside it
-    rows_in_file: int  # time steps before every N-th was taken
+    rows_in_file: int  # time steps of the file, of which every N-th is used
     dtype: str  # of the stored array
-    note: str | None = None  # something that was decided for the user and should be shown
+    note: str | None = None  # remark for the user on an ambiguity
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """What lies on disk for one video, before any orientation is chosen."""
+    """Array of one video on disk, in its own orientation."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -49,32 +50,34 @@ class StoredArray:
 def open_features(
     path: str | os.PathLike, *, feature_dim: int | None, every: int | None = None, strip_prefix: bool = False
 ) -> FeatureArchive:
-    """Open an archive of features; lists names only.
+    """Open an archive of features; reads names only.
 
-    path: a folder of .npy, .npz, .csv or .pt files (one kind), one such file, an HDF5 file, or a folder with the
-        THUMOS14 two-stream files.
+    path: folder of .npy, .npz, .csv or .pt files (one kind), one such file, an HDF5 file, or a folder with the THUMOS14
+        two-stream files.
     feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
-    every: rows of a file from one snippet to the next; None: 5 for the two-stream layout, else 1.
-    strip_prefix: drop the ActivityNet prefix "v_" from the ids, as its annotations and result files do.
+    every: use every N-th row. None: 5 for the two-stream layout, else 1.
+    strip_prefix: remove the ActivityNet prefix "v_" of the ids, as in its annotations and result files.
 
-    Raises InputError when there is nothing to read at `path` or two videos have one id.
+    InputError: there are no features at `path`, or two videos have the same id.
     """
     path = Path(path)
     if feature_dim is not None and feature_dim < 1:
-        raise InputError(f"feature width: expected 1 channel or more, found {feature_dim}")
+        raise InputError(f"feature_dim is {feature_dim}, expected at least 1")
     if every is not None and every < 1:
-        raise InputError(f"--every: expected 1 or more rows, found {every}")
+        raise InputError(f"--every is {every}, expected at least 1")
     source = find_source(path)
     if not source.videos:
-        raise InputError(f"{path}: expected features of at least one video, found none in this {source.kind}")
+        raise InputError(f"{path}: no video in this {source.kind}")
     return FeatureArchive(path, source, feature_dim, every or source.every, strip_prefix)
 
 
 class FeatureArchive:
-    """Features of many videos; made by `open_features`. Can be pickled and used after a fork.
+    """Features of many videos, see `open_features`. Can be pickled, and used after a fork.
 
-    Attributes: `ids` (sorted), `kind` (of layout, in words), `path`, `feature_dim`, `every` (see `open_features`),
-    `row_stride` (video frames between rows of a file where the layout fixes that, else None).
+    ids: names of the videos, sorted.
+    kind: layout in words.
+    path, feature_dim, every: see `open_features`.
+    row_stride: video frames between rows of a file, if the layout fixes it, else None.
     """
 
     def __init__(self, path: Path, source: Source, feature_dim: int | None, every: int, strip_prefix: bool) -> None:
@@ -85,26 +88,26 @@ class FeatureArchive:
         self.row_stride = source.row_stride
         self._source = source
         names = {name: name for name in sorted(source.videos)}
-        # Id -> name in the source.
+        # id -> name in the source
         self._names = strip_activitynet_prefix(names, str(path)) if strip_prefix else names
         self.ids: list[str] = sorted(self._names)
 
     def stored(self, video: str) -> StoredArray:
-        """Shape and dtype on disk, which for .npy and HDF5 takes no reading of values. Raises InputError."""
+        """Shape and dtype on disk; for .npy and HDF5 no values are read. InputError: it cannot be opened."""
         array, where = self._open(video)
         return StoredArray(tuple(array.shape), str(array.dtype), where)
 
     def load(self, video: str) -> FeatureSequence:
-        """Read, orient, thin, convert and check the features of one video. Raises InputError, also for NaN values."""
+        """Read, orient, convert and check every N-th row of a video. InputError: unusable, including NaN values."""
         if self.feature_dim is None:
-            raise ValueError("this archive was opened without feature_dim, so the channel axis is unknown")
+            raise ValueError("feature_dim is None, expected the number of channels to find the channel axis")
         array, where = self._open(video)
         time_axis, channel_axis, note = _orient(array.shape, self.feature_dim, self._source.time_first, where)
         rows = array.shape[time_axis]
         snippets = len(range(0, rows, self.every))
         if snippets < 2:
-            rows_of = f" ({rows} rows, one of every {self.every} taken)" if self.every > 1 else ""
-            raise InputError(f"{where}: expected a video of 2 or more snippets, found {snippets}{rows_of}")
+            rows_of = f" (one in {self.every} of {count(rows, 'row')})" if self.every > 1 else ""
+            raise InputError(f"{where} has {count(snippets, 'snippet')}{rows_of}, expected at least 2")
         try:
             features = _read(array, time_axis, channel_axis, self.every)
         except OSError as error:
@@ -114,28 +117,30 @@ class FeatureArchive:
         return FeatureSequence(features, orientation, where, rows, str(array.dtype), note)
 
     def close(self) -> None:
-        """Close the files that are open in this process; the next read opens them again."""
+        """Close the open files of this process; the next read opens them again."""
         self._source.close()
 
     def _open(self, video: str) -> tuple[Any, str]:
         if video not in self._names:
-            raise InputError(f"{self.path}: expected a video named {video!r}, found none")
+            raise InputError(f"{self.path}: no video {video!r}")
         array, where = self._source.open(self._names[video])
         if array.dtype.kind not in "fiu":
-            raise InputError(f"{where}: expected an array of real numbers, found dtype {array.dtype}")
+            raise InputError(f"{where} has dtype {array.dtype}, expected real numbers")
         return array, where
 
 
 def iterate(
     archive: FeatureArchive, videos: Sequence[str], *, workers: int = 0, prefetch: int = 2
 ) -> Iterator[tuple[str, FeatureSequence | InputError]]:
-    """Load `videos` in the given order while the caller computes; a video that cannot be used yields its InputError.
+    """Load `videos` in order while the caller computes; an unusable video yields its InputError.
 
-    workers: processes that read; 0 reads in one background thread of this process. prefetch: videos kept ready (by
-    each worker), which bounds the memory whatever the size of the archive. The values do not depend on either.
+    workers: processes that read. 0: one background thread of this process.
+    prefetch: videos loaded ahead (by each worker), which bounds the memory.
+
+    The features depend on neither.
     """
     if workers > 0:
-        # A forked worker must not inherit open HDF5 files: with older HDF5 it shares their position with the others.
+        # Forked workers must not inherit open HDF5 files, whose position older HDF5 would share between them.
         archive.close()
         loader = DataLoader(
             _Videos(archive, videos),
@@ -143,7 +148,7 @@ def iterate(
             num_workers=workers,
             prefetch_factor=max(1, prefetch),
             collate_fn=_unchanged,
-            generator=torch.Generator(),  # else starting the workers draws from the global random state
+            generator=torch.Generator(),  # without it, starting workers advances the global random state
         )
         yield from loader
         return
@@ -187,25 +192,25 @@ class _Videos(Dataset):
 
 
 def _orient(shape: Sequence[int], feature_dim: int, time_first: bool, where: str) -> tuple[int, int, str | None]:
-    """Time axis, channel axis and a remark. Axes of length 1 are ignored where exactly two others remain."""
+    """Time axis, channel axis and a remark. Axes of length 1 are ignored if exactly two others remain."""
     axes = list(range(len(shape)))
     if len(shape) > 2:
         axes = [axis for axis in axes if shape[axis] != 1]
     if len(axes) != 2:
-        raise InputError(f"{where}: expected a [T, C] or [C, T] array, found shape {list(shape)}")
+        raise InputError(f"{where} has shape {list(shape)}, expected [T, C] or [C, T]")
     first, second = axes
     if shape[second] == feature_dim:
         ambiguous = shape[first] == feature_dim and not time_first
-        return first, second, f"both axes have length {feature_dim}: taken as [T, C]" if ambiguous else None
+        return first, second, f"both axes have length {feature_dim}; using [T, C]" if ambiguous else None
     if shape[first] == feature_dim and not time_first:
         return second, first, None
-    raise InputError(f"{where}: expected {feature_dim} channels, found shape {list(shape)}")
+    raise InputError(f"{where} has shape {list(shape)}, expected {feature_dim} channels")
 
 
 def _read(array: Any, time_axis: int, channel_axis: int, every: int) -> np.ndarray:
-    """Every N-th time step as [T, C] float32, read block by block.
+    """Read every N-th time step as [T, C] float32.
 
-    Whole blocks, because HDF5 reads a strided selection of a chunked dataset several times slower than all of it.
+    Reads contiguous blocks, because a strided selection of a chunked HDF5 dataset is several times slower.
     """
     rows = array.shape[time_axis]
     out = np.empty((len(range(0, rows, every)), array.shape[channel_axis]), np.float32)
@@ -215,7 +220,7 @@ def _read(array: Any, time_axis: int, channel_axis: int, every: int) -> np.ndarr
         index[time_axis] = slice(first * every, min((first + _BLOCK_ROWS) * every, rows))
         block = array[tuple(index)]
         block = block if time_axis < channel_axis else block.T
-        with np.errstate(over="ignore"):  # a float64 too large for float32 becomes infinite and is reported as that
+        with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is reported as such
             out[first : first + _BLOCK_ROWS] = block[::every]
     return out
 
@@ -228,6 +233,6 @@ def _check_finite(features: np.ndarray, every: int, where: str) -> None:
     nans = int(np.isnan(features).sum())
     infinite = int(finite.size - finite.sum()) - nans
     raise InputError(
-        f"{where}: expected finite values, found {nans} NaN and {infinite} infinite, "
-        f"the first at row {row * every}, channel {channel}"
+        f"{where} has {nans} NaN and {infinite} infinite values, the first at row {row * every}, channel {channel}; "
+        "expected finite values"
     )

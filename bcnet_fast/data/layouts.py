@@ -1,4 +1,4 @@
-"""How features lie on disk: what a path holds, and opening the stored array of one video, whatever its orientation."""
+"""Layouts of features on disk: list the videos at a path, and open the array of one, in its own orientation."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ import torch
 
 from ..errors import InputError
 from ..storage.files import require_file
+from ..text import count
 
-# Imported by the functions that need it, so that all other layouts work where it is not installed.
+# An extra: only the functions that need it import it.
 if TYPE_CHECKING:
     import h5py
 
 HDF5_SUFFIXES = (".h5", ".hdf5")
-ARRAY_NAMES = ("feats", "features")  # of the feature array where a file or an HDF5 group holds several arrays
-STREAMS = ("flow", "rgb")  # in the order in which the public THUMOS14 codes concatenate them
+ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HDF5 group of several arrays
+STREAMS = ("flow", "rgb")  # order of concatenation in the public THUMOS14 codes
 SUBSETS = ("val", "test")
 TWO_STREAM_EVERY = 5
 
 
 def find_source(path: Path) -> Source:
-    """The layout of `path`. Raises InputError when it is none, or names a video twice; opens no file of one array."""
+    """Find the layout of `path`; files of single arrays stay closed. InputError: unknown layout, repeated video."""
     if not path.exists():
-        raise InputError(f"{path}: expected a folder or file of features, found nothing there")
+        raise InputError(f"{path}: no such file or folder")
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
             return _Files({path.stem: path}, f"{path.suffix.lower()} file")
         if path.suffix.lower() in HDF5_SUFFIXES or _is_hdf5(path):
             return _Hdf5(path)
-        raise InputError(f"{path}: expected a file of the kind {_KINDS} or .h5, found {path.suffix or 'no suffix'!r}")
+        raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5")
     try:
         files = [Path(entry) for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
@@ -48,22 +49,20 @@ def find_source(path: Path) -> Source:
     files = [file for file in files if file.suffix.lower() in _READERS]
     suffixes = sorted({file.suffix.lower() for file in files})
     if not suffixes:
-        hint = "; an HDF5 archive is given by its file name" if any(n.endswith(HDF5_SUFFIXES) for n in names) else ""
-        raise InputError(f"{path}: expected files of the kind {_KINDS}, found none among {len(names)} files{hint}")
+        hint = "; for an HDF5 archive, give the file itself" if any(n.endswith(HDF5_SUFFIXES) for n in names) else ""
+        raise InputError(f"{path} has {count(len(names), 'file')} of other kinds, expected {_KINDS}{hint}")
     videos: dict[str, Path] = {}
     for file in sorted(files):
         if file.stem in videos:
-            raise InputError(
-                f"{path}: expected one file for each video, found {videos[file.stem].name} and {file.name}"
-            )
+            raise InputError(f"{path} has {videos[file.stem].name} and {file.name}, expected one file per video")
         videos[file.stem] = file
     if len(suffixes) > 1:
-        raise InputError(f"{path}: expected files of one kind, found {' and '.join(suffixes)}")
+        raise InputError(f"{path} has {' and '.join(suffixes)} files, expected one kind")
     return _Files(videos, f"folder of {suffixes[0]} files")
 
 
 def _is_hdf5(path: Path) -> bool:
-    """Whether the signature of HDF5 is where its format allows it: at byte 0, 512, 1024, 2048 and so on."""
+    """Whether the HDF5 signature is at an offset that the format allows: 0, 512, 1024, 2048 and so on."""
     signature, offset = b"\x89HDF\r\n\x1a\n", 0
     if not path.is_file() or not os.access(path, os.R_OK):
         return False
@@ -77,7 +76,7 @@ def _is_hdf5(path: Path) -> bool:
 
 
 def _import_h5py(path: Path) -> Any:
-    """h5py, which only this layout needs. InputError says how to install it."""
+    """Import h5py, which is an extra. InputError: it is not installed."""
     try:
         import h5py
     except ImportError as error:
@@ -86,26 +85,26 @@ def _import_h5py(path: Path) -> Any:
 
 
 def unreadable(where: object, expected: str, error: Exception) -> str:
-    """The one line of an InputError about a file whose own reader failed with `error`."""
+    """One-line message about a file whose reader failed with `error`."""
     lines = str(error).strip().splitlines()
-    return f"{where}: expected {expected}, found something unreadable ({lines[0] if lines else type(error).__name__})"
+    return f"{where} cannot be read ({lines[0] if lines else type(error).__name__}), expected {expected}"
 
 
 class Source(abc.ABC):
-    """One layout: `videos` holds the names in it, `open` gives the stored array of a name."""
+    """A layout: `videos` has the names in it, `open` returns the stored array of a name."""
 
     kind: str
-    every = 1  # rows from one snippet to the next, unless the user says otherwise
-    row_stride: float | None = None  # video frames between rows, where the layout fixes that
+    every = 1  # default: use every N-th row
+    row_stride: float | None = None  # video frames between rows, if the layout fixes it
     time_first = False  # the layout fixes [T, C]
     videos: dict[str, Any]
 
     @abc.abstractmethod
     def open(self, name: str) -> tuple[Any, str]:
-        """An array (or anything with shape, dtype, ndim and slicing) and the words that name it in an error."""
+        """Return the array (or an object with shape, dtype, ndim and slicing) and its name for errors."""
 
     def close(self) -> None:  # noqa: B027
-        """Files of single arrays are closed as soon as they are read."""
+        """Close open files; files of single arrays are closed as soon as they are read."""
 
 
 class _Files(Source):
@@ -121,7 +120,7 @@ class _Files(Source):
 
 
 class _Hdf5Files:
-    """Open HDF5 files of this process; never shared with a forked or pickled copy."""
+    """Open HDF5 files of this process, never shared with forked or pickled copies."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, Path], h5py.File] = {}
@@ -141,7 +140,7 @@ class _Hdf5Files:
 
 
 class _Hdf5(Source):
-    """A dataset for each video; a group may hold the datasets of several videos, or one video's `features`."""
+    """One dataset per video; a group contains the datasets of several videos, or the `features` of one."""
 
     kind = "HDF5 file"
 
@@ -163,9 +162,7 @@ class _Hdf5(Source):
 
     def _add(self, video: str, dataset: str) -> None:
         if video in self.videos:
-            raise InputError(
-                f"{self.path}: expected one dataset for each video, found {self.videos[video]} and {dataset}"
-            )
+            raise InputError(f"{self.path} has {self.videos[video]} and {dataset}, expected one dataset per video")
         self.videos[video] = dataset
 
     def open(self, name: str) -> tuple[Any, str]:
@@ -176,9 +173,9 @@ class _Hdf5(Source):
 
 
 class _TwoStream(Source):
-    """flow_val.h5 + rgb_val.h5, flow_test.h5 + rgb_test.h5, or both pairs: one row for each video frame."""
+    """flow_val.h5 + rgb_val.h5, flow_test.h5 + rgb_test.h5, or both pairs, with one row per video frame."""
 
-    kind = "two-stream folder (flow and RGB, a row for each frame)"
+    kind = "two-stream folder (flow and RGB, one row per frame)"
     every = TWO_STREAM_EVERY
     row_stride = 1.0
     time_first = True
@@ -192,15 +189,15 @@ class _TwoStream(Source):
             present = [name for name in pair if name in names]
             if len(present) == 1:
                 missing = next(name for name in pair if name not in names)
-                raise InputError(f"{folder}: expected {missing} beside {present[0]}, found nothing there")
-            # The union, so that a video that one stream lacks is reported and not dropped in silence.
+                raise InputError(f"{folder}: {missing} is missing, expected it next to {present[0]}")
+            # The union, so that a video missing in one stream is reported.
             videos: set[str] = set()
             for name in present:
                 with _listing(folder / name) as file:
                     videos.update(file)
             for video in videos:
                 if video in self.videos:
-                    raise InputError(f"{folder}: expected each video in one subset, found {video!r} in val and in test")
+                    raise InputError(f"{folder}: video {video!r} is in val and test, expected one subset")
                 self.videos[video] = subset
 
     def open(self, name: str) -> tuple[Any, str]:
@@ -208,7 +205,7 @@ class _TwoStream(Source):
         parts = [_dataset(self.files, path, name) for path in paths]
         for path, part in zip(paths, parts, strict=True):
             if part.ndim != 2:
-                raise InputError(f"{path}: {name}: expected a [frames, channels] array, found {list(part.shape)}")
+                raise InputError(f"{path}: {name} has shape {list(part.shape)}, expected [frames, channels]")
         return _SideBySide(parts), f"{paths[0]} + {paths[1].name}: {name}"
 
     def close(self) -> None:
@@ -216,7 +213,7 @@ class _TwoStream(Source):
 
 
 class _SideBySide:
-    """Arrays [T, C] of possibly unequal T joined along the channels and cut to the shortest."""
+    """Arrays [T, C] concatenated along the channels and cut to the shortest T."""
 
     ndim = 2
 
@@ -241,7 +238,7 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 @contextlib.contextmanager
 def _listing(path: Path) -> Iterator[h5py.File]:
-    """Open a file for its names only: it is closed again before any worker is forked."""
+    """Open a file to list names; it is closed again before workers are forked."""
     with _open_hdf5(path) as file:
         try:
             yield file
@@ -255,7 +252,7 @@ def _is_group(file: h5py.File, name: str) -> bool:
     try:
         return file.get(name, getclass=True) is h5py.Group
     except (KeyError, OSError, RuntimeError):
-        return False  # a link to nowhere: found when it is read, and no reason to lose the other videos
+        return False  # a dangling link: reported when it is read, without losing the other videos
 
 
 def _dataset(files: _Hdf5Files, path: Path, name: str) -> h5py.Dataset:
@@ -266,17 +263,17 @@ def _dataset(files: _Hdf5Files, path: Path, name: str) -> h5py.Dataset:
         dataset = files.get(path)[name]
     except (KeyError, OSError, RuntimeError) as error:
         if name not in files.get(path):
-            raise InputError(f"{where}: expected a dataset of this name, found none") from error
+            raise InputError(f"{where}: no such dataset") from error
         raise InputError(unreadable(where, "a dataset of features", error)) from error
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         found = "an empty dataset" if isinstance(dataset, h5py.Dataset) else "a group"
-        raise InputError(f"{where}: expected a dataset of features, found {found}")
+        raise InputError(f"{where} is {found}, expected a dataset of features")
     return dataset
 
 
 def _read_npy(path: Path) -> np.ndarray:
     try:
-        # Mapped, so that shape and dtype cost nothing; object arrays are refused (they would run pickled code).
+        # Memory-mapped, so that shape and dtype are free; object arrays fail, because they would run pickled code.
         return np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # NumPy parses the header as Python source, and a damaged one fails in any way.
         raise InputError(unreadable(path, "a .npy array of numbers", error)) from error
@@ -295,52 +292,52 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _read_csv(path: Path) -> np.ndarray:
-    expected = "a .csv file of numbers with or without a header row"
+    expected = "a .csv file of numbers with or without a header"
     try:
         with open(path, encoding="utf-8-sig") as file:
             header = _is_header(file.readline())
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about a file without rows, which becomes an error below
+            warnings.simplefilter("ignore", UserWarning)  # about a file without rows, an error below
             array = np.loadtxt(
                 path, np.float32, delimiter=",", comments=None, skiprows=int(header), ndmin=2, encoding="utf-8-sig"
             )
     except (OSError, ValueError) as error:
         raise InputError(unreadable(path, expected, error)) from error
     if array.size == 0:
-        raise InputError(f"{path}: expected {expected}, found no row of numbers")
+        raise InputError(f"{path} has no row of numbers, expected {expected}")
     return array
 
 
 def _read_pt(path: Path) -> np.ndarray:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error of its own: a damaged file gives nearly any
+    except Exception as error:  # a damaged file may raise any exception
         raise InputError(
-            f"{path}: expected a .pt file with a tensor, found something that torch.load refuses "
-            f"({type(error).__name__}; only tensors are loaded, never pickled code)"
+            f"{path}: torch.load fails ({type(error).__name__}), expected a .pt file with tensors only; "
+            "pickled code is never loaded"
         ) from error
     if isinstance(content, dict):
         tensors = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
         content = tensors[_only_array(list(tensors), path)]
     if not isinstance(content, torch.Tensor) or content.layout is not torch.strided:
-        raise InputError(f"{path}: expected a dense tensor or a dict with one, found {type(content).__name__}")
+        raise InputError(f"{path} has a {type(content).__name__}, expected a dense tensor or a dict with one")
     if content.is_floating_point() and content.dtype not in (torch.float16, torch.float32, torch.float64):
         content = content.float()  # NumPy has no bfloat16
     return content.detach().numpy()
 
 
 def _only_array(names: list[str], path: Path) -> str:
-    """The single name, or the one that is called after features."""
+    """The only name, or the one in ARRAY_NAMES."""
     chosen = names if len(names) == 1 else [name for name in names if name in ARRAY_NAMES]
     if len(chosen) != 1:
         raise InputError(
-            f"{path}: expected one array, or one named {' or '.join(ARRAY_NAMES)}, found {', '.join(names) or 'none'}"
+            f"{path} has the arrays {', '.join(names) or 'none'}, expected one, or one named {' or '.join(ARRAY_NAMES)}"
         )
     return chosen[0]
 
 
 def _is_header(line: str) -> bool:
-    """Names without a single number, or the column numbers 0, 1, 2, ... that pandas writes for unnamed columns."""
+    """Whether a line has no number, or the numbers 0, 1, 2, ... that pandas writes for unnamed columns."""
     cells = [cell.strip() for cell in line.split(",")]
     return not any(map(_is_number, cells)) or cells == [str(column) for column in range(len(cells))]
 

@@ -1,13 +1,14 @@
-"""Untrimmed videos with ground truth, made from a seed: a data set for anyone, without a download.
+"""Synthetic untrimmed videos with ground truth, generated from a seed.
 
-How many instances a video has, how long they are and how far apart follows THUMOS14, or other annotations that are
-given. A video is a row of scenes (constant vectors) over which events happen. An event of an action class runs through
-the three phases of its class, from the first to the last, and is ground truth. A look-alike holds one phase of an
-action class or runs through the phases backwards; it is background, and a single snippet of it cannot be told from an
-action. Activations rise and fall softly around the exact boundaries, and everything lies under noise that is
-correlated in time. Which vectors stand for scenes and phases depends on `SyntheticConfig.world` alone, so that all sets
-of one configuration show the same classes; what happens in video i of a subset depends on (seed, subset, i) alone, so
-that no set shares a video with a set of another seed or subset.
+Number, lengths and gaps of the instances follow THUMOS14 or given annotations. A video is a sequence of scenes
+(constant vectors) with events on top. An action passes through the three phases of its class in order; it is ground
+truth. A look-alike holds one phase, or passes through the phases backwards; it is background, although each of its
+snippets looks like an action. Activations rise and fall smoothly around the exact boundaries, and noise that is
+correlated in time is added.
+
+The vectors of scenes and phases depend only on `SyntheticConfig.world`: all data sets of a configuration have the same
+classes. The events of video i of a subset depend only on (seed, subset, i): sets of another seed or subset share no
+video.
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..storage.files import write_json
+from ..text import count
 from .annotations import Instance, VideoAnnotation
 
 PHASES = 3
-Quantiles = tuple[float, ...]  # of a distribution, equally far apart; draws are uniform between neighbours
-# Of the quantiles that are read from annotations: without the rarest extremes, to which a line would lead from afar.
+Quantiles = tuple[float, ...]  # of a distribution, at equally spaced ranks; draws interpolate linearly
+# Ranks of quantiles from annotations. They exclude the extremes, towards which interpolation would put too many draws.
 _RANKS = np.linspace(0.005, 0.995, 21)
-_SHORTEST_S = 0.01  # of an instance
+_SHORTEST_S = 0.01  # lower limit of an instance length
 
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """What the videos are like. The defaults of the first four are those of THUMOS14's annotated validation videos."""
+    """Statistics of the videos. Defaults of the first four fields: annotated validation videos of THUMOS14."""
 
     instances: Quantiles = (
         *(1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0, 5.0, 6.0, 6.0, 7.0, 8.0, 9.2),
         *(12.0, 14.0, 18.0, 21.0, 26.45, 33.61, 50.15, 95.16),
-    )  # of a video
+    )  # per video
     instance_s: Quantiles = (
         *(0.4, 0.7, 0.93, 1.1, 1.3, 1.5, 1.8, 2.1, 2.3, 2.6, 2.95, 3.3, 3.8),
         *(4.5, 5.0, 5.6, 6.2, 7.1, 7.9, 9.6, 20.27),
@@ -49,28 +52,29 @@ class SyntheticConfig:
     gap_s: Quantiles = (
         *(0.0, 0.2, 0.3, 0.5, 0.79, 1.0, 1.3, 1.8, 2.3, 2.9, 3.7, 4.5, 5.5),
         *(6.7, 8.2, 10.4, 12.9, 17.4, 24.3, 38.41, 127.43),
-    )  # before, between and after the instances of a video
-    alike: tuple[float, float] = (0.68, 0.42)  # correlation within a video, of lengths and of gaps
-    pause_s: Quantiles = (2.0, 20.0)  # before a look-alike, in a gap
+    )  # before, between and after instances
+    alike: tuple[float, float] = (0.68, 0.42)  # correlation of lengths, and of gaps, within a video
+    pause_s: Quantiles = (2.0, 20.0)  # before a look-alike in a gap
     feature_dim: int = 32  # C
     classes: int = 5
     scenes: int = 6
-    world: int = 0  # seed of the vectors of all phases and scenes
+    world: int = 0  # seed of the vectors of phases and scenes
     fps: float = 25.0
-    stride: int = 8  # video frames between neighbouring snippets
+    stride: int = 8  # video frames between consecutive snippets
     scene_s: Quantiles = (4.0, 8.0, 12.0, 18.0, 36.0)
     ramp_s: Quantiles = (0.2, 1.2)  # rise or fall around a boundary
-    main_class: float = 0.7  # share of the events that show the main class of their video
-    signal: float = 6.0  # length of the vector of a phase or scene; the noise has deviation 1 in every channel
-    gain: float = 0.25  # events are stronger or weaker by up to this part
+    main_class: float = 0.7  # fraction of events with the main class of their video
+    signal: float = 6.0  # norm of the vector of a phase or scene; noise has standard deviation 1 per channel
+    gain: float = 0.25  # largest relative change of the strength of an event
 
 
-def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, tuple[float, ...]]:
-    """Number, lengths and gaps of the instances of real videos, as settings of `SyntheticConfig`.
+def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, Any]:
+    """Number, lengths and gaps of the instances of real videos, as arguments of `SyntheticConfig`.
 
-    Instances that are stated twice, have no extent or end after their video do not count; where they overlap, there is
-    no gap. A video without a stated duration has no gap after its last instance. InputError, which names `source`, when
-    fewer than two videos have instances.
+    Duplicates, instances of zero length and those beyond the end of their video are ignored. Overlapping instances have
+    no gap, and neither has the end of a video of unknown duration.
+
+    InputError: fewer than two videos have instances; names `source`.
     """
     numbers, lengths, gaps = [], [], []
     for video in annotations:
@@ -84,26 +88,26 @@ def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[s
         after = np.array([*(start for start, _ in segments), duration]) - latest
         gaps.append(after[(after >= 0) & np.isfinite(after)])
     if len(numbers) < 2:
-        raise InputError(f"{source}: expected instances in at least 2 videos, found them in {len(numbers)}")
+        raise InputError(f"{source} has instances in {count(len(numbers), 'video')}, expected at least 2")
     values = {"instances": numbers, "instance_s": np.concatenate(lengths), "gap_s": np.concatenate(gaps)}
     settings = {name: tuple(np.quantile(of_one, _RANKS).round(2).tolist()) for name, of_one in values.items()}
     return settings | {"alike": (_alike(lengths), _alike(gaps))}
 
 
 def _alike(groups: Sequence[Sequence[float]]) -> float:
-    """Mean correlation of two values of a group, of their normal scores, so that only the order of values counts."""
+    """Mean correlation of two values of a group. It uses normal scores, so that only the order of values matters."""
     values = np.concatenate(groups)
     _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = ((np.cumsum(counts) - counts / 2) / len(values))[which]  # equal values have the mean of their ranks
+    ranks = ((np.cumsum(counts) - counts / 2) / len(values))[which]  # ties have their mean rank
     scores = np.split([NormalDist().inv_cdf(rank) for rank in ranks], np.cumsum([len(group) for group in groups])[:-1])
     products = sum((s.sum() ** 2 - (s**2).sum()) / (len(s) - 1) for s in scores if len(s) > 1)
-    count = sum(len(s) for s in scores if len(s) > 1)
-    return round(float(np.clip(products / max(count, 1), 0, 1)), 2)
+    number = sum(len(s) for s in scores if len(s) > 1)
+    return round(float(np.clip(products / max(number, 1), 0, 1)), 2)
 
 
 @dataclass(frozen=True)
 class SyntheticVideo:
-    """One video: features [T, C] float32, snippet t covers [t, t + 1) * stride / fps seconds."""
+    """A video: features [T, C] float32; snippet t covers the seconds [t, t + 1) * stride / fps."""
 
     annotation: VideoAnnotation
     features: np.ndarray
@@ -112,7 +116,7 @@ class SyntheticVideo:
 def make_videos(
     count: int, *, seed: int, subset: str, config: SyntheticConfig = SyntheticConfig()
 ) -> Iterator[SyntheticVideo]:
-    """Make `count` videos, one at a time; the first n are the same for every `count` >= n."""
+    """Generate `count` videos one by one; a larger `count` only adds videos."""
     rng = np.random.Generator(np.random.PCG64(config.world))
     phases = config.signal * _unit(rng.standard_normal((config.classes, PHASES, config.feature_dim)))
     scenes = config.signal * _unit(rng.standard_normal((config.scenes, config.feature_dim)))
@@ -126,11 +130,11 @@ class _Event:
     start: float
     end: float
     action: int  # class
-    held: int | None = None  # for a look-alike: the phase that it holds, or PHASES for all of them backwards
+    held: int | None = None  # of a look-alike: the phase it holds, or PHASES for all phases backwards
 
 
 def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[list[_Event], float]:
-    """What happens in a video, events one after the other, and how long it lasts, in seconds."""
+    """Events of a video in temporal order, and its duration in seconds."""
     main = int(rng.integers(config.classes))
 
     def action() -> int:
@@ -141,7 +145,7 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
     gaps = _alike_draws(rng, config.gap_s, config.alike[1], number + 1)
     events, now = [], 0.0
     for gap, length in zip(gaps, [*lengths, None], strict=True):
-        # Instances that touch would be one to whoever sees the features.
+        # Instances that touch could not be told apart by their features.
         after = now + max(gap, 0.1)
         while True:
             start = now + _draw(rng, config.pause_s)
@@ -157,13 +161,13 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
 
 
 def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """How strongly each phase of the event's class is active at each moment: time [T] in seconds -> [T, PHASES]"""
+    """Activation of each phase of the event's class: time [T] in seconds -> [T, PHASES]."""
     position = np.clip((time - event.start) / (event.end - event.start), 0.0, 1.0) * (PHASES - 1)
     if event.held == PHASES:
         position = PHASES - 1 - position
     elif event.held is not None:
         position = np.full_like(position, event.held)
-    # Hat functions: at most two neighbouring phases are active at a moment, and their weights sum to 1.
+    # Hat functions: at most two consecutive phases are active, and their weights sum to 1.
     weights = np.maximum(1 - np.abs(position[:, None] - np.arange(PHASES)), 0.0)
     rise, fall = _draw(rng, config.ramp_s), _draw(rng, config.ramp_s)
     strength = 1 + rng.uniform(-config.gain, config.gain)
@@ -175,7 +179,7 @@ def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, confi
 def _make_video(
     index: int, subset: str, phases: np.ndarray, scenes: np.ndarray, rng: np.random.Generator, config: SyntheticConfig
 ) -> SyntheticVideo:
-    """phases [classes, PHASES, C], scenes [scenes, C]: the vectors of the configuration's world"""
+    """phases: vectors [classes, PHASES, C]. scenes: vectors [scenes, C]."""
     snippet_s = config.stride / config.fps
     events, duration = _make_events(rng, config)
     snippets = math.ceil(duration / snippet_s)
@@ -210,7 +214,7 @@ def _draw(rng: np.random.Generator, quantiles: Quantiles) -> float:
 
 
 def _alike_draws(rng: np.random.Generator, quantiles: Quantiles, alike: float, number: int) -> list[float]:
-    """Draws of one video: each has the distribution of `quantiles`, and each two have the correlation `alike`."""
+    """Draw values of one video: each follows `quantiles`, and any two have the correlation `alike`."""
     scores = math.sqrt(alike) * rng.standard_normal() + math.sqrt(1 - alike) * rng.standard_normal(number)
     return [_at(quantiles, NormalDist().cdf(score)) for score in scores]
 
@@ -220,16 +224,16 @@ def _at(quantiles: Quantiles, rank: float) -> float:
 
 
 def _noise(shape: tuple[int, int], rng: np.random.Generator, correlated: int = 8) -> np.ndarray:
-    """Gaussian noise [T, C] of variance 1: half of it white, half a running mean over `correlated` snippets."""
+    """Gaussian noise [T, C] of variance 1: half white noise, half a running mean over `correlated` snippets."""
     total = np.cumsum(rng.standard_normal((shape[0] + correlated, shape[1])), axis=0)
     running = (total[correlated:] - total[:-correlated]) / math.sqrt(correlated)
     return math.sqrt(0.5) * (rng.standard_normal(shape) + running)
 
 
 def write_dataset(folder: str | os.PathLike, videos: Iterable[SyntheticVideo]) -> tuple[Path, Path]:
-    """Write `features/<id>.npy` and `annotations.json` (ActivityNet layout) below `folder`, and return both paths.
+    """Write `features/<id>.npy` and `annotations.json` (ActivityNet layout) to `folder`; return both paths.
 
-    InputError when the folder cannot be written.
+    InputError: the folder cannot be written.
     """
     features, annotations = Path(folder) / "features", Path(folder) / "annotations.json"
     database = {}
@@ -242,6 +246,6 @@ def write_dataset(folder: str | os.PathLike, videos: Iterable[SyntheticVideo]) -
             entry["annotations"] = [{"segment": [i["start"], i["end"]], "label": i["label"]} for i in instances]
             database[entry.pop("id")] = entry
     except OSError as error:
-        raise InputError(f"{folder}: expected a folder to write to, found: {error.strerror or error}") from error
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}") from error
     write_json(annotations, {"version": "bcnet_fast synthetic", "database": database})
     return features, annotations

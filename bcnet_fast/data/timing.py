@@ -1,7 +1,7 @@
-"""When a snippet happens: from a boundary index to seconds, for every public feature layout.
+"""Times of snippets: from a boundary index to seconds, for every public feature layout.
 
-One rule covers them all: `seconds(g) = (g * stride + offset) / fps`, or `g / T * duration` for a whole video that is
-rescaled to T snippets. docs/formats.md lists the values of the public layouts.
+A single rule: `seconds(g) = (g * stride + offset) / fps`, or `g / T * duration` if the whole video is rescaled to T
+snippets. docs/formats.md lists the values of the public layouts.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import Config
 from ..errors import InputError
+from ..text import count
 from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
 
 if TYPE_CHECKING:
@@ -25,16 +26,16 @@ Boundary = TypeVar("Boundary", float, np.ndarray)
 
 @dataclass(frozen=True)
 class SnippetTime:
-    """Where the snippets of one video lie in time."""
+    """Times of the snippets of one video."""
 
-    stride: float | None  # video frames between neighbouring snippets; may be None where `rescaled` is given
+    stride: float | None  # video frames between consecutive snippets; not None unless `rescaled` is set
     offset: float  # video frame of boundary 0
-    fps: float | None  # may be None where `rescaled` is given
-    duration: float | None  # of the video, in seconds; never None where `rescaled` is given
-    rescaled: int | None = None  # T, when the whole video is rescaled to T snippets
+    fps: float | None  # not None unless `rescaled` is set
+    duration: float | None  # seconds; not None if `rescaled` is set
+    rescaled: int | None = None  # T, if the whole video is rescaled to T snippets
 
     def seconds(self, boundary: Boundary) -> Boundary:
-        """Time of snippet boundary g in the video (snippet t lies between boundaries t and t + 1)."""
+        """Time of snippet boundary g; snippet t lies between boundaries t and t + 1."""
         if self.rescaled is not None:
             return boundary / self.rescaled * self.duration
         return (boundary * self.stride + self.offset) / self.fps
@@ -42,11 +43,11 @@ class SnippetTime:
 
 @dataclass(frozen=True)
 class TimeFlags:
-    """What the user states for all videos; it goes before anything that a file says."""
+    """Values for all videos, which override those of files."""
 
-    fps: float | None = None  # video frames a second
-    stride: float | None = None  # video frames between neighbouring rows of a feature file
-    offset: float | None = None  # video frame of the boundary before the first row
+    fps: float | None = None  # video frames per second
+    stride: float | None = None  # video frames between consecutive rows of a feature file
+    offset: float | None = None  # video frame at which the first row starts
     duration: float | None = None  # seconds
 
     def __post_init__(self) -> None:
@@ -55,21 +56,21 @@ class TimeFlags:
             low = -math.inf if name == "offset" else 0.0
             if value is not None and not low < value < math.inf:
                 expected = "a finite number" if name == "offset" else "a positive number"
-                raise InputError(f"--{name}: expected {expected}, found {value}")
+                raise InputError(f"--{name} is {value}, expected {expected}")
 
 
 @dataclass(frozen=True)
 class TimeOptions:
-    """What the user states about rows and time: numbers for all videos, and a file with those of each."""
+    """Rows in use and their times: values for all videos, and a file with values per video."""
 
     flags: TimeFlags = TimeFlags()
-    every: int | None = None  # rows of a file from one snippet to the next; None: that of the layout
-    times: str | None = None  # path of a file that `read_annotations` reads
+    every: int | None = None  # use every N-th row; None: the default of the layout
+    times: str | None = None  # path for `read_annotations`
 
     def resolver(
         self, config: Config, archive: FeatureArchive, known: Mapping[str, VideoAnnotation] | None = None
     ) -> TimeResolver:
-        """The times of the videos of `archive`; `known` stands in for the file where there is none.
+        """Times of the videos of `archive`. `known` replaces the file if there is none.
 
         InputError: the file cannot be read.
         """
@@ -79,22 +80,23 @@ class TimeOptions:
 
 @dataclass(frozen=True)
 class TimeFacts:
-    """What is known of one video's time. None where nothing says it."""
+    """Known facts about the time of one video; None if unknown."""
 
     fps: float | None
     duration: float | None  # seconds
-    frames: int | None  # of the video
-    row_stride: float | None  # video frames between rows of the file, where flag, table or layout says so
-    stride: float | None  # video frames between snippets; None when rows are skipped and `row_stride` is unknown
+    frames: int | None  # number of video frames
+    row_stride: float | None  # video frames between rows of the file, if a flag, table or layout states it
+    stride: float | None  # video frames between snippets; None if rows are skipped and `row_stride` is unknown
     offset: float  # video frame of boundary 0
 
 
 class TimeResolver:
-    """Puts together what flags, a table and the preset say, in this order of precedence.
+    """Combines flags, a table and the preset, in this order of precedence.
 
-    config: `data` gives stride, offset and rescaling, `model.window` the T of rescaling.
-    table: id -> VideoAnnotation, as `read_annotations` gives it; videos may be missing. every: rows from one snippet to
-    the next. row_stride: video frames between rows where the feature layout fixes that (`FeatureArchive.row_stride`).
+    config: `data` has stride, offset and rescaling; `model.window` is the T of rescaling.
+    table: id -> VideoAnnotation, as from `read_annotations`; videos may be missing.
+    every: every N-th row is used.
+    row_stride: video frames between rows, if the feature layout fixes it (`FeatureArchive.row_stride`).
     """
 
     def __init__(
@@ -113,23 +115,23 @@ class TimeResolver:
         self.row_stride = row_stride
 
     def matched(self, videos: Collection[str]) -> list[str]:
-        """The videos that the table knows; ids are compared as they are."""
+        """Videos that are in the table, by exact id."""
         return [video for video in videos if video in self.table]
 
     def require_match(self, videos: Collection[str], features: object, table: object) -> None:
-        """InputError when a table was given that knows none of the videos; the message shows an id of each side."""
+        """Raise InputError if there is a table with none of the videos; the message shows an id of both."""
         if not self.table or self.matched(videos):
             return
         here = strip_activitynet_prefix(dict.fromkeys(videos), str(features))
         there = strip_activitynet_prefix(dict.fromkeys(self.table), str(table))
-        hint = "; they agree without the prefix v_, which --preset activitynet13 drops" if here.keys() & there else ""
+        hint = "; they agree without the prefix v_, which --preset activitynet13 removes" if here.keys() & there else ""
         raise InputError(
-            f"{table}: expected some of the {len(videos)} videos of {features}, such as {next(iter(videos))!r}, "
-            f"found {len(self.table)} others, such as {next(iter(self.table))!r}{hint}"
+            f"{table} has {count(len(self.table), 'video')}, such as {next(iter(self.table))!r}, expected some of the "
+            f"{len(videos)} in {features}, such as {next(iter(videos))!r}{hint}"
         )
 
     def facts(self, video: str) -> TimeFacts:
-        """What is known of the time of `video`, without demanding that it suffices."""
+        """Known facts about the time of `video`, which may be too few."""
         flags, row = self.flags, self.table.get(video) or VideoAnnotation(video)
         duration = _first(flags.duration, row.duration or None)
         frames = row.frames or None
@@ -140,16 +142,16 @@ class TimeResolver:
         if row_stride is not None:
             stride = row_stride * self.every
         else:
-            # The preset speaks of the rows as they are: it says nothing about files of which rows are skipped.
+            # The stride of the preset refers to consecutive rows, and says nothing if rows are skipped.
             stride = self.config.data.stride if self.every == 1 else None
         offset = _first(flags.offset, row.feature_offset, self.config.data.offset)
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
 
     def resolve(self, video: str, snippets: int, *, whole_snippets: bool = False) -> SnippetTime:
-        """Time of a video of that many snippets. InputError names the video, what is missing and the flags for it.
+        """Times of a video with that many snippets. InputError: names the missing fact and its flags.
 
-        With `whole_snippets` a rescaled video ends with its last whole snippet of the preset's stride, as in the public
-        BMN release.
+        With `whole_snippets`, a rescaled video ends with the last whole snippet of the preset's stride, as in the
+        public BMN release.
         """
         facts = self.facts(video)
         if self.config.data.rescale:
@@ -157,7 +159,7 @@ class TimeResolver:
             return replace(time, duration=self._covered(video, facts) * time.duration) if whole_snippets else time
         if facts.fps is None:
             raise InputError(
-                f"video {video!r}: expected its frames per second, found none; "
+                f"video {video!r} has no known frame rate; "
                 "give --fps, or --times FILE with a column fps (or frames and duration)"
             )
         return SnippetTime(self._stride(video, facts), facts.offset, facts.fps, facts.duration)
@@ -168,21 +170,21 @@ class TimeResolver:
         duration = facts.duration
         if duration is None:
             if facts.fps is None:
-                raise InputError(f"video {video!r}: expected its duration in seconds, found none; {give}")
+                raise InputError(f"video {video!r} has no known duration; {give}")
             if snippets == window and facts.row_stride is None:
-                # Most likely a file that was rescaled before: its rows are not a preset's stride apart.
+                # Probably a file that is already rescaled, whose rows have another stride than the preset.
                 raise InputError(
-                    f"video {video!r}: expected its duration in seconds, found none, and {window} rows that may have "
-                    f"been rescaled already; {give}, or --stride if they were not"
+                    f"video {video!r} has no known duration, and {window} rows that may be rescaled already; "
+                    f"{give}, or --stride if they are not"
                 )
             duration = snippets * self._stride(video, facts) / facts.fps
         return SnippetTime(facts.stride, facts.offset, facts.fps, duration, rescaled=window)
 
     def _covered(self, video: str, facts: TimeFacts) -> float:
-        """The part of a video that whole snippets of the preset's stride make up."""
+        """Fraction of a video that is covered by whole snippets of the preset's stride."""
         if facts.frames is None:
             raise InputError(
-                f"video {video!r}: expected its number of frames, which --protocol release needs, found none; "
+                f"video {video!r} has no known number of frames, which --protocol release requires; "
                 "give --times FILE with a column frames"
             )
         stride = self.config.data.stride
@@ -191,12 +193,12 @@ class TimeResolver:
     def _stride(self, video: str, facts: TimeFacts) -> float:
         if facts.stride is None:
             raise InputError(
-                f"video {video!r}: expected the video frames between rows of its file, because only every "
-                f"{self.every} rows one is taken, found none; give --stride, or --times FILE with a column stride"
+                f"video {video!r} has no known stride, which is required if only one in {self.every} rows is used; "
+                "give --stride, or --times FILE with a column stride"
             )
         return facts.stride
 
 
 def _first(*values: float | None) -> float | None:
-    """The first that is not None."""
+    """First value that is not None."""
     return next((value for value in values if value is not None), None)

@@ -1,4 +1,4 @@
-"""A whole evaluation: result file and ground truth in, recall, precision and what is odd about them out."""
+"""A complete evaluation: from a result file and ground truth to recall, precision and warnings."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from ..results.figure import require_picture_name
 from ..results.fusion import FUSION_RULES, fuse
 from ..results.reader import Results, read_results
 from ..storage.files import require_writable, write_json
+from ..text import count, some
 from .average_recall import AverageRecall, average_recall
 from .ground_truth import without_duplicates
 from .mean_average_precision import MeanAveragePrecision, mean_average_precision
 from .recall_curve import ar_curve
 from .settings import METRICS, MetricSettings
 
-# What each protocol does with the ground truth.
+# Treatment of the ground truth by protocol.
 GROUND_TRUTH = {
-    "default": "ground truth as it stands",
-    "release": "ground truth as it stands",
-    "opentad": "ground truth without duplicates and instances of no length",
+    "default": "ground truth unchanged",
+    "release": "ground truth unchanged",
+    "opentad": "ground truth without duplicates and instances of zero length",
 }
+# Default of --top-k: classes per video.
 _CLASSES = {"thumos14": 2, "activitynet13": 1}
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is evaluated; each field is the flag of `python -m bcnet_fast.evaluate` with its name."""
+    """Options of `evaluate`. A field has the meaning of the flag of `python -m bcnet_fast.evaluate` of that name."""
 
     proposals: str
     ground_truth: str
@@ -50,10 +52,10 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers of a result file; precision is None where the results have no labels."""
+    """Numbers of a result file; `precision` is None if the results have no labels."""
 
     options: EvaluateOptions
-    stated: dict[str, Any]  # what was evaluated against what
+    stated: dict[str, Any]  # files and rules, as --json writes them
     recall: AverageRecall
     precision: MeanAveragePrecision | None
     warnings: list[str]
@@ -63,7 +65,7 @@ class Evaluation:
         return METRICS[self.options.preset]
 
     def write(self) -> None:
-        """Write the files of --json and --plot, where they are asked for."""
+        """Write the files of --json and --plot, if requested."""
         options = self.options
         if options.json:
             write_json(options.json, {**self.stated, **self.numbers(), "warnings": self.warnings}, indent=1)
@@ -72,14 +74,14 @@ class Evaluation:
             ar_curve(self.recall, options.plot, title=f"{options.preset}, protocol {options.protocol}: {meaning}")
 
     def table(self) -> str:
-        """The numbers as text, in percent."""
+        """Numbers in percent, as a text table."""
         recall, precision, stated = self.recall, self.precision, self.stated
-        counts = f"{recall.videos} videos, {recall.instances} instances"
+        counts = f"{count(recall.videos, 'video')}, {count(recall.instances, 'instance')}"
         protocol_name = f"protocol {stated['protocol']}: {GROUND_TRUTH[stated['protocol']]}"
         where = f"{stated['preset']}, {protocol_name}, {counts}"
         mean_number = recall.proposals / recall.videos
         lines = [
-            f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number:.1f} for each video with instances",
+            f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number:.1f} per video with instances",
             f"ground truth  {stated['ground_truth']}: {stated['subset']}, {counts}",
             "",
             f"Average recall in % ({where}; class-agnostic)",
@@ -91,9 +93,9 @@ class Evaluation:
         blank = [""] * len(recall.tiou_thresholds)
         lines.append(_row("AUC", blank, f"{recall.auc:.2f}") + f"  (AN 1 to {self.settings.max_proposals})")
         if mean_number < self.settings.max_proposals:
-            lines.append(f"note: {mean_number:.1f} proposals a video: AR beyond that AN does not rise")
+            lines.append(f"note: {mean_number:.1f} proposals per video: AR does not rise beyond that AN")
         if precision is not None:
-            used = f"{len(precision.labels)} classes, {precision.detections} detections"
+            used = f"{count(len(precision.labels), 'class')}, {count(precision.detections, 'detection')}"
             lines += [
                 "",
                 f"Mean average precision in % ({where}, {used})",
@@ -104,7 +106,7 @@ class Evaluation:
         return "\n".join(lines)
 
     def numbers(self) -> dict[str, Any]:
-        """Every number but AUC as a share from 0 to 1; thresholds as people write them, 0.9 for 0.8999999999999999."""
+        """All numbers but AUC as fractions from 0 to 1; thresholds are rounded, 0.9 for 0.8999999999999999."""
         recall, precision = self.recall, self.precision
         numbers: dict[str, Any] = {
             "average_recall": {
@@ -135,7 +137,7 @@ class Evaluation:
 
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
-    """Compare a result file with the ground truth. InputError: something given cannot be used."""
+    """Compare a result file with the ground truth. InputError: a file or option cannot be used."""
     metrics, strip_prefix = METRICS[options.preset], PRESETS["bcnet"][options.preset].data.strip_prefix
     for path in (options.json, options.plot):
         if path:
@@ -177,13 +179,11 @@ def _ground_truth(
         try:
             ground_truth = in_subset(ground_truth, subset, options.ground_truth)
         except InputError as error:
-            raise InputError(f"{error} (choose with --subset)") from error
+            raise InputError(f"{error}; choose one with --subset") from error
     if options.protocol == "opentad":
         ground_truth = without_duplicates(ground_truth)
     if not any(video.instances for video in ground_truth.values()):
-        raise InputError(
-            f"{options.ground_truth}: expected annotated instances, found none in {len(ground_truth)} videos"
-        )
+        raise InputError(f"{options.ground_truth}: no annotated instance in {count(len(ground_truth), 'video')}")
     return subset, ground_truth
 
 
@@ -193,7 +193,7 @@ def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mappi
         names = strip_activitynet_prefix(dict.fromkeys(proposals.video_names), options.proposals)
         proposals = replace(proposals, video_names=tuple(names))
     if not len(proposals.scores):
-        raise InputError(f"{options.proposals}: expected proposals, found none in {len(proposals.video_names)} videos")
+        raise InputError(f"{options.proposals}: no proposal in {count(len(proposals.video_names), 'video')}")
     _require_common("proposals", options.proposals, proposals.video_names, options.ground_truth, ground_truth)
     return proposals
 
@@ -201,20 +201,18 @@ def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mappi
 def _detections(
     options: EvaluateOptions, strip_prefix: bool, proposals: Results, ground_truth: Mapping[str, VideoAnnotation]
 ) -> tuple[Results | None, str | None]:
-    """Labelled results, if there are any, and in words where their classes come from."""
+    """Labelled results and the source of their labels in words, or None and None."""
     if not options.class_scores:
         if proposals.label is None:
             return None, None
         return proposals, "the labels of the file"
     if proposals.label is not None:
-        raise InputError(f"--class-scores: expected proposals without labels, found labels in {options.proposals}")
+        raise InputError(f"{options.proposals} has labels; --class-scores requires proposals without labels")
     top_k = _CLASSES[options.preset] if options.top_k is None else options.top_k
     own_classes = options.fusion in ("bcnet", "gtad")
     if top_k < 1 or (own_classes and options.top_k is not None):
-        expected = (
-            f"no value beside --fusion {options.fusion}, which takes 2" if own_classes else "a number of at least 1"
-        )
-        raise InputError(f"--top-k: expected {expected}, found {options.top_k}")
+        expected = f"no value, because --fusion {options.fusion} uses 2 classes" if own_classes else "at least 1"
+        raise InputError(f"--top-k is {options.top_k}, expected {expected}")
     class_scores = read_class_scores(options.class_scores, strip_prefix=strip_prefix)
     _require_common("class scores", options.class_scores, class_scores.videos, options.proposals, proposals.video_names)
     videos = read_annotations(options.video_info, strip_prefix=strip_prefix) if options.video_info else ground_truth
@@ -230,8 +228,8 @@ def _require_common(what: str, path: str, names: Iterable[str], other_path: str,
     names, others = list(names), list(others)
     if not set(names) & set(others):
         raise InputError(
-            f"{path}: expected {what} of the videos in {other_path} (such as {others[0]!r}), "
-            f"found none of them (but {names[0]!r})"
+            f"{path}: {what} for {names[0]!r} and others, expected some of the videos in {other_path}, "
+            f"such as {others[0]!r}"
         )
 
 
@@ -244,26 +242,27 @@ def _warnings(
         warnings.append(f"{videos} without proposals: their instances count as missed")
     if recall.videos_without_ground_truth:
         videos = _some(recall.videos_without_ground_truth, "video")
-        warnings.append(f"{videos} with proposals but without ground truth: counted in AN, never right")
+        warnings.append(f"{videos} with proposals but without ground truth: they count in AN and never match")
     if recall.tied_proposals:
-        warnings.append(f"{recall.tied_proposals} of {recall.proposals} proposals share their score within a video")
-    if precision is not None:
+        warnings.append(
+            f"{recall.tied_proposals} of {recall.proposals} proposals have the same score as another of their video"
+        )
+    if precision is not None and detections is not None:
         detected = set(np.unique(detections.video))
         unlabelled = [proposals.video_names[video] for video in np.unique(proposals.video) if video not in detected]
         if unlabelled:
             warnings.append(f"{_some(unlabelled, 'video')} without class scores: no detections")
         if precision.unknown_labels:
-            count, labels = sum(precision.unknown_labels.values()), _some(list(precision.unknown_labels), "label")
-            warnings.append(f"{count} detections set aside: {labels} not in the ground truth")
+            unknown, labels = sum(precision.unknown_labels.values()), _some(list(precision.unknown_labels), "label")
+            warnings.append(f"{count(unknown, 'detection')} ignored: {labels} not in the ground truth")
         if precision.tied_detections:
             tied = f"{precision.tied_detections} of {precision.detections}"
-            warnings.append(f"{tied} detections share their score within a class")
+            warnings.append(f"{tied} detections have the same score as another of their class")
     return warnings
 
 
 def _some(names: Sequence[str], what: str) -> str:
-    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"{len(names)} {what}{'s' if len(names) != 1 else ''} ({shown})"
+    return f"{count(len(names), what)} ({some(names)})"
 
 
 def _row(name: str, cells: list[str], last: str) -> str:

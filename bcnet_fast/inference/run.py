@@ -1,4 +1,4 @@
-"""A whole run of inference: an archive of features in, a result file, pictures and subtitles out."""
+"""A complete inference run: from a feature archive to a result file, pictures and subtitles."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from ..results.subtitles import write_subtitles
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import require_writable
+from ..text import count
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
 
 
 @dataclass(frozen=True)
 class InferOptions:
-    """What a run does; each field is the flag of `python -m bcnet_fast.infer` with its name."""
+    """Options of `infer`. A field has the meaning of the flag of `python -m bcnet_fast.infer` with the same name."""
 
     features: str
     output: str
-    # Network: a checkpoint, or a preset with random weights.
+    # A checkpoint, or a preset with random weights.
     checkpoint: str | None = None
     model: str | None = None
     preset: str | None = None
@@ -52,11 +53,11 @@ class InferOptions:
     backend: str = "auto"
     protocol: str = "default"
     time: TimeOptions = field(default_factory=TimeOptions)
-    # Labels: with class scores, proposals become detections.
+    # Class scores turn proposals into detections.
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
-    # Pictures and subtitles, each a folder.
+    # Folders of pictures and subtitles.
     plot: str | None = None
     srt: str | None = None
     best: int = 10
@@ -70,7 +71,7 @@ class InferOptions:
 
 @dataclass(frozen=True)
 class InferReport:
-    """What came out of a run."""
+    """Result of `infer`."""
 
     output: str
     videos: int
@@ -82,9 +83,10 @@ class InferReport:
     profile: Profile | None
 
     def summary(self) -> str:
-        """One line: what was written, how fast, and how it came about."""
+        """One line: output file, counts, speed and settings."""
         return (
-            f"{self.output}: {self.videos} videos, {self.windows} windows, {self.proposals} proposals; "
+            f"{self.output}: {count(self.videos, 'video')}, {count(self.windows, 'window')}, "
+            f"{count(self.proposals, 'proposal')}; "
             f"{self.seconds:.1f} s, {self.windows / self.seconds:.2f} windows/s with loading; {self.details}"
         )
 
@@ -92,7 +94,7 @@ class InferReport:
 def infer(options: InferOptions) -> InferReport:
     """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
 
-    InputError: something given cannot be used, or no video can.
+    InputError: a file or option cannot be used, or every video failed.
     """
     started = time.perf_counter()
     config = resolve_config(options)
@@ -117,29 +119,34 @@ def infer(options: InferOptions) -> InferReport:
             del writer.done[gone]
         videos = [video for video in archive.ids if video not in writer.done]
         if options.resume:
-            print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are done already")
+            print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are already done")
         run = _Run(options, Predictor(model, protocol_for(options.protocol, config)), truth, class_scores, writer)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
         except KeyboardInterrupt:
-            print(f"{writer.partial} keeps {len(writer.done)} finished videos; --resume goes on", file=sys.stderr)
+            print(
+                f"{writer.partial} holds {count(len(writer.done), 'finished video')}; continue with --resume",
+                file=sys.stderr,
+            )
             raise
         failures = run.failures
         if not writer.done:
             writer.close(discard=True)
-            others = f" (and {len(failures) - 1} more of {len(failures)} videos failed)" if len(failures) > 1 else ""
+            others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
             raise InputError(f"{failures[0].reason}{others}")
         details = _details(options, config)
-        count = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+        proposals = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
     seconds = time.perf_counter() - started
-    if options.trace:
+    if options.trace and profile is not None:
         profile.write_trace(options.trace)
-    return InferReport(options.output, len(writer.done), run.windows, count, seconds, details, tuple(failures), profile)
+    return InferReport(
+        options.output, len(writer.done), run.windows, proposals, seconds, details, tuple(failures), profile
+    )
 
 
 class _Run:
-    """The videos of a run: predicted, shown and stored one after the other."""
+    """Predicts, draws and stores the videos of a run one by one."""
 
     def __init__(
         self,
@@ -155,14 +162,14 @@ class _Run:
         self.windows = 0
 
     def predict(self, archive: FeatureArchive, videos: list[str], times: TimeResolver) -> None:
-        """Predict and store all `videos`."""
+        """Predict and store all `videos`; failures are collected."""
         options = self.options
         found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
         for result in progress(found, total=len(videos), what="videos"):
             if isinstance(result, Failure):
                 self.failures.append(result)
             elif self.class_scores is not None and result.video not in self.class_scores:
-                reason = f"{options.labels}: expected class scores of video {result.video!r}, found none"
+                reason = f"{options.labels}: no class scores for video {result.video!r}"
                 self.failures.append(Failure(result.video, reason))
             else:
                 self._store(result)
@@ -172,24 +179,24 @@ class _Run:
         if self.class_scores is not None:
             rule, top_k = self.options.fusion, self.options.top_k
             segments, scores, labels = fuse_video(result.video, segments, scores, self.class_scores, rule, top_k=top_k)
-        # Shown first: a video that is stored counts as finished when the run is resumed.
+        # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         with stage("pictures and subtitles"):
             if self.options.srt:
                 best = slice(self.options.best)
                 shown = segments[best], scores[best], None if labels is None else labels[best]
                 write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
             if self.options.plot:
-                self._plot(result)
+                self._plot(result, Path(self.options.plot))
         with stage("writing"):
             self.writer.add(result.video, segments, scores, labels)
         self.windows += result.windows
 
-    def _plot(self, result: VideoProposals) -> None:
+    def _plot(self, result: VideoProposals, folder: Path) -> None:
         from ..results.timeline import timeline
 
         annotation = self.truth.get(result.video)
         timeline(
-            Path(self.options.plot) / f"{_file_name(result.video)}.png",
+            folder / f"{_file_name(result.video)}.png",
             video_id=result.video,
             duration_s=result.duration,
             boundary=(result.boundary_times, result.boundary_start, result.boundary_end),
@@ -203,19 +210,20 @@ def _file_name(video: str) -> str:
 
 
 def resolve_config(options: InferOptions) -> Config:
-    """The configuration of the run: the checkpoint's own, or that of the preset for random weights."""
+    """Configuration of the checkpoint, or of the preset for random weights. InputError: a flag contradicts it."""
     if options.checkpoint:
         config = read_config(options.checkpoint)
         stored = {"model": config.model.name, "preset": config.preset, "feature_dim": config.model.feature_dim}
         for flag, found in stored.items():
             expected = getattr(options, flag)
             if expected is not None and expected != found:
-                raise InputError(f"{options.checkpoint}: expected --{flag.replace('_', '-')} {expected}, found {found}")
+                name = flag.replace("_", "-")
+                raise InputError(f"--{name} is {expected}, expected {found} to fit {options.checkpoint}")
         return config
     if not options.preset:
-        raise InputError("--checkpoint: expected a file, found none; for random weights give --preset")
+        raise InputError("--checkpoint is required, or --preset for random weights")
     print(
-        "warning: no --checkpoint: the weights are random (seed 0), and so is the order of the proposals",
+        "warning: without --checkpoint the weights are random (seed 0), and so is the order of the proposals",
         file=sys.stderr,
     )
     config = PRESETS[options.model or "bcnet"][options.preset]
@@ -224,26 +232,26 @@ def resolve_config(options: InferOptions) -> Config:
 
 
 def resolve_times(options: InferOptions, config: Config, archive: FeatureArchive) -> TimeResolver:
-    """When snippets happen; InputError before any work when that cannot be known, a note when it is only assumed."""
+    """Times of the snippets, with a note where they are assumed. InputError: --fps or --times is required."""
     times, path = options.time.resolver(config, archive), options.time.times
     if path:
         times.require_match(archive.ids, options.features, path)
         unused = len(times.table) - len(times.matched(archive.ids))
         if unused:
-            print(f"note: {path} has {unused} videos that have no features here", file=sys.stderr)
+            print(f"note: {path}: {count(unused, 'video')} without features", file=sys.stderr)
     elif not config.data.rescale and options.time.flags.fps is None:
-        raise InputError("--fps: expected the videos' frames per second, found none; give --fps F or --times FILE")
+        raise InputError("--fps or --times is required: snippet times depend on the frame rate of the videos")
     if not config.data.rescale and any(times.facts(video).row_stride is None for video in archive.ids):
         print(
-            f"note: nothing states --stride; rows are taken to be {config.data.stride:g} video frames apart, "
-            f"as {config.preset} has it",
+            f"note: --stride is not given; assuming {config.data.stride:g} video frames between rows, "
+            f"as in preset {config.preset}",
             file=sys.stderr,
         )
     return times
 
 
 def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
-    """What decides the results, for telling whether an interrupted run can be resumed."""
+    """Everything that determines the results; an interrupted run is resumed only if it is the same."""
     names = ("fusion", "top_k", "precision", "protocol", "plot", "srt", "best")
     return {
         "version": __version__,
@@ -269,7 +277,7 @@ def _sha256(path: str | None) -> str | None:
 
 
 def _details(options: InferOptions, config: Config) -> str:
-    """One line on how the results came about, for the summary and the file."""
+    """Settings in one line, for the summary and the result file."""
     weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
     flags = options.time.flags
     stated = [f"{name} {getattr(flags, name):g}" for name in ("fps", "stride", "offset") if getattr(flags, name)]
@@ -282,15 +290,15 @@ def _details(options: InferOptions, config: Config) -> str:
 def _read_annotations_and_scores(
     options: InferOptions, config: Config, archive: FeatureArchive
 ) -> tuple[dict[str, VideoAnnotation], ClassScores | None]:
-    """The files of --ground-truth and --labels. InputError when one knows none of the videos."""
+    """Read the files of --ground-truth and --labels. InputError: a file has none of the videos."""
     strip_prefix = config.data.strip_prefix
     truth = read_annotations(options.ground_truth, strip_prefix=strip_prefix) if options.ground_truth else {}
     class_scores = read_class_scores(options.labels, strip_prefix=strip_prefix) if options.labels else None
     for path, known in ((options.ground_truth, truth), (options.labels, class_scores.videos if class_scores else ())):
         if path and not set(archive.ids).intersection(known):
             raise InputError(
-                f"{path}: expected some of the {len(archive.ids)} videos of {options.features}, "
-                f"such as {archive.ids[0]!r}, found {len(known)} others"
+                f"{path} has {count(len(known), 'video')}, expected some of the {len(archive.ids)} in "
+                f"{options.features}, such as {archive.ids[0]!r}"
             )
     return truth, class_scores
 
@@ -304,7 +312,7 @@ def _load(options: InferOptions, config: Config) -> Model:
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
     with use_backend(options.backend):
-        # Raises now, not after the network has run.
+        # An unusable backend is an error now, not after the network has run.
         choose("match_proposals", model.device)
         choose("soft_nms", torch.device("cpu"))
     return model

@@ -1,8 +1,8 @@
-"""Public checkpoints of BCNet, BMN and G-TAD as weights of the networks here.
+"""Public checkpoints of BCNet, BMN and G-TAD as weights of the networks of this package.
 
-The releases store {'epoch', 'state_dict'}; BCNet's has a file for each of its two networks, BPM (boundary prediction)
-and ABI (action-background interaction). BMN is also read from mmaction2's checkpoints. Nothing in the files is
-executed: they are read with weights_only=True.
+The releases store {'epoch', 'state_dict'}. BCNet has one file for each of its two networks, BPM (boundary prediction)
+and ABI (action-background interaction). BMN may also come from mmaction2. No code in the files runs: they are read with
+weights_only=True.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import Config
+from ..config import BCNetConfig, BMNConfig, Config, GTADConfig
 from ..errors import InputError
 from ..presets import PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
@@ -27,10 +27,10 @@ from .reference.bcnet import BCNet
 from .reference.bmn import sampling_matrix
 from .reference.layers import shapes_only
 
-# The release's ABI network holds a clip-level embedding that its forward pass never reads.
+# The released ABI network has a clip-level embedding that its forward pass does not use.
 UNUSED = {"abi.query.weight"}
 OPENTAD = "OpenTAD"
-# By what the names of some parameters begin with, whose weights a file has.
+# Prefix of parameter names -> network whose weights the file contains.
 KINDS = {
     "x_1d_b.": "BMN",
     "backbone1.": "G-TAD",
@@ -39,18 +39,18 @@ KINDS = {
     "roi_head.proposal_roi_extractor.": OPENTAD,
 }
 FLAGS = {"BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi"}
-GROUPS = 4  # of the first convolution in all releases
-# G-TAD's bins of a cell, inner and context, by their sum: of the branch master, and of the branch anet.
+GROUPS = 4  # groups of the first convolution in all releases
+# Sum of the bins of a G-TAD cell -> inner and context bins, for the branches master and anet.
 GTAD_BINS = {32: (16, 16), 36: (32, 4)}
 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What is converted; each field is the flag of `python -m bcnet_fast.convert` with its name."""
+    """Options of `convert`. A field has the meaning of the flag of `python -m bcnet_fast.convert` of that name."""
 
     output: str
     preset: str
-    bpm: str | None = None  # with abi
+    bpm: str | None = None  # requires abi
     abi: str | None = None
     bmn: str | None = None
     gtad: str | None = None
@@ -58,90 +58,92 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint that was written."""
+    """Result of `convert`."""
 
     path: Path
     config: Config
     tensors: int
-    values: int  # numbers in them
+    values: int  # elements of all tensors
 
 
 def convert(options: ConvertOptions) -> Converted:
-    """Write the weights of a public checkpoint, or of BCNet's two, as one safetensors file.
+    """Write the weights of a public checkpoint, or of both files of BCNet, as one safetensors file.
 
-    InputError: a file cannot be read, or holds other weights.
+    InputError: a file cannot be read or has other weights.
     """
     if Path(options.output).suffix != ".safetensors":
-        raise InputError(f"--output {options.output}: expected a name that ends in .safetensors")
+        raise InputError(f"--output is {options.output}, expected a name ending in .safetensors")
     output = require_writable(options.output)
     if options.bmn is not None:
         state, config = convert_bmn(options.bmn, PRESETS["bmn"][options.preset])
     elif options.gtad is not None:
         state, config = convert_gtad(options.gtad, PRESETS["gtad"][options.preset])
-    else:
+    elif options.bpm is not None and options.abi is not None:
         config = PRESETS["bcnet"][options.preset]
         state = convert_bcnet(options.bpm, options.abi, config)
+    else:
+        raise InputError("no checkpoint given, expected bpm and abi, or bmn, or gtad")
     save_checkpoint(output, state, config)
     return Converted(output, config, len(state), sum(tensor.numel() for tensor in state.values()))
 
 
 def read_release(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The state dict of a released `.pth.tar`, without the prefix that DataParallel gave its keys."""
+    """Read the state dict of a released `.pth.tar` and strip the DataParallel prefix of its keys."""
     path = require_file(path, "a released checkpoint (.pth.tar)")
     expected = "a PyTorch file {'epoch', 'state_dict'} that holds tensors only"
     try:
         with warnings.catch_warnings():
-            # PyTorch warns of pickle protocols that it reads all the same.
+            # PyTorch warns about old pickle protocols, which it reads nevertheless.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: expected {expected}, found a damaged file or other objects than tensors") from error
+        raise InputError(f"{path}: damaged, or holds other objects than tensors; expected {expected}") from error
     except Exception as error:  # a damaged file can raise almost anything
-        raise InputError(f"{path}: expected {expected}, found a damaged or foreign file") from error
+        raise InputError(f"{path}: damaged or of another format; expected {expected}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: expected {expected}, found {found}")
+        raise InputError(f"{path} holds {found}, expected {expected}")
     state = content["state_dict"]
     foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if foreign:
-        raise InputError(
-            f"{path}: expected only named tensors in state_dict, found something else at {', '.join(foreign)}"
-        )
+        raise InputError(f"{path}: not a tensor at state_dict keys {', '.join(foreign)}")
     return {key.removeprefix("module."): value.float() for key, value in state.items()}
 
 
 def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config) -> dict[str, Tensor]:
-    """Both released state dicts as one state dict of `networks.reference.bcnet.BCNet`, checked key by key.
+    """Merge both released state dicts to one of `networks.reference.bcnet.BCNet`, checked key by key.
 
-    The positional encodings in the files are kept, cut to the rows in use, because their last bits depend on the
-    machine that made them; files without them get them rebuilt. InputError lists keys that do not fit.
+    Stored positional encodings are kept, cut to the rows in use, because their last bits depend on the machine that
+    computed them; missing ones are computed. InputError lists keys that do not fit.
     """
+    assert isinstance(config.model, BCNetConfig)
     network = BCNet(config.model)
     state = {}
     for part, path, keys_of_other in (("bpm", bpm, "frame_model."), ("abi", abi, "bpm_base.")):
         module = network.get_submodule(part)
         stored = {key: value for key, value in read_release(path).items() if f"{part}.{key}" not in UNUSED}
         if any(key.startswith(keys_of_other) for key in stored):
-            raise InputError(f"{path}: expected the {part.upper()} network, found the other one; swap --bpm and --abi")
+            raise InputError(f"{path} is the other network, expected {part.upper()}; swap --bpm and --abi")
         for key, table in module.state_dict().items():
             if key.endswith(".pe"):
-                given = stored.get(key, table)
-                stored[key] = given[: len(table)] if given.ndim else given  # a number is for check_state to refuse
+                given = stored[key] if key in stored else table
+                stored[key] = given[: len(table)] if given.ndim else given  # check_state rejects a scalar
         check_state(module, stored, str(path))
         state |= {f"{part}.{key}": value for key, value in stored.items()}
     return state
 
 
 def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `reference.bmn.BMN` and its configuration, from the public release or from mmaction2.
+    """State dict of `reference.bmn.BMN` and its configuration, from the public release or mmaction2.
 
-    Channels and bins are those of the file. Its `sample_mask`, if there is one, says which map the network has
-    (`maps.ProposalMap`) and how long its longest proposals are; else both are those of `config`. The mask is a constant
-    and is not kept. InputError when it fits neither map or has another T than `config`, and for keys that do not fit.
+    Channels and bins follow from the weights. `sample_mask`, if present, determines the map layout
+    (`geometry.proposal_map`) and the longest proposal; otherwise both are those of `config`. The mask is a constant and
+    is dropped. InputError: the mask fits no map layout or has another T than `config`, or keys do not fit.
     """
     state = _read_only(path, "BMN")
     mask = state.pop("sample_mask", None)
     model = config.model
+    assert isinstance(model, BMNConfig)
     model = replace(
         model,
         feature_dim=GROUPS * _size(state, "x_1d_b.0.weight", 1, model.feature_dim // GROUPS),
@@ -158,13 +160,14 @@ def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tens
 
 
 def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tensor], Config]:
-    """A state dict of `networks.reference.gtad.GTAD` from the public release, and the configuration that fits it.
+    """State dict of `networks.reference.gtad.GTAD` and its configuration, from the public release.
 
-    Channels, bins and the size of the convolutions over the map are those of the file; T and D, which no weight depends
-    on, are those of `config`. InputError lists keys that do not fit.
+    Channels, bins and the kernel size over the map follow from the weights. T and D, on which no weight depends, are
+    those of `config`. InputError lists keys that do not fit.
     """
     state = _read_only(path, "G-TAD")
     model = config.model
+    assert isinstance(model, GTADConfig)
     base_channels = _size(state, "backbone1.0.weight", 0, model.base_channels)
     block_channels = _size(state, "backbone1.2.tconvs.0.weight", 0, model.block_channels)
     bins = _size(state, "localization.0.weight", 1, 0) // base_channels
@@ -188,41 +191,42 @@ def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Ten
 
 
 def _read_only(path: str | os.PathLike, kind: str) -> dict[str, Tensor]:
-    """`read_release` of a file that does not hold another network's weights, going by their names."""
+    """`read_release`. InputError: parameter names show the weights of another network than `kind`."""
     state = read_release(path)
     found = next((known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)), kind)
     if found == OPENTAD:
         raise InputError(
-            f"{path}: expected weights of {kind}, found OpenTAD's, which are not supported: its BMN samples half as "
-            "many channels, its G-TAD other intervals, and both have other layers and the other order of scores"
+            f"{path} has weights of OpenTAD, expected those of {kind}; OpenTAD is not supported: its BMN samples half "
+            "as many channels, its G-TAD other intervals, and both have other layers and swap the scores"
         )
     if found != kind:
-        raise InputError(f"{path}: expected weights of {kind}, found those of {found}, which {FLAGS[found]} takes")
+        raise InputError(f"{path} has weights of {found}, expected those of {kind}; give it to {FLAGS[found]}")
     return state
 
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int, otherwise: int) -> int:
-    """The size of a weight along an axis, or `otherwise` where it has none: `_check` then says what is wrong."""
+    """Size of a weight along an axis, or `otherwise` if it has no such axis, which `_check` reports."""
     shape = state[name].shape if name in state else ()
     return shape[axis] if len(shape) > axis and shape[axis] else otherwise
 
 
 def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Config:
-    """The configuration with the map that BMN's dense sampling matrix [T, bins * cells] was made for."""
+    """Configuration whose map has the dense BMN sampling matrix `mask` [T, bins * cells]."""
     model = config.model
-    wanted = f"{path}: sample_mask: expected [T, {model.bins} D T] for T = {model.window} of preset {config.preset}"
+    assert isinstance(model, BMNConfig)
+    wanted = f"expected [T, {model.bins} D T] with T = {model.window} of preset {config.preset}"
     size = model.bins * model.window
     if mask.ndim != 2 or mask.shape[0] != model.window or mask.shape[1] % size or not mask.shape[1]:
-        raise InputError(f"{wanted}, found {list(mask.shape)}; see --preset")
+        raise InputError(f"{path}: sample_mask has shape {list(mask.shape)}, {wanted}; see --preset")
     longest = mask.shape[1] // size
-    # A map of starts and ends is square.
+    # A start-end map is square.
     for layout in ("start_end", "duration_start") if longest == model.window else ("duration_start",):
         candidate = replace(model, max_duration=longest, map_layout=layout)
         if torch.allclose(sampling_matrix(candidate).flatten(1), mask, rtol=0, atol=1e-6):
             return replace(config, model=candidate)
     raise InputError(
-        f"{wanted}, {model.points_per_bin} points in a bin and half of a proposal's length on both sides, for cells "
-        "(start, end) as in BMN's public release or (duration, start) as in mmaction2; found other values"
+        f"{path}: sample_mask has other values than a mask with {model.points_per_bin} points per bin and margins of "
+        "half a proposal, for cells (start, end) of the BMN release or (duration, start) of mmaction2; " + wanted
     )
 
 

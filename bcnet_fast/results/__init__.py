@@ -1,1 +1,1 @@
-"""Result files, and pictures of them."""
+"""Result files, subtitles and pictures."""

@@ -1,4 +1,4 @@
-"""Figures without a display, written whole or not at all."""
+"""Figures without a display, written atomically."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MUTED = "#666666"
 
 
 def require_picture_name(path: str | os.PathLike) -> None:
-    """InputError unless the name ends like a picture that can be written."""
+    """Raise InputError if the suffix is not that of a supported picture format."""
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise InputError(f"{path}: expected a picture name that ends in .png, .svg or .pdf")
+        raise InputError(f"{path} has suffix {Path(path).suffix!r}, expected .png, .svg or .pdf")
 
 
 def clear_frame(axes: Axes) -> None:
@@ -31,7 +31,7 @@ def clear_frame(axes: Axes) -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure in inches with its own canvas: no global state of pyplot, no display."""
+    """Create a figure (size in inches) with its own canvas, without pyplot state or display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,5 +43,5 @@ def new_figure(width: float, height: float) -> Figure:
 def save(figure: Figure, path: str | os.PathLike) -> None:
     require_picture_name(path)
     with atomic_path(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # such characters are drawn as boxes
         figure.savefig(temporary, dpi=130)

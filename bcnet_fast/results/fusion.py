@@ -1,4 +1,4 @@
-"""Detections from proposals and the class scores of a video classifier."""
+"""Combine proposals and class scores of videos to detections."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .reader import Results
 FUSION_RULES = {
     "product": "score x class score",
     "sqrt": "square root of score x class score",
-    "bcnet": "2 classes, score x softmax of the raw class scores, the 400 best of a video",
-    "gtad": "200 best proposals of a video, 2 classes, score x raw class score to 6 decimals, times to 0.1 s",
+    "bcnet": "2 classes, score x softmax of the raw class scores, best 400 per video",
+    "gtad": "best 200 proposals per video, 2 classes, score x raw class score to 6 decimals, times to 0.1 s",
 }
 
 
@@ -28,16 +28,18 @@ def fuse(
     top_k: int = 1,
     videos: Mapping[str, VideoAnnotation] | None = None,
 ) -> Results:
-    """Detections from proposals: every proposal once for each of the best classes of its video.
+    """Repeat each proposal for the best classes of its video, with a score that combines both.
 
-    `rule` is a key of FUSION_RULES; the two public THUMOS14 rules `bcnet` and `gtad` have their own number of classes
-    and leave `top_k` aside. `gtad` cuts segments to the length that `videos` states. Proposals of a video without class
-    scores are dropped. Detections of a video stay together; the videos keep their order.
+    rule: key of FUSION_RULES.
+    top_k: classes per video; the public THUMOS14 rules `bcnet` and `gtad` ignore it and use 2.
+    videos: durations to which `gtad` cuts segments.
+
+    Proposals of videos without class scores are dropped. Videos keep their order, and their detections stay adjacent.
     """
     if rule not in FUSION_RULES:
-        raise ValueError(f"rule: expected one of {', '.join(FUSION_RULES)}, found {rule!r}")
+        raise ValueError(f"rule is {rule!r}, expected one of {', '.join(FUSION_RULES)}")
     if top_k < 1:
-        raise ValueError(f"top_k: expected at least 1, found {top_k}")
+        raise ValueError(f"top_k is {top_k}, expected at least 1")
     if rule == "gtad":
         proposals = _best_of_each_video(proposals, 200)
 
@@ -57,7 +59,7 @@ def fuse(
     segments, scores = proposals.segments[entry], proposals.scores[entry] * weight
     if rule == "sqrt":
         if (scores < 0).any():
-            raise ValueError("rule sqrt: expected scores of at least 0, found a negative one")
+            raise ValueError("scores has a negative value, expected at least 0 for the rule sqrt")
         scores = np.sqrt(scores)
     if rule == "gtad":
         segments = _cut_to_video(segments, proposals.video[entry], proposals.video_names, videos or {})
@@ -76,21 +78,18 @@ def fuse(
 def fuse_video(
     video: str, segments: np.ndarray, scores: np.ndarray, class_scores: ClassScores, rule: str, *, top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Detections of one video from its proposals, best first: segments [n, 2], scores [n], labels [n] (str).
-
-    Equal scores keep the order of `fuse`.
-    """
+    """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first."""
     found = fuse(Results.of_video(video, segments, scores), class_scores, rule, top_k=top_k)
+    assert found.label is not None  # fuse labels every entry
     order = np.argsort(-found.scores, kind="stable")
     names = np.array(found.label_names, dtype=object)
     return found.segments[order], found.scores[order], names[found.label[order]]
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
-    # Without the usual shift by the maximum, and each row summed in its own memory order: float32 then rounds as in
-    # the public code.
+    # No shift by the maximum, and rows contiguous in memory, so that float32 rounds as in the public code.
     if (scores > 80).any():
-        raise ValueError(f"rule bcnet: expected class scores like probabilities, found {scores.max()}")
+        raise ValueError(f"a class score is {scores.max()}, expected probabilities for the rule bcnet")
     powers = np.exp(np.ascontiguousarray(scores))
     return np.where(np.isfinite(scores), powers / powers.sum(axis=1, keepdims=True), -np.inf)
 
@@ -98,7 +97,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
 def _cut_to_video(
     segments: np.ndarray, video: np.ndarray, names: tuple[str, ...], videos: Mapping[str, VideoAnnotation]
 ) -> np.ndarray:
-    """Segments [n, 2] in seconds between 0 and the last frame, by way of frames, as the public code rounds them."""
+    """Clip segments [n, 2] in seconds to the video; in units of frames, to round like the public code."""
     fps, frames = np.ones(len(names)), np.full(len(names), np.inf)
     for index, name in enumerate(names):
         about = videos.get(name)
@@ -110,7 +109,7 @@ def _cut_to_video(
 
 
 def _best_of_each_video(results: Results, count: int) -> Results:
-    """The `count` best entries of each video, best first."""
+    """Keep the `count` best entries of each video, best first."""
     by_video = np.argsort(results.video, kind="stable")
     parts = np.split(by_video, np.flatnonzero(np.diff(results.video[by_video])) + 1)
     kept = np.concatenate([part[descending(results.scores[part])[:count]] for part in parts])

@@ -1,4 +1,4 @@
-"""The order of equal scores in the public evaluators."""
+"""Order of equal scores, as in the public evaluators."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def descending(values: np.ndarray) -> np.ndarray:
-    """Indices [..., n] from the largest to the smallest of values [..., n], equal ones in the order of the public code.
+    """Sort values [..., n] in descending order and return indices [..., n]; ties are ordered as in the public code.
 
-    The public code reverses `argsort()`, that is introsort: of equal values the later one comes first in up to 16, and
-    what comes first in longer lists is up to the pivots. NumPy now sorts float64 with vector instructions where the
-    processor has them, in another order; for long double it has no such code and every machine gives the same order.
+    The public code reverses `argsort()`, an introsort: in lists of up to 16, the later of equal values comes first; in
+    longer lists the pivots decide. For float64, NumPy may use vector instructions that order ties differently. It has
+    none for long double, so that every machine gives the same order.
     """
     return np.argsort(values.astype(np.longdouble), axis=-1, kind="quicksort")[..., ::-1]

@@ -1,4 +1,4 @@
-"""Proposals and detections of many videos, and the submission files that hold them."""
+"""Proposals and detections of many videos, and reading them from submission files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from ..storage.files import parse_json, read_text
 class Results:
     """Proposals or detections of many videos in columns, in file order.
 
-    `video` [N] and `label` [N] (None without labels) are int64 indices into the names; `segments` [N, 2] float64 are
-    seconds; `scores` [N] are float64.
+    video: index into `video_names`, [N] int64.
+    segments: start and end, [N, 2] float64, seconds.
+    scores: [N] float64.
+    label: index into `label_names`, [N] int64, or None for proposals.
     """
 
     video_names: tuple[str, ...]
@@ -30,16 +32,16 @@ class Results:
 
     @staticmethod
     def of_video(name: str, segments: np.ndarray, scores: np.ndarray) -> Results:
-        """The proposals of one video: segments [n, 2] in seconds, scores [n]."""
-        columns = (np.asarray(column, dtype=np.float64) for column in (segments, scores))
-        return Results((name,), np.zeros(len(scores), np.int64), *columns)
+        """Proposals of one video: segments [n, 2] in seconds, scores [n]."""
+        video = np.zeros(len(scores), np.int64)
+        return Results((name,), video, np.asarray(segments, np.float64), np.asarray(scores, np.float64))
 
     @staticmethod
     def from_dict(results: Mapping[str, Any], source: str = "results") -> Results:
         """Build from {video: list of {"segment": [start, end], "score", "label"} or array [n, 3] (start, end, score)}.
 
-        `label` is given for all entries or for none. InputError names `source`, the video and the entry that is no
-        such object, has a NaN or infinite number, or ends before it starts.
+        Either all entries have a label or none has. InputError: names `source`, the video and the entry that has
+        another form, a NaN or infinite number, or an end before its start.
         """
         lists = {name: _entries(entries, name, source) for name, entries in results.items()}
         video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists.values()])
@@ -53,21 +55,23 @@ class Results:
         if not usable.all():
             wrong = int(np.argmin(usable))
             raise InputError(
-                f"{source}: video {list(lists)[video[wrong]]!r}: expected a finite score and a segment of two finite "
-                f"numbers in order, found {str(flat[wrong])[:120]}"
+                f"{source}: video {list(lists)[video[wrong]]!r} has the entry {str(flat[wrong])[:120]}, expected a "
+                "finite score and a segment [start, end] of finite numbers with start <= end"
             )
         labelled = ["label" in entry for entry in flat]
         if not any(labelled):
             return Results(tuple(lists), video, segments, scores)
         if not all(labelled):
             name = list(lists)[video[labelled.index(False)]]
-            raise InputError(f"{source}: expected a label in every entry or in none, found video {name!r} without one")
+            raise InputError(
+                f"{source}: an entry of video {name!r} has no label, expected labels in all entries or in none"
+            )
         codes: dict[str, int] = {}
         label = np.array([codes.setdefault(str(entry["label"]), len(codes)) for entry in flat])
         return Results(tuple(lists), video, segments, scores, tuple(codes), label)
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """The inverse of `from_dict`: the value of `results` in a submission file."""
+        """Inverse of `from_dict`: the value of `results` in a submission file."""
         results: dict[str, list[dict[str, Any]]] = {name: [] for name in self.video_names}
         columns = zip(self.video.tolist(), self.segments.tolist(), self.scores.tolist(), strict=True)
         for position, (video, segment, score) in enumerate(columns):
@@ -81,10 +85,10 @@ class Results:
 def _entries(entries: Any, name: str, source: str) -> list[Any]:
     if isinstance(entries, np.ndarray):
         if entries.ndim != 2 or entries.shape[1] != 3:
-            raise InputError(f"{source}: video {name!r}: expected an array [n, 3], found {list(entries.shape)}")
+            raise InputError(f"{source}: video {name!r} has an array of shape {list(entries.shape)}, expected [n, 3]")
         return [{"segment": row[:2], "score": row[2]} for row in entries.tolist()]
     if not isinstance(entries, list):
-        raise InputError(f"{source}: video {name!r}: expected a list of proposals, found {str(entries)[:80]}")
+        raise InputError(f"{source}: video {name!r} has {str(entries)[:80]}, expected a list of proposals")
     return entries
 
 
@@ -99,18 +103,18 @@ def _is_usable(entry: Any) -> bool:
 def read_results(path: str | os.PathLike) -> Results:
     """Read a submission JSON, {"results": {video: [{"score", "segment", "label"}]}}, plain or gzip.
 
-    InputError: no such file, not this layout, no video, a video given twice, a wrong entry (`Results.from_dict`).
+    InputError: the file is missing or has another layout, no video, a repeated video or a wrong entry.
     """
     expected = 'proposals as JSON, {"results": {video: [{"score", "segment"}]}}'
     text = read_text(path, expected)
     content = parse_json(text, path, expected, unique_keys=False)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         found = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: expected {expected}, found {found}")
+        raise InputError(f"{path} has {found}, expected {expected}")
     if not content["results"]:
-        raise InputError(f"{path}: expected {expected}, found no video in it")
+        raise InputError(f"{path} has no video, expected {expected}")
     results = Results.from_dict(content["results"], str(path))
     if text.count('"segment"') != len(results.scores):
-        # Most likely a video that is there twice, of which JSON keeps the last: this says which.
+        # Probably a repeated video, of which JSON keeps the last; parsing again names it.
         parse_json(text, path, expected)
     return results

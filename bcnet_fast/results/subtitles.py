@@ -12,9 +12,9 @@ from ..storage.files import atomic_text
 
 
 def write_subtitles(
-    path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None
+    path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
 ) -> None:
-    """Write proposals as SubRip (.srt) subtitles in order of time, each with its rank, label and confidence.
+    """Write proposals as SubRip (.srt) subtitles in temporal order, each with its rank, label and confidence.
 
     segments: [n, 2], seconds.
     scores: [n], best first.
@@ -24,13 +24,13 @@ def write_subtitles(
     with atomic_text(Path(path)) as file:
         for number, row in enumerate(order, 1):
             start, end = (_clock(second) for second in segments[row].tolist())
-            label = None if labels is None else labels[row]
+            label = "" if labels is None else str(labels[row])
             text = " ".join(filter(None, (f"#{row + 1}", label, f"{scores[row]:.3f}")))
             file.write(f"{number}\n{start} --> {end}\n{text}\n\n")
 
 
 def _clock(seconds: float) -> str:
-    """Seconds as SubRip writes them, hh:mm:ss,mmm."""
+    """Format seconds as hh:mm:ss,mmm."""
     milliseconds = max(round(seconds * 1000), 0)
     minutes, milliseconds = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{milliseconds // 1000:02d},{milliseconds % 1000:03d}"

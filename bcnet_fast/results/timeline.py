@@ -1,7 +1,7 @@
-"""Two pictures: average recall against the number of proposals, and the timeline of one video.
+"""Timeline picture of one video: instances, boundary probabilities and best proposals.
 
-Written without a display, to .png, .svg or .pdf by the file's suffix, whole or not at all. matplotlib is imported on
-the first call, so that a command that draws nothing does not wait for it.
+The suffix of the file chooses .png, .svg or .pdf. matplotlib is imported on the first call, because commands that draw
+nothing should not wait for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _START, _END, _INSTANCE = "#1b7f5c", "#c2452d", "#35507a"
-# Columns of a picture: a longer curve is drawn as its maxima, so that no peak is lost between two pixels.
+# A longer curve is reduced to this many maxima, so that no peak falls between two pixels.
 _COLUMNS = 1000
 
 
@@ -33,10 +33,10 @@ def timeline(
     proposals: np.ndarray | None = None,
     ground_truth: Sequence[Instance] | None = None,
 ) -> None:
-    """Draw one video from 0 to `duration_s` seconds: annotated instances, boundary probabilities, best proposals.
+    """Draw one video from 0 to `duration_s` seconds. An argument that is None has no panel.
 
-    `boundary`: times in seconds, start and end probabilities, each [n]. `proposals` [n, 3]: start and end in seconds
-    and confidence, in any order; the best one is drawn at the top, each in a row of its own. What is None has no panel.
+    boundary: times in seconds, start and end probabilities, each [n].
+    proposals: start and end in seconds and confidence, [n, 3] in any order; one row each, the best at the top.
     """
     ranked = None if proposals is None else proposals[np.argsort(-proposals[:, 2], kind="stable")]
     labels = sorted({instance.label for instance in ground_truth or ()})
@@ -48,7 +48,7 @@ def timeline(
     if ranked is not None:
         panels.append(("proposals", 0.2 + min(max(0.2 * len(ranked), 0.5), 5.0)))
     if not panels:
-        raise ValueError("timeline: expected boundary, proposals or ground_truth, found none of them")
+        raise ValueError("boundary, proposals and ground_truth are None, expected at least one of them")
 
     heights = [height for _, height in panels]
     figure = new_figure(10.0, sum(heights) + 0.35 * len(panels) + 0.6)
@@ -72,7 +72,7 @@ def timeline(
     axes.set_xlim(0, duration_s)
     axes.set_xlabel("time in the video", fontsize=9)
     _label_time(axes, duration_s)
-    # Names are text: a dollar sign in one starts no formula, and bytes that are no text are replaced.
+    # A dollar sign in a name must not start a formula, and undecodable bytes are replaced.
     name = video_id.encode("utf-8", "replace").decode()
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     save(figure, path)
@@ -94,7 +94,7 @@ def _draw_instances(axes: Axes, instances: Sequence[Instance], labels: list[str]
 
 
 def _draw_boundary(axes: Axes, times: np.ndarray, start: np.ndarray, end: np.ndarray) -> None:
-    # The end's curve hangs down from the axis, so that neither hides the other.
+    # The end curve points down, so that neither curve hides the other.
     for values, sign, colour, name in ((start, 1, _START, "start"), (end, -1, _END, "end")):
         x, y = _maxima(np.asarray(times), np.asarray(values))
         axes.plot(x, sign * y, color=colour, lw=0.9, label=name)
@@ -107,7 +107,7 @@ def _draw_boundary(axes: Axes, times: np.ndarray, start: np.ndarray, end: np.nda
 
 
 def _maxima(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest y, with its x, of each of at most _COLUMNS equal stretches."""
+    """Maximum y, with its x, of each of at most _COLUMNS equal intervals."""
     stretches = np.array_split(np.arange(len(y)), min(_COLUMNS, max(len(y), 1)))
     peaks = [stretch[np.argmax(y[stretch])] for stretch in stretches if len(stretch)]
     return x[peaks], y[peaks]
@@ -123,7 +123,7 @@ def _draw_proposals(figure: Figure, axes: Axes, bar: Axes, ranked: np.ndarray, d
     scale, colours = Normalize(0.0, best if best > 0 else 1.0), matplotlib.colormaps["plasma_r"]
     axes.barh(
         np.arange(1, len(ranked) + 1),
-        # At least two pixels wide, or a short proposal of a long video is not to be seen.
+        # At least two pixels wide, so that a short proposal in a long video stays visible.
         np.maximum(ranked[:, 1] - ranked[:, 0], duration_s / 500),
         left=ranked[:, 0],
         height=0.78,
@@ -140,7 +140,7 @@ def _draw_proposals(figure: Figure, axes: Axes, bar: Axes, ranked: np.ndarray, d
 
 
 def _label_time(axes: Axes, duration_s: float) -> None:
-    """Ticks at round times: seconds below two minutes, else m:ss or h:mm:ss."""
+    """Put ticks at round times, in seconds below two minutes, else as m:ss or h:mm:ss."""
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     steps = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)

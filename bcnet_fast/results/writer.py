@@ -1,7 +1,7 @@
-"""Writing proposals as they come, so that an interrupted run resumes and memory does not grow with the archive.
+"""Write proposals video by video, so that a run can be resumed and memory does not grow with the archive.
 
-While a run goes on, `<output>.partial` holds the run's settings and then one JSON line for each finished video. The
-submission file itself appears whole, at the end, with its videos in the order of their ids.
+During a run, `<output>.partial` contains the settings and then one JSON line per finished video. The submission file
+is written at the end, atomically, with its videos sorted by id.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.files import atomic_text, require_writable
+from ..text import count
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 
-def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Proposals of a video as a submission lists them, at full precision.
+def entries(
+    segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Turn columns into the entries of a submission, at full precision.
 
     segments: [n, 2], seconds.
     scores: [n].
@@ -32,7 +35,7 @@ def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | No
     """
     for name, column in (("scores", scores), ("labels", labels)):
         if column is not None and len(column) != len(segments):
-            raise ValueError(f"found {len(column)} {name}, expected {len(segments)}, one for each segment")
+            raise ValueError(f"{name} has length {len(column)}, expected {len(segments)} as segments")
     rows = zip(scores.tolist(), segments.tolist(), strict=True)
     if labels is None:
         return [{"score": score, "segment": segment} for score, segment in rows]
@@ -43,18 +46,20 @@ def entries(segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | No
 
 
 class ResultWriter:
-    """Collects the proposals of many videos on disk; `finish` makes the submission JSON of them.
+    """Collects the proposals of many videos on disk; `finish` writes the submission JSON.
 
-    settings: what decides the results. With `resume`, the finished videos of a partial file of the same settings are
-    taken over into `done`; InputError when the settings differ, when the partial file is none, when it holds finished
-    videos and `resume` was not asked for, or when another run is writing it.
+    settings: everything that determines the results.
+    resume: take over the finished videos of a partial file with the same settings; `done` lists them.
+
+    InputError: the partial file has other settings or another format, has finished videos although `resume` is false,
+    or is in use by another run.
     """
 
     def __init__(self, output: str | os.PathLike, settings: dict[str, Any], *, resume: bool = False) -> None:
-        settings = json.loads(json.dumps(settings))  # as they come back from the file: lists for tuples
+        settings = json.loads(json.dumps(settings))  # as read from the file: lists instead of tuples
         self.output = require_writable(output)
         self.partial = self.output.with_name(self.output.name + ".partial")
-        self.done: dict[str, int] = {}  # video -> byte at which its line begins
+        self.done: dict[str, int] = {}  # video -> offset of its line in bytes
         try:
             self._file = open(self.partial, "a+b")
         except OSError as error:
@@ -71,9 +76,9 @@ class ResultWriter:
 
     def _read(self, settings: dict[str, Any], resume: bool) -> None:
         self._file.seek(0)
-        end, found = 0, None
+        end, found = 0, dict[str, Any]()
         for line in self._file:
-            # A line that the interruption cut short is dropped; its video is done again.
+            # An incomplete line is dropped, and its video is processed again.
             if not line.endswith(b"\n"):
                 break
             try:
@@ -84,24 +89,26 @@ class ResultWriter:
                     self.done[record["video"]] = end
             except (ValueError, TypeError, KeyError) as error:
                 raise InputError(
-                    f"{self.partial}: expected the finished videos of an interrupted run, found other lines; delete it"
+                    f"{self.partial} is not the partial result of an interrupted run; delete it"
                 ) from error
             end += len(line)
         if self.done and not resume:
             raise InputError(
-                f"{self.partial}: holds {len(self.done)} finished videos of an interrupted run; "
-                "go on with --resume, or delete it to start again"
+                f"{self.partial} has {count(len(self.done), 'finished video')} of an interrupted run; "
+                "continue with --resume, or delete it to start again"
             )
         if self.done and found != settings:
             names = sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name))
             raise InputError(
-                f"{self.partial}: expected an interrupted run with the same settings, "
-                f"found others for {', '.join(names)}; delete it to start again"
+                f"{self.partial} is from a run with other values of {', '.join(names)}; "
+                "resume with the same settings, or delete it to start again"
             )
         self._file.truncate(end)
 
-    def add(self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | None = None) -> None:
-        """Store the proposals of one video in the given order; they survive if the process dies right after.
+    def add(
+        self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
+    ) -> None:
+        """Store the proposals of one video; they survive even if the process is killed.
 
         segments: [n, 2], seconds.
         scores: [n].
@@ -119,34 +126,34 @@ class ResultWriter:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> InputError:
-        return InputError(f"{self.partial}: could not be written: {error.strerror or error}")
+        return InputError(f"{self.partial} cannot be written: {error.strerror or error}")
 
     def finish(self, version: str, details: str) -> int:
-        """Write the submission, remove the partial file; returns the number of proposals."""
-        count = 0
+        """Write the submission, remove the partial file and return the number of proposals."""
+        total = 0
         with atomic_text(self.output) as file:
             file.write(f'{{"version": {json.dumps(version)}, "results": {{')
             for position, video in enumerate(sorted(self.done)):
                 self._file.seek(self.done[video])
                 proposals = json.loads(self._file.readline())["proposals"]
-                count += len(proposals)
+                total += len(proposals)
                 file.write(f"{',' if position else ''}\n{json.dumps(video)}: {json.dumps(proposals)}")
             file.write(f'\n}}, "external_data": {json.dumps({"used": True, "details": details})}}}\n')
         self.close(discard=True)
-        return count
+        return total
 
     def close(self, *, discard: bool = False) -> None:
-        """Close the partial file; kept for a later --resume unless `discard`."""
+        """Close the partial file, and delete it if `discard`; otherwise it can be resumed."""
         if discard:
             self.partial.unlink(missing_ok=True)
         self._file.close()
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep the file for this process, until it is closed. InputError when another one has it."""
+    """Lock the file for this process until it is closed. InputError: another process holds it."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path}: expected to write it alone, found another run at work on it") from error
+        raise InputError(f"{path} is in use by another run") from error

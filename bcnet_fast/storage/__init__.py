@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, and checkpoints."""
+"""Atomic file writing, and checkpoints."""

@@ -1,6 +1,6 @@
-"""Checkpoints: one safetensors file with the weights, and the configuration in its metadata. No pickles.
+"""Checkpoints: a safetensors file with the weights, and the configuration in its metadata. No pickles.
 
-What a training needs to go on is in a file of the same kind, with the number of the epoch and the like as JSON.
+The state of a training is a file of the same kind, with its log and settings as JSON.
 """
 
 from __future__ import annotations
@@ -20,41 +20,41 @@ from ..config import Config
 from ..errors import InputError
 from .files import atomic_path, parse_json, require_file
 
-FORMAT = "bcnet_fast"  # name of the metadata entry with the configuration
+FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
-TRAINING_FORMAT = "bcnet_fast_training"  # the same in the state of a training
+TRAINING_FORMAT = "bcnet_fast_training"  # metadata key of a training state
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
-    """Write weights and configuration, atomically. InputError names the file when that fails, say on a full disk."""
+    """Write weights and configuration, atomically. InputError: the file cannot be written."""
     _save(path, state, FORMAT, config.to_dict())
 
 
 def save_training_state(path: str | os.PathLike, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write what a training needs to go on, like `save_checkpoint`; `facts` is anything that JSON can hold."""
+    """Write the state of a training, like `save_checkpoint`; `facts` is stored as JSON."""
     _save(path, tensors, TRAINING_FORMAT, facts)
 
 
 def read_training_state(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_training_state` wrote. InputError names a file that is missing, damaged or something else."""
+    """Read what `save_training_state` wrote. InputError: the file is missing, damaged or of another kind."""
     with _opened(path) as file:
         facts = (file.metadata() or {}).get(TRAINING_FORMAT)
         if facts is None:
-            raise InputError(f"{path}: expected the state of a training, found other safetensors")
-        # Clones, because the file is replaced while they are in use.
+            raise InputError(f"{path} is not a training state")
+        # Cloned, because the file is replaced while the tensors are in use.
         return {name: file.get_tensor(name).clone() for name in file.keys()}, parse_json(facts, path)
 
 
 def _save(path: str | os.PathLike, state: Mapping[str, Tensor], kind: str, facts: dict[str, Any]) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    # One entry only: safetensors writes several in random order, and equal weights should make equal files.
+    # A single entry: safetensors writes several in random order, but equal weights should give equal files.
     metadata = {kind: json.dumps(facts)}
     with atomic_path(path) as temporary:
         try:
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
-            raise InputError(f"{path}: could not be written: {error}") from error
-        # safetensors makes files that only their owner may read. The umask cannot be read without setting it.
+            raise InputError(f"{path} cannot be written: {error}") from error
+        # safetensors creates files that only the owner may read. Reading the umask requires setting it.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -62,15 +62,15 @@ def _save(path: str | os.PathLike, state: Mapping[str, Tensor], kind: str, facts
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Any]:
-    """An open safetensors file; whatever is wrong with it becomes an InputError that names it."""
+    """Open a safetensors file. InputError: it is missing or damaged."""
     path = require_file(path, EXPECTED)
     if path.suffix != ".safetensors":
-        raise InputError(f"{path}: expected {EXPECTED}, found another kind of file; see python -m bcnet_fast.convert")
+        raise InputError(f"{path} has suffix {path.suffix!r}, expected {EXPECTED}; see python -m bcnet_fast.convert")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected {EXPECTED}, found a damaged file ({error})") from error
+        raise InputError(f"{path}: damaged ({error}), expected {EXPECTED}") from error
 
 
 def read_config(path: str | os.PathLike) -> Config:
@@ -78,18 +78,18 @@ def read_config(path: str | os.PathLike) -> Config:
     with _opened(path) as file:
         metadata = file.metadata() or {}
     if FORMAT not in metadata:
-        raise InputError(f"{path}: expected {EXPECTED}, found safetensors without its configuration in the metadata")
+        raise InputError(f"{path} has no configuration in its metadata, expected {EXPECTED}")
     return Config.from_dict(parse_json(metadata[FORMAT], path, "a configuration in the metadata"), str(path))
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights of a checkpoint, each read from the file when it is asked for, and released by who asked.
+    """Weights of a checkpoint, each read from the file on access and owned by the caller.
 
-    So a network can be prepared from a file without having it in memory as a whole.
+    A network can be prepared from it without ever holding the whole file in memory.
     """
 
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
-        """InputError lists every missing, unknown and misshaped key, going by `network`, of which only shapes count."""
+        """InputError: lists every missing, unknown and misshaped key. Only the shapes of `network` matter."""
         self.path = path
         with _opened(path) as file:
             self._shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
@@ -99,13 +99,13 @@ class StoredWeights(Mapping[str, Tensor]):
             raise InputError(_unfitting(path, problems))
 
     def __getitem__(self, name: str) -> Tensor:
-        """InputError when the weight is not finite."""
+        """Read a weight. InputError: it is not finite."""
         if name not in self._shapes:
             raise KeyError(name)
         return self._checked(name)
 
     def rows(self, name: str, count: int) -> Iterator[Tensor]:
-        """A weight in parts of at most `count` rows, so that it need not be in memory as a whole either."""
+        """Yield a weight in parts of at most `count` rows, so that it is never in memory as a whole."""
         for begin in range(0, self._shapes[name][0], count):
             yield self._checked(name, slice(begin, begin + count))
 
@@ -116,8 +116,7 @@ class StoredWeights(Mapping[str, Tensor]):
         return part
 
     def _read(self, name: str, rows: slice | None = None) -> Tensor:
-        # Opened anew each time: a tensor is a part of the mapped file, and what of that was looked at once stays in
-        # memory until the last tensor of the same opening is gone.
+        # Opened for each read: touched mmap pages stay resident until the last tensor of the mapping is freed.
         with _opened(self.path) as file:
             return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
 
@@ -129,12 +128,12 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def rows_of(state: Mapping[str, Tensor], name: str, count: int) -> Iterable[Tensor]:
-    """A weight in parts of at most `count` rows, one after the other."""
+    """Iterate over a weight in parts of at most `count` rows."""
     return state.rows(name, count) if isinstance(state, StoredWeights) else state[name].split(count)
 
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Raise InputError that lists every missing, unknown and misshaped key, and any weight that is not finite."""
+    """Raise InputError if keys are missing, unknown or misshaped, or a weight is not finite; it lists them all."""
     problems = _mismatches(network, {name: list(tensor.shape) for name, tensor in state.items()})
     problems["not finite"] = [name for name, tensor in state.items() if not _finite(tensor)]
     if any(problems.values()):
@@ -142,18 +141,18 @@ def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 
 def _finite(tensor: Tensor) -> bool:
-    # NaN is passed on by both, and this makes no tensor of the weights' size.
+    # aminmax propagates NaN and, unlike isfinite, allocates no tensor of the same size.
     return tensor.numel() == 0 or all(math.isfinite(bound.item()) for bound in tensor.aminmax())
 
 
 def _mismatches(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[str, list[str]]:
-    """By kind, the keys that do not fit; empty when all do."""
+    """Keys that do not fit, by kind of problem."""
     expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = {
         "missing": [name for name in expected if name not in shapes],
         "unknown": [name for name in shapes if name not in expected],
         "misshaped": [
-            f"{name} (expected {expected[name]}, found {shape})"
+            f"{name} (has {shape}, expected {expected[name]})"
             for name, shape in shapes.items()
             if name in expected and expected[name] != shape
         ],

@@ -1,4 +1,4 @@
-"""Reading and writing small files: one clear error a file, and never a half-written output."""
+"""Read and write small files, with one-line errors and atomic output."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..errors import InputError
 
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
-    """Return `path` as a Path, or raise InputError when it is not a readable file."""
+    """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: expected {expected}, found nothing there")
+        raise InputError(f"{path}: no such file, expected {expected}")
     if not path.is_file():
-        raise InputError(f"{path}: expected {expected}, found a {'folder' if path.is_dir() else 'device'}")
+        raise InputError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected {expected}")
     if not os.access(path, os.R_OK):
-        raise InputError(f"{path}: expected {expected}, found a file without read permission")
+        raise InputError(f"{path}: no read permission, expected {expected}")
     return path
 
 
 def read_text(path: str | os.PathLike, expected: str) -> str:
-    """The text of a UTF-8 file, unpacked when it is a gzip file (told by its first bytes)."""
+    """Read a UTF-8 file, decompressed if its first bytes are those of gzip."""
     path = require_file(path, expected)
     content = path.read_bytes()
     try:
@@ -37,51 +37,51 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected {expected}, found bytes that are not UTF-8 text") from error
+        raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: expected {expected}, found a broken gzip file ({error})") from error
+        raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
 
 
 def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file", *, unique_keys: bool = True) -> Any:
-    """Parse JSON text; InputError names the file and where it stops being JSON, or a key that is there twice.
+    """Parse JSON text. InputError: names the file and the position of the syntax error or the repeated key.
 
-    Looking for repeated keys costs a third of the time: without `unique_keys` the last one stands, as in `json.loads`.
+    Checking for repeated keys takes a third of the time. Without `unique_keys` the last value wins, as in `json.loads`.
     """
-    # A parser makes no garbage, and searching its million new objects for some takes longer than making them.
+    # The parser creates no cycles; scanning its many new objects for them takes longer than parsing.
     collecting = gc.isenabled()
     gc.disable()
     try:
         return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{path}: expected {expected}, found invalid JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+            f"{path}: invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}), expected {expected}"
         ) from error
     except RecursionError as error:
-        raise InputError(f"{path}: expected {expected}, found JSON nested too deeply to be read") from error
-    except ValueError as error:  # Python reads no integer of more than 4300 digits
-        raise InputError(f"{path}: expected {expected}, found a number of too many digits") from error
+        raise InputError(f"{path}: JSON is nested too deeply, expected {expected}") from error
+    except ValueError as error:  # Python limits integers to 4300 digits
+        raise InputError(f"{path}: a number has too many digits, expected {expected}") from error
     except _RepeatedKeyError as error:
-        raise InputError(f"{path}: expected every key once, found {error.args[0]!r} twice") from error
+        raise InputError(f"{path}: key {error.args[0]!r} occurs twice, expected unique keys") from error
     finally:
         if collecting:
             gc.enable()
 
 
 def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
-    """`parse_json` of `read_text`."""
+    """Read and parse a JSON file, see `parse_json`."""
     return parse_json(read_text(path, expected), path, expected)
 
 
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a TOML file; InputError names it and where it stops being TOML."""
+    """Read a TOML file. InputError: names the file and the position of the syntax error."""
     try:
         import tomllib
-    except ModuleNotFoundError:  # Python 3.10; only this function needs the package
+    except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     try:
         return tomllib.loads(read_text(path, "a TOML file"))
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: expected a TOML file, found invalid TOML: {error}") from error
+        raise InputError(f"{path}: invalid TOML: {error}") from error
 
 
 class _RepeatedKeyError(Exception):
@@ -89,7 +89,7 @@ class _RepeatedKeyError(Exception):
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # JSON readers keep the last of two equal keys: a video written twice would lose its first half unseen.
+    # json.loads keeps the last of equal keys: the first entries of a repeated video would be lost silently.
     unique = dict(pairs)
     if len(unique) != len(pairs):
         seen: set[str] = set()
@@ -98,32 +98,32 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _target(path: str | os.PathLike) -> Path:
-    """The file that writing to `path` makes or replaces: links are followed, and only regular files are replaced."""
+    """Resolve links to the file that writing to `path` creates or replaces. InputError: it is no regular file."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise InputError(f"{path}: expected the name of a file to write, found a folder")
+        raise InputError(f"{path} is a folder, expected a file name to write to")
     if target.exists() and not target.is_file():
-        raise InputError(f"{path}: expected the name of a file to write, found a device")
+        raise InputError(f"{path} is a device, expected a file name to write to")
     return target
 
 
 def require_writable(path: str | os.PathLike) -> Path:
-    """Check, before any long work, that a file can be made at `path`; creates its folder when that is missing."""
+    """Check before long work that `path` can be written, and create its folder if it is missing."""
     target = _target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
             pass
     except OSError as error:
-        raise InputError(f"{path}: expected a place to write, found: {error.strerror or error}") from error
+        raise InputError(f"{path} is not writable: {error.strerror or error}") from error
     return Path(path)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it becomes `path`, on any error it is removed.
+    """Yield a temporary name next to `path`; on success the file is renamed to `path`, on error removed.
 
-    The temporary name keeps the suffix of `path`, because writers such as matplotlib choose the format by it.
+    The temporary name keeps the suffix of `path`, because matplotlib chooses the format by it.
     """
     target = _target(path)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
@@ -132,16 +132,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"{path}: could not be written: {error.strerror or error}") from error
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        # Where the folder could not even be made, removing fails too, and must not hide the first error.
+        # Without its folder the file cannot be removed, which must not hide the first error.
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 @contextlib.contextmanager
 def atomic_text(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open `path` for writing text so that readers see the old file or the whole new one, also after a crash."""
+    """Open `path` for atomic text output: readers see the old file or the complete new one, even after a crash."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield file
         file.flush()
@@ -149,7 +149,7 @@ def atomic_text(path: str | os.PathLike) -> Iterator[TextIO]:
 
 
 def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = None) -> None:
-    """Write `value` as JSON, atomically. Floats keep full precision; NaN and infinity are refused (ValueError)."""
+    """Write `value` as JSON, atomically and at full precision. ValueError: a value is NaN or infinite."""
     with atomic_text(path) as file:
         json.dump(value, file, indent=indent, allow_nan=False)
         file.write("\n")

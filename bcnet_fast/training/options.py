@@ -1,4 +1,4 @@
-"""What a training does: the user's options, and the configuration that follows from them."""
+"""Options of a training run, and the configuration that follows from them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from ..errors import InputError
 from ..presets import PRESETS
 from ..storage.files import read_toml
 
-FEWEST_STEPS = 150  # of a fitted training
+FEWEST_STEPS = 150  # optimizer steps of a training with --fit
 
 Settings = dict[str, dict[str, Any]]  # {section: {name: value}}, as `Config.override` takes them
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a training does; each field is the flag of `python -m bcnet_fast.train` with its name.
+    """Options of `train`. A field has the meaning of the flag of `python -m bcnet_fast.train` with the same name.
 
-    `settings` is what --set states. Without `features`, synthetic videos are made.
+    `settings` holds the values of --set. Without `features`, synthetic videos are generated.
     """
 
     preset: str
@@ -44,7 +44,7 @@ class TrainOptions:
 
 
 def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Config:
-    """The preset's settings, replaced by those of --fit, then of the TOML file, then of --set."""
+    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set."""
     config = PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
     if options.config:
         config = config.override(read_toml(options.config), options.config)
@@ -52,14 +52,14 @@ def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Con
 
 
 def stated_feature_dim(options: TrainOptions) -> int | None:
-    """Channels C where --set or the TOML file states them."""
+    """Channels C, if --set or the TOML file states them."""
     stated: list[Mapping[str, Any]] = [options.settings, read_toml(options.config) if options.config else {}]
     widths = [settings.get("model", {}).get("feature_dim") for settings in stated]
     return next((width for width in widths if width is not None), None)
 
 
 def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:
-    """Where the preset's epochs are too few steps: more, with the learning rate lowered at three quarters of them."""
+    """More epochs if those of the preset are too few steps; the learning rate then drops after three quarters."""
     epochs = math.ceil(FEWEST_STEPS / math.ceil(windows / batch_size))
     if epochs <= preset.epochs:
         return {}
@@ -67,11 +67,9 @@ def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[st
 
 
 def require_covered(config: Config) -> None:
-    """InputError where proposals are longer than a window, or windows leave gaps, as after changing just one size."""
+    """Raise InputError if proposals are longer than a window, or windows leave gaps."""
     model, stride = config.model, config.data.window_stride
     if model.max_duration > model.window:
-        raise InputError(
-            f"model.max_duration: expected at most model.window {model.window}, found {model.max_duration}"
-        )
+        raise InputError(f"model.max_duration is {model.max_duration}, expected at most model.window = {model.window}")
     if not config.data.rescale and stride > model.window:
-        raise InputError(f"data.window_stride: expected at most model.window {model.window}, found {stride}")
+        raise InputError(f"data.window_stride is {stride}, expected at most model.window = {model.window}")

@@ -1,4 +1,4 @@
-"""A whole training: videos and annotations in, checkpoints and a log out."""
+"""A complete training run: from features and annotations to checkpoints and a log."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..inference.model import load, resolve_device
 from ..presets import PRESETS
 from ..protocols import protocol_for
+from ..text import count
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
 from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated_feature_dim
@@ -27,24 +28,24 @@ from .validation import SHOWN_AN, validate
 
 
 def train(options: TrainOptions) -> None:
-    """Train a network and write its checkpoints to the output folder. Progress is printed as it arises.
+    """Train a network and write its checkpoints to the output folder, printing progress.
 
-    InputError: something given cannot be used.
+    InputError: a file or option cannot be used.
     """
-    resolve_config(options)  # wrong settings are refused before synthetic videos are made
+    resolve_config(options)  # wrong settings are an error before synthetic videos are generated
     device = _device_of_this_process(options.device)
     with Processes.join(device) as processes:
         if options.features is None:
             options = with_synthetic_videos(options, processes)
         elif options.annotations is None:
-            raise InputError("--annotations: expected it beside --features, found none")
+            raise InputError("--features requires --annotations")
         train_with(processes, options, device)
 
 
 def _device_of_this_process(name: str) -> torch.device:
     device = resolve_device(name)
     if device.type == "cuda" and ":" not in name and "LOCAL_RANK" in os.environ:
-        # torchrun's number of this process on this machine.
+        # Set by torchrun: the number of this process on this machine.
         device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -52,7 +53,7 @@ def _device_of_this_process(name: str) -> torch.device:
 
 
 def train_with(processes: Processes, options: TrainOptions, device: torch.device) -> None:
-    """`train` on features and annotations that are there, in processes that have joined."""
+    """Train on existing features and annotations, in processes that have already joined."""
     config = resolve_config(options)
     chosen = select_annotations(options, config)
     fitted = _fitted(options, config, chosen[0]) if options.fit else {}
@@ -84,7 +85,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         if not processes.first:
             continue
         row = {"epoch": epoch + 1, "learning_rate": trainer.learning_rate(epoch), **losses}
-        # What is validated is the very file that a user gets. No name holds the network, so that it ends with the call.
+        # Validates the file that users get. The network has no name, so that its memory is freed after the call.
         checkpoint = output.save_last(trainer.weights())
         recall, failures = validate(
             load(checkpoint, device=device), archive, validation.truth, times, protocol, options.workers
@@ -113,7 +114,7 @@ def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoA
 
 
 def _digest(windows: TrainingWindows) -> str:
-    """Of which windows there are and what their instances are."""
+    """SHA-256 of the windows and their instances."""
     digest = hashlib.sha256()
     for number, start in windows.windows:
         video = windows.videos[number]
@@ -135,20 +136,21 @@ def _print_summary(
     model, longer = config.model, int((lengths > config.model.max_duration).sum())
     steps = len(trainer.batches(len(windows), done))
     size = sum(parameter.numel() for parameter in trainer.parameters.values())
+    validated = sum(len(video.annotation.instances) for video in validation.videos)
     constraint = "with" if model.background_constraint else "without"
     lines = [
         f"{model.name}, preset {config.preset}, {constraint} background constraint, protocol {options.protocol}: "
-        f"{size / 1e6:.2f} M parameters, {trainer.device}, {trainer.processes.count} processes",
-        f"training: {len(training.videos)} videos, {len(lengths)} instances, {len(windows)} of {windows.considered} "
-        f"windows of {model.window} snippets (those that show an instance), {steps} steps an epoch",
-        f"validation: {len(validation.videos)} videos, "
-        f"{sum(len(video.annotation.instances) for video in validation.videos)} instances",
-        f"instances of the training: half last up to {np.median(lengths):.1f} snippets, 95 % up to "
+        f"{size / 1e6:.2f} M parameters, {trainer.device}, {count(trainer.processes.count, 'process')}",
+        f"training: {count(len(training.videos), 'video')}, {count(len(lengths), 'instance')}, {len(windows)} of "
+        f"{windows.considered} windows of {model.window} snippets (those that show an instance), "
+        f"{count(steps, 'step')} per epoch",
+        f"validation: {count(len(validation.videos), 'video')}, {count(validated, 'instance')}",
+        f"training instances: half last up to {np.median(lengths):.1f} snippets, 95 % up to "
         f"{np.percentile(lengths, 95):.1f}, all up to {lengths.max():.1f}; {longer} are longer than model.max_duration "
         f"= {model.max_duration}",
     ]
     if done:
-        lines.append(f"resumed: {done} of {config.train.epochs} epochs are done already")
+        lines.append(f"resumed: {done} of {config.train.epochs} epochs are already done")
     print("\n".join(lines), flush=True)
     for remark in training.remarks + validation.remarks:
         print(f"note: {remark}", file=sys.stderr)

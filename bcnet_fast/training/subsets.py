@@ -1,4 +1,4 @@
-"""The videos of a training: which are for training and which for validation, and the synthetic ones."""
+"""Training and validation videos of a run, annotated or synthetic."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ from ..errors import InputError
 from ..progress import progress
 from ..protocols import WindowRules
 from ..storage.files import require_writable
+from ..text import count
 from .dataset import Subset, check_subset
 from .distributed import Processes
 from .options import TrainOptions
 from .run_folder import require_new
 
-KEPT_BYTES = 2 << 30  # of training features in memory; what does not fit is read anew for every window
+KEPT_BYTES = 2 << 30  # limit of training features in memory; others are read again for every window
 SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
 
 
 def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainOptions:
-    """Write the synthetic data set below the output folder; returns the options of a user who gave it.
+    """Write synthetic videos below the output folder; return options whose features and annotations are theirs.
 
-    InputError for flags that only make sense beside --features.
+    InputError: a flag requires --features.
     """
     if options.preset != "synthetic":
-        raise InputError("--features: expected a path, found none; only --preset synthetic makes its own videos")
+        raise InputError("--features is required; only --preset synthetic generates videos")
     for flag, value in (("--val-annotations", options.val_annotations), ("--val-subset", options.val_subset)):
         if value is not None:
-            raise InputError(f"{flag}: expected it beside --features, found none")
+            raise InputError(f"{flag} requires --features")
     if options.train_subset is not None and options.annotations is None:
-        raise InputError("--train-subset: expected it beside --annotations, found none")
+        raise InputError("--train-subset requires --annotations")
     if not options.resume:
-        require_new(options.output)  # before the videos of a training that is there are replaced
+        require_new(options.output)  # the videos of an existing training must not be replaced
     kind, like = SyntheticConfig(), "THUMOS14"
     if options.annotations is not None:
         real, like = read_annotations(options.annotations), options.annotations
@@ -50,20 +51,21 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
         kind = SyntheticConfig(**statistics_of(real.values(), options.annotations))
     folder = Path(options.output) / "data"
     annotations = folder / "annotations.json"
-    # A training that goes on has its videos already, and other ones must not take their place.
+    # A resumed training keeps its videos.
     if processes.first and not (options.resume and annotations.exists()):
         require_writable(annotations)
-        print(f"no --features: synthetic videos with the statistics of {like}", flush=True)
-        videos = (make_videos(count, seed=0, subset=name, config=kind) for name, count in SYNTHETIC_VIDEOS.items())
+        print(f"no --features: generating synthetic videos with the statistics of {like}", flush=True)
+        videos = (make_videos(number, seed=0, subset=name, config=kind) for name, number in SYNTHETIC_VIDEOS.items())
         total = sum(SYNTHETIC_VIDEOS.values())
-        write_dataset(folder, progress(itertools.chain(*videos), total, "videos made"))
+        write_dataset(folder, progress(itertools.chain(*videos), total, "videos generated"))
     if processes.count > 1:
         dist.barrier()
     return replace(options, features=str(folder / "features"), annotations=str(annotations), train_subset=None)
 
 
 def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[str, VideoAnnotation]]:
-    """Those of the training and of the validation videos."""
+    """Annotations of the training videos and of the validation videos."""
+    assert options.annotations is not None  # `train` requires them, or generates videos
     paths = options.annotations, options.val_annotations or options.annotations
     prefix = config.data.strip_prefix
     files = {path: read_annotations(path, strip_prefix=prefix) for path in dict.fromkeys(paths)}
@@ -79,31 +81,32 @@ def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[st
 def _select(
     annotations: Mapping[str, VideoAnnotation], path: str, flag: str, wanted: str | None, usual: str, *, alone: bool
 ) -> Mapping[str, VideoAnnotation]:
-    """The videos of a subset; of a file without subsets all, unless it would serve for training and validation both."""
+    """The videos of a subset, or all of a file without subsets, unless that file would serve both purposes."""
     if wanted is None and not alone and not any(video.subset for video in annotations.values()):
         return annotations
     try:
         return in_subset(annotations, wanted or usual, path)
     except InputError as error:
-        raise InputError(f"{error} (choose with {flag}, or give --val-annotations)") from error
+        raise InputError(f"{error}; choose one with {flag}, or give --val-annotations") from error
 
 
 def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
+    assert options.features is not None  # as for annotations
     return open_features(
         options.features, feature_dim=feature_dim, every=options.time.every, strip_prefix=config.data.strip_prefix
     )
 
 
 def require_width(archive: FeatureArchive, config: Config, training: Mapping[str, VideoAnnotation]) -> None:
-    """InputError, with the way out, when the first video has features of another width."""
+    """Raise InputError if the features of the first video have another width than the network."""
     first = next((video for video in archive.ids if video in training), None)
     if first is None:
         return
     stored = archive.stored(first)
     if config.model.feature_dim not in stored.shape:
         raise InputError(
-            f"{stored.path}: expected {config.model.feature_dim} channels, found shape {list(stored.shape)}; "
-            "give --set model.feature_dim=C, or --fit"
+            f"{stored.path} has shape {list(stored.shape)}, expected {config.model.feature_dim} channels; "
+            "set model.feature_dim with --set, or use --fit"
         )
 
 
@@ -116,21 +119,21 @@ def read_subsets(
     *,
     quiet: bool,
 ) -> tuple[Subset, Subset, TimeResolver]:
-    """Both subsets with every video looked at, and when their snippets happen."""
+    """Read every video of both subsets; also return the times of their snippets. InputError: a subset is empty."""
     times = options.time.resolver(config, archive, known={**chosen[1], **chosen[0]})
     subsets = []
     for name, videos, kept in zip(("training", "validation"), chosen, (KEPT_BYTES, 0), strict=True):
         here = [video for video in archive.ids if video in videos]
         if not here:
             raise InputError(
-                f"{options.features}: expected {name} videos, such as {next(iter(videos))!r}, "
-                f"found {len(archive.ids)} others, such as {archive.ids[0]!r}"
+                f"{options.features} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
+                f"expected {name} videos, such as {next(iter(videos))!r}"
             )
         features = iterate(archive, here, workers=options.workers)
         loaded = progress(features, len(here), f"{name} videos read", hidden=quiet)
         subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
     ids = [video for subset in subsets for video in subset.truth]
     if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
-        stride = f"{config.data.stride:g} video frames apart, as {config.preset} has it"
-        print(f"note: nothing states --stride; rows are taken to be {stride}", file=sys.stderr)
+        stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
+        print(f"note: --stride is not given; assuming {stride}", file=sys.stderr)
     return *subsets, times

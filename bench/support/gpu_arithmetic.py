@@ -27,6 +27,7 @@ are rounded like those of any other product.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bcnet_fast.ops import reference  # and with it the operators that are named below
+from bcnet_fast.ops.sampling_plan import SamplingPlan
 
 DROPPED = 13  # bits of a float32's mantissa that TF32 does not have
 # Parts of the names of operations that multiply. Those that are not emulated are refused.
@@ -157,27 +159,39 @@ def difference_attention(
     return *outputs, query.new_empty(0)
 
 
-def anchor_projection(features: Tensor, weight: Tensor, bias: Tensor | None, *plan: Any) -> Tensor:
+def anchor_projection(
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan_tensors: list[Tensor],
+    plan_sizes: list[int],
+    relu: bool,
+    project_first: bool,
+) -> Tensor:
     """As ops/anchor_sampling.py and kernels/anchor_sampling.py multiply, by either strategy."""
-    first, offsets, weights, *_, bins, longest, relu, project_first = plan
-    dtype = features.dtype
-    rows = (features[:, None] if len(bins) == 1 else features).mT  # [B, G, T, C]
+    plan, dtype = SamplingPlan.unpack(plan_tensors, plan_sizes), features.dtype
+    rows = by_snippet(features, plan)
     if project_first:
-        parts = [product(x[:, None], w).to(dtype) for x, w in zip(rows.unbind(1), weight.split(bins), strict=True)]
-        projected = torch.cat(parts, dim=1)  # [B, N, T, O]; every bin reads a sequence of its own from here on
-        out = reference.anchor_sampling(projected, first, offsets, weights, [1] * sum(bins), longest).sum(2)
+        parts = zip(rows.unbind(1), weight.split(plan.bins), strict=True)
+        projected = torch.cat([product(x[:, None], w).to(dtype) for x, w in parts], dim=1)  # [B, N, T, O]
+        # From here on, every bin reads a sequence of its own.
+        out = reference.anchor_sampling(projected, replace(plan, bins=(1,) * len(weight))).sum(2)
     else:
-        sampled = reference.anchor_sampling(rows, first, offsets, weights, bins, longest).to(dtype)
+        sampled = reference.anchor_sampling(rows, plan).to(dtype)
         out = product(sampled.flatten(2), weight.flatten(0, 1), truncated_tf32)
     out = out if bias is None else out + bias
     return (out.relu() if relu else out).to(dtype)
 
 
-def anchor_sampling(features: Tensor, *plan: Any) -> Tensor:
+def anchor_sampling(features: Tensor, plan_tensors: list[Tensor], plan_sizes: list[int]) -> Tensor:
     """Sums of float32 products by ordinary units."""
-    first, offsets, weights, *_, bins, longest = plan
-    rows = (features[:, None] if len(bins) == 1 else features).mT
-    return reference.anchor_sampling(rows, first, offsets, weights, bins, longest).to(features.dtype)
+    plan = SamplingPlan.unpack(plan_tensors, plan_sizes)
+    return reference.anchor_sampling(by_snippet(features, plan), plan).to(features.dtype)
+
+
+def by_snippet(features: Tensor, plan: SamplingPlan) -> Tensor:
+    """[B, C, T] or [B, G, C, T] -> [B, G, T, C]"""
+    return (features[:, None] if len(plan.bins) == 1 else features).mT
 
 
 def add_layer_norm(x: Tensor, residual: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -135,23 +135,23 @@ def test_channels_are_those_of_the_file(tmp_path, preset):
     [
         (
             seeded.bmn_mask(13, "start_end", bins=4),
-            r"expected \[T, 4 D T\] for T = 14 of preset small, found \[13, 676\]",
+            r"has shape \[13, 676\], expected \[T, 4 D T\] with T = 14 of preset small",
         ),
-        (torch.zeros(14, 4 * 14 * 14 + 1), r"found \[14, 785\]; see --preset"),
-        (torch.zeros(14, 0), r"found \[14, 0\]"),
-        (torch.tensor(1.0), r"found \[\]"),
+        (torch.zeros(14, 4 * 14 * 14 + 1), r"has shape \[14, 785\], .*; see --preset"),
+        (torch.zeros(14, 0), r"has shape \[14, 0\]"),
+        (torch.tensor(1.0), r"has shape \[\]"),
         (
             torch.zeros(14, 4 * 14 * 14),
-            r"\(start, end\) as in BMN.s public release or \(duration, start\) as in mmaction2",
+            r"\(start, end\) of the BMN release or \(duration, start\) of mmaction2",
         ),
-        (torch.full((14, 4 * 14 * 14), torch.nan), "found other values"),
-        (seeded.bmn_mask(14, "start_end", bins=4, points=2), "3 points in a bin and half of a proposal.s length"),
+        (torch.full((14, 4 * 14 * 14), torch.nan), "has other values"),
+        (seeded.bmn_mask(14, "start_end", bins=4, points=2), "3 points per bin and margins of half a proposal"),
     ],
     ids=["other T", "broken D", "empty", "number", "zeros", "NaN", "other points"],
 )
 def test_a_mask_that_fits_neither_map_is_refused(tmp_path, mask, message):
     path = seeded.map_release(tmp_path / "bmn.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
-    with pytest.raises(InputError, match=rf"bmn\.pth\.tar: sample_mask: .*{message}"):
+    with pytest.raises(InputError, match=rf"bmn\.pth\.tar: sample_mask .*{message}"):
         releases.convert_bmn(path, small(SMALL_BMN))
 
 
@@ -170,24 +170,28 @@ BPM, ABI = {"bpm_base.0.weight": torch.zeros(1)}, {"frame_model.base_module.0.we
         (
             releases.convert_bmn,
             state_of(SMALL_GTAD),
-            "expected weights of BMN, found those of G-TAD, which --gtad takes",
+            "has weights of G-TAD, expected those of BMN; give it to --gtad",
         ),
         (
             releases.convert_gtad,
             state_of(SMALL_BMN),
-            "expected weights of G-TAD, found those of BMN, which --bmn takes",
+            "has weights of BMN, expected those of G-TAD; give it to --bmn",
         ),
-        (releases.convert_bmn, BPM, r"expected weights of BMN, found those of BCNet \(BPM\), which --bpm takes"),
-        (releases.convert_gtad, ABI, r"expected weights of G-TAD, found those of BCNet \(ABI\), which --abi takes"),
-        (releases.convert_bmn, opentad(), "expected weights of BMN, found OpenTAD's, which are not supported: "),
-        (releases.convert_gtad, opentad(), "expected weights of G-TAD, found OpenTAD's, which are not supported: "),
+        (releases.convert_bmn, BPM, r"has weights of BCNet \(BPM\), expected those of BMN; give it to --bpm"),
+        (releases.convert_gtad, ABI, r"has weights of BCNet \(ABI\), expected those of G-TAD; give it to --abi"),
+        (releases.convert_bmn, opentad(), "has weights of OpenTAD, expected those of BMN; OpenTAD is not supported: "),
+        (
+            releases.convert_gtad,
+            opentad(),
+            "has weights of OpenTAD, expected those of G-TAD; OpenTAD is not supported: ",
+        ),
     ],
     ids=["G-TAD for BMN", "BMN for G-TAD", "BPM", "ABI", "OpenTAD for BMN", "OpenTAD for G-TAD"],
 )
 def test_weights_of_another_network_are_named(tmp_path, function, state, message):
     path = seeded.map_release(tmp_path / "best.pth.tar", state)
     config = small(SMALL_BMN if function is releases.convert_bmn else SMALL_GTAD)
-    with pytest.raises(InputError, match=rf"best\.pth\.tar: {message}") as error:
+    with pytest.raises(InputError, match=rf"best\.pth\.tar {message}") as error:
         function(path, config)
     assert "\n" not in str(error.value)
 
@@ -212,7 +216,7 @@ def test_every_key_that_does_not_fit_is_listed(tmp_path, function, model, name, 
     state[name] = torch.zeros(wrong)
     path = seeded.map_release(tmp_path / "best.pth.tar", state)
     shape = str(list(wrong)).replace("[", r"\[").replace("]", r"\]")
-    expected = f"missing: {gone}; unknown: extra; misshaped: {name} .*found {shape}"
+    expected = f"missing: {gone}; unknown: extra; misshaped: {name} .*has {shape}, expected"
     with pytest.raises(InputError, match=rf"best\.pth\.tar: weights do not fit the network; {expected}"):
         function(path, small(model))
 
@@ -221,31 +225,31 @@ def test_a_damaged_file_is_one_clear_line(tmp_path):
     path = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
     path.write_bytes(path.read_bytes()[:1000])
     for function, model in ((releases.convert_bmn, SMALL_BMN), (releases.convert_gtad, SMALL_GTAD)):
-        with pytest.raises(InputError, match=r"best\.pth\.tar: expected a PyTorch file"):
+        with pytest.raises(InputError, match=r"best\.pth\.tar: damaged.* expected a PyTorch file"):
             function(path, small(model))
 
 
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((), "found none of them"),
-        (("--bpm",), "found --bpm"),
-        (("--abi",), "found --abi"),
-        (("--bmn", "--gtad"), "found --bmn, --gtad"),
-        (("--bpm", "--abi", "--bmn"), "found --bpm, --abi, --bmn"),
+        ((), "no checkpoint given"),
+        (("--bpm",), "--bpm given"),
+        (("--abi",), "--abi given"),
+        (("--bmn", "--gtad"), "--bmn and --gtad given"),
+        (("--bpm", "--abi", "--bmn"), "--bpm and --abi and --bmn given"),
     ],
 )
 def test_one_network_is_converted_at_a_time(tmp_path, sources, message):
     arguments = [part for flag in sources for part in (flag, str(tmp_path / "x.pth.tar"))]
-    with pytest.raises(InputError, match=f"expected --bpm with --abi, or --bmn, or --gtad; {message}; see --help"):
+    with pytest.raises(InputError, match=f"{message}, expected --bpm and --abi, or --bmn, or --gtad; see --help"):
         convert.main([*arguments, "--output", str(tmp_path / "x.safetensors")])
 
 
 def test_the_output_is_safetensors_and_a_failure_leaves_none(tmp_path):
     source = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
-    with pytest.raises(InputError, match=r"--output .*x\.pth: expected a name that ends in \.safetensors"):
+    with pytest.raises(InputError, match=r"--output is .*x\.pth, expected a name ending in \.safetensors"):
         convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.pth")])
-    with pytest.raises(InputError, match="found those of BMN"):
+    with pytest.raises(InputError, match="has weights of BMN"):
         convert.main(["--gtad", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
     assert list(tmp_path.iterdir()) == [source]
 
@@ -253,10 +257,10 @@ def test_the_output_is_safetensors_and_a_failure_leaves_none(tmp_path):
 def test_the_wrong_preset_is_named(tmp_path):
     mask = torch.zeros(100, 4 * 100 * 100)
     source = seeded.map_release(tmp_path / "best.pth.tar", {"sample_mask": mask, **state_of(SMALL_BMN)})
-    with pytest.raises(InputError, match=r"T = 256 of preset thumos14, found \[100, 40000\]; see --preset"):
+    with pytest.raises(InputError, match=r"has shape \[100, 40000\], .* T = 256 of preset thumos14; see --preset"):
         convert.main(["--bmn", str(source), "--preset", "thumos14", "--output", str(tmp_path / "x.safetensors")])
 
 
 def test_maps_need_a_preset(tmp_path):
-    with pytest.raises(InputError, match="--preset: expected one of thumos14, activitynet13 with --bmn, found none"):
+    with pytest.raises(InputError, match="--preset is required with --bmn: thumos14 or activitynet13"):
         convert.main(["--bmn", str(tmp_path / "best.pth.tar"), "--output", str(tmp_path / "made.safetensors")])

@@ -130,7 +130,9 @@ def test_an_archive_of_bad_videos_only_writes_nothing(checkpoint, features):
     for video in LENGTHS:
         np.save(features / f"{video}.npy", np.zeros((20, 3), np.float32))
     output = features.parent / "out.json"
-    with pytest.raises(InputError, match=r"a.npy: expected 10 channels, found shape \[20, 3\] \(and 3 more"):
+    with pytest.raises(
+        InputError, match=r"a.npy has shape \[20, 3\], expected 10 channels \(and 3 other videos failed\)"
+    ):
         run(checkpoint, features)
     assert not output.exists() and not list(features.parent.glob("*.partial"))
 
@@ -189,7 +191,7 @@ def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_
     # 6 of 16 frames; the last of 24 boundaries is the end of the video, which no proposal of the release reaches.
     assert released.max() == pytest.approx(9.6 * 23 / 24)
     table.write_text("video,duration\nc,10\n")
-    with pytest.raises(InputError, match=r"video 'c': expected its number of frames, .* a column frames") as error:
+    with pytest.raises(InputError, match=r"video 'c' has no known number of frames, .* a column frames") as error:
         segments("--protocol", "release")
     assert "\n" not in str(error.value)
     assert np.array_equal(segments(), default)
@@ -201,7 +203,7 @@ def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsy
     arguments += ["--preset", "activitynet13", "--model", "gtad"]
     assert infer.main([str(part) for part in arguments]) == 0
     assert "gtad, preset activitynet13, random weights" in json.loads(output.read_text())["external_data"]["details"]
-    assert "warning: no --checkpoint" in capsys.readouterr().err
+    assert "warning: without --checkpoint" in capsys.readouterr().err
     with pytest.raises(InputError, match="precision 'int8': expected"):
         infer.main([str(part) for part in [*arguments, "--precision", "int8"]])
 
@@ -232,20 +234,20 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     with open(writer.partial, "ab") as file:
         file.write(b'{"video": "d", "propo')
     assert run(checkpoint, features, "--resume")[0] == 0
-    assert "resumed: 1 of 4 videos" in capsys.readouterr().out
+    assert "resumed: 1 of 4 videos are already done" in capsys.readouterr().out
     assert output.read_bytes() == expected
 
 
 def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, features):
     output = features.parent / "out.json"
     writer = ResultWriter(output, {"protocol": "release"})
-    with pytest.raises(InputError, match=r"out.json.partial: expected to write it alone, found another run"):
+    with pytest.raises(InputError, match=r"out.json.partial is in use by another run"):
         run(checkpoint, features)
     writer.add("c", *columns([]))
     writer.close()
-    with pytest.raises(InputError, match=r"out.json.partial: expected an interrupted run with the same settings"):
+    with pytest.raises(InputError, match=r"out.json.partial is from a run with other values of .*protocol"):
         run(checkpoint, features, "--resume")
-    with pytest.raises(InputError, match=r"out.json.partial: holds 1 finished videos .* go on with --resume"):
+    with pytest.raises(InputError, match=r"out.json.partial has 1 finished video .* continue with --resume"):
         run(checkpoint, features)
     writer.partial.unlink()
     assert run(checkpoint, features, "--resume")[0] == 0
@@ -254,7 +256,7 @@ def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, feature
 @pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])
 def test_a_partial_file_of_something_else_is_refused(checkpoint, features, content):
     (features.parent / "out.json.partial").write_bytes(content)
-    with pytest.raises(InputError, match=r"out.json.partial: expected the finished videos"):
+    with pytest.raises(InputError, match=r"out.json.partial is not the partial result of an interrupted run"):
         run(checkpoint, features, "--resume")
 
 
@@ -355,35 +357,35 @@ def test_time_comes_from_a_table_and_flags_go_before_it(checkpoint, features):
 def test_random_weights_need_a_preset_and_say_so(features, capsys):
     output = features.parent / "out.json"
     arguments = ["--features", str(features / "c.npy"), "--output", str(output), "--fps", "25"]
-    with pytest.raises(InputError, match="--checkpoint: expected a file, found none"):
+    with pytest.raises(InputError, match="--checkpoint is required, or --preset for random weights"):
         infer.main(arguments)
     assert infer.main([*arguments, "--preset", "activitynet13", "--feature-dim", "10", "--stride", "5"]) == 0
-    assert "warning: no --checkpoint: the weights are random" in capsys.readouterr().err
+    assert "warning: without --checkpoint the weights are random" in capsys.readouterr().err
     assert "random weights" in json.loads(output.read_text())["external_data"]["details"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--output", "out.json"], "--features: expected it, found none"),
-        (["--features", "nowhere", "--output", "x.json"], "nowhere: expected .* found nothing there"),
+        (["--output", "out.json"], "--features is required"),
+        (["--features", "nowhere", "--output", "x.json"], "nowhere: no such file or folder"),
         (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see --help"),
-        (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
-        (["--preset", "thumos14"], "expected --preset thumos14, found small"),
-        (["--feature-dim", "11"], "expected --feature-dim 11, found 10"),
-        (["--model", "gtad"], "expected --model gtad, found bcnet"),
-        (["--fps", "-1"], "--fps: expected a positive number, found -1.0"),
-        (["--times", "gone.csv"], "gone.csv: expected"),
-        (["--labels", "gone.json"], "gone.json: expected"),
-        (["--output", "."], "expected the name of a file to write, found a folder"),
-        (["--output", "/dev/null"], "/dev/null: expected the name of a file to write, found a device"),
-        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json: expected a place to write"),
-        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png: expected a place to write"),
-        (["--srt", "features/a.npy/below"], "expected a place to write"),
-        (["--feature-dim", "0"], "--feature-dim: expected at least 1, found 0"),
+        (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
+        (["--preset", "thumos14"], "--preset is thumos14, expected small to fit .*small.safetensors"),
+        (["--feature-dim", "11"], "--feature-dim is 11, expected 10 to fit"),
+        (["--model", "gtad"], "--model is gtad, expected bcnet to fit"),
+        (["--fps", "-1"], "--fps is -1.0, expected a positive number"),
+        (["--times", "gone.csv"], "gone.csv: no such file"),
+        (["--labels", "gone.json"], "gone.json: no such file"),
+        (["--output", "."], "is a folder, expected a file name to write to"),
+        (["--output", "/dev/null"], "/dev/null is a device, expected a file name to write to"),
+        (["--output", "features/a.npy/out.json"], r"features/a\.npy/out\.json is not writable"),
+        (["--plot", "features/a.npy"], r"features/a\.npy/picture\.png is not writable"),
+        (["--srt", "features/a.npy/below"], "is not writable"),
+        (["--feature-dim", "0"], "--feature-dim is 0, expected at least 1"),
         (["--device", "meta"], "--device meta: expected auto, cpu or cuda"),
-        (["--ground-truth", "other.json"], "other.json: expected some of the 4 videos .* found 1 others"),
-        (["--labels", "scores.json"], "scores.json: expected some of the 4 videos .* found 1 others"),
+        (["--ground-truth", "other.json"], "other.json has 1 video, expected some of the 4 in .*features, such as 'a'"),
+        (["--labels", "scores.json"], "scores.json has 1 video, expected some of the 4 in .*features, such as 'a'"),
         pytest.param(
             ["--device", "cuda"],
             "expected a CUDA device, found none",
@@ -407,14 +409,16 @@ def test_bad_input_is_one_clear_line(checkpoint, features, flags, message, monke
 
 def test_frames_per_second_are_asked_for_before_any_work(checkpoint, features):
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
-    with pytest.raises(InputError, match="--fps: expected the videos' frames per second, found none"):
+    with pytest.raises(InputError, match="--fps or --times is required"):
         infer.main([str(a) for a in arguments])
 
 
 def test_annotations_of_other_videos_are_refused(checkpoint, features):
     table = features.parent / "times.csv"
     table.write_text("video,fps\nelsewhere,25\n")
-    with pytest.raises(InputError, match=r"times.csv: expected some of the 4 videos .* found 1 others"):
+    with pytest.raises(
+        InputError, match=r"times.csv has 1 video, such as 'elsewhere', expected some of the 4 in .*features"
+    ):
         run(checkpoint, features, "--times", table)
 
 
@@ -438,7 +442,7 @@ def test_odd_names_can_be_drawn(checkpoint, features):
 
 def test_an_assumed_stride_is_said(checkpoint, features, capsys):
     run(checkpoint, features)
-    assert "note: nothing states --stride; rows are taken to be 5 video frames apart" in capsys.readouterr().err
+    assert "note: --stride is not given; assuming 5 video frames between rows" in capsys.readouterr().err
     run(checkpoint, features, "--stride", 8)
     assert "note:" not in capsys.readouterr().err
 
@@ -477,4 +481,4 @@ def test_the_process_exits_with_code_2_and_one_line(features):
     command = [sys.executable, "-m", "bcnet_fast.infer", "--features", str(features), "--output", "x.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 2
-    assert done.stderr.startswith("error: --checkpoint: expected a file") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: --checkpoint is required") and done.stderr.count("\n") == 1

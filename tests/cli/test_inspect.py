@@ -48,9 +48,9 @@ def test_consistent_archive_gives_the_flags_that_were_used(tmp_path, capsys):
     lines = [line.split() for line in output.splitlines()]
     assert ["a", "300", "300", "[T,", "C]", "float16", "0.1600", "48.0", "48.2", "2"] in lines
     assert ["b", "60", "60", "[T,", "C]", "float16", "0.1600", "9.6", "9.5", "1"] in lines
-    assert "rows: 60 to 300; snippets: 60 to 300; windows in all: 3" in output
+    assert "rows: 60 to 300; snippets: 60 to 300; windows in total: 3" in output
     assert "they differ in 0 of 2 videos" in output
-    assert f"{times}: knows 2 of 2 videos; has 1 more, without features here" in output
+    assert f"{times}: has 2 of 2 videos; it has 1 more, without features" in output
     assert _flags(output) == f"--features {folder} --preset thumos14 --times {times}"
     assert "note:" not in output
 
@@ -60,12 +60,12 @@ def test_row_for_each_frame_is_told(tmp_path, capsys):
     times = _times(tmp_path / "t.csv", "video,fps,duration\na,30,10\nb,30,20\n")
     assert main([str(folder), "--preset", "thumos14", "--times", times]) == 0
     output = capsys.readouterr().out
-    assert output.count("a row for each video frame") == 2
+    assert output.count("one row per video frame") == 2
     assert _flags(output) == f"--features {folder} --preset thumos14 --times {times} --every 5 --stride 1"
     # With the flags that were given, nothing is left to complain of.
     assert main([str(folder), "--preset", "thumos14", "--times", times, "--every", "5", "--stride", "1"]) == 0
     output = capsys.readouterr().out
-    assert "one of every 5 rows taken" in output and "remarks on: 0 videos" in output and "note:" not in output
+    assert "one of every 5 rows used" in output and "with remarks: 0 videos" in output and "note:" not in output
 
 
 def test_wrong_stride_is_told_and_mended(tmp_path, capsys):
@@ -73,9 +73,9 @@ def test_wrong_stride_is_told_and_mended(tmp_path, capsys):
     times = _times(tmp_path / "t.csv", "video,fps,duration\na,25,32.5\nb,25,64.6\n")
     assert main([str(folder), "--preset", "thumos14", "--times", times]) == 0
     output = capsys.readouterr().out
-    assert output.count("rows of 5 frames do not make up the stated duration") == 2
+    assert output.count("rows of 5 frames contradict the stated duration") == 2
     assert "they differ in 2 of 2 videos" in output
-    assert "note: 2 videos (a, b): the stated durations fit 8 frames a row: --stride 8" in output
+    assert "note: 2 videos (a, b): the stated durations fit 8 frames per row: --stride 8" in output
     assert _flags(output).endswith("--stride 8")
     assert main([str(folder), "--preset", "thumos14", "--times", times, "--stride", "8"]) == 0
     assert "note:" not in capsys.readouterr().out
@@ -94,26 +94,26 @@ def test_rescaled_features_are_told(tmp_path, capsys):
     folder = _folder(tmp_path / "x", {"a": 100, "b": 100, "c": 100})
     times = _times(tmp_path / "t.csv", "video,fps,duration\na,25,32\nb,25,64\nc,25,300\n")
     assert main([str(folder), "--preset", "thumos14", "--times", times]) == 0
-    assert "all 3 videos have 100 rows, whatever their duration: they look rescaled" in capsys.readouterr().out
+    assert "all 3 videos have 100 rows, regardless of duration: they look rescaled" in capsys.readouterr().out
 
 
 def test_unrelated_durations_are_told(tmp_path, capsys):
     folder = _folder(tmp_path / "x", {"a": 100, "b": 110, "c": 120})
     times = _times(tmp_path / "t.csv", "video,fps,duration\na,25,32\nb,25,64\nc,25,300\n")
     assert main([str(folder), "--preset", "thumos14", "--times", times]) == 0
-    assert "3 videos (a, b, c): the stated durations fit no common stride" in capsys.readouterr().out
+    assert "3 videos (a, b, c): no common stride fits the stated durations" in capsys.readouterr().out
 
 
 def test_what_is_still_missing_is_told(tmp_path, capsys):
     folder = _folder(tmp_path / "x", {"a": 30})
     assert main([str(folder), "--preset", "thumos14"]) == 0
     output = capsys.readouterr().out
-    assert "note: 1 video (a): 5 frames a row is the preset's value, nothing confirms it" in output
-    assert "note: still missing: video 'a': expected its frames per second, found none; give --fps" in output
+    assert "note: 1 video (a): 5 frames per row is the value of the preset, and nothing confirms it" in output
+    assert "note: missing: video 'a' has no known frame rate; give --fps" in output
     assert main([str(folder), "--preset", "thumos14", "--fps", "30", "--stride", "4", "--offset", "8"]) == 0
     output = capsys.readouterr().out
     assert _flags(output) == f"--features {folder} --preset thumos14 --fps 30 --stride 4 --offset 8"
-    assert "time of a row: 0.1333 s" in output and "note:" not in output
+    assert "time per row: 0.1333 s" in output and "note:" not in output
 
 
 def test_bad_videos_are_listed_and_exit_with_1(tmp_path, capsys):
@@ -126,10 +126,8 @@ def test_bad_videos_are_listed_and_exit_with_1(tmp_path, capsys):
     for workers in ("0", "2"):
         assert main([str(folder), "--preset", "thumos14", "--fps", "30", "--stride", "5", "--workers", workers]) == 1
         output = capsys.readouterr().out
-        assert (
-            f"2 videos cannot be used\n  {folder / 'b.npy'}: expected a video of 2 or more snippets, found 1" in output
-        )
-        assert f"{folder / 'c.npy'}: expected finite values, found 1 NaN and 0 infinite, the first at row 3" in output
+        assert f"unusable: 2 videos\n  {folder / 'b.npy'} has 1 snippet, expected at least 2" in output
+        assert f"{folder / 'c.npy'} has 1 NaN and 0 infinite values, the first at row 3" in output
         assert "1 of 40 snippets are all zero" in output
         assert "stored as: [T, C] float16 (1 video), [C, T] float32 (1 video)" in output
 
@@ -139,9 +137,9 @@ def test_wrong_width_exits_with_2_and_names_the_width_that_fits(tmp_path, capsys
     _folder(folder, {"d": 60}, channels=300)
     assert main([str(folder), "--preset", "thumos14"]) == 2
     output, errors = capsys.readouterr()
-    assert f"4 videos cannot be used\n  {folder / 'a.npy'}: expected 2048 channels, found shape [30, 400]" in errors
-    assert "cannot be used" not in output
-    assert "400 is the length of an axis in 3 of 4 videos" in output
+    assert f"unusable: 4 videos\n  {folder / 'a.npy'} has shape [30, 400], expected 2048 channels" in errors
+    assert "usable" not in output
+    assert "3 of 4 videos have an axis of length 400" in output
     assert f"python -m bcnet_fast.inspect {folder} --preset activitynet13" in output
 
 
@@ -150,11 +148,11 @@ def test_videos_without_rows_exit_with_2_and_nothing_is_guessed(tmp_path, capsys
     folder = _folder(tmp_path / "x", {"a": 0, "b": 0})
     assert main([str(folder), *arguments]) == 2
     output, errors = capsys.readouterr()
-    assert "2 videos cannot be used" in errors and str(folder / "a.npy") in errors and "found" in errors
+    assert f"unusable: 2 videos\n  {folder / 'a.npy'} has " in errors
     assert "axis" not in output and "feature-dim" not in output
     np.save(folder / "c.npy", np.ones((30, C), np.float32))
     assert main([str(folder), *arguments]) == 1
-    assert "2 videos cannot be used" in capsys.readouterr().out
+    assert "unusable: 2 videos" in capsys.readouterr().out
 
 
 def test_nan_in_every_video_leads_to_no_guess_of_the_width(tmp_path, capsys):
@@ -163,7 +161,7 @@ def test_nan_in_every_video_leads_to_no_guess_of_the_width(tmp_path, capsys):
     np.save(folder / "a.npy", np.full((30, C), np.nan, np.float32))
     assert main([str(folder), "--preset", "thumos14"]) == 2
     output, errors = capsys.readouterr()
-    assert "1 video cannot be used" in errors and "61440 NaN" in errors and "axis" not in output
+    assert "unusable: 1 video" in errors and "61440 NaN" in errors and "axis" not in output
 
 
 def test_another_width_than_the_preset_needs_its_own_checkpoint(tmp_path, capsys):
@@ -179,14 +177,14 @@ def test_shapes_alone_need_no_width(tmp_path, capsys):
     assert main([str(folder)]) == 0
     output = capsys.readouterr().out
     assert "[39, 28]" in output and "[41, 28]" not in output and "... and 2 more (--all lists them)" in output
-    assert "28 is the length of an axis in 12 of 12 videos. If that is the channels:\n" in output
+    assert "12 of 12 videos have an axis of length 28. If it holds the channels:\n" in output
     assert f"python -m bcnet_fast.inspect '{folder}' --feature-dim 28" in output
     assert main([str(folder), "--all"]) == 0
     assert "[41, 28]" in capsys.readouterr().out
     (folder / "00.npy").write_bytes(b"x")
     assert main([str(folder), "--videos", "3"]) == 1
     output = capsys.readouterr().out
-    assert "12 videos, of which the first 3 are read" in output and "1 video cannot be used" in output
+    assert "12 videos, reading the first 3" in output and "unusable: 1 video" in output
     assert main([str(folder), "--videos", "1"]) == 2
 
 
@@ -196,7 +194,7 @@ def test_two_stream_layout_needs_only_the_fps(tmp_path, capsys):
             file["video_validation_0000051"] = np.ones((1500, 1024), np.float32)
     assert main([str(tmp_path), "--preset", "thumos14", "--fps", "30", "--duration", "50"]) == 0
     output = capsys.readouterr().out
-    assert "two-stream folder" in output and "one of every 5 rows taken" in output
+    assert "two-stream folder" in output and "one of every 5 rows used" in output
     row = next(line.split() for line in output.splitlines() if line.startswith("video_validation"))
     assert row[1:] == ["1500", "300", "[T,", "C]", "float32", "0.0333", "50.0", "50.0", "2"]
     assert "note:" not in output
@@ -207,8 +205,8 @@ def test_activitynet_preset_drops_the_prefix_and_rescales(tmp_path, capsys):
     times = _times(tmp_path / "t.csv", "video,duration\na,50\nb,77\n")
     assert main([str(folder), "--preset", "activitynet13", "--times", times]) == 0
     output = capsys.readouterr().out
-    assert "windows in all: 2" in output and "time of a row: 0.5000 to 1.0000 s" in output and "note:" not in output
-    with pytest.raises(InputError, match="they agree without the prefix v_, which --preset activitynet13 drops"):
+    assert "windows in total: 2" in output and "time per row: 0.5000 to 1.0000 s" in output and "note:" not in output
+    with pytest.raises(InputError, match="they agree without the prefix v_, which --preset activitynet13 removes"):
         main([str(folder), "--feature-dim", "400", "--times", times])
 
 
@@ -220,9 +218,9 @@ def test_checkpoint_brings_its_own_numbers(tmp_path, capsys):
     weights = str(tmp_path / "net.safetensors")
     assert main([str(folder), "--checkpoint", weights, "--fps", "25", "--stride", "5"]) == 0
     output = capsys.readouterr().out
-    assert "preset mine, 28 channels" in output and "windows in all: 3" in output and "note:" not in output
+    assert "preset mine, 28 channels" in output and "windows in total: 3" in output and "note:" not in output
     assert _flags(output) == f"--features {folder} --checkpoint {weights} --fps 25 --stride 5"
-    with pytest.raises(InputError, match=r"--feature-dim: expected 28 as in .*net\.safetensors, found 30"):
+    with pytest.raises(InputError, match=r"--feature-dim is 30, expected 28 to fit .*net\.safetensors"):
         main([str(folder), "--checkpoint", weights, "--feature-dim", "30"])
 
 
@@ -238,12 +236,12 @@ def test_the_systems_of_a_data_set_read_features_alike():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "error: nowhere: expected a folder or file of features, found nothing there"),
-        ([".", "--feature-dim", "0"], "error: feature width: expected 1 channel or more, found 0"),
-        (["x", "--fps", "0"], "error: --fps: expected a positive number, found 0.0"),
-        (["x", "--videos", "0"], "error: --videos: expected at least 1, found 0"),
-        (["x", "--workers", "-1"], "error: --workers: expected 0 or more, found -1"),
-        (["x", "--times", "gone.csv"], "error: gone.csv: expected"),
+        (["nowhere"], "error: nowhere: no such file or folder"),
+        ([".", "--feature-dim", "0"], "error: --feature-dim is 0, expected at least 1"),
+        (["x", "--fps", "0"], "error: --fps is 0.0, expected a positive number"),
+        (["x", "--videos", "0"], "error: --videos is 0, expected at least 1"),
+        (["x", "--workers", "-1"], "error: --workers is -1, expected at least 0"),
+        (["x", "--times", "gone.csv"], "error: gone.csv: no such file, expected ground truth"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
@@ -267,4 +265,4 @@ def test_real_features(shared, capsys):
     folder, table = shared / "data/salads50/features", shared / "data/salads50/annotations_knife.json"
     assert main([str(folder), "--feature-dim", "28", "--times", str(table)]) == 0
     output = capsys.readouterr().out
-    assert "they differ in 0 of 50 videos" in output and "time of a row: 1.0000 s" in output
+    assert "they differ in 0 of 50 videos" in output and "time per row: 1.0000 s" in output

@@ -40,25 +40,33 @@ def test_class_scores_in_every_layout(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("x.npy", b"\x93NUMPY\x01", "NumPy cannot read"),
-        ("x.json", b'{"results": {"v": [1.0]}, "class": ["a", "b"]}', "expected 2 scores"),
-        ("x.json", b'{"v": {"a": NaN}}', "finite numbers, found nan"),
+        (
+            "x.json",
+            b'{"results": {"v": [1.0]}, "class": ["a", "b"]}',
+            "video 'v' has another number of scores than the 2 classes",
+        ),
+        ("x.json", b'{"v": {"a": NaN}}', "score nan, expected a finite number"),
         ("x.json", b'{"v": 3}', "expected labels with scores"),
-        ("x.csv", b"video,label,score\nv,a,1\nv,a,2\n", "expected one score of 'a', found more"),
-        ("x.csv", b"video,score\n", "found the columns 'video, score'"),
-        ("x.csv", b"video,label,score\n", "found no score in it"),
-        ("x.csv", b'video,label,score\nv,"a,1\n', "found a broken CSV at line 2"),
-        ("x.csv", b"video,label,score\nv," + b"a" * 140_000 + b",1\n", "found a broken CSV at line 2 .*field limit"),
-        ("x.csv", b"video,label,score\nv,a\n", "line 2: expected 3 columns"),
-        ("x.json", b'{"results": {"v": [1, 2]}, "class": [["a"], ["b"]]}', r"every class as text, found \['a'\]"),
-        ("x.json", b'{"results": {"v": [{"label": 3, "score": 1}]}}', "every class as text, found 3"),
-        ("x.json", b'{"v": {}}', "found no score in it"),
-        ("x.json", b'{"results": {"v": []}, "class": []}', "found no score in it"),
-        ("x.json", b'{"v": {"a": 1%s}}' % (b"0" * 400), "video 'v': expected scores that are finite numbers"),
-        ("x.json", b'{"results": {"v": [1%s]}, "class": ["a"]}' % (b"0" * 400), "scores that are finite numbers"),
+        ("x.csv", b"video,label,score\nv,a,1\nv,a,2\n", "has more than one score of 'a'"),
+        ("x.csv", b"video,score\n", "has the columns 'video, score'"),
+        ("x.csv", b"video,label,score\n", "has no score"),
+        ("x.csv", b'video,label,score\nv,"a,1\n', "malformed CSV at line 2"),
+        ("x.csv", b"video,label,score\nv," + b"a" * 140_000 + b",1\n", "malformed CSV at line 2 .*field limit"),
+        ("x.csv", b"video,label,score\nv,a\n", "line 2: more or fewer cells than the 3 columns"),
+        (
+            "x.json",
+            b'{"results": {"v": [1, 2]}, "class": [["a"], ["b"]]}',
+            r"a class has the name \['a'\], expected text",
+        ),
+        ("x.json", b'{"results": {"v": [{"label": 3, "score": 1}]}}', "a class has the name 3, expected text"),
+        ("x.json", b'{"v": {}}', "has no score"),
+        ("x.json", b'{"results": {"v": []}, "class": []}', "has no score"),
+        ("x.json", b'{"v": {"a": 1%s}}' % (b"0" * 400), "video 'v' has the score 10+, expected a finite number"),
+        ("x.json", b'{"results": {"v": [1%s]}, "class": ["a"]}' % (b"0" * 400), "a score is not a finite number"),
         (
             "x.json",
             b'{"v": {"a": 0.5}, "w": {"b": -1.5}}',
-            "video 'w': expected class scores of at least 0, found -1.5",
+            "video 'w' has the score -1.5, expected at least 0",
         ),
     ],
 )
@@ -77,7 +85,7 @@ def test_an_archive_is_closed_and_its_names_are_text(tmp_path: Path, monkeypatch
     read_class_scores(path)
     assert opened[0].zip is None
     np.savez(path, scores=np.ones((1, 2)), videos=np.array(["v"]), labels=np.arange(2))
-    with pytest.raises(InputError, match=r"scores\.npz: expected the name of every class as text, found 0"):
+    with pytest.raises(InputError, match=r"scores\.npz: a class has the name 0, expected text"):
         read_class_scores(path)
 
 

@@ -82,7 +82,7 @@ def test_statistics_of_a_hand_made_pair():
     ranks = np.linspace(0.005, 0.995, 21)
     for name, values in (("instances", [1, 2]), ("instance_s", [2, 2, 8]), ("gap_s", [1, 6, 0, 2])):
         np.testing.assert_allclose(found[name], np.quantile(values, ranks), atol=0.006)
-    with pytest.raises(InputError, match="file: expected instances in at least 2 videos, found them in 1"):
+    with pytest.raises(InputError, match="file has instances in 1 video, expected at least 2"):
         statistics_of(videos[:1], "file")
 
 
@@ -154,5 +154,5 @@ def test_written_data_set_is_read_back_by_the_package(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_an_input_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="expected a folder to write to"):
+    with pytest.raises(InputError, match="cannot be written"):
         write_dataset(tmp_path / "file", [])

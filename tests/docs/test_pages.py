@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import benchmarks_page
 import pytest
 
 from bcnet_fast.cli.commands import COMMANDS
+from bcnet_fast.config import (
+    AnchorProposalConfig,
+    BCNetConfig,
+    BMNConfig,
+    DataConfig,
+    GTADConfig,
+    MapProposalConfig,
+    TrainConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -66,16 +76,32 @@ def test_every_page_is_in_the_navigation():
     assert listed == {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
 
 
-def test_every_command_has_a_page_with_its_help():
+@pytest.fixture
+def site_hooks(monkeypatch):
+    monkeypatch.syspath_prepend(str(DOCS))
+    return importlib.import_module("site_hooks")
+
+
+def test_every_command_has_a_page_with_its_help(site_hooks):
     pages = {path.stem for path in (DOCS / "commands").glob("*.md")} - {"index"}
     assert pages == set(COMMANDS)
-    sys.path.insert(0, str(DOCS))
-    try:
-        import site_hooks
-    finally:
-        sys.path.remove(str(DOCS))
     page = (DOCS / "commands" / "evaluate.md").read_text(encoding="utf-8")
     assert "--ground-truth FILE" in site_hooks.on_page_markdown(page)
+
+
+def test_every_setting_has_a_row(site_hooks):
+    page = site_hooks.on_page_markdown((DOCS / "api" / "config.md").read_text(encoding="utf-8"))
+    for section in (
+        BCNetConfig,
+        BMNConfig,
+        GTADConfig,
+        DataConfig,
+        AnchorProposalConfig,
+        MapProposalConfig,
+        TrainConfig,
+    ):
+        for field in dataclasses.fields(section):
+            assert f"| `{field.name}` |" in page, f"{section.__name__}.{field.name}"
 
 
 def test_readme_is_short_and_has_the_two_commands():

@@ -335,26 +335,38 @@ def test_gtad_rule_cuts_to_the_video() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"results": {}}', "no video in it"),
-        ('{"results": {"v": []}}', "expected proposals, found none"),
-        ('{"results": {"v": [{"segment": [0, 1], "score": NaN}]}}', "video 'v': expected a finite score"),
-        ('{"results": {"v": [{"segment": [0], "score": 1}]}}', "a segment of two finite numbers"),
-        ('{"results": {"v": [{"segment": [2, 1], "score": 1}]}}', "numbers in order"),
+        ('{"results": {}}', "has no video"),
+        ('{"results": {"v": []}}', "no proposal in 1 video"),
+        (
+            '{"results": {"v": [{"segment": [0, 1], "score": NaN}]}}',
+            "video 'v' has the entry {'segment': [0, 1], 'score': nan}, expected a finite score",
+        ),
+        ('{"results": {"v": [{"segment": [0], "score": 1}]}}', "segment [start, end] of finite numbers"),
+        ('{"results": {"v": [{"segment": [2, 1], "score": 1}]}}', "with start <= end"),
         ('{"results": {"v": [{"segment": [0, 1]}]}}', "expected a finite score"),
         ('{"results": {"v": {"segment": [0, 1]}}}', "expected a list of proposals"),
-        ('{"results": {"v": [{"segment": [0, 1], "score": 1}], "v": []}}', "'v' twice"),
+        ('{"results": {"v": [{"segment": [0, 1], "score": 1}], "v": []}}', "'v' occurs twice"),
         (
             '{"results": {"v": [{"segment": [0, 1], "score": 1}, {"segment": [0, 1], "score": 1, "label": "a"}]}}',
             "label",
         ),
-        ('{"results": {"x": [{"segment": [0, 1], "score": 1}]}}', "found none of them"),
+        (
+            '{"results": {"x": [{"segment": [0, 1], "score": 1}]}}',
+            r"proposals for 'x' and others, expected some of the videos in",
+        ),
         ('{"results": {"v": [', "invalid JSON at line 1"),
-        (f'{{"results": {{"v": [{{"segment": [0, 1], "score": {10**400}}}]}}}}', "video 'v': expected a finite score"),
-        (f'{{"results": {{"v": [{{"segment": [0, {10**400}], "score": 1}}]}}}}', "video 'v': expected a finite score"),
-        pytest.param('{"results": ' + "1" * 5000 + "}", "found a number of too many digits", id="digits"),
-        pytest.param('{"results": ' + "[" * 200_000, "found JSON nested too deeply", id="nested"),
-        ("[1]", "found list"),
-        (None, "found nothing there"),
+        (
+            f'{{"results": {{"v": [{{"segment": [0, 1], "score": {10**400}}}]}}}}',
+            "video 'v' has the entry",
+        ),
+        (
+            f'{{"results": {{"v": [{{"segment": [0, {10**400}], "score": 1}}]}}}}',
+            "video 'v' has the entry",
+        ),
+        pytest.param('{"results": ' + "1" * 5000 + "}", "a number has too many digits", id="digits"),
+        pytest.param('{"results": ' + "[" * 200_000, "JSON is nested too deeply", id="nested"),
+        ("[1]", "has list, expected"),
+        (None, "no such file"),
     ],
 )
 def test_evaluate_names_unusable_proposals(tmp_path: Path, content: str | None, message: str, capsys) -> None:
@@ -396,12 +408,16 @@ def test_evaluate_prints_numbers_with_their_protocol(small_files: list[str], tmp
     scores = ["--class-scores", str(tmp_path / "scores.csv"), "--top-k", "2"]
     assert evaluate.main([*small_files, *scores, *written]) == 0
     printed = capsys.readouterr()
-    assert "activitynet13, protocol default: ground truth as it stands, 3 videos, 4 instances" in printed.out
-    assert "note: 1.3 proposals a video: AR beyond that AN does not rise" in printed.out
+    assert "activitynet13, protocol default: ground truth unchanged, 3 videos, 4 instances" in printed.out
+    assert "note: 1.3 proposals per video: AR does not rise beyond that AN" in printed.out
     assert "AR@100" in printed.out and "AUC" in printed.out and "by the rule product, top 2" in printed.out
-    for warning in ("(u) without proposals", "(x) with proposals but without ground truth", "2 of 4 proposals share"):
+    for warning in (
+        "(u) without proposals",
+        "(x) with proposals but without ground truth",
+        "2 of 4 proposals have the same score",
+    ):
         assert warning in printed.err
-    assert "2 detections set aside: 1 label (z)" in printed.err and "(x) without class scores" in printed.err
+    assert "2 detections ignored: 1 label (z)" in printed.err and "(x) without class scores" in printed.err
 
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["average_recall"]["tiou_thresholds"] == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
@@ -418,7 +434,7 @@ def test_evaluate_prints_numbers_with_their_protocol(small_files: list[str], tmp
 def test_evaluate_by_opentad_counts_duplicates_once(small_files: list[str], capsys) -> None:
     assert evaluate.main([*small_files, "--protocol", "opentad"]) == 0
     printed = capsys.readouterr().out
-    assert "without duplicates and instances of no length, 3 videos, 3 instances" in printed
+    assert "without duplicates and instances of zero length, 3 videos, 3 instances" in printed
     assert "Mean average precision" not in printed
 
 
@@ -428,23 +444,26 @@ def test_evaluate_takes_the_only_subset_of_a_file(small_files: list[str], tmp_pa
     assert evaluate.main([*small_files, "--preset", "thumos14"]) == 0
     assert "truth.json: Validation, 4 videos" in capsys.readouterr().out
     truth.write_text(truth.read_text().replace('"u": {"subset": "validation"', '"u": {"subset": "mine"'))
-    with pytest.raises(InputError, match=r"subset 'test', found .*choose with --subset"):
+    with pytest.raises(InputError, match=r"the subsets .*, expected 'test'; choose one with --subset"):
         evaluate.main([*small_files, "--preset", "thumos14"])
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--subset", "testing"], "found Validation, training, validation"),
-        (["--class-scores", "SCORES", "--top-k", "0"], "--top-k: expected a number of at least 1, found 0"),
-        (["--class-scores", "SCORES", "--fusion", "gtad", "--top-k", "1"], "--top-k: expected no value beside"),
-        (["--class-scores", "nowhere.npy"], "nowhere.npy: expected class scores"),
-        (["--plot", "picture.txt", "--proposals", "not read"], "picture.txt: expected a picture name"),
+        (["--subset", "testing"], "the subsets Validation, training, validation, expected 'testing'"),
+        (["--class-scores", "SCORES", "--top-k", "0"], "--top-k is 0, expected at least 1"),
+        (
+            ["--class-scores", "SCORES", "--fusion", "gtad", "--top-k", "1"],
+            "--top-k is 1, expected no value, because --fusion gtad",
+        ),
+        (["--class-scores", "nowhere.npy"], "nowhere.npy: no such file, expected class scores"),
+        (["--plot", "picture.txt", "--proposals", "not read"], "picture.txt has suffix '.txt', expected .png"),
         (
             ["--fusion", "sqrt", "--class-scores", "SCORES", "--proposals", "NEGATIVE"],
-            "negative.json with .* a negative",
+            "negative.json with .* a negative value",
         ),
-        (["--json", "TRUTH/deeper.json"], "expected a place to write"),
+        (["--json", "TRUTH/deeper.json"], "is not writable"),
     ],
 )
 def test_evaluate_names_unusable_options(

@@ -81,7 +81,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, monkeypatch)
         raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", save_nothing)
-    with pytest.raises(InputError, match=r"net\.safetensors: could not be written: No space left on device"):
+    with pytest.raises(InputError, match=r"net\.safetensors cannot be written: No space left on device"):
         save_checkpoint(tmp_path / "net.safetensors", {"w": torch.zeros(1)}, CONFIG)
     assert not list(tmp_path.iterdir())
 
@@ -134,19 +134,19 @@ def test_unknown_or_wrong_settings_are_named(change, message):
 def damaged(tmp_path, saved):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(saved[0].read_bytes()[:-50])
-    return path, "found a damaged file"
+    return path, "damaged"
 
 
 def empty(tmp_path, saved):
     path = tmp_path / "empty.safetensors"
     path.touch()
-    return path, "found a damaged file"
+    return path, "damaged"
 
 
 def foreign(tmp_path, saved):
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
-    return path, "found safetensors without its configuration"
+    return path, "has no configuration in its metadata"
 
 
 def with_a_number(tmp_path, saved):
@@ -165,7 +165,7 @@ def without_settings(tmp_path, saved):
 def nested(tmp_path, saved):
     path = tmp_path / "nested.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata={"bcnet_fast": "[" * 200_000 + "]" * 200_000})
-    return path, "expected a configuration in the metadata, found JSON nested too deeply"
+    return path, "JSON is nested too deeply, expected a configuration in the metadata"
 
 
 def absent(tmp_path, saved):
@@ -175,7 +175,7 @@ def absent(tmp_path, saved):
 def released(tmp_path, saved):
     path = tmp_path / "bpm.pth.tar"
     path.touch()
-    return path, "found another kind of file; see python -m bcnet_fast.convert"
+    return path, "has suffix .*; see python -m bcnet_fast.convert"
 
 
 def unfitting(tmp_path, saved):
@@ -186,8 +186,8 @@ def unfitting(tmp_path, saved):
     state["more"] = torch.full((2,), torch.nan)
     save_checkpoint(path, state, CONFIG)
     return path, (
-        r"missing: bpm.fc_cls.0.weight; unknown: more; misshaped: bpm.query.weight \(expected \[24, 12\], "
-        r"found \[3, 3\]\); not finite: more"
+        r"missing: bpm.fc_cls.0.weight; unknown: more; misshaped: bpm.query.weight \(has \[3, 3\], "
+        r"expected \[24, 12\]\); not finite: more"
     )
 
 
@@ -267,7 +267,7 @@ def test_conversion_lists_every_key_that_does_not_fit(release):
     torch.save(content, paths["bpm"])
     expected = (
         r"bpm.pth.tar: weights do not fit the network; missing: fc_cls.0.weight; unknown: extra; "
-        r"misshaped: bpm_base.0.bias \(expected \[16\], found \[3\]\)"
+        r"misshaped: bpm_base.0.bias \(has \[3\], expected \[16\]\)"
     )
     with pytest.raises(InputError, match=expected):
         releases.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)
@@ -280,10 +280,10 @@ class Payload:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (Payload(), "found a damaged file or other objects than tensors"),
-        ({"epoch": 9}, r"found \['epoch'\]"),
-        ({"state_dict": {"module.x": "text"}}, "expected only named tensors in state_dict, found .* else at module.x"),
-        ({"state_dict": {3: torch.zeros(1)}}, "expected only named tensors in state_dict, found something else at 3"),
+        (Payload(), "damaged, or holds other objects than tensors"),
+        ({"epoch": 9}, r"holds \['epoch'\]"),
+        ({"state_dict": {"module.x": "text"}}, "not a tensor at state_dict keys module.x"),
+        ({"state_dict": {3: torch.zeros(1)}}, "not a tensor at state_dict keys 3"),
     ],
     ids=["pickled object", "no state_dict", "text for a tensor", "number for a name"],
 )
@@ -298,15 +298,15 @@ def test_a_number_for_a_table_is_misshaped_and_torch_warnings_are_not_shown(rele
     table = next(key for key in release[0].bpm.state_dict() if key.endswith(".pe"))
     content["state_dict"][f"module.{table}"] = torch.tensor(1.0)
     torch.save(content, release[1]["bpm"], pickle_protocol=3)
-    with pytest.raises(InputError, match=rf"misshaped: {table} \(expected .*, found \[\]\)"):
+    with pytest.raises(InputError, match=rf"misshaped: {table} \(has \[\], expected .*\)"):
         releases.convert_bcnet(release[1]["bpm"], release[1]["abi"], CONFIG)
     assert not recwarn.list
 
 
 def test_swapped_and_truncated_release_files_are_named(release):
     _, paths = release
-    with pytest.raises(InputError, match="expected the BPM network, found the other one; swap --bpm and --abi"):
+    with pytest.raises(InputError, match="is the other network, expected BPM; swap --bpm and --abi"):
         releases.convert_bcnet(paths["abi"], paths["bpm"], CONFIG)
     paths["abi"].write_bytes(paths["abi"].read_bytes()[:1000])
-    with pytest.raises(InputError, match=r"abi\.pth\.tar: expected a PyTorch file"):
+    with pytest.raises(InputError, match=r"abi\.pth\.tar: damaged.* expected a PyTorch file"):
         releases.convert_bcnet(paths["bpm"], paths["abi"], CONFIG)

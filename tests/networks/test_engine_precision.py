@@ -262,9 +262,9 @@ def test_the_frame_level_begins_in_float32(precision, monkeypatch):
 
     monkeypatch.setattr(kernels, "feed_forward_each", what_follows)
     with kernels.arithmetic(), torch.inference_mode(), Products() as products:
-        network.boundary(features_of(config))
+        network._boundary_level(features_of(config))
         boundary = len(products.found)
-        network.frames(features_of(config))
+        network._frame_level(features_of(config))
     careful, others = products.found[boundary : begins[0]], products.found[:boundary] + products.found[begins[0] :]
     streams = len(network.frame_positions)
     assert sum("conv" in p.name for p in careful) == 3 * streams

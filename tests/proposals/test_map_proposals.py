@@ -103,7 +103,7 @@ def test_release_of_bmn_in_seconds(outputs, expected):
 
 def test_release_of_bmn_asks_for_the_number_of_frames():
     times = TimeResolver(BMN_ANET, table={"x": VideoAnnotation("x", duration=9.0, fps=30.0)})
-    with pytest.raises(InputError, match=r"video 'x': expected its number of frames.* found none; give --times FILE"):
+    with pytest.raises(InputError, match=r"video 'x' has no known number of frames.*; give --times FILE"):
         times.resolve("x", 100, whole_snippets=True)
 
 

@@ -38,9 +38,9 @@ def test_the_bytes_of_the_partial_and_of_the_final_file(tmp_path):
 
 def test_a_column_of_another_length_is_refused(tmp_path):
     writer = ResultWriter(tmp_path / "out.json", {})
-    with pytest.raises(ValueError, match="1 scores, expected 2, one for each segment"):
+    with pytest.raises(ValueError, match="scores has length 1, expected 2 as segments"):
         writer.add("a", SEGMENTS, SCORES[:1])
-    with pytest.raises(ValueError, match="3 labels, expected 2, one for each segment"):
+    with pytest.raises(ValueError, match="labels has length 3, expected 2 as segments"):
         writer.add("a", SEGMENTS, SCORES, ["run", "jump", "sit"])
     assert not writer.done
     writer.close()
