@@ -62,7 +62,7 @@ def copy_back(padded: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -
 
 
 def target_of(device: torch.device) -> int:
-    """Return the newest of TARGETS that is not newer than `device`, and the newest of all for the interpreter on a CPU."""
+    """Return the newest of TARGETS that is not newer than `device`; for the interpreter on a CPU, the newest of all."""
     if device.type != "cuda":
         return TARGETS[-1]
     major, minor = torch.cuda.get_device_capability(device)
