@@ -1,4 +1,4 @@
-"""What every Triton kernel file needs: a launch as a value, so that bench/aot.py compiles just what a GPU runs."""
+"""Shared parts of the Triton kernels: a launch is a value, so that bench/aot.py compiles exactly what a GPU runs."""
 
 from __future__ import annotations
 
@@ -44,25 +44,25 @@ class Launch(NamedTuple):
 
 
 def strides(**tensors: torch.Tensor) -> dict[str, int]:
-    """The kernel arguments `<name>_s0`, `<name>_s1`, ... of each tensor."""
+    """Return the kernel arguments `<name>_s0`, `<name>_s1`, ... with the strides of each tensor."""
     return {f"{name}_s{i}": s for name, tensor in tensors.items() for i, s in enumerate(tensor.stride())}
 
 
 def aligned(tensor: torch.Tensor, multiple: int = 16) -> torch.Tensor:
-    """`tensor`, or a copy with rows padded to a multiple: less than 16 would be read one element at a time."""
+    """Pad rows to a multiple of elements, by a copy if needed: unaligned rows are read one element at a time."""
     missing = -tensor.shape[-1] % multiple
     return torch.nn.functional.pad(tensor, (0, missing)) if missing else tensor
 
 
 def copy_back(padded: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor]) -> None:
-    """Copy what was written to the `aligned` forms of `tensors` into these."""
+    """Copy from the `aligned` forms of `tensors` to the tensors themselves."""
     for source, tensor in zip(padded, tensors, strict=True):
         if source is not tensor:
             tensor.copy_(source[..., : tensor.shape[-1]])
 
 
 def target_of(device: torch.device) -> int:
-    """The newest of TARGETS that is not newer than `device`; the interpreter on a CPU counts as the newest."""
+    """Return the newest of TARGETS that is not newer than `device`; for the interpreter on a CPU, the newest of all."""
     if device.type != "cuda":
         return TARGETS[-1]
     major, minor = torch.cuda.get_device_capability(device)
@@ -70,12 +70,12 @@ def target_of(device: torch.device) -> int:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """How many blocks it takes to give every multiprocessor of `device` one; 0 where nothing runs at the same time."""
+    """Return the number of blocks that occupies every multiprocessor of `device`; 0 for the interpreter on a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
 
 
 def float32_precision() -> str:
-    """How `tl.dot` multiplies float32: "tf32" where PyTorch's switch for its own CUDA matmuls says so, else "ieee".
+    """Return the precision of float32 in `tl.dot`: "tf32" if PyTorch allows it for its own CUDA matmuls, else "ieee".
 
     The switch is `torch.backends.cuda.matmul.allow_tf32` or `.fp32_precision`, off by default.
     """
@@ -96,7 +96,7 @@ def product_precision(target: int) -> tuple[str, bool]:
 
 @functools.cache
 def launch_problem(index: int) -> str | None:
-    """Why kernels cannot be compiled for and run on a CUDA device; None when they can.
+    """Return the reason why kernels cannot be compiled for or run on a CUDA device; None if they can.
 
     Triton compiles at the first launch, for which it needs a C compiler and Python's headers where the program runs. So
     this launches a small kernel, once for each device, and checks its result.

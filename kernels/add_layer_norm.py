@@ -35,7 +35,7 @@ LARGEST = max(CONFIGS)
 
 @triton.jit
 def _relative_sum(x, residual, origin, row_mask, column, columns):
-    """x + residual - origin, and 0 outside: [ROWS, BLOCK]."""
+    """Return x + residual - origin, [ROWS, BLOCK], and 0 outside of the columns."""
     mask = row_mask & (column < columns)
     z = tl.load(x + column, mask=mask, other=0.0).to(tl.float32)
     z += tl.load(residual + column, mask=mask, other=0.0).to(tl.float32)
@@ -122,7 +122,7 @@ def _add_layer_norm_bwd_kernel(
 
 
 def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` as [rows, D] with neighbouring columns side by side; a copy only where its strides do not allow that."""
+    """View `tensor` as [rows, D] with unit column stride; copies only if its strides do not allow that."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     return rows if rows.stride(1) == 1 or rows.shape[1] == 1 else rows.contiguous()
 
@@ -135,7 +135,7 @@ def _launch(kernel, first: torch.Tensor, arguments: dict) -> Launch:
 
 
 def forward_launch(x, residual, out, rstd, eps) -> Launch:
-    """The forward launch; out and rstd are contiguous."""
+    """Return the forward launch. Requires: out and rstd are contiguous."""
     x, residual = _rows(x), _rows(residual)
     strides = {"x_stride": x.stride(0), "residual_stride": residual.stride(0)}
     arguments = {"x": x, "residual": residual, "out": out, "rstd": rstd, "eps": eps, **strides}
@@ -143,7 +143,7 @@ def forward_launch(x, residual, out, rstd, eps) -> Launch:
 
 
 def backward_launch(grad, out, rstd, grad_input) -> Launch:
-    """The backward launch; grad_input is contiguous."""
+    """Return the backward launch. Requires: grad_input is contiguous."""
     grad, out = _rows(grad), _rows(out)
     strides = {"grad_stride": grad.stride(0), "out_stride": out.stride(0)}
     arguments = {"grad": grad, "out": out, "rstd": rstd.contiguous(), "grad_input": grad_input, **strides}

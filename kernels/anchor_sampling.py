@@ -73,7 +73,7 @@ CONFIGS = {
 
 @triton.jit
 def _block(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What this program makes: entry of the batch, first row, columns. Neighbours share columns, which stay cached."""
+    """Return the part of this program: batch entry, first row, columns. Neighbours share columns, which stay cached."""
     blocks = tl.cdiv(rows, BLOCK_R)
     strips = tl.cdiv(columns, BLOCK_C)
     strip = tl.program_id(0) // blocks
@@ -83,7 +83,7 @@ def _block(rows, columns, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _rows(base, row, used, column, columns):
-    """Rows of a matrix of `columns` columns, zero where not used. Offsets are in int64."""
+    """Load rows of a matrix of `columns` columns, zeros where not used. Offsets are in int64."""
     mask = used[:, None] & (column < columns)[None, :]
     return tl.load(base + row.to(tl.int64)[:, None] * columns + column[None, :], mask=mask, other=0.0)
 
@@ -97,7 +97,7 @@ def _store_rows(base, row, used, column, columns, tile):
 
 @triton.jit
 def _add_taps(total, rows, first, weights, begin, end, most, column, columns):
-    """`total` plus the rows from `first` on, times the weights from `begin` up to `end`, which are at most `most`."""
+    """Add the rows from `first` on times the weights from `begin` up to `end` to `total`; most: the longest range."""
     for k in range(0, most):
         used = begin + k < end
         weight = tl.load(weights + begin + k, mask=used, other=0.0)
@@ -221,7 +221,7 @@ def _projection_kernel(
 
 
 def variants(name: str, dtype: torch.dtype, target: int) -> list[Config]:
-    """The variants of a kernel shipped for this dtype and target, largest tiles first."""
+    """Return the shipped variants of a kernel for this dtype and target, largest tiles first."""
     precision, widen = product_precision(target)
     if name != "projection":
         unit = "any"

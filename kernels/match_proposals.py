@@ -44,7 +44,7 @@ def _at(base, index, stride, mask, other: tl.constexpr):
 
 @triton.jit
 def _boundaries(probability, stride, t, snippets, first, last, threshold):
-    """Which of the snippets t in [first, last) can be a boundary: at least the threshold, or a strict local peak."""
+    """Mark snippets t in [first, last) that can be a boundary: at least the threshold, or a strict local maximum."""
     here = _at(probability, t, stride, (t >= 0) & (t < snippets), -float("inf"))
     before = _at(probability, t - 1, stride, (t >= 1) & (t <= snippets), -float("inf"))
     after = _at(probability, t + 1, stride, (t >= -1) & (t < snippets - 1), -float("inf"))

@@ -58,7 +58,7 @@ def test_backward_uses_the_backend_of_its_forward(monkeypatch, name):
 
 @pytest.mark.parametrize("name", CALLS)
 def test_operators_are_seen_by_modes_and_profilers(name):
-    """The way around PyTorch's dispatcher is for plain calls alone, and gives the same."""
+    """Every call goes through PyTorch's dispatcher, with the same result as a plain one."""
 
     class Record(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):

@@ -1,7 +1,7 @@
-"""float32 matrix products on a CPU by oneDNN, which PyTorch includes but does not use for `linear`.
+"""Linear layers in float32 on a CPU by oneDNN, which PyTorch includes but does not use for them.
 
-PyTorch leaves these products to its BLAS. If that is MKL and the processor is not Intel's, as with PyTorch's own
-packages on AMD, oneDNN takes half the time.
+PyTorch calls its BLAS instead. On a processor other than Intel's, where that BLAS is MKL, as in PyTorch's packages,
+oneDNN takes half the time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """Compute x weight^T + bias, with ReLU if `relu`: [..., K], [N, K], [N] -> [..., N]; differentiable once.
+    """Compute x weight^T + bias, then ReLU if `relu`: [..., K], [N, K], [N] -> [..., N]. Differentiable once.
 
-    Equals `torch.nn.functional.linear`, up to rounding, on any device, in any dtype and under torch.autocast. Products
-    in float32 on a CPU are made by oneDNN.
+    Any device, dtype and torch.autocast are supported, by PyTorch's own `linear` where oneDNN is not faster.
     """
     if _by_onednn(x, weight):
         return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, relu).view(*x.shape[:-1], -1)
@@ -28,7 +27,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 
 def two_layers(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Compute linear(linear(x, first, relu=True), second) as one step, to keep fewer tensors of the inner width."""
+    """Compute linear(linear(x, first, relu=True), second) in one step, which saves memory in the backward."""
     if _by_onednn(x, first):
         return _TwoLayers.apply(x.reshape(-1, x.shape[-1]), first, second).view(*x.shape[:-1], -1)
     return linear(linear(x, first, relu=True), second)
@@ -75,11 +74,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out = ctx.saved_tensors
         grad = grad.contiguous() if out is None else torch.ops.aten.threshold_backward(grad.contiguous(), out, 0)
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
         return (
-            _product(grad, weight.mT) if of_x else None,
-            _product(grad.mT, x.mT) if of_weight else None,
-            grad.sum(0) if of_bias else None,
+            _product(grad, weight.mT) if needs_x else None,
+            _product(grad.mT, x.mT) if needs_weight else None,
+            grad.sum(0) if needs_bias else None,
             None,
         )
 
@@ -96,11 +95,11 @@ class _TwoLayers(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, first, second, inner = ctx.saved_tensors
         grad = grad.contiguous()
-        of_x, of_first, of_second = ctx.needs_input_grad
-        of_inner = _product(grad, second.mT)
-        torch.ops.aten.threshold_backward.grad_input(of_inner, inner, 0, grad_input=of_inner)
+        needs_x, needs_first, needs_second = ctx.needs_input_grad
+        grad_inner = _product(grad, second.mT)
+        torch.ops.aten.threshold_backward.grad_input(grad_inner, inner, 0, grad_input=grad_inner)
         return (
-            _product(of_inner, first.mT) if of_x else None,
-            _product(of_inner.mT, x.mT) if of_first else None,
-            _product(grad.mT, inner.mT) if of_second else None,
+            _product(grad_inner, first.mT) if needs_x else None,
+            _product(grad_inner.mT, x.mT) if needs_first else None,
+            _product(grad.mT, inner.mT) if needs_second else None,
         )
