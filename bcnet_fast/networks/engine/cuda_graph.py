@@ -137,7 +137,7 @@ def _claim_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def _release(captured: dict[int, Captured], stream: torch.cuda.Stream) -> None:
-    """Destroy graphs after their last replay, then let others have their stream."""
+    """Destroy graphs after their last replay, then release their stream."""
     stream.synchronize()
     captured.clear()
     _streams_in_use.discard((stream.device.index, stream.cuda_stream))

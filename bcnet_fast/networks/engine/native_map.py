@@ -105,8 +105,8 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         assert self.packed is not None
         x = streams[0] if len(streams) == 1 else np.concatenate(streams)
         anchors, runs = self.packed, self.rows.row_runs[0]
-        # The projection is the largest of all results. It is made some columns at a time, and the products of the next
-        # layer with these columns are added up.
+        # The projection is the largest of all results. It is computed some columns at a time, and the next layer's
+        # products with these columns are added up.
         projected = self.workspace.take(scratch, anchors.anchors, _columns_at_a_time(sampled.weight.outputs))
         result = self._cells(out, first.weight.outputs)
         options = {"bias": sampled.bias, "layer_bias": first.bias, "threads": torch.get_num_threads()}

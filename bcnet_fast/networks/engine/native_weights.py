@@ -35,7 +35,7 @@ def extension() -> Any:
 
 def packed(weight: np.ndarray, groups: int = 1, *, int8: bool = False, strassen: bool = False) -> PackedWeight:
     """Pack weight [groups * outputs, inputs] or [groups, outputs, inputs]."""
-    # Packed weights have pages of their own, so memory that the C library keeps after a free is of no use to them.
+    # Packed weights have pages of their own and cannot use memory that the C library keeps after a free.
     extension().return_freed_memory()
     return extension().PackedWeight(weight, groups, int8=int8, strassen=strassen, threads=torch.get_num_threads())
 
