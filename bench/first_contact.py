@@ -15,8 +15,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+BENCH = Path(__file__).resolve().parent
+# Nothing has to be installed.
+sys.path[:0] = [str(BENCH), str(BENCH.parent)]
 
 from contact.runner import FAILING, Interrupted, Run  # noqa: E402
 from contact.steps import STEPS, Step  # noqa: E402

@@ -49,6 +49,7 @@ from support.tables import print_table
 from support.timing import keep_freed_memory
 
 from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.config import ModelConfig
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.networks.reference import NETWORKS
@@ -211,10 +212,14 @@ def cases() -> Iterator[tuple[str, str, Work]]:
 def networks() -> Iterator[tuple[str, str, Work]]:
     """The same for whole networks."""
     for system, data in itertools.product(PRESETS, DATA_SETS):
-        model = PRESETS[system][data].model
-        with shapes_only():
-            weights = sum(parameter.numel() for parameter in NETWORKS[system](model).parameters())
-        yield "network", f"{NAMES[system]}, {NAMES[data]}", Work(2 * sum(network_work(model).values()), weights)
+        yield "network", f"{NAMES[system]}, {NAMES[data]}", network(PRESETS[system][data].model)
+
+
+def network(model: ModelConfig, windows: int = 1) -> Work:
+    """The products of all windows, and one reading of the weights."""
+    with shapes_only():
+        weights = sum(parameter.numel() for parameter in NETWORKS[model.name](model).parameters())
+    return Work(2 * windows * sum(network_work(model).values()), weights)
 
 
 def best_seconds(call, runs: int = 7) -> float:

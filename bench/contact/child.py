@@ -19,9 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-BENCH = Path(__file__).resolve().parent.parent
-# This file's own folder, which Python puts first, would hide the package that it is part of.
-sys.path[:1] = [str(BENCH), str(BENCH.parent)]
+HERE = Path(__file__).resolve().parent
+# Python puts this file's own folder first, whose modules have names that others have too.
+sys.path[:] = [str(HERE.parent), str(HERE.parents[1]), *(path for path in sys.path if Path(path).resolve() != HERE)]
 
 from contact.context import Context, Skip, Stop, summary  # noqa: E402
 

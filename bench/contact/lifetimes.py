@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -203,7 +204,13 @@ def exit_of_process(context: Context) -> None:
     command = [sys.executable, "-X", "faulthandler", "-c", program]
     # The process group of this step has it, so it cannot outlive the step.
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, context.left() - 2), check=False
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=max(1.0, context.left() - 2),
+        check=False,
     )
     context.fact("exit code", done.returncode)
     print(done.stdout, done.stderr)

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    BENCH = Path(__file__).resolve().parent.parent
-    sys.path[:1] = [str(BENCH), str(BENCH.parent)]
+    HERE = Path(__file__).resolve().parent
+    sys.path[:] = [str(HERE.parent), str(HERE.parents[1]), *(path for path in sys.path if Path(path).resolve() != HERE)]
 
 import torch
 

@@ -7,13 +7,10 @@ from typing import Any
 
 import roofline
 import torch
-from support.floors import network_work
 
-from bcnet_fast.config import Config
 from bcnet_fast.inference import Model
 from bcnet_fast.networks.engine import REWRITES, Rewrites
-from bcnet_fast.networks.reference import NETWORKS
-from bcnet_fast.networks.reference.layers import shapes_only
+from bcnet_fast.ops.precision import gpu_products
 
 from .context import Context
 from .engine import require_graph
@@ -46,7 +43,7 @@ def maps(context: Context) -> None:
 def _explain(context: Context) -> None:
     context.note(
         "Measured: call (what a user calls, with features on the device) and replay (the graph alone). Predicted: the "
-        "floor, which is the longer of products at the published rate and weights and features at the published "
+        "floor, which is the longer of products at the published rate and one reading of the weights at the published "
         "bandwidth; a device whose rates are not known has none. Share: floor / replay."
     )
 
@@ -57,8 +54,6 @@ def _rates(context: Context) -> None:
         return
     rates = roofline.known_gpu(torch.cuda.get_device_name())
     context.fact("published rates", f"{rates}" if rates else f"none known for {torch.cuda.get_device_name()}")
-    from bcnet_fast.ops.precision import gpu_products
-
     for precision in precisions(context, "fp16", "bf16", "tf32", "fp32"):
         size = 128 if context.small else 4096
         a, b = (torch.randn(size, size, device="cuda", dtype=DTYPES[precision]) for _ in range(2))
@@ -67,14 +62,6 @@ def _rates(context: Context) -> None:
         context.fact(f"product of {size} x {size}, {precision}, TFLOP/s", 2e-9 * size**3 / taken)
     block = torch.empty(2**16 if context.small else 2**28, dtype=torch.uint8, device="cuda")
     context.fact("rate of a copy, GB/s", 2e-6 * block.numel() / milliseconds(block.clone, "cuda"))
-
-
-def network_floor(config: Config, batch: int) -> roofline.Work:
-    """Products of all windows; weights, features and scores once each."""
-    with shapes_only():
-        weights = sum(p.numel() for p in NETWORKS[config.model.name](config.model).parameters())
-    flops = 2 * batch * sum(network_work(config.model).values())
-    return roofline.Work(flops, weights + batch * config.model.feature_dim * config.model.window)
 
 
 def replay_of(model: Model, batch: int) -> Callable[[], Any] | None:
@@ -92,7 +79,7 @@ def _times_of(context: Context, system: str, preset: str | None, precision: str)
         call = milliseconds(lambda given=given: model(given), context.device)
         replay = replay_of(model, batch)
         alone = milliseconds(replay, context.device) if replay else None
-        work = network_floor(config, batch)
+        work = roofline.network(config.model, batch)
         floor = predicted_ms(context.device, work, precision)
         best = alone or call
         context.row(

@@ -34,16 +34,16 @@ from .networks import checkpoint, config_of
 
 VIDEOS, SEED = 20, 11
 TIOU = np.linspace(0.5, 0.95, 10)
-RECALL_POINTS = 1.0  # by how much average recall may differ from that of float64 on the CPU
+RECALL_POINTS = 1.0  # by how much average recall may differ from that of float64
 
 
 def videos(context: Context) -> None:
     bundled = Path(str(resources.files("bcnet_fast") / "assets" / "demo.safetensors"))
     config = bcnet_fast.load(bundled, device="cpu").config
     folder, truth = _dataset(context, "bundled", config.model.feature_dim)
-    exact = _proposals(context, bundled, folder, truth, "fp64", "cpu")[0]
+    exact = _proposals(context, bundled, folder, truth, "fp64")[0]
     expected = _recall(truth, exact)
-    context.fact("AR@100 of the bundled network, float64 on the CPU, %", expected)
+    context.fact("fp64: AR@100, %", expected)
     for precision in ("fp32", "bf16") if context.small else precisions(context, "fp32", "tf32", "fp16", "bf16"):
         context.attempt(
             f"bundled, {precision}", _bundled, context, bundled, folder, truth, precision, exact, expected, seconds=3
@@ -65,10 +65,10 @@ def _dataset(context: Context, name: str, channels: int) -> tuple[Path, dict[str
 
 
 def _proposals(
-    context: Context, path: Path, folder: Path, truth: dict[str, VideoAnnotation], precision: str, device: str
+    context: Context, path: Path, folder: Path, truth: dict[str, VideoAnnotation], precision: str
 ) -> tuple[dict[str, np.ndarray], profiling.Profile, float]:
     """Segments and scores of each video, the stages of a second run, and its seconds unwatched."""
-    model = bcnet_fast.load(path, device=device, precision=precision)
+    model = bcnet_fast.load(path, device=context.device, precision=precision)
     archive = open_features(folder, feature_dim=model.config.model.feature_dim)
     times = TimeResolver(model.config, table=truth)
 
@@ -81,7 +81,7 @@ def _proposals(
         return found
 
     found = run()
-    if device != context.device or precision == "fp64":
+    if precision == "fp64":
         return found, profiling.Profile(), 0.0
     with profiling.record() as profile:
         run()
@@ -105,7 +105,7 @@ def _bundled(
     exact: dict[str, np.ndarray],
     expected: float,
 ) -> None:
-    found, profile, seconds = _proposals(context, path, folder, truth, precision, context.device)
+    found, profile, seconds = _proposals(context, path, folder, truth, precision)
     recall, kept = _recall(truth, found), _overlap(found, exact)
     _stages(context, "bundled", precision, profile, seconds)
     context.fact(f"{precision}: AR@100, %", recall)
@@ -126,7 +126,7 @@ def _overlap(found: dict[str, np.ndarray], exact: dict[str, np.ndarray], near_s:
 
 
 def _large(context: Context, path: Path, folder: Path, truth: dict[str, VideoAnnotation], precision: str) -> None:
-    _, profile, seconds = _proposals(context, path, folder, truth, precision, context.device)
+    _, profile, seconds = _proposals(context, path, folder, truth, precision)
     _stages(context, "THUMOS14 sizes, random", precision, profile, seconds)
 
 

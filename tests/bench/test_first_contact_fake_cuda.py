@@ -11,8 +11,8 @@ from contact.steps import STEPS
 
 FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
 FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
-# Processes of their own, a second device and compilers are not faked.
-NOT_FAKED = ("sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
+# Processes of their own, a second device, compilers, and the device that the doctor's backends ask for are not faked.
+NOT_FAKED = ("doctor", "sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
 OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAKED))
 
 pytestmark = needs_triton("add_layer_norm")
