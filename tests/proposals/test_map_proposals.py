@@ -405,3 +405,9 @@ def test_a_gpu_gives_the_same_proposals(outputs, name):
     found = ProposalGenerator(config, protocol).window_proposals(outputs[name].map(torch.Tensor.cuda), lengths.cuda())
     for column, value in vars(wanted).items():
         assert torch.equal(getattr(found, column), value), column
+
+
+def test_scores_of_another_system_are_refused():
+    output = map_of(bmn(3, 3), 0.5, 0.5, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(TypeError, match="expected BMNConfig or GTADConfig, got BCNetConfig"):
+        ProposalGenerator(PRESETS["bcnet"]["thumos14"], DEFAULT).window_proposals(output, torch.tensor([3]))
