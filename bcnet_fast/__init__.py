@@ -7,7 +7,11 @@ them, `inference` runs a network over an archive of features, `evaluation` has t
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import evaluation, inference, layers, ops
+    from .inference import load
 
 __version__ = "0.2.0"
 __all__ = ["evaluation", "inference", "layers", "load", "ops"]

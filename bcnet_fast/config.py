@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import InputError
+
+Section = TypeVar("Section")
 
 _LARGEST = 2**31 - 1  # of a size or count
 _FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
@@ -209,6 +211,13 @@ class Config:
             found = merged["model"]["name"]
             raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {found!r:.80}")
         return Config.from_dict(merged, source)
+
+
+def require_section(section: object, *kinds: type[Section]) -> Section:
+    """The section of a configuration for code of one system only. TypeError: it is of another system."""
+    if not isinstance(section, kinds):
+        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, got {type(section).__name__}")
+    return section
 
 
 def _require_object(values: Any, source: str) -> None:

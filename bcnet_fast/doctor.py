@@ -97,10 +97,12 @@ def _check_soft_nms(device: torch.device) -> float:
 def _check_difference_attention(device: torch.device) -> float:
     """Largest error of float32 outputs against the reference in float64."""
     generator = torch.Generator().manual_seed(0)
-    query, key = (torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2))
-    values = [torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(2)]
-    expected = reference.difference_attention(query, key, *values)
-    found = ops.difference_attention(*(t.float().to(device) for t in (query, key, *values)))
+    query, key, action, background = (
+        torch.randn(1, 2, 33, 64, generator=generator, dtype=torch.float64) for _ in range(4)
+    )
+    expected = reference.difference_attention(query, key, action, background)
+    query, key, action, background = (t.float().to(device) for t in (query, key, action, background))
+    found = ops.difference_attention(query, key, action, background)
     return max(float((f.cpu() - e).abs().max()) for f, e in zip(found, expected, strict=True))
 
 
@@ -135,10 +137,10 @@ def _check_add_layer_norm(device: torch.device) -> float:
 def _check_match_proposals(device: torch.device) -> float:
     """Largest error of segments and scores against the reference; infinite if other pairs are found."""
     generator = torch.Generator().manual_seed(0)
-    frames = [torch.rand(2, 60, generator=generator) for _ in range(2)]
-    scores = [torch.rand(2, 9, generator=generator) for _ in range(3)]
+    start, end = (torch.rand(2, 60, generator=generator) for _ in range(2))
+    classification, regression, background = (torch.rand(2, 9, generator=generator) for _ in range(3))
     anchors, table = torch.arange(18.0).view(9, 2), (torch.arange(60 * 31) % 9).int().view(60, 31)
-    inputs = (*frames, *scores, anchors, table)
+    inputs = (start, end, classification, regression, background, anchors, table)
     lengths = torch.tensor([60, 41])
     expected = reference.match_proposals(
         *inputs, lengths=lengths, boundary_threshold=0.7, min_classification=0.5, min_regression=0.5,

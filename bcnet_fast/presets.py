@@ -19,15 +19,6 @@ _THUMOS14, _ACTIVITYNET13 = DataConfig(), DataConfig(rescale=True, window_stride
 _SYNTHETIC = DataConfig(window_stride=48, stride=8.0)
 
 
-_BMN_NMS = {"sigma": 0.4, "iou_threshold": (0.5, 0.9), "window_top": 100, "top": 100, "max_snippets": None}
-
-
-_GTAD_NMS = {"sigma": 0.8, "window_top": 100, "top": 100, "max_snippets": None}
-
-
-_SYNTHETIC_SIZES = {"feature_dim": 32, "window": 96, "max_duration": 32}
-
-
 _SYNTHETIC_TRAINING = TrainConfig(
     epochs=12, batch_size=16, shift_windows=True, learning_rate=2e-3, decay_every=9, weight_decay=0.0
 )
@@ -43,12 +34,14 @@ PRESETS: dict[str, dict[str, Config]] = {
             "activitynet13",
             BCNetConfig(feature_dim=400, window=100, max_duration=100),
             _ACTIVITYNET13,
-            AnchorProposalConfig(**_BMN_NMS),
+            AnchorProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
         ),
         "synthetic": Config(
             "synthetic",
             BCNetConfig(
-                **_SYNTHETIC_SIZES,
+                feature_dim=32,
+                window=96,
+                max_duration=32,
                 base_channels=64,
                 width=64,
                 heads=2,
@@ -78,13 +71,15 @@ PRESETS: dict[str, dict[str, Config]] = {
             "activitynet13",
             BMNConfig(),
             _ACTIVITYNET13,
-            MapProposalConfig(**_BMN_NMS),
+            MapProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
             TrainConfig(epochs=9, learning_rate=1e-3, decay_every=6),
         ),
         "synthetic": Config(
             "synthetic",
             BMNConfig(
-                **_SYNTHETIC_SIZES,
+                feature_dim=32,
+                window=96,
+                max_duration=32,
                 base_channels=64,
                 sampled_channels=64,
                 map_channels=32,
@@ -109,13 +104,17 @@ PRESETS: dict[str, dict[str, Config]] = {
             "activitynet13",
             GTADConfig(feature_dim=400, window=100, max_duration=100, inner_bins=32, context_bins=4, map_kernel=1),
             _ACTIVITYNET13,
-            MapProposalConfig(**_GTAD_NMS, boundary_peaks=True, boundary_scores=False),
+            MapProposalConfig(
+                sigma=0.8, window_top=100, top=100, max_snippets=None, boundary_peaks=True, boundary_scores=False
+            ),
             TrainConfig(learning_rate=4e-3, decay_every=5),
         ),
         "synthetic": Config(
             "synthetic",
             GTADConfig(
-                **_SYNTHETIC_SIZES,
+                feature_dim=32,
+                window=96,
+                max_duration=32,
                 base_channels=64,
                 block_channels=32,
                 block_groups=8,

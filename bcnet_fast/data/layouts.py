@@ -7,7 +7,7 @@ import contextlib
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +237,7 @@ def _open_hdf5(path: Path) -> h5py.File:
 
 
 @contextlib.contextmanager
-def _listing(path: Path) -> Iterator[h5py.File]:
+def _listing(path: Path) -> Iterator[Mapping[str, Any]]:
     """Open a file to list names; it is closed again before workers are forked."""
     with _open_hdf5(path) as file:
         try:
@@ -246,7 +246,7 @@ def _listing(path: Path) -> Iterator[h5py.File]:
             raise InputError(unreadable(path, "an HDF5 file of features", error)) from error
 
 
-def _is_group(file: h5py.File, name: str) -> bool:
+def _is_group(file: Any, name: str) -> bool:
     import h5py
 
     try:

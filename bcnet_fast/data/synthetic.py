@@ -143,7 +143,8 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
     number = max(1, round(_draw(rng, config.instances)))
     lengths = _alike_draws(rng, config.instance_s, config.alike[0], number)
     gaps = _alike_draws(rng, config.gap_s, config.alike[1], number + 1)
-    events, now = [], 0.0
+    events: list[_Event] = []
+    now = after = 0.0
     for gap, length in zip(gaps, [*lengths, None], strict=True):
         # Instances that touch could not be told apart by their features.
         after = now + max(gap, 0.1)
@@ -154,10 +155,10 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
                 break
             events.append(_Event(start, end, action(), held=int(rng.integers(PHASES + 1))))
             now = end
-        if length is None:
-            return events, after
-        events.append(_Event(after, after + length, action()))
-        now = after + length
+        if length is not None:
+            events.append(_Event(after, after + length, action()))
+            now = after + length
+    return events, after
 
 
 def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:

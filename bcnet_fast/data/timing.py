@@ -28,17 +28,29 @@ Boundary = TypeVar("Boundary", float, np.ndarray)
 class SnippetTime:
     """Times of the snippets of one video."""
 
-    stride: float | None  # video frames between consecutive snippets; not None unless `rescaled` is set
+    stride: float  # video frames between consecutive snippets
     offset: float  # video frame of boundary 0
-    fps: float | None  # not None unless `rescaled` is set
-    duration: float | None  # seconds; not None if `rescaled` is set
-    rescaled: int | None = None  # T, if the whole video is rescaled to T snippets
+    fps: float
+    duration: float | None  # seconds
 
     def seconds(self, boundary: Boundary) -> Boundary:
         """Time of snippet boundary g; snippet t lies between boundaries t and t + 1."""
-        if self.rescaled is not None:
-            return boundary / self.rescaled * self.duration
         return (boundary * self.stride + self.offset) / self.fps
+
+
+@dataclass(frozen=True)
+class RescaledTime:
+    """Times of the snippets of one video that is rescaled as a whole."""
+
+    snippets: int  # T
+    duration: float  # seconds
+
+    def seconds(self, boundary: Boundary) -> Boundary:
+        """As `SnippetTime.seconds`."""
+        return boundary / self.snippets * self.duration
+
+
+VideoTime = SnippetTime | RescaledTime
 
 
 @dataclass(frozen=True)
@@ -144,10 +156,12 @@ class TimeResolver:
         else:
             # The stride of the preset refers to consecutive rows, and says nothing if rows are skipped.
             stride = self.config.data.stride if self.every == 1 else None
-        offset = _first(flags.offset, row.feature_offset, self.config.data.offset)
+        offset = _first(flags.offset, row.feature_offset)
+        if offset is None:
+            offset = self.config.data.offset
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
 
-    def resolve(self, video: str, snippets: int, *, whole_snippets: bool = False) -> SnippetTime:
+    def resolve(self, video: str, snippets: int, *, whole_snippets: bool = False) -> VideoTime:
         """Times of a video with that many snippets. InputError: names the missing fact and its flags.
 
         With `whole_snippets`, a rescaled video ends with the last whole snippet of the preset's stride, as in the
@@ -164,7 +178,7 @@ class TimeResolver:
             )
         return SnippetTime(self._stride(video, facts), facts.offset, facts.fps, facts.duration)
 
-    def _rescaled(self, video: str, snippets: int, facts: TimeFacts) -> SnippetTime:
+    def _rescaled(self, video: str, snippets: int, facts: TimeFacts) -> RescaledTime:
         window = self.config.model.window
         give = "give --duration, or --times FILE with a column duration (or frames and fps)"
         duration = facts.duration
@@ -178,7 +192,7 @@ class TimeResolver:
                     f"{give}, or --stride if they are not"
                 )
             duration = snippets * self._stride(video, facts) / facts.fps
-        return SnippetTime(facts.stride, facts.offset, facts.fps, duration, rescaled=window)
+        return RescaledTime(window, duration)
 
     def _covered(self, video: str, facts: TimeFacts) -> float:
         """Fraction of a video that is covered by whole snippets of the preset's stride."""

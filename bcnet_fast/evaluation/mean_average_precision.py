@@ -61,9 +61,10 @@ def mean_average_precision(
 
     code_of = {name: code for code, name in enumerate(truth.label_names)}
     codes = np.array([code_of.get(name, -1) for name in results.label_names], dtype=np.int64)
-    label = codes[results.label] if len(codes) else np.zeros(0, dtype=np.int64)
+    detected = np.zeros(0, dtype=np.int64) if results.label is None else results.label
+    label = codes[detected]
     known = label >= 0
-    counts = np.bincount(results.label, minlength=len(codes)) if len(codes) else []
+    counts = np.bincount(detected, minlength=len(codes))
     unknown = {name: int(n) for name, code, n in zip(results.label_names, codes, counts, strict=True) if code < 0}
 
     order, rank = ranking(results.scores[known], label[known])

@@ -78,7 +78,7 @@ class Model:
         """The first step: boundary probabilities of features [B, C, T], B >= 1. Requires: `skips_anchors`."""
         self._check(features)
         with use_backend(self.backend):
-            return self.run.boundaries(features)
+            return self._engine().boundaries(features)
 
     def anchors(self, features: Tensor, boundaries: Output, needed: Tensor) -> Output:
         """The second step: all scores, where anchors outside of needed, bool [B, P], have the score 0.
@@ -86,7 +86,12 @@ class Model:
         The others have the bits that a call of the model gives them.
         """
         with use_backend(self.backend):
-            return self.run.anchors(features, boundaries, needed)
+            return self._engine().anchors(features, boundaries, needed)
+
+    def _engine(self) -> Engine:
+        if not isinstance(self.run, Engine):
+            raise TypeError("the reference computes all scores in one step, expected the engine")
+        return self.run
 
     def _check(self, features: Tensor) -> None:
         expected = (self.config.model.feature_dim, self.config.model.window)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.features import FeatureArchive, FeatureSequence, iterate
-from ..data.timing import SnippetTime, TimeResolver
+from ..data.timing import TimeResolver, VideoTime
 from ..data.windows import cut, rescale, window_starts
 from ..errors import InputError
 from ..networks.outputs import Output
@@ -46,7 +46,7 @@ class Failure:
 class CollectedVideo:
     """A video of which some windows are still on their way through the network."""
 
-    def __init__(self, name: str, snippets: int, time: SnippetTime, starts: Sequence[int], largest: float) -> None:
+    def __init__(self, name: str, snippets: int, time: VideoTime, starts: Sequence[int], largest: float) -> None:
         """snippets: that the windows cover; starts: the first of each window; largest: magnitude of a feature."""
         self.name, self.snippets, self.time, self.largest = name, snippets, time, largest
         self.windows, self.missing = len(starts), len(starts)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import Config
+from ..config import AnchorProposalConfig, BMNConfig, Config, GTADConfig, MapProposalConfig, require_section
 from ..geometry.anchors import make_anchors, matching_table
 from ..geometry.proposal_map import MapConfig, proposal_map
 from ..networks.background import background_scores, constrain
-from ..networks.outputs import BCNetOutput, Boundaries, MapOutput
+from ..networks.outputs import BCNetOutput, MapOutput, Output
 from ..ops import MatchedProposals, match_proposals
 from ..ops.constants import cached_tensors
 from ..ops.reference import possible_boundaries
@@ -35,7 +35,7 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, rules
 
     lengths: [W] int64, snippets of each window that are not padding.
     """
-    model, settings = config.model, config.proposals
+    model, settings = config.model, require_section(config.proposals, AnchorProposalConfig)
     return match_proposals(
         output.start,
         output.end,
@@ -52,7 +52,7 @@ def match_candidates(output: BCNetOutput, lengths: Tensor, config: Config, rules
     )
 
 
-def needed_anchors(boundaries: Boundaries, lengths: Tensor, config: Config, rules: CandidateRules) -> Tensor:
+def needed_anchors(boundaries: Output, lengths: Tensor, config: Config, rules: CandidateRules) -> Tensor:
     """Anchors whose scores `match_candidates` will read, bool [W, P].
 
     They are the anchors that match some pair of possible boundaries among the first `lengths` [W] snippets.
@@ -60,7 +60,7 @@ def needed_anchors(boundaries: Boundaries, lengths: Tensor, config: Config, rule
     model = config.model
     _, table = _anchors_and_table(model.window, model.max_duration, boundaries.start.device)
     limit = None if rules.score_padding else lengths
-    threshold = config.proposals.boundary_threshold
+    threshold = require_section(config.proposals, AnchorProposalConfig).boundary_threshold
     starts, ends = (possible_boundaries(p, threshold, limit) for p in (boundaries.start, boundaries.end))
     durations = table.shape[1]
     ends_after = pad(ends, (0, durations))[:, 1:].unfold(1, durations, 1)  # [W, T, D]
@@ -97,14 +97,15 @@ def cell_candidates(output: MapOutput, lengths: Tensor, config: Config, rules: C
     A cell ends at the boundary before the snippet `end`. At the end of what is looked at there is no such snippet, and
     the last one stands in for it.
     """
-    settings, window = config.proposals, config.model.window
-    numbers, segments = _cells(config.model, output.start.device)
+    model = require_section(config.model, BMNConfig, GTADConfig)
+    settings = require_section(config.proposals, MapProposalConfig)
+    numbers, segments = _cells(model, output.start.device)
     start, end = segments.T
     if rules.score_padding:
-        lengths = torch.full_like(lengths, window)
+        lengths = torch.full_like(lengths, model.window)
     taken = end <= lengths[:, None]
     if rules.skip_window_end:
-        taken &= end < window
+        taken &= end < model.window
     end_snippet = torch.minimum(end, lengths[:, None] - 1)
     if settings.boundary_peaks:
         starts, ends = likely_boundaries(output.start, output.end, lengths)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..config import Config
-from ..networks.outputs import Boundaries, MapOutput, Output
+from ..networks.outputs import BCNetOutput, MapOutput, Output
 from ..ops import MatchedProposals, soft_nms
 from ..protocols import Protocol
 from .candidates import CellCandidates, cell_candidates, match_candidates, needed_anchors
@@ -37,7 +37,7 @@ class ProposalGenerator:
     def __init__(self, config: Config, protocol: Protocol) -> None:
         self.config, self.candidate_rules, self.rules = config, protocol.candidates, protocol.suppression
 
-    def needed_anchors(self, boundaries: Boundaries, lengths: Tensor) -> Tensor:
+    def needed_anchors(self, boundaries: Output, lengths: Tensor) -> Tensor:
         """Anchors of BCNet whose scores `window_proposals` will read, bool [W, P]."""
         return needed_anchors(boundaries, lengths, self.config, self.candidate_rules)
 
@@ -47,10 +47,12 @@ class ProposalGenerator:
             cells = cell_candidates(output, lengths, self.config, self.candidate_rules)
             segments, scores, offsets = _by_score(cells)
             counts = cells.taken.sum(dim=1)
-        else:
+        elif isinstance(output, BCNetOutput):
             found = match_candidates(output, lengths, self.config, self.candidate_rules)
             segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
             counts = found.counts
+        else:
+            raise TypeError(f"expected BCNetOutput or MapOutput, got {type(output).__name__}")
         decayed, kept = self.suppress(segments, scores, offsets, counts, self.config.proposals.window_top)
         window = torch.bucketize(kept, offsets, right=True) - 1
         columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device

@@ -56,11 +56,11 @@ def timeline(
     first: Axes | None = None
     for row, (name, _) in enumerate(panels):
         axes = first = figure.add_subplot(grid[row, 0], sharex=first)
-        if name == "instances":
+        if name == "instances" and ground_truth is not None:
             _draw_instances(axes, ground_truth, labels)
-        elif name == "boundary":
+        elif name == "boundary" and boundary is not None:
             _draw_boundary(axes, *boundary)
-        else:
+        elif ranked is not None:
             _draw_proposals(figure, axes, figure.add_subplot(grid[row, 1]), ranked, duration_s)
         if name != "instances":
             for instance in ground_truth or ():

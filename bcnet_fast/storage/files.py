@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import gzip
+import importlib
 import json
 import os
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -74,10 +76,7 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
 
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:
     """Read a TOML file. InputError: names the file and the position of the syntax error."""
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
+    tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
         return tomllib.loads(read_text(path, "a TOML file"))
     except tomllib.TOMLDecodeError as error:

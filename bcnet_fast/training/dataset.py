@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 from ..config import BCNetConfig, Config
 from ..data.annotations import Instance, VideoAnnotation
 from ..data.features import FeatureArchive, FeatureSequence
-from ..data.timing import SnippetTime, TimeResolver
+from ..data.timing import RescaledTime, TimeResolver, VideoTime
 from ..data.windows import cut, rescale, window_starts
 from ..errors import InputError
 from ..geometry.anchors import make_anchors
 from ..geometry.proposal_map import proposal_map
 from ..protocols import Protocol, WindowRules
-from .targets import MapTargets, Targets, map_targets, window_targets
+from .targets import WindowTargets, map_targets, window_targets
 
 VISIBLE = 0.9  # a training window shows more than this part of some instance, as in the public releases
 _COVERED = 95  # percent of the instances that the longest proposal of fitted sizes covers: 64 snippets on THUMOS14
@@ -162,11 +162,11 @@ def as_seen(features: np.ndarray, config: Config) -> np.ndarray:
     return rescale(features, config.model.window).T if config.data.rescale else features
 
 
-def _place(instances: Sequence[Instance], time: SnippetTime) -> tuple[np.ndarray, float]:
+def _place(instances: Sequence[Instance], time: VideoTime) -> tuple[np.ndarray, float]:
     """Segments [G, 2] and a snippet's length in the unit of the window: video frames, as the release's labels need."""
     seconds = np.array([(i.start, i.end) for i in instances], dtype=np.float64).reshape(-1, 2)
-    if time.rescaled is not None:
-        return seconds / time.duration * time.rescaled, 1.0
+    if isinstance(time, RescaledTime):
+        return seconds / time.duration * time.snippets, 1.0
     return seconds * time.fps - time.offset, time.stride
 
 
@@ -204,7 +204,7 @@ class TrainingWindows(Dataset):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, Targets | MapTargets]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, WindowTargets]:
         video, start = self.videos[self.windows[index][0]], self.starts[index]
         features = video.features
         if features is None:
@@ -224,7 +224,7 @@ class TrainingWindows(Dataset):
             moved = min(max(start + move, 0), max(video.snippets - window, 0))
             self.starts[index] = moved if _shows_an_instance(video, moved, window) else start
 
-    def targets(self, video: Video, start: int) -> Targets | MapTargets:
+    def targets(self, video: Video, start: int) -> WindowTargets:
         """Targets of the window that begins with snippet `start`."""
         model, stride = self.config.model, video.stride
         first = start * stride

@@ -36,8 +36,10 @@ def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, pa
     positive = label > threshold
     floor = 1e-6  # BMN's guard against log(0)
     losses = -torch.where(positive, prediction, 1 - prediction).add(floor).log()
-    kinds = (positive, ~positive)
-    return sum((losses * kind).sum() / (kind.sum() + padding).clamp(min=1) for kind in kinds) / 2
+    of_positives, of_negatives = (
+        (losses * kind).sum() / (kind.sum() + padding).clamp(min=1) for kind in (positive, ~positive)
+    )
+    return (of_positives + of_negatives) / 2
 
 
 def regression_weights(label: Tensor, draws: Tensor, rules: LossRules = DEFAULT.losses) -> Tensor:
@@ -83,7 +85,7 @@ def background_loss(prediction: Tensor, label: Tensor) -> Tensor:
 
 
 def bcnet_loss(
-    output: BCNetOutput, targets: Targets, *, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
+    output: BCNetOutput, targets: Targets[Tensor], *, draws: Tensor | None = None, rules: LossRules = DEFAULT.losses
 ) -> dict[str, Tensor]:
     """BCNet's objective L = L1 + L2 over a batch, with all its terms, as scalars.
 
@@ -97,7 +99,7 @@ def bcnet_loss(
         "start": logistic(output.start, targets.start, FRAME_THRESHOLD),
         "end": logistic(output.end, targets.end, FRAME_THRESHOLD),
     }
-    if output.frame_action is not None:
+    if output.frame_action is not None and output.frame_background is not None:
         losses["frame_action"] = logistic(output.frame_action, targets.frame_action, FRAME_THRESHOLD)
         losses["frame_background"] = logistic(output.frame_background, targets.frame_background, FRAME_THRESHOLD)
     losses["regression"] = regression_loss(output.regression, targets.anchor_action, draws, rules)
@@ -113,7 +115,7 @@ def bcnet_loss(
 
 def map_loss(
     output: MapOutput,
-    targets: MapTargets,
+    targets: MapTargets[Tensor],
     valid: Tensor,
     *,
     draws: Tensor | None = None,

@@ -122,7 +122,7 @@ def _tensorboard(folder: Path, epoch: int) -> Any:
     return SummaryWriter(str(folder), purge_step=epoch)
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], name: str = "") -> list[str]:
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     """Settings that differ, as text; more epochs may be asked for."""
     if name == "config.train.epochs" or before == now:
         return []

@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from torch import Tensor
+from typing_extensions import NamedTuple  # generic, unlike that of Python 3.10
 
 from ..geometry.proposal_map import ProposalMap
 from ..networks.background import background_labels
 from ..protocols import DEFAULT, LabelRules
 
+Labels = TypeVar("Labels", np.ndarray, Tensor)
 
-class Targets(NamedTuple):
-    """BCNet's labels in [0, 1]: float32 arrays of one window, or tensors of a batch with one more axis in front.
+
+class Targets(NamedTuple, Generic[Labels]):
+    """Labels of BCNet in [0, 1], float32: arrays of one window, or tensors of a batch with one more axis in front.
 
     frame_action, frame_background, start, end: [T].
     anchor_action, anchor_background: [P].
     """
 
-    frame_action: np.ndarray
-    frame_background: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    anchor_action: np.ndarray
-    anchor_background: np.ndarray
+    frame_action: Labels
+    frame_background: Labels
+    start: Labels
+    end: Labels
+    anchor_action: Labels
+    anchor_background: Labels
 
 
-class MapTargets(NamedTuple):
+class MapTargets(NamedTuple, Generic[Labels]):
     """Labels of BMN and G-TAD, like `Targets`.
 
     start, end: [T].
     action, background: [rows, columns]; 0 in cells that are no proposals, which no loss counts.
     """
 
-    start: np.ndarray
-    end: np.ndarray
-    action: np.ndarray
-    background: np.ndarray
+    start: Labels
+    end: Labels
+    action: Labels
+    background: Labels
+
+
+WindowTargets = Targets[np.ndarray] | MapTargets[np.ndarray]
+BatchTargets = Targets[Tensor] | MapTargets[Tensor]
 
 
 def window_targets(
@@ -48,7 +56,7 @@ def window_targets(
     first: float = 0.0,
     stride: float = 1.0,
     rules: LabelRules = DEFAULT.labels,
-) -> Targets:
+) -> Targets[np.ndarray]:
     """Targets of the window whose snippet t covers the video frames [first + t * stride, first + (t + 1) * stride).
 
     segments: [G, 2] start and end of the instances in video frames; with the default `first` and `stride` in snippets
@@ -100,7 +108,7 @@ def map_targets(
     first: float = 0.0,
     stride: float = 1.0,
     rules: LabelRules = DEFAULT.labels,
-) -> MapTargets:
+) -> MapTargets[np.ndarray]:
     """Targets of a map: `window_targets` with its cells as anchors."""
     anchors = np.stack([cells.start[cells.valid], cells.end[cells.valid]], axis=1)
     targets = window_targets(segments, anchors, window, first=first, stride=stride, rules=rules)

@@ -30,7 +30,7 @@ from ..protocols import LossRules
 from .dataset import TrainingWindows
 from .distributed import Processes
 from .losses import bcnet_loss, map_loss
-from .targets import MapTargets, Targets
+from .targets import BatchTargets, Targets
 
 Losses = dict[str, Tensor]
 _ORDER, _DRAWS, _DROPOUT, _SHIFTS = range(4)  # what is drawn
@@ -56,7 +56,8 @@ def initialise(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv1d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             nn.init.zeros_(module.weight)
 
@@ -96,7 +97,7 @@ class Trainer:
         settings = self.config.train
         return settings.learning_rate * settings.decay_factor ** (epoch // settings.decay_every)
 
-    def backward(self, features: Tensor, targets: Targets | MapTargets, draws: Tensor, rows: Sequence[int]) -> Losses:
+    def backward(self, features: Tensor, targets: BatchTargets, draws: Tensor, rows: Sequence[int]) -> Losses:
         """Compute the gradients of a joint batch, in every process, and return its losses.
 
         features: [B, C, T], this process's part.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bcnet_fast.data.annotations import VideoAnnotation, read_annotations
-from bcnet_fast.data.timing import SnippetTime, TimeFlags, TimeResolver
+from bcnet_fast.data.timing import RescaledTime, SnippetTime, TimeFlags, TimeResolver
 from bcnet_fast.data.windows import cut, rescale, window_starts
 from bcnet_fast.errors import InputError
 from bcnet_fast.presets import PRESETS
@@ -63,7 +63,7 @@ def test_rescale_is_linear_between_cell_centres(rng):
         (SnippetTime(5, 0, 30, None), 6, 1.0),  # two-stream THUMOS14
         (SnippetTime(4, 8, 25, None), 3, 0.8),  # ActionFormer's I3D
         (SnippetTime(16, 8, 15, 100.0), 0, 8 / 15),  # TSP
-        (SnippetTime(16, 0, None, 124.23, rescaled=100), 50, 62.115),  # ActivityNet
+        (RescaledTime(100, 124.23), 50, 62.115),  # ActivityNet
     ],
 )
 def test_seconds_of_the_public_layouts(time, boundary, seconds):

@@ -12,7 +12,7 @@ import torch
 from bcnet_fast.config import AnchorProposalConfig, BMNConfig, Config, GTADConfig, MapProposalConfig
 from bcnet_fast.data.annotations import VideoAnnotation
 from bcnet_fast.data.class_scores import ClassScores
-from bcnet_fast.data.timing import SnippetTime, TimeResolver
+from bcnet_fast.data.timing import RescaledTime, SnippetTime, TimeResolver
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import Results
 from bcnet_fast.geometry.proposal_map import proposal_map
@@ -151,7 +151,7 @@ def test_release_detections_of_g_tad_on_activitynet(outputs, expected):
     video = str(stored["video"])
     found = ProposalGenerator(GTAD_ANET, GTAD).window_proposals(outputs["gtad_anet"], WHOLE[100])
     segments, scores = ProposalGenerator(GTAD_ANET, GTAD).video_proposals(found.segments, found.scores, found.decayed)
-    seconds = SnippetTime(None, 0.0, None, float(stored["duration_second"]), rescaled=100).seconds(segments.numpy())
+    seconds = RescaledTime(100, float(stored["duration_second"])).seconds(segments.numpy())
     classes = ClassScores((video,), tuple(map(str, range(200))), stored["class_scores"][None])
     result = detections(video, seconds, scores.numpy(), classes, "product", top_k=2)
     # The public code lists all detections of the best class first.
@@ -405,3 +405,9 @@ def test_a_gpu_gives_the_same_proposals(outputs, name):
     found = ProposalGenerator(config, protocol).window_proposals(outputs[name].map(torch.Tensor.cuda), lengths.cuda())
     for column, value in vars(wanted).items():
         assert torch.equal(getattr(found, column), value), column
+
+
+def test_scores_of_another_system_are_refused():
+    output = map_of(bmn(3, 3), 0.5, 0.5, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(TypeError, match="expected BMNConfig or GTADConfig, got BCNetConfig"):
+        ProposalGenerator(PRESETS["bcnet"]["thumos14"], DEFAULT).window_proposals(output, torch.tensor([3]))
