@@ -141,8 +141,8 @@ def _check_match_proposals(device: torch.device) -> float:
     inputs = (*frames, *scores, anchors, table)
     lengths = torch.tensor([60, 41])
     expected = reference.match_proposals(
-        *inputs, lengths, boundary_threshold=0.7, min_classification=0.5, min_regression=0.5, max_snippets=None,
-        clamp_boundaries=False,
+        *inputs, lengths=lengths, boundary_threshold=0.7, min_classification=0.5, min_regression=0.5,
+        max_snippets=None, clamp_boundaries=False,
     )  # fmt: skip
     found = ops.match_proposals(
         *(t.to(device) for t in inputs), lengths=lengths.to(device), min_classification=0.5, min_regression=0.5

@@ -1,9 +1,10 @@
-"""Layers to put into someone else's BMN or G-TAD: their constructors, weights and results, at a fraction of the cost.
+"""Drop-in layers for other implementations of BMN and G-TAD: same constructors, weights and results, less work.
 
-`BoundaryMatching` stands for BMN's boundary-matching layer and the 3-D convolution after it, `GraphAlign` for G-TAD's
-layer of that name, and `GraphAlignConv` for the latter and the first convolution of its localization module. The work
-is done by `ops.anchor_sampling` and `ops.anchor_projection`: the layers are differentiable, run on the devices and in
-the dtypes that those take, follow torch.autocast, and compile to one graph. docs/layers.md shows where they go.
+`BoundaryMatching` replaces BMN's boundary-matching layer and the 3-D convolution after it. `GraphAlign` replaces the
+layer of that name in G-TAD, and `GraphAlignConv` that layer and the first convolution of the localization module.
+
+The layers call `ops.anchor_sampling` and `ops.anchor_projection`. So they are differentiable, run on the same devices
+and in the same dtypes, follow torch.autocast, and compile to one graph. docs/layers.md shows where to put them.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ STYLES = (0, 1, 2)
 
 
 class _Planned(nn.Module):
-    """A module with a sampling plan, which moves with it, and is no part of its state.
+    """A module with a sampling plan, which moves with it but is not part of its state.
 
-    The plan's tensors are buffers, because that is what PyTorch copies to the replicas of a module.
+    The plan's tensors are buffers, because PyTorch copies buffers to the replicas of a module.
     """
 
+    plan_weights: Tensor
+
     def hold(self, exact: SamplingPlan) -> None:
-        """Take a plan, in float64: a module that becomes float64 later samples as exactly as one that was made so."""
+        """Set the plan, with float64 weights, so that a module loses no digits when it becomes float64 later."""
         self._exact = exact
         self._place(torch.empty(0))
 
@@ -43,7 +46,7 @@ class _Planned(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Planned:
         super()._apply(fn, recurse)
-        # Casting a module rounds its buffers to its dtype; the plan has to be in that of sums.
+        # Casting a module casts its buffers too, but the plan has to be in the dtype of sums.
         self._place(self.plan_weights)
         return self
 
@@ -58,22 +61,23 @@ class BoundaryMatching(_Planned, nn.Conv3d):
 
     Args:
         temporal_dim: T, snippets of the sequence.
-        boundary_ratio: what is sampled of a proposal is longer than it by this share of its length on both sides.
+        boundary_ratio: the sampled interval extends a proposal on both sides by this fraction of its length.
         num_samples: N, sampled vectors of a proposal.
-        num_samples_per_bin: points that one of them is the mean of.
+        num_samples_per_bin: points whose mean is a sampled vector.
         hidden_dim_1d: C, channels of the sequence.
         hidden_dim_3d: O, channels of the map.
         layout: "start_end", the map [T, T] of the public BMN, or "duration_start", the map [D, T] of mmaction2.
         max_duration: D, snippets of the longest proposal; None for T.
 
     forward: features [B, C, T] -> [B, O, rows, columns], the values of `relu(conv3d(sampled))[:, :, 0]`, where
-    `sampled` is what the boundary-matching layer gives, [B, C, N, rows, columns]. Cells that are no proposals give
-    relu(bias). The result is laid out with channels last in memory, as `torch.channels_last` has it.
+    `sampled` is the output of the boundary-matching layer, [B, C, N, rows, columns]. Cells that are not proposals have
+    the value relu(bias). The memory format is `torch.channels_last`.
 
-    It is that convolution in all that concerns weights: `weight` [O, C, N, 1, 1] and `bias` [O] load from its state,
-    and what goes by the type nn.Conv3d, like an initialisation, finds it. The weight is contiguous as [N, C, O].
+    The module is an nn.Conv3d: `weight` [O, C, N, 1, 1] and `bias` [O] load from the state of the replaced convolution,
+    and initialisation by type works. The weight is contiguous as [N, C, O].
 
-    Raises ValueError when a size is below 1 or the layout is unknown; forward raises as `ops.anchor_projection` does.
+    Raises:
+        ValueError: a size is below 1, or the layout is unknown. forward raises as `ops.anchor_projection` does.
     """
 
     def __init__(
@@ -95,14 +99,14 @@ class BoundaryMatching(_Planned, nn.Conv3d):
         )  # fmt: skip
         _check_choice("layout", layout, LAYOUTS)
         super().__init__(hidden_dim_1d, hidden_dim_3d, kernel_size=(num_samples, 1, 1))
-        # In memory as the operator reads it, so that no call has to copy it.
+        # The memory layout that the operator reads, so that no call copies the weight.
         by_bin = self.weight.detach().flatten(2).permute(2, 1, 0).contiguous()
         self.weight = nn.Parameter(by_bin.permute(2, 1, 0)[..., None, None])
 
         config = BMNConfig(window=temporal_dim, max_duration=longest, map_layout=layout)
         self.map_shape = proposal_map(config).shape
-        # Cells that are no proposals have a place in the plan, but nothing to sample: they cost no more than writing
-        # relu(bias), which is less than putting the others where they belong.
+        # Cells that are not proposals are anchors with empty bins. Writing relu(bias) for them takes less time than
+        # scattering the proposals over the map.
         intervals = sampled_intervals(config, boundary_ratio)
         self.hold(interpolated_plan(intervals, temporal_dim, num_samples, num_samples_per_bin, torch.float64))
 
@@ -112,7 +116,7 @@ class BoundaryMatching(_Planned, nn.Conv3d):
 
 
 class _Graph:
-    """What G-TAD's layer is told, and the sequences that it samples."""
+    """Options of G-TAD's layer, and the sequences that it samples."""
 
     def __init__(self, k: int, t: int, d: int, samp: int, style: int, bins: tuple[int, int]) -> None:
         _check_choice("style", style, STYLES)
@@ -127,32 +131,34 @@ class _Graph:
         return aligned_plan(gtad_regions(length, longest), length, self.bins, self.samp, torch.float64)
 
     def sequences(self, x: Tensor, index: Tensor | None) -> Tensor:
-        """x [B, C, T] -> what the plan takes: itself, or [B, 2, C, T] with the mean of its neighbours."""
+        """x [B, C, T] -> the features of the plan: x itself, or [B, 2, C, T] with the means of graph neighbours."""
         if self.style == 0:
             return x
-        if self.style == 2 and index is None:
+        if self.style == 1:
+            index = nearest(x, self.k)
+        elif index is None:
             raise ValueError("style 2 takes neighbours from index, [B, T, K]; got None")
-        graph = nearest(x, self.k) if self.style == 1 else index
-        return torch.stack([x, neighbours(x, graph).mean(dim=-1)], dim=1)
+        return torch.stack([x, neighbours(x, index).mean(dim=-1)], dim=1)
 
 
 class GraphAlign(_Planned):
-    """G-TAD's layer of the same name: each cell's bins, sampled from the sequence and from the means of its neighbours.
+    """G-TAD's layer of that name: bins of every cell, sampled from the sequence and the means of graph neighbours.
 
     Args:
         k: neighbours of a snippet in the graph, itself included.
         t: T, snippets of the sequence.
         d: D, snippets of the longest proposal.
-        bs: of no effect, since any batch is taken.
-        samp: points in a bin; 0 takes as many as the bin is long, rounded up.
-        style: 0 samples the sequence alone, 1 also the means of `k` nearest neighbours, 2 of those in `index`.
+        bs: ignored; the layer accepts any batch size.
+        samp: points of a bin; 0 for the length of the bin, rounded up.
+        style: 0 samples the sequence only, 1 also the means of the `k` nearest neighbours, 2 of those in `index`.
         bins: sampled vectors of a cell from each: (16, 16) in G-TAD's branch master, (32, 4) in its branch anet.
 
     forward: x [B, C, T] and, for style 2, index [B, T, K] int64 -> [B, C * bins, D, T], bins fastest. Cells that reach
-    beyond the sequence are all alike, and not zero. Few need this result: `GraphAlignConv` never makes it.
+    beyond the sequence all have the same value, which is not zero. `GraphAlignConv` avoids this large result.
 
-    Raises ValueError when a size is below 1, the style unknown or the index missing; forward raises as
-    `ops.anchor_sampling` does.
+    Raises:
+        ValueError: a size is below 1, the style is unknown, or the index is missing. forward raises as
+            `ops.anchor_sampling` does.
     """
 
     def __init__(
@@ -172,14 +178,14 @@ class GraphAlign(_Planned):
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         sampled = anchor_sampling(self.graph.sequences(x, index), self.plan())  # [B, D * T, bins, C]
-        # In two copies, of which PyTorch makes the first in tiles and the second in long rows: one alone takes longer.
+        # Two copies, the first in tiles and the second in long rows, take less time than one permuting copy.
         by_bin = [one.flatten(1).t().contiguous().unflatten(0, one.shape[1:]) for one in sampled]
         by_channel = torch.stack([one.transpose(0, 1) for one in by_bin])  # [B, C, bins, D * T]
         return by_channel.flatten(1, 2).unflatten(2, self.graph.map_shape)
 
 
 class GraphAlignConv(_Planned, nn.Conv2d):
-    """`GraphAlign`, the first convolution of G-TAD's localization module, which is 1x1, and ReLU.
+    """`GraphAlign`, the 1x1 convolution at the start of G-TAD's localization module, and ReLU.
 
     Args:
         k, t, d, bs, samp, style, bins: as in `GraphAlign`.
@@ -187,13 +193,14 @@ class GraphAlignConv(_Planned, nn.Conv2d):
         h_dim_3d: O, channels of the map.
 
     forward: x [B, C, T] and, for style 2, index [B, T, K] int64 -> [B, O, D, T], the values of
-    `relu(conv2d(graph_align(x, index)))`, laid out with channels last in memory, as `torch.channels_last` has it.
+    `relu(conv2d(graph_align(x, index)))`, in the memory format `torch.channels_last`.
 
-    It is that convolution in all that concerns weights: `weight` [O, C * bins, 1, 1] and `bias` [O] load from its
-    state, and what goes by the type nn.Conv2d, like an initialisation, finds it.
+    The module is an nn.Conv2d: `weight` [O, C * bins, 1, 1] and `bias` [O] load from the state of the replaced
+    convolution, and initialisation by type works.
 
-    Raises ValueError when a size is below 1, the style unknown or the index missing; forward raises as
-    `ops.anchor_projection` does.
+    Raises:
+        ValueError: a size is below 1, the style is unknown, or the index is missing. forward raises as
+            `ops.anchor_projection` does.
     """
 
     def __init__(
@@ -212,7 +219,7 @@ class GraphAlignConv(_Planned, nn.Conv2d):
         graph = _Graph(k, t, d, samp, style, bins)
         _check_sizes(h_dim_1d=h_dim_1d, h_dim_3d=h_dim_3d)
         super().__init__(h_dim_1d * sum(graph.bins), h_dim_3d, kernel_size=1)
-        # The operator wants [bins, C, O]: from this order in memory, a call copies rows instead of single numbers.
+        # The operator reads [bins, C, O]. With this memory layout a call copies rows instead of single numbers.
         self.weight = nn.Parameter(self.weight.detach().flatten(1).t().contiguous().t()[..., None, None])
         self.graph = graph
         self.hold(graph.plan())
@@ -224,7 +231,7 @@ class GraphAlignConv(_Planned, nn.Conv2d):
 
 
 def _on_map(cells: Tensor, shape: tuple[int, int]) -> Tensor:
-    """[B, rows * columns, O] -> [B, O, rows, columns], the same memory."""
+    """View [B, rows * columns, O] as [B, O, rows, columns]."""
     return cells.unflatten(1, shape).permute(0, 3, 1, 2)
 
 

@@ -50,8 +50,8 @@ def _product(rows: int, inner: int, columns: int, *targets: int) -> Config:
 
 # By kernel, and for products by the unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32;
 # "fma": none). The first of a list is for grids that fill the device, the last for those that do not. The 64 columns of
-# a block are one line of the cache in 16 bit and two in float32. Only what bench/aot.py compiled without spills for the
-# targets is here; none was timed, for want of a GPU.
+# a block are one line of the cache in 16 bit and two in float32. Each compiles for its targets without spills
+# (bench/aot.py, Triton 3.9). None was timed, for want of a GPU.
 CONFIGS = {
     ("forward", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),
     ("gather", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),

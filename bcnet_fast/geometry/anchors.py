@@ -1,6 +1,6 @@
-"""The pre-set anchors, how their features are sampled, and which anchor matches a boundary pair.
+"""BCNet's pre-set anchors, and the anchor that matches a pair of boundaries.
 
-All three depend on sizes alone and are computed once. Units are snippets; an anchor [start, end) is half open.
+Both depend on sizes alone and are computed once. Units are snippets; an anchor [start, end) is half open.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import numpy as np
 
 @functools.lru_cache(maxsize=16)
 def make_anchors(window: int, max_duration: int) -> np.ndarray:
-    """All anchors of a window, int32 [P, 2] (start, end): narrow before wide, then early before late.
+    """List all anchors of a window, int32 [P, 2] (start, end): narrow before wide, then early before late.
 
-    Widths are 2, 5, 8, ... below `max_duration`; anchors of width w start every floor(sqrt(w)) + floor(w / 21) snippets
-    and lie inside [0, window). T = 256 and 64 give the 1218 anchors of the public BCNet release.
-    Raises ValueError when not one anchor fits.
+    Widths are 2, 5, 8, ... below `max_duration`. Anchors of width w start every floor(sqrt(w)) + floor(w / 21)
+    snippets and lie inside [0, window). The sizes 256 and 64 give the 1218 anchors of the public BCNet release.
+
+    Raises:
+        ValueError: no anchor fits.
     """
     anchors = [
         (start, start + width)
@@ -33,10 +35,10 @@ def make_anchors(window: int, max_duration: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=16)
 def matching_table(window: int, max_duration: int) -> np.ndarray:
-    """Index of the anchor that matches the boundary pair (start, start + d), int32 [T, D], at [start, d - 1].
+    """Match boundary pairs to anchors: int32 [T, D], at [start, d - 1] the index for the pair (start, start + d).
 
-    The match is the anchor of highest tIoU, the one with the lowest index where several are equal (the choice of the
-    public release). It does not depend on the video, so the search over all anchors is done here, once.
+    The match is the anchor of highest tIoU. Among equals it is the one with the lowest index, as in the public release.
+    It does not depend on the video, so this table replaces a search per pair.
     """
     anchors = make_anchors(window, max_duration).astype(np.float64)
     anchor_start, anchor_end = anchors[:, 0], anchors[:, 1]

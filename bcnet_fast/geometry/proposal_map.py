@@ -1,9 +1,13 @@
-"""The maps of BMN and G-TAD: a cell for every pair of boundaries, and what is sampled for it.
+"""The proposal maps of BMN and G-TAD: a cell for every pair of boundaries, and the interval that is sampled for it.
 
-A map is [rows, columns]. In the layout "start_end" (BMN's public release) row s and column e stand for the snippets s
-to e, both included, and a map is [T, T]; in "duration_start" (G-TAD, and BMN in mmaction2 and OpenTAD) row d and column
-s stand for the snippets s to s + d, and a map is [D, T]. Cells that end before they start, reach beyond the window or
-are longer than D are no proposals. Networks calculate them all the same, and convolutions over the map read them.
+A map is [rows, columns] in one of two layouts, where both snippets of a pair are included:
+
+    layout           used by                                 shape    cell
+    start_end        BMN's public release                    [T, T]   [s, e]: snippets s to e
+    duration_start   G-TAD, and BMN in mmaction2, OpenTAD    [D, T]   [d, s]: snippets s to s + d
+
+Cells that end before they start, reach beyond the window or are longer than D are not valid: they are no proposals.
+Networks compute them all the same, and convolutions over the map read them.
 """
 
 from __future__ import annotations
@@ -22,7 +26,11 @@ MapConfig = BMNConfig | GTADConfig
 
 @dataclass(frozen=True, eq=False)
 class ProposalMap:
-    """The interval of each cell, in snippets: start and end, half open, int64 [rows, columns]; valid is bool."""
+    """The interval of each cell.
+
+    start, end: [rows, columns] int64 in snippets, half open
+    valid: [rows, columns] bool, whether the cell is a proposal
+    """
 
     start: np.ndarray
     end: np.ndarray
@@ -30,16 +38,19 @@ class ProposalMap:
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.valid.shape
+        """Rows and columns."""
+        rows, columns = self.valid.shape
+        return rows, columns
 
 
 def layout_of(config: MapConfig) -> str:
+    """The layout of a network's map: "start_end" or "duration_start"."""
     return config.map_layout if isinstance(config, BMNConfig) else "duration_start"
 
 
 @functools.lru_cache(maxsize=16)
 def proposal_map(config: MapConfig) -> ProposalMap:
-    """The map of a network."""
+    """Build the map of a network."""
     length, longest = config.window, config.max_duration
     if layout_of(config) == "start_end":
         start, last = np.indices((length, length))
@@ -53,10 +64,10 @@ def proposal_map(config: MapConfig) -> ProposalMap:
 
 
 def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
-    """What the network samples for each cell, float64 [rows * columns, 2] in snippets; NaN where BMN samples nothing.
+    """The interval that is sampled for each cell, float64 [rows * columns, 2] in snippets.
 
-    Both systems add `ratio` of an interval's length on both sides, by a rule that goes with the layout:
-    `bmn_intervals` with "start_end", `gtad_regions` with "duration_start".
+    Both systems extend an interval by `ratio` of its length on both sides, by the rule of the layout: `bmn_intervals`
+    for "start_end", `gtad_regions` for "duration_start". Where BMN samples nothing, intervals are NaN.
     """
     if layout_of(config) == "start_end":
         intervals = bmn_intervals(config.window, ratio)
@@ -68,16 +79,16 @@ def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
 
 
 def sampled_cells(valid: np.ndarray) -> np.ndarray:
-    """The numbers row * columns + column of valid cells, in order, and of the first of the others, if there are any.
+    """Numbers row * columns + column of the valid cells, in order, then of the first other cell, if there is one.
 
-    It stands for all others, which sample the same: nothing in BMN, one region in G-TAD.
+    That cell stands for all others, which sample the same: nothing in BMN, one region in G-TAD.
     """
     valid = valid.ravel()
     return np.concatenate([np.flatnonzero(valid), np.flatnonzero(~valid)[:1]])
 
 
 def sampling_plan(config: MapConfig, cells: np.ndarray, dtype: torch.dtype = torch.float32) -> SamplingPlan:
-    """The plan that samples some cells, given by their numbers row * columns + column."""
+    """Plan the sampling of some cells, named by their numbers row * columns + column."""
     intervals = sampled_intervals(config)[cells]
     if isinstance(config, BMNConfig):
         return interpolated_plan(intervals, config.window, config.bins, config.points_per_bin, dtype)
@@ -85,9 +96,9 @@ def sampling_plan(config: MapConfig, cells: np.ndarray, dtype: torch.dtype = tor
 
 
 def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
-    """What BMN samples for the cells (start, end) of its map, float64 [T * T, 2], NaN where end < start.
+    """The intervals that BMN samples for the cells (start, end) of its map, float64 [T * T, 2]; NaN where end < start.
 
-    The snippets s to e, both included, are L = e - s + 1 long, and `ratio * (L + 1)` is added on both sides.
+    The snippets s to e, both included, have the length L = e - s + 1. `ratio * (L + 1)` is added on both sides.
     """
     start, end = np.indices((length, length)).reshape(2, -1).astype(np.float64)
     extent = end - start + 2
@@ -97,10 +108,10 @@ def bmn_intervals(length: int, ratio: float = 0.5) -> np.ndarray:
 
 
 def gtad_regions(length: int, max_duration: int, ratio: float = 0.5) -> np.ndarray:
-    """What G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
+    """The regions that G-TAD samples for the cells (d, start) of its map, float64 [D * T, 2].
 
-    The snippets s to s + d, both included; `ratio * (d + 1)` is added on both sides of [s, s + d]. Cells that reach
-    beyond the sequence get the region [0, 0], so they are not empty, but all alike.
+    `ratio * (d + 1)` is added on both sides of [s, s + d]. Cells that reach beyond the sequence get the region [0, 0]:
+    they are not empty, but equal.
     """
     duration, start = np.indices((max_duration, length)).reshape(2, -1).astype(np.float64)
     extension = (duration + 1) * ratio

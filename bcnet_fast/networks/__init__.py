@@ -1,1 +1,1 @@
-"""The networks of BCNet, BMN and G-TAD: as specification, for training, for inference."""
+"""The networks of BCNet, BMN and G-TAD: their specification, and versions for training and inference."""

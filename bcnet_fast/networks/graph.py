@@ -1,4 +1,4 @@
-"""The graph of G-TAD: each snippet and the snippets whose features are nearest to its own."""
+"""The graph of G-TAD: edges from each snippet to the snippets with the nearest features."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def nearest(x: Tensor, count: int) -> Tensor:
-    """The graph: for each node of x [..., C, T] its `count` nearest (Euclidean), itself included, [..., T, count].
+    """Find the `count` nearest nodes (Euclidean) of each node, itself included: x [..., C, T] -> int64 [..., T, count].
 
-    Never in 16 bits: distances are differences of larger numbers.
+    Computed in float32 at least: distances are differences of larger numbers, which 16 bits do not resolve.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     squares = (x * x).sum(dim=-2)
@@ -18,10 +18,10 @@ def nearest(x: Tensor, count: int) -> Tensor:
 
 
 def neighbours(x: Tensor, graph: Tensor, dim: int = -1) -> Tensor:
-    """The features of each node's neighbours.
+    """Gather the features of each node's neighbours: [..., C, T, K] or [..., T, K, C].
 
-    x: [..., C, T] with dim = -1, or [..., T, C] with dim = -2. graph: [..., T, K], int64.
-    Returns [..., C, T, K] or [..., T, K, C].
+    x: [..., C, T] with dim = -1, or [..., T, C] with dim = -2
+    graph: [..., T, K] int64
     """
     index = graph.flatten(-2).unsqueeze(-3 - dim)
     return torch.take_along_dim(x, index, dim=dim).unflatten(dim, graph.shape[-2:])

@@ -1,38 +1,44 @@
-"""What a network returns: the same fields from every implementation of it."""
+"""The scores that networks return: the same fields from every implementation of a network."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+OutputT = TypeVar("OutputT", bound="Output")
+
 
 @dataclass
 class Output:
-    """Scores of a batch of windows; every field is a tensor [B, ...], or None where the network has no such score."""
+    """Scores of a batch of windows. A field is a tensor [B, ...], or None where the network has no such score."""
 
     start: Tensor
     end: Tensor
 
     def columns(self) -> dict[str, Tensor]:
-        """The scores that there are, by name."""
+        """The scores that are present, by name."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Output:
-        """The same with `function` applied to each of the scores."""
-        made = {name: function(value) for name, value in self.columns().items()}
-        return type(self)(**dict.fromkeys(vars(self)) | made)
+    def map(self: OutputT, function: Callable[[Tensor], Tensor]) -> OutputT:
+        """Apply a function to every score."""
+        return self._replace({name: function(value) for name, value in self.columns().items()})
 
     @classmethod
-    def cat(cls, parts: Sequence[Output]) -> Output:
-        """One batch made of several, of which there is at least one."""
+    def cat(cls, parts: Sequence[OutputT]) -> OutputT:
+        """Join batches, at least one, to a single one."""
         if len(parts) == 1:
             return parts[0]
         columns = [part.columns() for part in parts]
-        made = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
-        return type(parts[0])(**dict.fromkeys(vars(parts[0])) | made)
+        return parts[0]._replace({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+
+    def _replace(self: OutputT, scores: dict[str, Tensor]) -> OutputT:
+        """An output of the same kind with other scores; those not given are None."""
+        fields: dict[str, Any] = dict.fromkeys(vars(self))
+        return type(self)(**fields | scores)
 
 
 @dataclass
@@ -44,11 +50,13 @@ class Boundaries(Output):
 
 @dataclass
 class BCNetOutput(Boundaries):
-    """Scores of BCNet; probabilities in [0, 1] unless said.
+    """Scores of BCNet. P anchors are in the order of `anchors.make_anchors`.
 
-    start, end, actionness [B, T]; frame_action, frame_background [B, T]; regression [B, P] is linear and unbounded;
-    classification, background [B, P]. P anchors in the order of `anchors.make_anchors`. frame_action and
-    frame_background are None without frame level, background without background constraint.
+    start, end, actionness: [B, T] probabilities
+    frame_action, frame_background: [B, T] probabilities; None without frame level
+    regression: [B, P], linear and unbounded
+    classification: [B, P] probabilities
+    background: [B, P] probabilities; None without background constraint
     """
 
     frame_action: Tensor | None
@@ -60,10 +68,11 @@ class BCNetOutput(Boundaries):
 
 @dataclass
 class MapOutput(Output):
-    """Scores of BMN and G-TAD, probabilities in [0, 1].
+    """Scores of BMN and G-TAD, all of them probabilities.
 
-    start, end [B, T]; confidence [B, 2, rows, columns] of the map's cells (`maps.ProposalMap`), regression before
-    classification; background [B, rows, columns], None without background constraint.
+    start, end: [B, T]
+    confidence: [B, 2, rows, columns] of the cells of `proposal_map.ProposalMap`, regression before classification
+    background: [B, rows, columns]; None without background constraint
     """
 
     confidence: Tensor

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import native, reference
-from .backends import UNSUPPORTED, check_number, choose, requested, use_backend
+from .backends import UNSUPPORTED, check_number, choose, requested, triton_kernels, use_backend
 from .registration import needs_gradient, refuse_tangents, register, register_gradient
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -99,8 +99,7 @@ def _run(x: torch.Tensor, residual: torch.Tensor, eps: float) -> tuple[torch.Ten
         threads = torch.get_num_threads()
         native.module.add_layer_norm(*_arrays(x, residual), eps, out.numpy(), rstd.numpy(), threads)
     elif backend == "triton":
-        from ..kernels import add_layer_norm as kernels
-
+        kernels = triton_kernels("add_layer_norm")
         kernels.launch(x, residual, out, rstd, eps)
     else:
         for result, value in zip((out, rstd), reference.add_layer_norm_forward(x, residual, eps), strict=True):
@@ -122,8 +121,7 @@ def _run_backward(grad: torch.Tensor, out: torch.Tensor, rstd: torch.Tensor) -> 
         arrays = _arrays(grad, out, rstd)
         native.module.add_layer_norm_backward(*arrays, grad_input.numpy(), torch.get_num_threads())
     elif backend == "triton":
-        from ..kernels import add_layer_norm as kernels
-
+        kernels = triton_kernels("add_layer_norm")
         kernels.launch_backward(grad, out, rstd, grad_input)
     else:
         grad_input.copy_(reference.add_layer_norm_backward(grad, out, rstd))

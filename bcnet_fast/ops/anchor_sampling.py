@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import native, reference
 from .anchor_groups import anchor_groups
-from .backends import autocast, choose, requested, use_backend, without_autocast
+from .backends import autocast, choose, requested, triton_kernels, use_backend, without_autocast
 from .constants import cached_tensors
 from .registration import refuse_tangents, register, register_gradient
 from .sampling_plan import SamplingPlan
@@ -197,8 +197,7 @@ def _run_sampling(features: Tensor, plan_tensors: Sequence[Tensor], plan_sizes: 
     if backend == "reference":
         return reference.anchor_sampling(rows, plan).to(features.dtype)
     if backend == "triton":
-        from ..kernels import anchor_sampling as kernels
-
+        kernels = triton_kernels("anchor_sampling")
         out = features.new_empty(len(rows), *plan.first.shape, rows.shape[-1])
         kernels.launch_sampling(rows, plan, out)
         return out
@@ -231,8 +230,7 @@ def _run_sampling_backward(grad: Tensor, plan_tensors: Sequence[Tensor], plan_si
     if backend == "reference":
         rows = reference.anchor_sampling_backward(grad, plan)
     elif backend == "triton":
-        from ..kernels import anchor_sampling as kernels
-
+        kernels = triton_kernels("anchor_sampling")
         rows = grad.new_empty(shape)
         kernels.launch_sampling_backward(grad.contiguous(), plan, rows)
     else:
@@ -304,8 +302,7 @@ def _run_projection(
     rows, weight = _by_snippet(features, plan), weight.contiguous()
     backend = choose("anchor_sampling", features.device, features.dtype)
     if backend == "triton":
-        from ..kernels import anchor_sampling as kernels
-
+        kernels = triton_kernels("anchor_sampling")
         out = features.new_empty(len(rows), plan.anchors, weight.shape[2])
         bias = None if bias is None else bias.contiguous()
         if project_first:
@@ -367,8 +364,7 @@ def _run_projection_backward(
         grad, rows, weight = (t.to(plan.weights.dtype) for t in (grad, rows, weight))
         projected = reference.anchor_gather_backward(grad, plan)
     elif backend == "triton":
-        from ..kernels import anchor_sampling as kernels
-
+        kernels = triton_kernels("anchor_sampling")
         projected = grad.new_empty(shape)
         kernels.launch_gather_backward(grad.contiguous(), plan, projected)
     else:

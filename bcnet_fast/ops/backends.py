@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import importlib
 import importlib.util
 import numbers
 import os
@@ -102,10 +103,13 @@ def _triton_problem(device: torch.device) -> str | None:
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
     if device.type == "cuda":
-        from ..kernels._common import launch_problem
-
-        return launch_problem(device.index or 0)
+        return triton_kernels("_common").launch_problem(device.index or 0)
     return None
+
+
+def triton_kernels(name: str) -> Any:
+    """Return a module of kernels/, imported when first needed: importing Triton takes time and memory."""
+    return importlib.import_module(f"..kernels.{name}", __package__)
 
 
 def choose(op: str, device: torch.device, dtype: torch.dtype | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Tensors that follow from sizes alone: computed once and kept."""
+"""Cache for tensors that follow from sizes alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 def cached_tensors(maxsize: int) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """`functools.lru_cache` for functions that return tensors.
+    """Decorate a function that returns tensors, like `functools.lru_cache`.
 
-    The first call may be in inference mode, whose tensors no later training could use. The function runs outside of it.
+    The function always runs outside of inference mode, because a later training could not use inference tensors.
     """
 
     def decorate(function: Callable[..., T]) -> Callable[..., T]:

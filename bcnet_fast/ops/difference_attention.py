@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import native, reference
-from .backends import autocast, check_number, choose, requested, use_backend, without_autocast
+from .backends import autocast, check_number, choose, requested, triton_kernels, use_backend, without_autocast
 from .registration import refuse_tangents, register, register_gradient
 
 # The Triton kernels keep a whole head of both value streams in registers.
@@ -144,11 +144,10 @@ def _run(
     """Return both outputs and the log-sum-exp [B, H, Tq] of each row of logits, which has no gradient."""
     inputs = _Inputs(query, key, value_action, value_background)
     outputs = _fake(*inputs, scale)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
-        from ..kernels import difference_attention as kernels
-
+        kernels = triton_kernels("difference_attention")
         kernels.launch(inputs, outputs, scale)
     elif backend == "native":
         _run_native("difference_attention", inputs, scale, outputs)
@@ -184,11 +183,10 @@ def _run_backward(
     """
     grad_outputs, query = (grad_action, grad_background), _Inputs(*inputs).query
     grads = _fake_backward(*grad_outputs, inputs, outputs, scale)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
-        from ..kernels import difference_attention as kernels
-
+        kernels = triton_kernels("difference_attention")
         kernels.launch_backward(inputs, outputs, grad_outputs, grads, scale)
     elif backend == "native":
         # Computes each block of the map completely again, so it reads neither the outputs nor the log-sum-exp.

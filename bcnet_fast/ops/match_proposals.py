@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import native, reference
-from .backends import check_number, choose
+from .backends import check_number, choose, triton_kernels
 from .registration import register
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -108,23 +108,29 @@ def match_proposals(
         "end": end,
         "classification": classification,
         "regression": regression,
+        "background": background,
         "anchors": anchors,
         "table": table,
-        **({} if background is None else {"background": background}),
-        **({} if lengths is None else {"lengths": lengths}),
+        "lengths": lengths,
     }
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor) and not (tensor is None and name in ("background", "lengths")):
             raise TypeError(f"match_proposals: {name} must be a tensor, got {type(tensor).__name__}")
-    thresholds = _Thresholds(boundary_threshold, min_classification, min_regression)
-    for name, value in thresholds._asdict().items():
+    numbers = {
+        "boundary_threshold": boundary_threshold,
+        "min_classification": min_classification,
+        "min_regression": min_regression,
+        "max_snippets": 0 if max_snippets is None else max_snippets,
+    }
+    for name, value in numbers.items():
         check_number("match_proposals", name, value)
-    if max_snippets is not None:
-        check_number("match_proposals", "max_snippets", max_snippets)
-    scores = [start, end, classification, regression, *([] if background is None else [background])]
-    scores = [tensor.detach() for tensor in scores]
-    found = _match_proposals(scores, anchors, table, lengths, list(thresholds), max_snippets, clamp_boundaries)
-    return MatchedProposals(*found)
+    scores = [start.detach(), end.detach(), classification.detach(), regression.detach()]
+    if background is not None:
+        scores.append(background.detach())
+    thresholds = [boundary_threshold, min_classification, min_regression]
+    return MatchedProposals(
+        *_match_proposals(scores, anchors, table, lengths, thresholds, max_snippets, clamp_boundaries)
+    )
 
 
 def _check(
@@ -211,8 +217,7 @@ def _run(
     options = {**limits._asdict(), "max_snippets": max_snippets, "clamp_boundaries": clamp_boundaries}
     if backend == "reference":
         return reference.match_proposals(*named, *tables, **options)
-    from ..kernels import match_proposals as kernels
-
+    kernels = triton_kernels("match_proposals")
     outputs = _outputs(named.start, table)
     kernels.launch(named, tables, outputs, **options)
     return outputs

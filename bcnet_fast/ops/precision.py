@@ -34,19 +34,20 @@ def gpu_products(tf32: bool = False) -> Iterator[None]:
 
 
 def _float32_switches(tf32: bool) -> list[tuple[Any, str, Any]]:
-    """General switches come first: those that follow them are then right already, and go on following them."""
+    """List general switches first: switches that follow them then need no change, and keep following."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # PyTorch 2.9 replaced the first pair by the others, and raises where both are in use.
+    # PyTorch 2.9 replaced the first pair by the others, and raises if both are used.
     if not hasattr(matmul, "fp32_precision"):
         return [(matmul, "allow_tf32", tf32), (cudnn, "allow_tf32", tf32)]
     value = "tf32" if tf32 else "ieee"
-    # The second belongs to all of CUDA, in spite of its name.
+    # Despite its name, `cudnn` is the switch of all of CUDA.
     return [(owner, "fp32_precision", value) for owner in (cudnn, matmul, cudnn.conv)]
 
 
 def _own_setting(owner: Any, name: str, value: Any) -> Any:
-    """What to put back: "none" where the switch of all of CUDA repeats the general one."""
-    follows = owner is torch.backends.cudnn and name == "fp32_precision" and value == torch.backends.fp32_precision
+    """Return the value to restore: "none" if the switch of all of CUDA follows the general one."""
+    general = getattr(torch.backends, "fp32_precision", None)
+    follows = owner is torch.backends.cudnn and name == "fp32_precision" and value == general
     return "none" if follows else value
 
 

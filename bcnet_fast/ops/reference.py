@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,21 +84,26 @@ def soft_nms(
 
     Written in NumPy because the algorithm is a chain of short steps, each of which takes much longer in PyTorch.
     """
+    number = scores.dtype.type
     indices, picked = [np.empty(0, np.int64)], [scores[:0]]
     for first, last in itertools.pairwise(offsets):
         index, score = _soft_nms_of_set(
             segments[first:last],
             scores[first:last],
-            method,
-            *(scores.dtype.type(x) for x in (sigma, threshold_low, threshold_high, min_score, length_epsilon)),
-            last - first if max_proposals is None else max_proposals,
+            method=method,
+            sigma=number(sigma),
+            thresholds=(number(threshold_low), number(threshold_high)),
+            min_score=number(min_score),
+            max_proposals=last - first if max_proposals is None else max_proposals,
+            epsilon=number(length_epsilon),
         )
         indices.append(first + index)
         picked.append(score)
     return np.concatenate(indices), np.concatenate(picked)
 
 
-def _soft_nms_of_set(segments, scores, method, sigma, threshold_low, threshold_high, min_score, epsilon, max_proposals):
+def _soft_nms_of_set(segments, scores, *, method, sigma, thresholds, min_score, max_proposals, epsilon):
+    threshold_low, threshold_high = thresholds
     start, end, score = segments[:, 0].copy(), segments[:, 1].copy(), scores.copy()
     area, index = (end - start) + epsilon, np.arange(len(scores))
     columns = (start, end, score, area, index)
@@ -279,7 +285,7 @@ def match_proposals(
 
 def most_pairs(snippets: int, durations: int) -> int:
     """Count the pairs (s, e) of `snippets` snippets with 1 <= e - s <= durations."""
-    longest = torch.sym_min(durations, snippets - 1)
+    longest: Any = torch.sym_min(durations, snippets - 1)  # sizes may be symbols while tracing
     return longest * (snippets - 1) - longest * (longest - 1) // 2
 
 

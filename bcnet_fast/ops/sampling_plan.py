@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,20 +95,22 @@ PLAN_TENSORS = tuple(field.name for field in fields(SamplingPlan))[3:]
 def interpolated_plan(
     intervals: np.ndarray, length: int, bins: int = 32, points_per_bin: int = 3, dtype: torch.dtype = torch.float32
 ) -> SamplingPlan:
-    """Sample `bins * points_per_bin` points, evenly spaced over each interval, both its ends included (BMN's rule).
+    """Sample `bins * points_per_bin` evenly spaced points of each interval, both ends included (BMN's public release).
 
     Args:
-        intervals: [P, 2] start and end in snippets, in any order; a NaN leaves all bins of an anchor empty.
-        length: T, snippets in the sequence.
-        bins: N; a bin is the mean of `points_per_bin` points that follow each other.
-        dtype: of the weights, which are rounded to float32 in any case, as the constants of the public releases are.
+        intervals: start and end in snippets, [P, 2], in any order; a NaN leaves all bins of an anchor empty.
+            `make_anchors(...)` for BCNet, `bmn_intervals(T)` for BMN.
+        length: T, snippets of the sequence.
+        bins: N, vectors of an anchor.
+        points_per_bin: consecutive points whose mean is a bin.
+        dtype: of the weights, float32 or float64. They are rounded to float32 anyway, as in the public releases.
 
-    A point t gives 1 - f to the snippet trunc(t) and f to ceil(t), with f = t - trunc(t) signed, and what falls outside
-    [0, T - 1] is lost: so points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
-    For BCNet the intervals are `make_anchors(...)` themselves, for BMN `bmn_intervals(T)`.
+    A point t gives 1 - f to the snippet trunc(t) and f to ceil(t), with the signed fraction f = t - trunc(t). Weights
+    outside [0, T - 1] are dropped. So points in (-1, 0) read snippet 0 in full, and points in (T - 1, T) fade out.
 
-    Raises ValueError when a number is below 1, or `intervals` is not [P, 2] or infinite, and TypeError when a number or
-    dtype is of another kind.
+    Raises:
+        TypeError: a number or dtype is of another kind.
+        ValueError: a number is below 1, or `intervals` is not [P, 2] or infinite.
     """
     intervals = _check(
         "intervals", intervals, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1)
@@ -138,21 +140,23 @@ def aligned_plan(
     points_per_bin: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> SamplingPlan:
-    """Cut each region into equal bins and average points at the middle of equal parts of a bin (G-TAD's rule, Align1D).
+    """Average points at the middle of equal parts of equal bins of each region (Align1D of G-TAD's public release).
 
     Args:
-        regions: [P, 2] start and end in snippets; a region shorter than 1 counts as 1 long.
-        length: T, snippets in the sequence.
-        bins: how many bins are taken from each of the feature sequences, over the same region. G-TAD has two sequences:
-            the features, and the mean of their graph neighbours.
-        points_per_bin: points in a bin; 0 takes as many as the bin is long, rounded up.
-        dtype: of the weights, which are computed in float64.
+        regions: start and end in snippets, [P, 2]; a region shorter than 1 counts as 1 long. `gtad_regions(T, D)` for
+            G-TAD.
+        length: T, snippets of the sequence.
+        bins: bins of each feature sequence, over the same region. G-TAD has two sequences: the features, and the mean
+            of their graph neighbours.
+        points_per_bin: points of a bin; 0 for the length of the bin, rounded up.
+        dtype: of the weights, float32 or float64, computed in float64.
 
-    A point t outside [-1, T] gives 0; up to one snippet outside the sequence it reads the snippet at that end. The mean
-    counts all points. For G-TAD the regions are `gtad_regions(T, D)`.
+    A point t outside [-1, T] gives 0. Up to one snippet outside the sequence it reads the snippet at that end. The mean
+    counts all points.
 
-    Raises ValueError when a number is too small, or `regions` is not [P, 2] and finite, and TypeError when a number or
-    dtype is of another kind.
+    Raises:
+        TypeError: a number or dtype is of another kind.
+        ValueError: a number is too small, or `regions` is not [P, 2] or not finite.
     """
     regions = _check("regions", regions, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
     if not np.isfinite(regions).all():
@@ -178,8 +182,8 @@ def aligned_plan(
     return _plan(joined(), regions, length, tuple(bins))
 
 
-def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[object, int]) -> np.ndarray:
-    """The intervals as float64; raise for what makes no plan. `least` are pairs of number(s) and the least allowed."""
+def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[Any, int]) -> np.ndarray:
+    """Return the intervals as float64; raise if no plan can be built. `least`: number(s) and smallest allowed value."""
     intervals = np.asarray(intervals, dtype=np.float64)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
         raise ValueError(f"sampling plan: {name} must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
@@ -195,18 +199,23 @@ def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[
 
 
 class _Taps(NamedTuple):
-    """What the bins of one feature sequence read: bin n of anchor p `count[p, n]` snippets, from `first[p, n]` on."""
+    """Taps of the bins of one feature sequence: bin n of anchor p reads `count[p, n]` snippets from `first[p, n]` on.
 
-    first: np.ndarray  # [P, N] int32
-    count: np.ndarray  # [P, N] int32
-    weights: np.ndarray  # [sum of count], by anchor, then bin, then snippet
+    first: [P, N] int32.
+    count: [P, N] int32.
+    weights: [sum of count], by anchor, then bin, then snippet.
+    """
+
+    first: np.ndarray
+    count: np.ndarray
+    weights: np.ndarray
 
 
 def _by_blocks(intervals: np.ndarray, taps_of: Callable[[np.ndarray], _Taps], dtype: torch.dtype) -> _Taps:
-    """The taps of all intervals, made block by block, with weights of a dtype."""
-    made = np.float64 if dtype == torch.float64 else np.float32
+    """Return the taps of all intervals, computed block by block, with weights of a dtype."""
+    kind = np.float64 if dtype == torch.float64 else np.float32
     blocks = [taps_of(intervals[begin : begin + BLOCK]) for begin in range(0, len(intervals), BLOCK)]
-    blocks = [taps._replace(weights=taps.weights.astype(made)) for taps in blocks]
+    blocks = [taps._replace(weights=taps.weights.astype(kind)) for taps in blocks]
     return _Taps(*(np.concatenate(column) for column in zip(*blocks, strict=True)))
 
 
@@ -224,7 +233,7 @@ def _taps(snippet: np.ndarray, weight: np.ndarray) -> _Taps:
 
 
 def _side_by_side(parts: list[_Taps]) -> _Taps:
-    """The bins of several feature sequences as those of one."""
+    """Join the bins of several feature sequences."""
     first, count = (np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("first", "count"))
     weights = np.empty(count.sum(), parts[0].weights.dtype)
     ends = np.cumsum([part.count.shape[1] for part in parts])
@@ -253,14 +262,14 @@ def _starts(count: np.ndarray) -> np.ndarray:
 
 
 def _places(starts: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """What bins read or have, bin after bin: `count` numbers each, from `starts` on."""
+    """List the numbers from `starts` on, `count` of them for each bin, bin after bin."""
     places = np.repeat((starts - _starts(count)).ravel(), count.ravel())
     places += np.arange(len(places), dtype=np.int32)
     return places
 
 
 def _by_snippet(first, count, starts, weights, length) -> dict[str, np.ndarray]:
-    """The taps by bin and snippet; bin by bin, since to sort all at once takes more memory than the plan itself."""
+    """Transpose the taps, bin by bin: sorting all at once would take more memory than the plan itself."""
     sizes, anchors, sorted_weights = [], [], []
     for bin_first, bin_count, bin_starts in zip(first.T, count.T, starts.T, strict=True):
         snippet = _places(bin_first, bin_count)
@@ -276,12 +285,12 @@ def _by_snippet(first, count, starts, weights, length) -> dict[str, np.ndarray]:
 
 
 def _order(intervals: np.ndarray) -> np.ndarray:
-    """The anchors in groups of one length each, by start: away from the ends they read alike but for the shift."""
+    """Group anchors of equal length by start: away from the ends of the sequence they read alike, up to a shift."""
     lengths, kind = np.unique(np.round(intervals[:, 1] - intervals[:, 0], 6), return_inverse=True, equal_nan=True)
     by_kind = np.lexsort((intervals[:, 0], kind))
     sizes = np.bincount(kind, minlength=len(lengths))
     rank = np.arange(len(kind)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    # Lengths take turns, some groups each, so that what is read next is close to what was read just now.
+    # Lengths alternate every few groups, so that consecutive groups read nearby snippets, which are still cached.
     place = np.lexsort((rank, kind[by_kind], rank // (4 * GROUP)))
     rank, kind, anchor = rank[place], kind[by_kind][place], by_kind[place]
     first_of_group = rank % GROUP == 0

@@ -198,10 +198,10 @@ def _run(
         return _run_cuda(segments, scores, offsets, options, torch.cuda.current_stream(device).cuda_stream)
     # In NumPy from here on, in host memory: PyTorch's threads, which its own functions would use for the checks, spin
     # for a while after their work and would take the processor from ours.
-    arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores)]
-    arrays.append(np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy())
+    rows, values = (tensor.detach().cpu().contiguous().numpy() for tensor in (segments, scores))
+    bounds = np.array([0, len(scores)], np.int64) if offsets is None else offsets.cpu().contiguous().numpy()
     run = _run_reference if backend == "reference" else _run_native
-    return tuple(torch.from_numpy(array).to(device) for array in run(*arrays, options))
+    return tuple(torch.from_numpy(array).to(device) for array in run(rows, values, bounds, options))
 
 
 def _run_reference(

@@ -19,9 +19,9 @@ bits of mantissa, and the float32 sums. The PTX ISA has both roundings: `cvt.rna
 from zero, and `wgmma` drops the lower 13 bits of float32 operands. Triton's issue 4574 reports that `tl.dot` drops them
 too, and that it gives cuBLAS's results after `cvt.rna`.
 
-One case is an upper bound. For float32, PyTorch's memory-efficient attention adds three TF32 products of split inputs
-whatever the switches say, which is nearly float32 (`DefaultGemmType` in PyTorch's `mem_eff_attention`). Here its inputs
-are rounded like those of any other product.
+One case rounds more than a GPU does. For float32, PyTorch's memory-efficient attention adds three TF32 products of split
+inputs whatever the switches say, which is nearly float32 (`DefaultGemmType` in PyTorch's `mem_eff_attention`). Here its
+inputs are rounded like those of any other product.
 """
 
 from __future__ import annotations

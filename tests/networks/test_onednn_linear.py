@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import BOUNDS, error
 
-from bcnet_fast.networks.trainable.onednn_linear import linear, two_layers
+from bcnet_fast.networks.trainable.onednn_linear import linear, onednn_operator, two_layers
 
 SHAPES = [(4, 7, 5), (0, 5), (1, 5), (3, 5)]
 
@@ -61,3 +61,17 @@ def test_other_dtypes_and_autocast_are_pytorch_s():
     assert torch.autograd.gradcheck(two_layers, given)
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(*operands((3, 5), 4)).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a PyTorch without oneDNN")
+def test_the_private_operator_is_as_it_was():
+    """It failed? PyTorch changed `mkldnn::_linear_pointwise`: adapt `onednn_linear.onednn_operator` and `_product`."""
+    operator = onednn_operator()
+    assert operator is not None, "torch.ops.mkldnn._linear_pointwise has gone: training falls back to F.linear"
+    arguments = [(argument.name, str(argument.type)) for argument in operator.default._schema.arguments]
+    assert arguments == [
+        ("X", "Tensor"), ("W", "Tensor"), ("B", "Optional[Tensor]"), ("attr", "str"),
+        ("scalars", "List[Optional[number]]"), ("algorithm", "Optional[str]"),
+    ]  # fmt: skip
+    x, weight, bias = torch.randn(3, 5), torch.randn(4, 5), torch.randn(4)
+    torch.testing.assert_close(linear(x, weight, bias, relu=True), F.linear(x, weight, bias).relu())

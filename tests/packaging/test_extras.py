@@ -62,7 +62,7 @@ def test_hdf5_is_recognised_behind_a_user_block(tmp_path, block):
 def test_what_is_not_hdf5_is_not_taken_for_it(tmp_path, content):
     path = tmp_path / "features.bin"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"features\.bin: "):
+    with pytest.raises(InputError, match=r"features\.bin has suffix"):
         open_features(path, feature_dim=4)
 
 

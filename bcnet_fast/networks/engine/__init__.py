@@ -1,4 +1,4 @@
-"""Inference of a trained network, prepared once and run many times. The reference defines its results."""
+"""A trained network prepared for inference. `bcnet_fast.networks.reference` defines its results."""
 
 from .rewrites import REWRITES, Rewrites
 

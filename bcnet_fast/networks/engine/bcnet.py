@@ -67,8 +67,8 @@ class BCNetEngine(Generic[S, W, Stack]):
     def _attention(self, state: Mapping[str, Tensor], unit: str, kernels: Kernels[S, W, Stack]) -> AttentionWeights[W]:
         inner = self.inner
         slices = [(0, 3 * inner), (0, inner), (inner, 3 * inner)]
-        parts = kernels.weight_slices(self._query_key_value(state, unit), slices)
-        return AttentionWeights(*parts, kernels.weight(state[f"{unit}.fc.weight"]))
+        joint, query, key_value = kernels.weight_slices(self._query_key_value(state, unit), slices)
+        return AttentionWeights(joint, query, key_value, kernels.weight(state[f"{unit}.fc.weight"]))
 
     def _feed_forward(self, state: Mapping[str, Tensor], prefix: str) -> FeedForwardWeights[W]:
         return FeedForwardWeights(*(self.kernels.weight(state[f"{prefix}.fc.{i}.weight"]) for i in (0, 2)))
@@ -112,7 +112,8 @@ class BCNetEngine(Generic[S, W, Stack]):
             query_key_value, *parts = kernels.weight_slices(joint, slices)
             outputs = [kernels.weight(state[f"{unit}.fc.weight"]) for unit in units]
             self.batched = query_key_value, kernels.stack(outputs)
-            self.boundary_attention = [AttentionWeights(*parts[3 * i : 3 * i + 3], outputs[i]) for i in layers]
+            parts = zip(parts[::3], parts[1::3], parts[2::3], outputs, strict=True)
+            self.boundary_attention = [AttentionWeights(*layer) for layer in parts]
         else:
             self.boundary_attention = [self._attention(state, unit, kernels) for unit in units]
         self.boundary_feed_forward = [self._feed_forward(state, f"bpm.encoder.layers.{i}.pos_ffn") for i in layers]
@@ -208,9 +209,9 @@ class BCNetEngine(Generic[S, W, Stack]):
         """
         result, start = self.kernels.result, boundaries.start
         streams, frame_logits = self._frame_level(features)
-        frames = (None, None)
+        frame_action = frame_background = None
         if frame_logits is not None:
-            frames = result(frame_logits).view(2, *start.shape).sigmoid().unbind(0)
+            frame_action, frame_background = result(frame_logits).view(2, *start.shape).sigmoid().unbind(0)
         rows = None if needed is None else needed.nonzero()[:, 0]
         if rows is not None and not len(rows):
             action, background = start.new_zeros(1, 0, 2), start.new_zeros(1, 0, 1)
@@ -227,7 +228,16 @@ class BCNetEngine(Generic[S, W, Stack]):
             background = None
         else:
             background = self._scatter(background[..., 0], rows, -torch.inf).sigmoid()
-        return BCNetOutput(*vars(boundaries).values(), *frames, regression, classification, background)
+        return BCNetOutput(
+            start,
+            boundaries.end,
+            boundaries.actionness,
+            frame_action,
+            frame_background,
+            regression,
+            classification,
+            background,
+        )
 
     def _scatter(self, scores: Tensor, rows: Tensor | None, fill: float) -> Tensor:
         """Scores [B, n] of the anchors `rows` -> [B, P] with `fill` elsewhere."""
@@ -257,7 +267,7 @@ class BCNetEngine(Generic[S, W, Stack]):
                 query = kernels.linear(from_original, unit.query, out=Buffer.QUERY)
                 key_value = kernels.linear(own, unit.key_value, out=Buffer.KEY_VALUE)
                 key, value = key_value[..., :inner], key_value[..., inner:]
-                (attended,) = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)
+                attended = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)[0]
                 crossed = kernels.linear(
                     attended, unit.output, residual=from_original, norm=True, out=Buffer.CROSS_ATTENDED
                 )
@@ -332,7 +342,7 @@ class BCNetEngine(Generic[S, W, Stack]):
             with stage("clips: self-attention"):
                 query, key, value = self._split(self._clip_query_key_value(x, bases))
                 query = query if rows is None else kernels.select_rows(query, rows)
-                (attended,) = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)
+                attended = kernels.attention(query, key, (value,), self.config.heads, out=Buffer.ATTENDED)[0]
         x = x if rows is None else kernels.select_rows(x, rows)
         with stage("clips: feed-forward"):
             if output is not None and attended is not None:

@@ -93,7 +93,8 @@ class MapBuffer(Buffer):
 class Workspace:
     """Hands out named buffers of one dtype. They grow where a result is larger than any before it."""
 
-    # Fill a buffer with NaN whenever it is handed out, so that tests see a read of an overwritten result.
+    # For tests: a buffer gets new memory whenever it is handed out, and the old memory is filled with NaN. A read of an
+    # overwritten result then shows as NaN instead of as a value of the next result.
     poison = False
 
     def __init__(self, dtype: np.dtype) -> None:
@@ -107,14 +108,13 @@ class Workspace:
         Padded rows are an odd number of cache lines apart. At a power of two, the rows of a tile would compete for a
         few sets of the cache.
         """
+        if self.poison and buffer in self.memory:
+            self.memory.pop(buffer).fill(np.nan)
+            del self._views[buffer]
         known = self._views.get(buffer)
         if known is not None and known[0] == (shape, padded):
-            view = known[1]
-        else:
-            view = self._view(buffer, shape, padded)
-        if self.poison:
-            self.memory[buffer].fill(np.nan)
-        return view
+            return known[1]
+        return self._view(buffer, shape, padded)
 
     def _view(self, buffer: Buffer, shape: tuple[int, ...], padded: bool) -> np.ndarray:
         columns = (-(-shape[-1] // CACHE_LINE) | 1) * CACHE_LINE if padded else shape[-1]
@@ -122,6 +122,8 @@ class Workspace:
         memory = self.memory.get(buffer)
         if memory is None or len(memory) < size:
             memory = self.memory[buffer] = _pages(size, self.dtype)
+            if self.poison:
+                memory.fill(np.nan)
         view = memory[:size].reshape(*shape[:-1], columns)[..., : shape[-1]]
         self._views[buffer] = (shape, padded), view
         return view

@@ -25,7 +25,7 @@ _captures = threading.Lock()  # one capture at a time in a process
 def portions(batch: int) -> list[tuple[int, int]]:
     """Split a batch into replays: (windows, size of the graph) of each.
 
-    A graph is filled up with at most one window for every three that are real.
+    A graph has at most one unused window for every three in use.
     """
     parts = []
     while batch:
@@ -85,6 +85,7 @@ class Graphed:
 
     def _replay(self, captured: Captured, features: Tensor) -> Output:
         stream, caller = self._stream, torch.cuda.current_stream()
+        assert stream is not None  # claimed by the capture
         stream.wait_stream(caller)
         stream.wait_event(self._copied)  # the last caller may have used another stream
         with torch.cuda.stream(stream):
@@ -99,17 +100,17 @@ class Graphed:
     def _graph_of(self, size: int, shape: torch.Size) -> Captured | None:
         """The graph of a batch size, captured if need be; None where that fails."""
         if size not in self.captured and self.problem is None:
-            given = torch.zeros(size, *shape, dtype=self.dtype, device=self.device)
+            features = torch.zeros(size, *shape, dtype=self.dtype, device=self.device)
             for _ in range(WARM_UP):
-                self.function(given)
+                self.function(features)
             try:
-                self.captured[size] = self._capture(given)
-            except Exception as error:  # Whatever it is, the function has just run without a graph.
+                self.captured[size] = self._capture(features)
+            except Exception as error:  # whatever it is, the function has just run without a graph
                 self.problem = f"{type(error).__name__}: {error}"
                 warnings.warn(f"{self.device} runs without CUDA graphs, since a capture failed: {error}", stacklevel=2)
         return self.captured.get(size)
 
-    def _capture(self, given: Tensor) -> Captured:
+    def _capture(self, features: Tensor) -> Captured:
         with _captures:
             if self._stream is None:
                 self._stream, self._pool = _claim_stream(self.device), torch.cuda.graph_pool_handle()
@@ -119,17 +120,17 @@ class Graphed:
             graph = torch.cuda.CUDAGraph()
             # Other threads may go on allocating memory while this one captures.
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                scores = self.function(given)
-        return Captured(graph, given, scores)
+                scores = self.function(features)
+        return Captured(graph, features, scores)
 
 
 def _claim_stream(device: torch.device) -> torch.cuda.Stream:
     """A stream that neither the caller nor another `Graphed` uses."""
-    taken = torch.cuda.current_stream(device).cuda_stream
+    callers = torch.cuda.current_stream(device).cuda_stream
     for _ in range(STREAMS + 1):
         stream = torch.cuda.Stream(device)
         key = device.index, stream.cuda_stream
-        if key not in _streams_in_use and stream.cuda_stream != taken:
+        if key not in _streams_in_use and stream.cuda_stream != callers:
             _streams_in_use.add(key)
             return stream
     raise RuntimeError(f"other networks use all {STREAMS} streams of {device}")

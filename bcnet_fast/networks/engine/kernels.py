@@ -20,9 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,8 +29,21 @@ from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer
 from .map_cells import MapCells
 
-S = TypeVar("S", np.ndarray, Tensor)
+A = TypeVar("A")
+
+
+class Array(Protocol):
+    """What networks do with a sequence beyond the operations: slices and shapes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self: A, index: Any, /) -> A: ...
+
+
+S = TypeVar("S", bound=Array)
 W = TypeVar("W")
+W_contra = TypeVar("W_contra", contravariant=True)
 Stack = TypeVar("Stack")
 
 
@@ -270,14 +282,14 @@ class FoldingKernels(Protocol[S, W]):
         ...
 
 
-class AnchorKernels(Protocol[S, W]):
+class AnchorKernels(Protocol[S, W_contra]):
     """Sampling of P anchors with N bins each from streams [..., T, C]."""
 
     def sample(self, streams: list[S], added: list[S], *, out: Buffer) -> S:
         """Sampled features, bin by bin, + added: [streams, ..., P, N * C]. added: [P, N * C] per stream."""
         ...
 
-    def project(self, streams: list[S], weight: W, added: list[S], *, out: Buffer) -> S:
+    def project(self, streams: list[S], weight: W_contra, added: list[S], *, out: Buffer) -> S:
         """Sampled features times a weight of `anchor_weight`, + added: [streams, ..., P, outputs].
 
         added: [P, outputs] per stream

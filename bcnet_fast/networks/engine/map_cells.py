@@ -1,4 +1,4 @@
-"""Which cells of a proposal map are computed, and which of these stand for others."""
+"""The cells of a proposal map that are computed, and the cells whose scores they stand for."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 from ...geometry.proposal_map import sampled_cells
 
-CONVOLUTIONS = 2  # with a kernel of 3 by 3, one after the other
+CONVOLUTIONS = 2  # of 3 by 3, one after the other
 
 
 @dataclass(frozen=True, eq=False)
 class MapCells:
-    """Which cells of a map [rows, columns] are computed, layer by layer.
+    """The cells of a map [rows, columns] that each layer computes.
 
-    valid: bool [rows, columns], the proposals.
-    sampled: the cells that are sampled, see `maps.sampled_cells`.
-    source: int64 [rows, columns], for each cell the index of what is sampled for it.
-    layers: bool [rows, columns] for what the first convolution reads, for its results, and for those of the second.
-    copied: int64 [rows, columns], for each cell the number of the one that has its score, itself where it is computed.
+    valid: [rows, columns] bool, the proposals
+    sampled: numbers of the cells that are sampled, see `proposal_map.sampled_cells`
+    source: [rows, columns] int64, for each cell the index into `sampled` of the cell that samples the same
+    layers: [rows, columns] bool for the first convolution's inputs, its results, and the results of the second
+    copied: [rows, columns] int64, for each cell the number of the computed cell that has its score
     """
 
     valid: np.ndarray
@@ -30,17 +30,19 @@ class MapCells:
 
     @staticmethod
     def of(valid: np.ndarray) -> MapCells:
+        """Choose the cells: the valid ones, cells near them, and one of each kind of the others."""
         numbers = np.arange(valid.size).reshape(valid.shape)
         sampled = sampled_cells(valid)
         source = np.full(valid.shape, len(sampled) - 1)
         source[valid] = np.arange(valid.sum())
 
+        # A cell that no valid one is near has the score of all cells at its distances from the map's edges.
         near = dilated(valid, CONVOLUTIONS)
-        places = list(zip(np.indices(valid.shape), valid.shape, strict=True))
-        edges = [np.minimum(i, n - 1 - i).clip(max=CONVOLUTIONS) for i, n in places]
-        sides = [np.int64(2 * i >= n) for i, n in places]
-        kinds = np.ravel_multi_index((*edges, *sides), (CONVOLUTIONS + 1, CONVOLUTIONS + 1, 2, 2))
-        _, first, kind = np.unique(kinds[~near], return_index=True, return_inverse=True)
+        axes = list(zip(np.indices(valid.shape), valid.shape, strict=True))
+        distances = [np.minimum(i, n - 1 - i).clip(max=CONVOLUTIONS) for i, n in axes]
+        sides = [(2 * i >= n).astype(np.int64) for i, n in axes]
+        kinds = np.ravel_multi_index((*distances, *sides), (CONVOLUTIONS + 1, CONVOLUTIONS + 1, 2, 2))
+        _, first, kind = np.unique(np.asarray(kinds)[~near], return_index=True, return_inverse=True)
         copied = numbers.copy()
         copied[~near] = numbers[~near][first][kind]
         layers = [np.isin(numbers, copied)]
@@ -50,7 +52,8 @@ class MapCells:
 
 
 def dilated(cells: np.ndarray, distance: int) -> np.ndarray:
-    """Cells of a map, bool, with those that are at most so many rows and columns away from one."""
+    """Extend a bool map to all cells within `distance` rows and columns of a true one."""
     padded = np.pad(cells, distance)
     size = 2 * distance + 1
-    return np.lib.stride_tricks.sliding_window_view(padded, (size, size)).any(axis=(2, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size))
+    return np.any(windows, axis=(2, 3))

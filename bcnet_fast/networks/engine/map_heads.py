@@ -118,10 +118,9 @@ class MapScores(Generic[S, W, Stack]):
             x = kernels.result(self._linear(x, self.scores, Buffer.SCORES))
         computed = x.view(-1, *x.shape[-2:]).sigmoid()
         scores = computed.mT.index_select(2, self.map.spread).unflatten(-1, self.shape)
-        batch = len(scores)
-        probabilities = (kernels.result(logits).view(batch, -1).sigmoid() for logits in (start, end))
+        start_scores, end_scores = (kernels.result(logits).view(len(scores), -1).sigmoid() for logits in (start, end))
         background = scores[:, 2] if scores.shape[1] == 3 else None
-        return MapOutput(*probabilities, scores[:, :2], background)
+        return MapOutput(start_scores, end_scores, scores[:, :2], background)
 
     def _linear(self, x: S, layer: LinearLayer[S, W], buffer: Buffer, *, relu: bool = False) -> S:
         return self.kernels.linear(x, layer.weight, bias=layer.bias, relu=relu, out=buffer)

@@ -1,5 +1,8 @@
 """The engine's arithmetic on a CPU, in C++ (csrc/include/layers.h, attention.h), one window at a time."""
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 import contextlib

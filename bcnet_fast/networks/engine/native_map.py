@@ -1,5 +1,8 @@
 """The layers over a proposal map by the C++ kernels, on the cells that have to be computed."""
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 import itertools

@@ -1,5 +1,8 @@
 """Sampling of anchors by the C++ kernels."""
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 class Rewrites:
     """Which rewrites the engine uses."""
 
-    # Sampling is linear. A layer on sampled features (BCNet's query, key and value, the first layer of a map) applies
-    # to every snippet and bin before sampling, where the cost model of `anchor_projection` says that this is less work.
+    # Sampling is linear. A layer on sampled features (BCNet's query, key and value, the first layer of a map) is
+    # applied to every snippet and bin before sampling, where the cost model of `anchor_projection` finds less work.
     project_sampling: bool = True
     # The clip level after keys and values is computed only for anchors that a pair of boundaries matches, because no
     # other score is read. Applies to `boundaries` and `anchors`, on a CPU.

@@ -3,6 +3,9 @@
 PyTorch manages the memory, and a CUDA graph keeps it, so the operations ignore the names of buffers.
 """
 
+# Operations must have the signatures of `Kernels`.
+# pyright: reportIncompatibleMethodOverride=error
+
 from __future__ import annotations
 
 import contextlib
@@ -145,12 +148,13 @@ class TorchKernels(Kernels[Tensor, Tensor, Tensor]):
     def attention(self, query: Tensor, key: Tensor, values: tuple[Tensor, ...], heads: int, *, out: Buffer) -> Tensor:
         leading = query.shape[:-2]
         by_head = [t.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, *values)]
-        if len(values) == 1:
-            results = [F.scaled_dot_product_attention(*by_head)]
+        query, key, value, *second = by_head
+        if second:
+            results = ops.difference_attention(query, key, value, second[0])
         else:
-            results = ops.difference_attention(*by_head)
+            results = (F.scaled_dot_product_attention(query, key, value),)
         merged = [result.transpose(1, 2).flatten(2).unflatten(0, leading) for result in results]
-        return merged[0][None] if len(values) == 1 else torch.stack(merged)
+        return torch.stack(merged) if second else merged[0][None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""The networks in plain PyTorch: the specification as code."""
+"""The networks in plain PyTorch, which define what every faster version computes."""
 
 from .bcnet import BCNet
 from .bmn import BMN

@@ -1,8 +1,8 @@
-"""BCNet in plain PyTorch: the specification as code, and the truth that every faster version is tested against.
+"""BCNet in plain PyTorch: the definition that every faster version is tested against.
 
-Any device, float32 and float64, trainable. Parameter names are those of the public release, under `bpm.` (boundary
-prediction) and `abi.` (action-background interaction). The dense sampling matrix is what the release uses; it is kept
-here on purpose, so that the fast operators have something independent to agree with.
+Runs on any device in float32 and float64, and is trainable. Parameter names are those of the public release, under
+`bpm.` (boundary prediction) and `abi.` (action-background interaction). Anchors are sampled by the release's dense
+matrix, so that the fast operators are tested against independent code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class BoundaryLayer(nn.Module):
         self.pos_ffn = FeedForward(config.width, config.feedforward)
 
     def forward(self, original: Tensor, x: Tensor) -> Tensor:
-        """original F_o and the layer's input F_i, [B, T, d] each -> F_{i+1}"""
+        """Sequences F_o (the original) and F_i (the input), [B, T, d] each -> F_{i+1}."""
         attention = self.enc_self_attn
         return self.pos_ffn(attention(attention(original, original), attention(x, x)))
 
 
 class BoundaryEncoder(nn.Module):
-    """Positional encoding, then layers that all look back at the original sequence."""
+    """Positional encoding, then layers that all attend to the original sequence."""
 
     def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class BoundaryEncoder(nn.Module):
 
 
 class BoundaryPrediction(nn.Module):
-    """BP module: features [B, C, T] -> probabilities [B, T, 3] in the order actionness, start, end."""
+    """BP module: features [B, C, T] -> probabilities [B, T, 3] of actionness, start and end."""
 
     def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
@@ -63,14 +63,15 @@ class BoundaryPrediction(nn.Module):
 
 
 def sigmoid_head(width: int) -> nn.Sequential:
+    """A linear layer without bias: [..., width] -> probabilities [..., 1]."""
     return nn.Sequential(nn.Linear(width, 1, bias=False), nn.Sigmoid())
 
 
 class FrameInteraction(nn.Module):
     """Frame level of ABI: features [B, C, T] -> action and background sequences [B, T, d] and probabilities [B, T].
 
-    Where the configuration is without it (paper, Table 6), both sequences are the backbone's with positions, and the
-    probabilities are None.
+    Without `frame_level` (paper, Table 6), both sequences are the backbone's with positions, and the probabilities are
+    None.
     """
 
     def __init__(self, config: BCNetConfig) -> None:
@@ -78,12 +79,13 @@ class FrameInteraction(nn.Module):
         self.base_module = backbone(config.feature_dim, config.base_channels, config.width)
         self.query = nn.Embedding(config.window, config.width)
         self.encoder = InteractionEncoder(config, config.width, config.window, layers=int(config.frame_level))
-        self.fc_cls_a, self.fc_cls_b = (sigmoid_head(config.width) if config.frame_level else None for _ in range(2))
+        self.fc_cls_a = sigmoid_head(config.width) if config.frame_level else None
+        self.fc_cls_b = sigmoid_head(config.width) if config.frame_level else None
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         sequence = self.base_module(features).transpose(1, 2) + self.query.weight
         a, b = self.encoder(sequence, sequence)
-        if self.fc_cls_a is None:
+        if self.fc_cls_a is None or self.fc_cls_b is None:
             return a, b, None, None
         return a, b, self.fc_cls_a(a).squeeze(-1), self.fc_cls_b(b).squeeze(-1)
 
@@ -91,7 +93,7 @@ class FrameInteraction(nn.Module):
 class ActionBackgroundInteraction(nn.Module):
     """ABI module: frame level, sampling of every anchor's features, clip level (paper, section 3.3)."""
 
-    sampling: Tensor | None  # [T, N * P], made when it is first needed
+    sampling: Tensor | None  # [T, N * P], computed at the first call
 
     def __init__(self, config: BCNetConfig) -> None:
         super().__init__()
@@ -107,20 +109,20 @@ class ActionBackgroundInteraction(nn.Module):
         self.fc_cls_b = background_layer(nn.Linear, clip_width, bias=False) if config.background_constraint else None
 
     def sample_anchors(self, sequence: Tensor) -> Tensor:
-        """[B, T, d] -> each anchor's N sampled vectors, flattened bin-major: [B, P, N * clip_channels]"""
+        """Sample every anchor: [B, T, d] -> N vectors, flattened bin by bin, [B, P, N * clip_channels]."""
         if self.sampling is None:
             config = self.config
             anchors = make_anchors(config.window, config.max_duration)
             weights = sampling_weights(anchors, config.window, config.bins, config.points_per_bin)
             with torch.inference_mode(False):  # a training may come later
-                self.sampling = torch.from_numpy(weights).flatten(1).to(self.base_module[0].weight)
+                self.sampling = torch.from_numpy(weights).flatten(1).to(next(self.base_module.parameters()))
         clips = self.base_module(sequence.transpose(1, 2)) @ self.sampling  # [B, C', N * P]
         return clips.unflatten(-1, (self.config.bins, -1)).permute(0, 3, 2, 1).flatten(-2)
 
     def forward(self, features: Tensor) -> tuple[Tensor | None, ...]:
-        """features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P]
+        """Features [B, C, T] -> frame action, frame background [B, T]; regression, classification, background [B, P].
 
-        None are the first two without frame level, and the last without background constraint.
+        Without frame level the first two are None, and without background constraint the last.
         """
         a, b, frame_action, frame_background = self.frame_model(features)
         a, b = self.encoder(self.sample_anchors(a), self.sample_anchors(b))
@@ -139,7 +141,7 @@ class BCNet(nn.Module):
         self.abi = ActionBackgroundInteraction(config)
 
     def check(self, features: Tensor) -> None:
-        """Raise ValueError when `features` is not [B, C, T] with the configured C and T."""
+        """Raise ValueError unless `features` is [B, C, T] with the configured C and T."""
         expected = (self.config.feature_dim, self.config.window)
         if features.ndim != 3 or features.shape[1:] != expected:
             raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")

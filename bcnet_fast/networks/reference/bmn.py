@@ -1,8 +1,8 @@
 """BMN (Lin et al., "BMN: Boundary-Matching Network for Temporal Action Proposal Generation", ICCV 2019), plain PyTorch.
 
-The specification as code: any device, float32 and float64, trainable. Parameter names are those of the public PyTorch
-release and of mmaction2. As there, every cell of the map is sampled by one dense matrix; it is kept here on purpose, so
-that the sparse operators have something independent to agree with.
+The definition that every faster version is tested against. Runs on any device in float32 and float64; trainable.
+Parameter names are those of the public PyTorch release and of mmaction2. As there, one dense matrix samples every cell
+of the map, so that the sparse operators are tested against independent code.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .map_heads import MapHeads, map_layers
 
 
 def boundary_head(channels: int) -> nn.Sequential:
-    """[B, C, T] -> probabilities [B, 1, T]"""
+    """A start or end head: [B, C, T] -> probabilities [B, 1, T]."""
     return nn.Sequential(
         convolution(channels, channels), nn.ReLU(), nn.Conv1d(channels, 1, kernel_size=1), nn.Sigmoid()
     )
 
 
 def sampling_matrix(config: BMNConfig) -> Tensor:
-    """The weights with which every cell is sampled, float32 [T, N, rows * columns]: the constant of the releases."""
-    # Cells of which nothing is sampled get points that are all outside the sequence.
+    """Compute the releases' constant that samples every cell, float32 [T, N, rows * columns]."""
+    # Cells that sample nothing get points outside the sequence, whose weights are dropped.
     intervals = np.nan_to_num(sampled_intervals(config), nan=-2.0 * config.window)
     return torch.from_numpy(sampling_weights(intervals, config.window, config.bins, config.points_per_bin))
 
@@ -36,7 +36,8 @@ def sampling_matrix(config: BMNConfig) -> Tensor:
 class BMN(MapHeads):
     """Boundary-Matching Network: features [B, C, T] -> `MapOutput`."""
 
-    sampling: Tensor | None  # [T, N * rows * columns], made when it is first needed
+    config: BMNConfig
+    sampling: Tensor | None  # [T, N * rows * columns], computed at the first call
 
     def __init__(self, config: BMNConfig) -> None:
         super().__init__()
@@ -54,7 +55,7 @@ class BMN(MapHeads):
         self.register_buffer("sampling", None, persistent=False)
 
     def sample(self, sequence: Tensor) -> Tensor:
-        """The boundary-matching layer: [B, C, T] -> each cell's N sampled vectors, [B, C, N, rows, columns]"""
+        """The boundary-matching layer: [B, C, T] -> N sampled vectors per cell, [B, C, N, rows, columns]."""
         config = self.config
         if self.sampling is None:
             with torch.inference_mode(False):  # a training may come later

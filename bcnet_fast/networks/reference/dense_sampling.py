@@ -1,4 +1,4 @@
-"""The dense sampling matrix of BCNet's anchors, as the public release builds it."""
+"""The dense sampling matrix of BCNet and BMN, computed as in BCNet's public release."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import numpy as np
 
 
 def sampling_weights(anchors: np.ndarray, window: int, bins: int, points_per_bin: int) -> np.ndarray:
-    """Weights that sample `bins` vectors of every anchor from a feature sequence, float32 [T, N, P].
+    """Compute the weights that sample N bins per anchor from T snippets, float32 [T, N, P].
+
+    anchors: [P, 2] start and end in snippets
+    window: T
+    bins: N
 
     An anchor has N * points_per_bin points, evenly spaced from its start to its end, both included. A point between
     two snippets is interpolated linearly, a point outside [0, T-1] is dropped, and a bin is the mean of its points
     (paper, section 3.3, after BMN). Just before snippet 0 the fraction is negative, and snippet 0 counts in full.
-    Computed in float64 in the order of the public code, so that the rounded weights are those of its checkpoints bit
-    for bit.
+    Operations in float64 have the order of the public code, so the rounded weights equal its checkpoints' bit for bit.
     """
     count = bins * points_per_bin
     start, end = anchors[:, :1].astype(np.float64), anchors[:, 1:].astype(np.float64)

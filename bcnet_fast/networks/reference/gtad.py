@@ -1,8 +1,8 @@
 """G-TAD (Xu et al., "G-TAD: Sub-Graph Localization for Temporal Action Detection", CVPR 2020) in plain PyTorch.
 
-The specification as code: any device, float32 and float64, trainable. Parameter names are those of the public release,
-whose alignment of sub-graphs exists in CUDA only; here it is a product with a dense matrix, independent of the sparse
-operators that have to agree with it.
+The definition that every faster version is tested against. Runs on any device in float32 and float64; trainable.
+Parameter names are those of the public release. Its alignment of sub-graphs exists in CUDA only. Here it is a product
+with a dense matrix, so that the sparse operators are tested against independent code.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from ..outputs import MapOutput
 from .layers import convolution
 from .map_heads import MapHeads, map_layers
 
-CELLS_AT_A_TIME = 1024  # of the sampling matrix, which takes several times as much memory while it is made
+CELLS_AT_A_TIME = 1024  # bounds the temporary memory, which is several times that of the sampling matrix
 
 
 class GraphBlock(nn.Module):
     """A GCNeXt block: a branch along time and one along the edges of the graph, added to the input."""
+
+    tconvs: nn.Sequential
+    sconvs: nn.Sequential
 
     def __init__(self, width: int, hidden: int, groups: int) -> None:
         super().__init__()
@@ -37,17 +40,18 @@ class GraphBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor, graph: Tensor) -> Tensor:
-        """x [B, C, T], graph [B, T, K] -> [B, C, T]"""
-        others = neighbours(x, graph)
-        edges = torch.cat([others, x[..., None].expand_as(others)], dim=1)
+        """Sequence x [B, C, T], graph [B, T, K] -> [B, C, T]."""
+        neighbour = neighbours(x, graph)
+        edges = torch.cat([neighbour, x[..., None].expand_as(neighbour)], dim=1)
         return torch.relu(self.tconvs(x) + x + self.sconvs(edges).amax(dim=-1))
 
 
 def aligned_weights(regions: np.ndarray, length: int, bins: int, dtype: torch.dtype) -> Tensor:
-    """The rule of Align1D as a dense matrix [T, bins, P]; regions [P, 2] in snippets.
+    """Compute the rule of Align1D as a dense matrix [T, bins, P] for regions [P, 2] in snippets.
 
-    A region, at least 1 long, is cut into bins, and a bin into as many parts as it is snippets long, rounded up. At the
-    middle of each part the sequence is read: by linear interpolation, held at its ends for one snippet, and 0 beyond.
+    A region, at least 1 long, is cut into bins. A bin is cut into equal parts, its length in snippets rounded up. The
+    sequence is read at the middle of each part by linear interpolation. It is constant for one snippet beyond its ends,
+    and 0 farther away.
     """
     weights = torch.zeros(length, bins, len(regions), dtype=dtype)
     for begin in range(0, len(regions), CELLS_AT_A_TIME):
@@ -59,11 +63,12 @@ def aligned_weights(regions: np.ndarray, length: int, bins: int, dtype: torch.dt
             for k in range(int(points.max())):
                 t = part[:, 0] + n * size + (k + 0.5) * size / points
                 cell = np.flatnonzero((k < points) & (t >= -1) & (t <= length))
-                held = t[cell].clip(0, length - 1)
-                lower = np.floor(held).astype(np.int64)
+                clamped = t[cell].clip(0, length - 1)
+                lower = np.floor(clamped).astype(np.int64)
                 upper = np.minimum(lower + 1, length - 1)
-                np.add.at(dense, (lower, n, cell), (1 - (held - lower)) / points[cell])
-                np.add.at(dense, (upper, n, cell), (held - lower) / points[cell])
+                bin_weights = dense[:, n]
+                np.add.at(bin_weights, (lower, cell), (1 - (clamped - lower)) / points[cell])
+                np.add.at(bin_weights, (upper, cell), (clamped - lower) / points[cell])
         weights[:, :, begin : begin + CELLS_AT_A_TIME] = torch.from_numpy(dense)
     return weights
 
@@ -71,7 +76,8 @@ def aligned_weights(regions: np.ndarray, length: int, bins: int, dtype: torch.dt
 class GTAD(MapHeads):
     """Sub-graph localization: features [B, C, T] -> `MapOutput`."""
 
-    sampling: list[Tensor]  # of the sequence and of its neighbours, [T, bins * D * T], made when first needed
+    config: GTADConfig
+    sampling: list[Tensor]  # of the sequence and of its neighbours, [T, bins * D * T], computed at the first call
 
     def __init__(self, config: GTADConfig) -> None:
         super().__init__()
@@ -93,14 +99,16 @@ class GTAD(MapHeads):
         self.sampling = []
 
     def sample(self, sequence: Tensor, graph: Tensor) -> Tensor:
-        """The alignment of sub-graphs: [B, C, T] and its graph -> [B, C * bins of both, D, T], bins fastest."""
+        """Align sub-graphs: [B, C, T] and its graph -> [B, C * bins of both, D, T], bins fastest."""
         config = self.config
         counts = config.inner_bins, config.context_bins
         if not self.sampling:
             regions = sampled_intervals(config)
             with torch.inference_mode(False):  # a training may come later
-                made = {n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)}
-                self.sampling = [made[n].to(sequence.device) for n in counts]
+                by_bins = {
+                    n: aligned_weights(regions, config.window, n, sequence.dtype).flatten(1) for n in set(counts)
+                }
+                self.sampling = [by_bins[n].to(sequence.device) for n in counts]
         streams = sequence, neighbours(sequence, graph).mean(dim=-1)
         parts = [
             (x @ matrix).unflatten(-1, (count, *self.shape))

@@ -1,7 +1,7 @@
 """The three attention units of BCNet (paper, Figure 3) and what surrounds them, in plain PyTorch.
 
-Sequences are [B, T, d]. No linear layer has a bias. Every LayerNorm is non-affine, eps 1e-5: the public release
-creates it anew in each forward pass, so it never learned a scale. Parameter names are those of the public release.
+Sequences are [B, T, d]. No linear layer has a bias. Every LayerNorm has eps 1e-5 and no parameters: the public release
+creates it in each forward pass, so it never learned a scale. Parameter names are those of the public release.
 """
 
 from __future__ import annotations
@@ -21,35 +21,37 @@ from ...config import BCNetConfig
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    """Non-affine LayerNorm over the last axis."""
+    """LayerNorm over the last axis, without scale and shift."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-5)
 
 
 def attention_map(query: Tensor, key: Tensor) -> Tensor:
-    """softmax(Q K^T / sqrt(head_dim)) (paper, Eq. 3 and 6): [B, H, Tq, D], [B, H, Tk, D] -> [B, H, Tq, Tk]."""
+    """Compute softmax(Q K^T / sqrt(D)) (paper, Eq. 3 and 6): [B, H, Tq, D], [B, H, Tk, D] -> [B, H, Tq, Tk]."""
     return torch.softmax(query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]), dim=-1)
 
 
 class MultiHead(nn.Module):
-    """Shared by the attention units: linear layers d -> heads * head_dim, and the split into heads."""
+    """What attention units share: linear layers d -> heads * head_dim, and the split into heads."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()
         self.heads, self.head_dim = heads, head_dim
 
     def projection(self, width: int) -> nn.Linear:
+        """A layer for queries, keys or values."""
         return nn.Linear(width, self.heads * self.head_dim, bias=False)
 
     def output(self, width: int) -> nn.Linear:
+        """A layer for the merged heads."""
         return nn.Linear(self.heads * self.head_dim, width, bias=False)
 
     def split(self, x: Tensor) -> Tensor:
-        """[B, T, heads * head_dim] -> [B, heads, T, head_dim]"""
+        """Split heads: [B, T, heads * head_dim] -> [B, heads, T, head_dim]."""
         return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)
 
     @staticmethod
     def merge(x: Tensor) -> Tensor:
-        """[B, heads, T, head_dim] -> [B, T, heads * head_dim]"""
+        """Merge heads: [B, heads, T, head_dim] -> [B, T, heads * head_dim]."""
         return x.transpose(1, 2).flatten(-2)
 
 
@@ -62,7 +64,7 @@ class Attention(MultiHead):
         self.fc = self.output(width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [B, Tq, d], y [B, Tk, d] -> [B, Tq, d]"""
+        """Sequences x [B, Tq, d], y [B, Tk, d] -> [B, Tq, d]."""
         weights = attention_map(self.split(self.W_Q(x)), self.split(self.W_K(y)))
         return layer_norm(self.fc(self.merge(weights @ self.split(self.W_V(y)))) + x)
 
@@ -76,7 +78,7 @@ class DifferenceAttention(MultiHead):
         self.fc_a, self.fc_b = self.output(width), self.output(width)
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """a, b [B, T, d] -> two of [B, T, d]"""
+        """Streams a, b [B, T, d] -> the same shapes."""
         weights = attention_map(self.split(self.W_Q(a)), self.split(self.W_K(b)))
         out_a = self.fc_a(self.merge(weights @ self.split(self.W_V_A(a))))
         out_b = self.fc_b(self.merge(weights @ self.split(self.W_V_B(b))))
@@ -84,7 +86,7 @@ class DifferenceAttention(MultiHead):
 
 
 class FeedForward(nn.Module):
-    """d -> hidden -> d with ReLU, residual and LayerNorm (paper, Eq. 5)."""
+    """Linear layers d -> hidden -> d with ReLU, residual and LayerNorm (paper, Eq. 5)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -95,7 +97,11 @@ class FeedForward(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
-    """Adds the sinusoidal encoding of the position on axis 1; dropout follows it in training."""
+    """Add the sinusoidal encoding of the position on axis 1; dropout follows in training."""
+
+    pe: Tensor  # [length, 1, width]
+
+    pe: Tensor
 
     def __init__(self, width: int, length: int, dropout: float) -> None:
         super().__init__()
@@ -109,9 +115,9 @@ class PositionalEncoding(nn.Module):
 def sinusoid(length: int, width: int) -> Tensor:
     """The encoding of Vaswani et al. (2017), float32 [length, 1, width]: sines in even columns, cosines in odd ones.
 
-    As in the public release the angle is rounded to float32 before its sine is taken, which moves far positions by up
-    to 1e-4; trained weights expect that. The release takes the float32 exponential of whatever library its machine
-    had, and these differ in the last bit, so its checkpoints carry their own table and this one is for new models.
+    As in the public release, the angle is rounded to float32 before its sine is taken. This moves far positions by up
+    to 1e-4, and trained weights expect it. The release's float32 exponential depends on the machine in its last bit,
+    so its checkpoints carry a table of their own, and this one is for new networks.
     """
     if torch.empty(0).is_meta:  # the default device, see `shapes_only`
         return torch.empty(length, 1, width)
@@ -125,8 +131,8 @@ def sinusoid(length: int, width: int) -> Tensor:
 class InteractionLayer(nn.Module):
     """One layer of action-background interaction, for frames and clips alike (paper, section 3.3).
 
-    Both streams share one self-attention unit; all feed-forward networks are separate. Either attention unit is None
-    where the configuration is without it (paper, Table 7), and the streams then pass on unchanged.
+    Both streams share one self-attention unit; all feed-forward networks are separate. An attention unit that the
+    configuration leaves out (paper, Table 7) is None, and the streams pass unchanged.
     """
 
     def __init__(self, config: BCNetConfig, width: int) -> None:
@@ -139,7 +145,7 @@ class InteractionLayer(nn.Module):
         )
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """a, b [B, T, d] -> two of [B, T, d]"""
+        """Streams a, b [B, T, d] -> the same shapes."""
         if self.enc_self_attn is not None:
             a, b = self.enc_self_attn(a, a), self.enc_self_attn(b, b)
         a, b = self.pos_ffn_a(a), self.pos_ffn_b(b)
@@ -149,7 +155,7 @@ class InteractionLayer(nn.Module):
 
 
 class InteractionEncoder(nn.Module):
-    """Positional encodings of both streams, then one interaction layer, or none."""
+    """Positional encodings of both streams, then one interaction layer or none."""
 
     def __init__(self, config: BCNetConfig, width: int, length: int, layers: int = 1) -> None:
         super().__init__()
@@ -158,7 +164,7 @@ class InteractionEncoder(nn.Module):
         self.layers = nn.ModuleList([InteractionLayer(config, width) for _ in range(layers)])
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """a, b [B, T, d] -> two of [B, T, d]"""
+        """Streams a, b [B, T, d] -> the same shapes."""
         a, b = self.pos_emb_action(a), self.pos_emb_background(b)
         for layer in self.layers:
             a, b = layer(a, b)
@@ -189,7 +195,7 @@ def shapes_only() -> Iterator[None]:
 
 
 def convolution(channels_in: int, channels_out: int) -> nn.Conv1d:
-    """Kernel 3 along time, with bias; four groups, or fewer where four do not divide the channels."""
+    """A convolution of three taps with bias, in four groups, or fewer where four do not divide the channels."""
     groups = math.gcd(4, channels_in, channels_out)
     return nn.Conv1d(channels_in, channels_out, kernel_size=3, padding=1, groups=groups)
 

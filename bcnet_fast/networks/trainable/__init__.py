@@ -1,7 +1,7 @@
-"""The networks for training: those of `bcnet_fast.networks.reference` with another forward.
+"""The networks for training: those of `bcnet_fast.networks.reference` with a faster forward.
 
-Parameters, their names and their first values are inherited, so that a state dict goes both ways. Values and gradients
-are those of the reference, but for the order of sums; dropout draws the same numbers in the same order.
+Parameters, their names and their initial values are inherited, so state dicts are interchangeable. Values and gradients
+differ from the reference only by the order of sums. Dropout draws the same numbers in the same order.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ NETWORKS = {"bcnet": BCNet, "bmn": BMN, "gtad": GTAD}
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The network of a configuration, with PyTorch's random initial weights."""
+    """Build the network of a configuration with PyTorch's random initial weights."""
     return NETWORKS[config.name](config)

@@ -1,8 +1,10 @@
-"""BMN for training, without the samples of every cell in memory."""
+"""BMN for training. The sampled features of all cells are never in memory at once."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import cast
+
+from torch import Tensor, nn
 
 from ..outputs import MapOutput
 from ..reference import bmn as reference
@@ -14,4 +16,5 @@ class BMN(reference.BMN):
 
     def forward(self, features: Tensor) -> MapOutput:
         base = self.x_1d_b(features)
-        return map_output(self, self.x_1d_s(base), self.x_1d_e(base), [self.x_1d_p(base)], self.x_3d_p[0], self.x_2d_p)
+        start, end, streams = self.x_1d_s(base), self.x_1d_e(base), [self.x_1d_p(base)]
+        return map_output(self, start, end, streams, cast(nn.Conv3d, self.x_3d_p[0]), self.x_2d_p)

@@ -1,10 +1,13 @@
-"""The end of BMN and G-TAD for training: from a sequence to the scores of the cells of their map.
+"""The last layers of BMN and G-TAD for training: from sequences to the scores of the cells of a map.
 
-Sampling and the layer after it are one operator, for valid cells and for one that stands for all others, which sample
-the same. What follows without a look at a neighbouring cell is made for these alone too.
+Sampling and the layer after it are one operator. It runs on valid cells and on one that stands for all others, which
+sample the same. So do the later layers, as far as they read no neighbouring cells.
 """
 
 from __future__ import annotations
+
+import math
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,56 +25,68 @@ from .onednn_linear import linear
 
 @cached_tensors(8)
 def cells_plan(config: MapConfig, device: torch.device, dtype: torch.dtype) -> SamplingPlan:
-    """Of `maps.sampled_cells`."""
+    """The sampling plan of `proposal_map.sampled_cells`."""
     return sampling_plan(config, sampled_cells(proposal_map(config).valid), dtype).to(device)
 
 
 @cached_tensors(8)
 def valid_cells(config: MapConfig, device: torch.device) -> Tensor:
-    """Their numbers row * columns + column, int64."""
+    """Numbers row * columns + column of the valid cells, int64."""
     return torch.from_numpy(np.flatnonzero(proposal_map(config).valid)).to(device)
 
 
 def spread(x: Tensor, config: MapConfig) -> Tensor:
-    """Valid cells and what stands for the others, [B, cells, C] -> the map [B, C, rows, columns], channels last."""
+    """Spread cells over the map: [B, cells, C] -> [B, C, rows, columns], channels last.
+
+    x: the valid cells, then the one that stands for all others, if there are any
+    """
     shape, valid = proposal_map(config).shape, valid_cells(config, x.device)
-    if len(valid) < np.prod(shape):
-        # So that the gradients are a sum and a selection: no sums by index, which some devices make in any order.
-        x = x[:, -1:].expand(-1, np.prod(shape), -1).index_copy(1, valid, x[:, :-1])
+    count = math.prod(shape)
+    if len(valid) < count:
+        # The gradient is a sum and a selection. Sums by index would have no fixed order on some devices.
+        x = x[:, -1:].expand(-1, count, -1).index_copy(1, valid, x[:, :-1])
     return x.unflatten(1, shape).permute(0, 3, 1, 2)
 
 
-def layer(module: nn.Module, x: Tensor, *, relu: bool = False) -> Tensor:
-    """A convolution of size 1, on cells [B, cells, C]"""
+def layer(module: nn.Conv2d, x: Tensor, *, relu: bool = False) -> Tensor:
+    """Apply a convolution of 1 by 1 to cells [B, cells, C]."""
     return linear(x, module.weight.flatten(1), module.bias, relu=relu)
 
 
 def map_output(
-    network: MapHeads, start: Tensor, end: Tensor, streams: list[Tensor], first: nn.Module, heads: nn.Sequential
+    network: MapHeads,
+    start: Tensor,
+    end: Tensor,
+    streams: list[Tensor],
+    first: nn.Conv2d | nn.Conv3d,
+    heads: nn.Sequential,
 ) -> MapOutput:
-    """start, end [B, 1, T] and the sequences that are sampled, [B, C, T] each -> scores.
+    """Compute the scores of a map.
 
-    first: the convolution of the sampled vectors; heads: `networks.reference.maps.map_layers` after that.
+    start, end: [B, 1, T] probabilities
+    streams: the sequences that are sampled, [B, C, T] each
+    first: the convolution of the sampled vectors
+    heads: `reference.map_heads.map_layers` after it
     """
     config, features = network.config, streams[0] if len(streams) == 1 else torch.stack(streams, dim=1)
     plan = cells_plan(config, features.device, accumulation_dtype(features.dtype))
     weight = first.weight.flatten(1).unflatten(1, (features.shape[-2], -1)).permute(2, 1, 0)
     x = ops.anchor_projection(features, plan, weight, first.bias, relu=True)
 
-    of_cells, *over_cells, of_scores = (module for module in heads if isinstance(module, nn.Conv2d))
-    x = layer(of_cells, x, relu=True)
-    whole = over_cells[0].kernel_size != (1, 1)
-    if whole:
+    cells, *convolutions, scores = (module for module in heads if isinstance(module, nn.Conv2d))
+    x = layer(cells, x, relu=True)
+    whole_map = convolutions[0].kernel_size != (1, 1)
+    if whole_map:
         x = spread(x, config)
-        for convolution in over_cells:
+        for convolution in convolutions:
             x = convolution(x).relu_()
         x = x.flatten(2).mT
     else:
-        for convolution in over_cells:
+        for convolution in convolutions:
             x = layer(convolution, x, relu=True)
-    # The scores of all kinds in one product.
-    kinds = [of_scores] if network.background is None else [of_scores, network.background[0]]
+    # One product for the scores of all kinds.
+    kinds = [scores] if network.background is None else [scores, cast(nn.Conv2d, network.background[0])]
     weight, bias = (torch.cat([getattr(kind, name) for kind in kinds]) for name in ("weight", "bias"))
     x = linear(x, weight.flatten(1), bias).sigmoid()
-    x = x.mT.unflatten(-1, proposal_map(config).shape) if whole else spread(x, config)
+    x = x.mT.unflatten(-1, proposal_map(config).shape) if whole_map else spread(x, config)
     return MapOutput(start.squeeze(1), end.squeeze(1), x[:, :2], None if network.background is None else x[:, 2])

@@ -1,10 +1,14 @@
-"""Matrix products in float32 on a CPU by oneDNN, which PyTorch carries but does not use for them.
+"""float32 matrix products on a CPU by oneDNN, which PyTorch includes but does not use for `linear`.
 
-PyTorch leaves them to its BLAS. Where that is MKL and the processor is no Intel one, as with PyTorch's own packages on
-AMD, oneDNN takes half of the time.
+PyTorch leaves these products to its BLAS. If that is MKL and the processor is not Intel's, as with PyTorch's own
+packages on AMD, oneDNN takes half the time.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +16,10 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    """x weight^T + bias, and its positive part if `relu`: [..., K], [N, K], [N] -> [..., N]; differentiable once.
+    """Compute x weight^T + bias, with ReLU if `relu`: [..., K], [N, K], [N] -> [..., N]; differentiable once.
 
-    On any device, in any dtype and under torch.autocast it is PyTorch's own `linear`, except where oneDNN is faster.
+    Equals `torch.nn.functional.linear`, up to rounding, on any device, in any dtype and under torch.autocast. Products
+    in float32 on a CPU are made by oneDNN.
     """
     if _by_onednn(x, weight):
         return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, relu).view(*x.shape[:-1], -1)
@@ -23,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool 
 
 
 def two_layers(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """linear(linear(x, first, relu=True), second) as one step, whose backward has fewer tensors of the inner width."""
+    """Compute linear(linear(x, first, relu=True), second) as one step, to keep fewer tensors of the inner width."""
     if _by_onednn(x, first):
         return _TwoLayers.apply(x.reshape(-1, x.shape[-1]), first, second).view(*x.shape[:-1], -1)
     return linear(linear(x, first, relu=True), second)
@@ -36,14 +41,26 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and torch._C._get_mkldnn_enabled()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.mkldnn.enabled
+        and onednn_operator() is not None
     )
 
 
+@functools.cache
+def onednn_operator() -> Callable[..., Any] | None:
+    """Return PyTorch's operator for a linear layer by oneDNN; None in a build without oneDNN, or if it has gone.
+
+    The operator is private: Inductor generates calls of it. No public function makes this product by oneDNN as fast:
+    `to_mkldnn` copies both operands and the result, and a 1x1 convolution rearranges the weight.
+    """
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
-    """[M, K], [N, K], [N] -> [M, N]; transposed views are read as they are."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu" if relu else "none", [], "")
+    """[M, K], [N, K], [N] -> [M, N]; transposed views are not copied. Requires: `onednn_operator()` is not None."""
+    operator = onednn_operator()
+    assert operator is not None
+    return operator(x, weight, bias, "relu" if relu else "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
