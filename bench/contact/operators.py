@@ -140,7 +140,8 @@ def plans(context: Context) -> tuple[SamplingPlan, SamplingPlan, SamplingPlan]:
             interpolated_plan(bmn_intervals(100), 100, dtype=torch.float64),
             aligned_plan(gtad_regions(256, 64), 256, dtype=torch.float64),
         )
-    return tuple(plan.to(context.device) for plan in made)
+    bcnet, bmn, gtad = (plan.to(context.device) for plan in made)
+    return bcnet, bmn, gtad
 
 
 def _with_plan(operator: Callable[..., Tensor], plan: SamplingPlan, **options: Any) -> Callable[..., Tensor]:
@@ -205,19 +206,8 @@ def _check(context: Context, case: Case, precision: str, backend: str) -> None:
         first_s = time.perf_counter() - started
         count = len(exact[0])
         errors = error(found[:count], exact[0]), error(found[count:], exact[1])
-        equal = {"repeated": same(found, run())}
-        if device == "cuda":
-            equal["side stream"] = same(found, on_side_stream(run, device))
-        with poisoned_memory(device):
-            equal["NaN memory"] = same(found, run())
-        call = forward
-        if device == "cuda":
-            graph, written = captured(forward)
-            graph.replay()
-            synchronize(device)
-            equal["graph"] = same(found[:count], _as_list(written))
-            call = graph.replay
-        taken = _milliseconds(context, call, backend)
+        equal = _same_everywhere(context, run, found)
+        taken = _timed(context, forward, found[:count], equal, backend)
     bound = BOUNDS[precision]
     predicted = None if case.work is None else predicted_ms(device, case.work, precision)
     context.row(
@@ -233,6 +223,29 @@ def _check(context: Context, case: Case, precision: str, backend: str) -> None:
         context.check(good, f"{name}: other bits ({where})")
 
 
+def _same_everywhere(context: Context, run: Callable[[], list[Tensor]], found: list[Tensor]) -> dict[str, bool]:
+    """Whether a call that gave `found` gives the same bits again, on another stream, and from memory full of NaN."""
+    equal = {"repeated": same(found, run())}
+    if context.device == "cuda":
+        equal["side stream"] = same(found, on_side_stream(run, context.device))
+    with poisoned_memory(context.device):
+        equal["NaN memory"] = same(found, run())
+    return equal
+
+
+def _timed(
+    context: Context, call: Callable[[], Any], found: list[Tensor], equal: dict[str, bool], backend: str
+) -> float | None:
+    """Milliseconds of a call; on a GPU of its CUDA graph, which must give the same bits."""
+    if context.device != "cuda":
+        return _milliseconds(context, call, backend)
+    graph, written = captured(call)
+    graph.replay()
+    synchronize(context.device)
+    equal["graph"] = same(found, _as_list(written))
+    return _milliseconds(context, graph.replay, backend)
+
+
 def _milliseconds(context: Context, call: Callable[[], Any], backend: str) -> float | None:
     if context.interpreted and backend == FAST:
         return None  # the time of an interpreter says nothing
@@ -240,7 +253,7 @@ def _milliseconds(context: Context, call: Callable[[], Any], backend: str) -> fl
 
 
 def _as_list(outputs: Any) -> list[Tensor]:
-    return list(outputs) if isinstance(outputs, tuple) else [outputs]
+    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]
 
 
 def _forward_backward(call: Callable[..., Any], given: list[Tensor], grads: list[Tensor] | None) -> Results:
@@ -281,19 +294,9 @@ def _check_matching(
 
     with ops.use_backend(backend):
         found = run()
-        equal = {"bits of the CPU": same([t.cpu() for t in found], expected), "repeated": same(found, run())}
-        if context.device == "cuda":
-            equal["side stream"] = same(found, on_side_stream(run, context.device))
-        with poisoned_memory(context.device):
-            equal["NaN memory"] = same(found, run())
-        call: Callable[[], Any] = run
-        if context.device == "cuda":
-            graph, written = captured(run)
-            graph.replay()
-            synchronize(context.device)
-            equal["graph"] = same(found, written)
-            call = graph.replay
-        taken = _milliseconds(context, call, backend)
+        equal = {"bits of the CPU": same([t.cpu() for t in found], expected)}
+        equal |= _same_everywhere(context, run, found)
+        taken = _timed(context, run, found, equal, backend)
     name = f"{len(lengths)} windows of {given[0].shape[1]} snippets"
     pairs = int(expected.counts.sum())
     context.row(**{"shape": name, "precision": precision, "by": backend, "pairs": pairs}, **equal, ms=taken)
@@ -350,11 +353,8 @@ def _check_suppression(
 
         with ops.use_backend(backend):
             found = run()
-            equal = {"bits of the CPU": same([t.cpu() for t in found], expected), "repeated": same(found, run())}
-            if context.device == "cuda":
-                equal["side stream"] = same(found, on_side_stream(run, context.device))
-            with poisoned_memory(context.device):
-                equal["NaN memory"] = same(found, run())
+            equal = {"bits of the CPU": same([t.cpu() for t in found], expected)}
+            equal |= _same_everywhere(context, run, found)
             taken = _milliseconds(context, run, backend)
         picks = len(expected[1])
         by = backends.choose("soft_nms", torch.device(context.device)) if backend == "auto" else backend

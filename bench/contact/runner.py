@@ -80,6 +80,7 @@ class Process:
             )
 
     def go(self, limit: float) -> None:
+        assert self.popen.stdin is not None
         with contextlib.suppress(OSError):  # it is gone already: `wait` will see that
             self.popen.stdin.write(f"{limit} {time.time()}\n".encode())
             self.popen.stdin.flush()
@@ -101,7 +102,8 @@ class Process:
         else:
             self.popen.kill()
         with contextlib.suppress(OSError):
-            self.popen.stdin.close()
+            if self.popen.stdin is not None:
+                self.popen.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.popen.wait(UNKILLABLE_S)
 
@@ -221,7 +223,9 @@ class Run:
         result.status, result.reason = _verdict(code, end, result.failures, allowed)
         if result.status in FAILING:
             result.output = process.output()
-            if step.rival:
+            if result.status == "timeout" and allowed < min(step.limit, 2 * step.seconds):
+                result.status, result.reason = "skipped", f"budget: cut off after {allowed:.3g} s"
+            elif step.rival:
                 result.status, result.reason = "skipped", f"rival: {result.status}, {result.reason}"
         return result
 
@@ -269,7 +273,7 @@ def _verdict(code: int | None, end: dict[str, Any], failures: list[str], limit: 
         return "timeout", f"killed after {limit:.3g} s"
     if end.get("error"):
         return "failed", end["error"]
-    if not end:
+    if not end and code is not None:
         return "crashed", f"exit status {code}" if code >= 0 else f"signal {_signal_name(-code)}"
     if failures:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""

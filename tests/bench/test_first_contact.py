@@ -172,6 +172,12 @@ def test_a_step_that_hangs_does_not_take_the_time_of_later_ones(step, tmp_path):
     assert lines[3]["reason"].startswith("budget: ")
 
 
+def test_a_step_that_the_budget_cuts_off_has_not_failed(step, tmp_path):
+    (line,) = run([step("hang", seconds=2.0)], tmp_path / "out", budget=2.0)
+    assert line["status"] == "skipped" and line["reason"].startswith("budget: cut off after ")
+    assert line["rows"] == [{"number": 1}]
+
+
 def test_every_step_of_the_real_run_ends_within_its_limit_when_it_hangs_or_crashes(step, tmp_path):
     for fault, limit, status in (("hang", 0.4, "timeout"), ("crash", 30.0, "crashed")):
         target = step(fault).target
