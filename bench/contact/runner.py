@@ -92,7 +92,7 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            self.kill()
+            pass
 
     def kill(self) -> None:
         """End the process and all that it started."""
