@@ -8,6 +8,9 @@ from pathlib import Path
 # Threads that wait by spinning make small networks ten times slower when other work shares the cores. The setting
 # counts when torch is first imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# With a process for each core (pytest-xdist), more threads would only take turns.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
