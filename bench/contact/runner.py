@@ -92,7 +92,7 @@ class Process:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            pass
+            self.kill()
 
     def kill(self) -> None:
         """End the process and all that it started."""
@@ -189,10 +189,10 @@ class Run:
             self.next = None
 
     def _allowed(self, number: int) -> float:
-        """Seconds for a step: its limit, less where later steps would go without what is kept for them."""
+        """Seconds for a step: its limit, or twice what it needs where later steps would go without what they need."""
         step, left = self.steps[number], self.left()
         later = sum(other.seconds for other in self.steps[number + 1 :])
-        return min(step.limit, left, max(step.seconds, left - later))
+        return min(step.limit, left, max(2 * step.seconds, left - later))
 
     def _one(self, number: int) -> Result:
         step, allowed = self.steps[number], self._allowed(number)
