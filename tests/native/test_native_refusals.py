@@ -10,6 +10,8 @@ import pytest
 from test_native_layers import EPS, GROUPS, draw, module
 from test_sampling_plan import PLANS
 
+from bcnet_fast.ops.anchor_groups import anchor_groups
+
 
 def test_weights_that_do_not_fit_are_refused():
     weight = np.ones((64, 6), np.float32)
@@ -110,7 +112,7 @@ def test_arrays_that_do_not_fit_are_refused():
     double, int8 = packed(6, 5, dtype=np.float64), packed(6, 5, int8=True)
     convolved = packed(6, 15)
     plan = PLANS["bcnet"]()
-    of_plan = {argument: getattr(plan, name).numpy() for name, argument in GROUPS.items()}
+    of_plan = {argument: getattr(anchor_groups(plan), name) for name, argument in GROUPS.items()}
     anchors, length = plan.anchors, plan.length
     usual = {
         "linear": {"x": array(4, 5), "weight": packed(6, 5), "out": array(4, 6)},
@@ -295,21 +297,21 @@ STARVED = """
 import resource
 import numpy as np
 import torch
-from bcnet_fast import _native
+from bcnet_fast.ops import native
 
 x, out = np.ones((200, 1), np.float32), np.full((200, 1), np.nan, np.float32)
 small, large = (
-    [_native.module.PackedWeight(np.ones(s, np.float32)) for s in ((n, 1), (1, n))] for n in (1000, 400_000)
+    [native.module.PackedWeight(np.ones(s, np.float32)) for s in ((n, 1), (1, n))] for n in (1000, 400_000)
 )
-_native.module.feed_forward(x, *small, out, threads=2)
+native.module.feed_forward(x, *small, out, threads=2)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**24, used + 2**24))
 for _ in range(2):
     try:
-        _native.module.feed_forward(x, *large, out, threads=2)
+        native.module.feed_forward(x, *large, out, threads=2)
     except MemoryError:
         out[...] = np.nan
-        _native.module.feed_forward(x, *small, out, threads=2)
+        native.module.feed_forward(x, *small, out, threads=2)
         print((out == 1000).all())
 """
 

@@ -63,7 +63,7 @@ def sanitizer(request, tmp_path_factory) -> str:
 
 
 def sources(name: str) -> list[Path]:
-    return [ROOT / "tests" / "sanitized" / f"{name}.cpp", *(ROOT / "csrc" / file for file in PROGRAMS[name])]
+    return [ROOT / "tests" / "native" / "sanitized" / f"{name}.cpp", *(ROOT / "csrc" / file for file in PROGRAMS[name])]
 
 
 @pytest.fixture(scope="session")

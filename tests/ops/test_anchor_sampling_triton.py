@@ -27,6 +27,7 @@ from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolate
 
 pytest.importorskip("triton", minversion="3.2")
 kernels = pytest.importorskip("bcnet_fast.kernels.anchor_sampling")
+common = pytest.importorskip("bcnet_fast.kernels._common")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Plan, and B, C, O.
@@ -175,7 +176,7 @@ def test_other_variants_agree(monkeypatch, target, processors, tf32, dtype):
     monkeypatch.setattr(kernels, "target_of", lambda device: target)
     monkeypatch.setattr(kernels, "multiprocessors", lambda device: processors)
     # The interpreter multiplies in full precision all the same.
-    monkeypatch.setattr(kernels, "float32_precision", lambda: "tf32" if tf32 else "ieee")
+    monkeypatch.setattr(common, "float32_precision", lambda: "tf32" if tf32 else "ieee")
     plan, *tensors = inputs("two-sources-T7")
     tensors = [t.to(dtype) for t in tensors]
     check_sampling(plan, tensors[0])
