@@ -4,10 +4,8 @@
 
 Everything runs in this process, on the same inputs, in turn; nothing is timed before the results of a case agree. Freed
 memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
-median, 20 % and 80 % of the times; the most memory taken beyond that of the inputs, constants that a variant prepares
-included; the ratio to the reference; the operator's floor (bench/roofline.py) in percent of the median; on a CPU, what
-of a call is in the C++ kernel, whose rest is Python and PyTorch, and the floor in percent of that. The chart
-shows how many times faster each operator is than its reference and than its alternatives.
+median, 20 % and 80 % of the times; peak memory beyond the inputs; the ratio to the reference; the floor
+(bench/roofline.py) in percent of the median; on a CPU, the time of the C++ kernel alone, and the floor in percent of it.
 
 --quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes: it ends within a minute.
 """

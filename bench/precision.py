@@ -10,7 +10,7 @@ snippet, in percent; average recall at 100 proposals and mean average precision 
 tIoU 0.5:0.05:0.95 in percent, and how much they differ from those of float64, in points.
 
 --emulate runs the engine on PyTorch's products with the roundings that a GPU makes (gpu_arithmetic.py). Each precision
-below float32 runs twice: as the engine has it, with the frame level's first layers in float32, and without that. One
+below float32 runs twice: with the frame level's first layers in float32, as in the engine, and without that. One
 row is float32 under PyTorch's own switches, which let convolutions use TF32. More columns: the root mean square of the
 differences of two scores, regression and background. The file has the largest and the root mean square of every score.
 """

@@ -126,7 +126,7 @@ class Context:
         self.record("end", {"done": True})
 
     def work(self, name: str) -> Path:
-        """A folder for files that later steps use, or that nobody needs afterwards."""
+        """A folder for files that later steps use, and for scratch files."""
         path = self.out / "work" / name
         path.mkdir(parents=True, exist_ok=True)
         return path

@@ -97,14 +97,14 @@ def bcnet_work(model: BCNetConfig, matched: float = 1.0) -> dict[str, float]:
 
 
 def attention_work(model: BCNetConfig, matched: float = 1.0) -> float:
-    """What of that are products of queries with keys and of maps with values, which stay float32 in int8."""
+    """The share of attention: products of queries with keys and of maps with values, float32 even in int8."""
     t, inner, p = model.window, model.heads * model.head_dim, len(make_anchors(model.window, model.max_duration))
     frames = 2 * (3 * model.boundary_layers - 1) + 2 + 3
     return inner * (frames * t * t + 4 * p * p + 3 * matched * p * p)
 
 
 def strassen_work(model: BCNetConfig, matched: float = 1.0) -> float:
-    """What of that are products with large weights, of which C++ in float32 saves about an eighth (Rewrites.strassen).
+    """The share of products with large weights, of which C++ in float32 saves about an eighth (Rewrites.strassen).
 
     For networks all of whose sizes are large; none is counted for others.
     """

@@ -47,7 +47,7 @@ def test_two_layers(shape):
 
 
 @pytest.mark.parametrize("frozen", range(3))
-def test_gradients_that_nobody_asks_for_are_left_out(frozen):
+def test_gradients_that_are_not_required_are_not_computed(frozen):
     given = operands((3, 5), 9, 5)
     given[frozen].requires_grad_(False)
     two_layers(*given).sum().backward()

@@ -67,7 +67,7 @@ def results(function, x, residual, grad) -> list[torch.Tensor]:
 
 
 def exact(x, residual, grad) -> list[torch.Tensor]:
-    """The same from x + residual as the operator has it: rounded once, to the accumulation dtype."""
+    """The same from x + residual, rounded once, to the accumulation dtype, like the operator."""
     accumulation = reference.accumulation_dtype(x.dtype)
     z = (x.to(accumulation) + residual.to(accumulation)).double().requires_grad_()
     out = torch.nn.functional.layer_norm(z, z.shape[-1:])

@@ -1,4 +1,4 @@
-"""What all operators share: which backend a backward uses, torch.autocast, and what is said of arguments of no use."""
+"""What all operators share: the backend of a backward, torch.autocast, and errors for unusable arguments."""
 
 from __future__ import annotations
 
