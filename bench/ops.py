@@ -2,12 +2,11 @@
 
     python bench/ops.py [--quick] [--only NAME ...] [--json FILE] [--plot FILE.png] [--device cpu|cuda]
 
-Everything runs in this process, on the same inputs, in turn; nothing is timed before the results of a case agree. Freed
-memory is kept for the next call, so that no variant is charged with the system's work for new memory. The columns:
-median, 20 % and 80 % of the times; peak memory beyond the inputs; the ratio to the reference; the floor
-(bench/roofline.py) in percent of the median; on a CPU, the time of the C++ kernel alone, and the floor in percent of it.
+Everything runs in this process, on the same inputs, in turn, and is timed only after the results of a case agree. Freed
+memory is kept for the next call. Columns: median, 20 % and 80 % of the times; peak memory beyond the inputs; the ratio
+to the reference; the floor of bench/roofline.py in percent of the median; on a CPU, the same for the C++ kernel alone.
 
---quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes: it ends within a minute.
+--quick leaves out torch.compile and the dense forms of BMN and G-TAD, which take minutes.
 """
 
 from __future__ import annotations
