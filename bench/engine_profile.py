@@ -1,6 +1,6 @@
 """Where the time of BCNet's network goes on a CPU, kernel by kernel, beside the rate of large products.
 
-    python bench/kernels.py [--threads N] [--json FILE]
+    python bench/engine_profile.py [--threads N] [--json FILE]
 
 One THUMOS14 window in float32, two thirds of its anchors matched, with the seeded weights of the tests. Every call of a
 kernel is timed inside the network, so that it finds the caches as they are there. A product of 2048 x 2048 matrices is

@@ -16,7 +16,7 @@ is chosen so that two thirds of them are matched; a second table has the release
     MiB         most memory of a process of its own, with interpreter, PyTorch and weights (cuda: of the GPU); `own` is
                 what came after the imports
     load, first seconds, in that process: reading the checkpoint (no imports), and the first window after it
-    % floor     the least time for the network's work (bench/floors.py), matched anchors only, at the rate of the
+    % floor     least time of the network's work (bench/support/floors.py), matched anchors only, at the rate of the
                 variant's precision (attention at that of float32), as part of the network's time
     error       root mean square difference of the scores from the reference's, of the worst kind of score
 

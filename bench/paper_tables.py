@@ -1,9 +1,9 @@
 """The paper's ablations on data at hand: every variant trained from several seeds, with mean and deviation.
 
-    python bench/ablations.py --output DIR [--tables 5 6 7] [--seeds N] [--jobs N] [--json FILE]
+    python bench/paper_tables.py --output DIR [--tables 5 6 7] [--seeds N] [--jobs N] [--json FILE]
         on the synthetic videos of the training command
 
-    python bench/ablations.py --output DIR --features PATH --annotations FILE ...
+    python bench/paper_tables.py --output DIR --features PATH --annotations FILE ...
         on your own, with the training command's --fit; the annotations state fps and feature_stride
 
 Table 5 has BMN, G-TAD and BCNet without and with background constraint, Table 6 BCNet without and with its frame level,
