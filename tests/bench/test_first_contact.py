@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from contact.runner import Run
 from contact.steps import STEPS, Step
+from helpers.paths import ROOT
 
 SCRIPT = ROOT / "bench" / "first_contact.py"
 # Steps that end in every way but the right one; nothing here imports PyTorch.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import shutil
@@ -18,78 +17,21 @@ import numpy as np
 import pytest
 import torch
 from helpers.ddp import GRADIENTS, gradients
-from test_reference import SWITCHES
+from helpers.networks import SWITCHES
+from helpers.training import SIZES, arguments, log_of, make_trainer
 
 import bcnet_fast
 from bcnet_fast import infer, train
 from bcnet_fast.config import Config, TrainConfig
 from bcnet_fast.data.annotations import read_annotations
-from bcnet_fast.data.features import open_features
-from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import read_results
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.storage.checkpoint import read_config, read_training_state, save_training_state
 from bcnet_fast.training import options as training_options
 from bcnet_fast.training import subsets
-from bcnet_fast.training.dataset import TrainingWindows
 from bcnet_fast.training.options import fitted_epochs, resolve_config
 from bcnet_fast.training.trainer import Trainer
-
-# Few channels with a strong signal, and instances of up to 16 snippets.
-EASY = SyntheticConfig(
-    instances=(3.0, 6.0),
-    instance_s=(1.0, 2.5, 3.5, 5.0),
-    gap_s=(1.0, 3.0, 5.0),
-    pause_s=(100.0, 100.0),  # no look-alikes
-    feature_dim=8,
-    classes=2,
-    scenes=2,
-    signal=9.0,
-)
-SMALL = ["model.feature_dim=8", "model.window=32", "model.max_duration=16", "data.window_stride=16"]
-SIZES = {
-    "bcnet": [
-        "model.base_channels=16",
-        "model.width=16",
-        "model.head_dim=8",
-        "model.feedforward=32",
-        "model.boundary_layers=1",
-        "model.clip_channels=4",
-        "model.bins=4",
-    ],
-    "bmn": ["model.base_channels=16", "model.sampled_channels=16", "model.map_channels=16", "model.bins=4"],
-    "gtad": [
-        "model.base_channels=16",
-        "model.block_channels=8",
-        "model.block_groups=2",
-        "model.sampled_channels=16",
-        "model.map_channels=16",
-        "model.inner_bins=4",
-        "model.context_bins=2",
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    subsets = (("training", 10), ("validation", 3))
-    write_dataset(folder, [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)])
-    return folder
-
-
-def arguments(data: Path, output: Path, *more: object, model: str = "bcnet", settings: tuple[str, ...] = ()) -> list:
-    settings = [*SMALL, *SIZES[model], "train.epochs=2", "train.batch_size=8", *settings]
-    flags = ["--preset", "synthetic", "--model", model, "--features", data / "features", "--output", output]
-    flags += ["--annotations", data / "annotations.json", "--device", "cpu", *more, "--set", *settings]
-    return [str(flag) for flag in flags]
-
-
-def log_of(folder: Path) -> list[dict[str, float]]:
-    with open(folder / "log.csv") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("constraint", [True, False], ids=["constraint", "plain"])
@@ -154,16 +96,6 @@ def test_the_mean_of_the_weights(data):
     trainer.epoch(windows, 0, 0)
     for name, parameter in trainer.parameters.items():
         torch.testing.assert_close(trainer.weights()[name], 0.75 * before[name] + 0.25 * parameter.detach())
-
-
-def make_trainer(data: Path, *settings: str, model: str = "bcnet") -> tuple[Trainer, TrainingWindows]:
-    options = train.parse(arguments(data, Path("unused"), model=model, settings=settings))
-    config = resolve_config(options)
-    archive = open_features(options.features, feature_dim=8)
-    chosen = subsets.select_annotations(options, config)
-    training, *_ = subsets.read_subsets(options, config, archive, chosen, DEFAULT.windows, quiet=True)
-    windows = TrainingWindows(archive, training.videos, config, DEFAULT)
-    return Trainer(config, DEFAULT.losses, torch.device("cpu")), windows
 
 
 def test_gradients_are_clipped(data):
