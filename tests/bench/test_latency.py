@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_reference import SMALL
+from helpers.networks import SMALL
 
 import bcnet_fast
 from bcnet_fast.config import Config
