@@ -66,8 +66,6 @@ def test_commands_say_that_they_are_slow_without_the_extension(tmp_path, monkeyp
     note = "note: the native extension was not built; until then PyTorch and Python do its work, several times slower\n"
     assert note in capsys.readouterr().err
     settings = ["train.epochs=1", "model.boundary_layers=1", "model.width=16"]
-    train.main(
-        [*times, "--annotations", str(annotations), "--val-annotations", str(annotations), "--val-subset", "training"]
-        + ["--preset", "synthetic", "--output", str(tmp_path / "run"), "--set", *settings]
-    )
+    flags = [*times, "--preset", "synthetic", "--annotations", str(annotations), "--val-annotations", str(annotations)]
+    train.main([*flags, "--val-subset", "training", "--output", str(tmp_path / "run"), "--set", *settings])
     assert note in capsys.readouterr().err
