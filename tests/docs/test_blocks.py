@@ -42,7 +42,8 @@ def files(tmp_path_factory) -> Path:
             (folder / name / file).write_text(json.dumps({"results": results}), encoding="utf-8")
     rows = (f"{video.annotation.id},action_{n},{0.1 * (n + 1):.1f}" for video in videos for n in range(5))
     (folder / "example/class_scores.csv").write_text("\n".join(["video,label,score", *rows]), encoding="utf-8")
-    (folder / "example/run").mkdir()
+    for new in ("features", "example/run"):
+        (folder / new).mkdir()
     for checkpoint in ("bcnet.safetensors", "example/run/best.safetensors"):
         shutil.copy(demo_checkpoint(), folder / checkpoint)
     return folder
