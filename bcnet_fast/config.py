@@ -11,10 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from .errors import InputError
+from .text import brief
 
 Section = TypeVar("Section")
 
-_LARGEST = 2**31 - 1  # of a size or count
+_LARGEST = 2**31 - 1  # of a size or count without a bound of its own
+_LARGEST_FLOAT = 1e9  # magnitude of any number that is not whole
+_SMALLEST_FLOAT = 1e-9  # of a number above 0
+# Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
+# of a few KiB cannot fill the memory. What is built from several of them is bounded by `_require_possible`.
+_BOUNDS = {
+    "feature_dim": 65_536,
+    "window": 4_096,
+    "max_duration": 4_096,
+    **dict.fromkeys(("base_channels", "width", "feedforward", "head_dim"), 16_384),
+    **dict.fromkeys(("sampled_channels", "map_channels", "block_channels", "block_groups"), 16_384),
+    "clip_channels": 4_096,
+    **dict.fromkeys(("bins", "inner_bins", "context_bins", "points_per_bin", "heads", "neighbours"), 1_024),
+    "boundary_layers": 256,
+    **dict.fromkeys(("window_top", "top", "epochs", "decay_every", "batch_size"), 1_000_000),
+}
+_LARGEST_MAP = 2**20  # cells of a map; 100 x 100 on ActivityNet, 256 x 64 on THUMOS14
+_MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
+_LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
+_LARGEST_PLAN = 2**28  # points that all cells or anchors sample
+_LARGEST_WEIGHT = 2**28  # elements
 _FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
@@ -208,12 +229,24 @@ class Config:
         _require_object(model, f"{source}: model")
         name = model.get("name", "bcnet")
         if name not in SYSTEMS:
-            raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {name!r:.80}")
+            raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {brief(name)}")
         classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1], TrainConfig), strict=True)
         built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes}
         base = values.get("trained_on")
         trained_on = None if base is None else _build(TimeBase, base, f"{source}: trained_on")
-        return Config(preset=str(values["preset"]), **built, trained_on=trained_on)
+        preset = values["preset"]
+        if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
+            raise InputError(f"{source}: preset: expected a short name, found {brief(preset)}")
+        config = Config(preset=preset, **built, trained_on=trained_on)
+        config.require_possible(source)
+        return config
+
+    def require_possible(self, source: str) -> None:
+        """Raise InputError if sizes contradict each other, or a network of these sizes would fill the memory."""
+        model = self.model
+        for name, wrong, expected in _contradictions(model):
+            if wrong:
+                raise InputError(f"{source}: model.{name}: expected {expected}, found {getattr(model, name)}")
 
     def override(self, values: dict[str, Any], source: str) -> Config:
         """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
@@ -228,7 +261,7 @@ class Config:
             merged[section] |= settings
         if merged["model"]["name"] != self.model.name:
             found = merged["model"]["name"]
-            raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {found!r:.80}")
+            raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {brief(found)}")
         return Config.from_dict(merged, source)
 
 
@@ -239,9 +272,50 @@ def require_section(section: object, *kinds: type[Section]) -> Section:
     return section
 
 
+def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
+    """Setting, whether it is impossible beside the others, and what is expected of it."""
+    window, longest = model.window, model.max_duration
+    found = [("window", window < 2, "at least 2 snippets")]
+    if isinstance(model, BCNetConfig):
+        # As many as `geometry.anchors.make_anchors` lists.
+        anchors = sum(
+            len(range(0, window - width + 1, math.isqrt(width) + width // 21)) for width in range(2, longest, 3)
+        )
+        points = anchors * model.bins * model.points_per_bin
+        width, clip_width, heads = model.width, model.bins * model.clip_channels, model.heads * model.head_dim
+        found += [
+            ("max_duration", longest < 3, "at least 3 snippets"),
+            ("max_duration", anchors > _MOST_ANCHORS, f"at most {_MOST_ANCHORS} anchors in a window"),
+            ("max_duration", window * longest * anchors > _LARGEST_TABLE, "a smaller one, or a smaller window"),
+            ("width", width * max(width, model.feedforward, heads) > _LARGEST_WEIGHT, "smaller weights"),
+            ("bins", clip_width * max(clip_width, model.feedforward, heads) > _LARGEST_WEIGHT, "smaller weights"),
+        ]
+    elif isinstance(model, BMNConfig):
+        cells = window * (window if model.map_layout == "start_end" else longest)
+        points = cells * model.bins * model.points_per_bin
+        weight = model.base_channels * model.sampled_channels * model.bins
+        found += [
+            ("window", cells > _LARGEST_MAP, f"at most {_LARGEST_MAP} cells in a window"),
+            ("bins", weight > _LARGEST_WEIGHT, "smaller weights"),
+        ]
+    elif isinstance(model, GTADConfig):
+        bins, divides = model.inner_bins + model.context_bins, model.block_channels % model.block_groups == 0
+        points = window * longest * (bins + 2 * longest)
+        weight = model.base_channels * model.sampled_channels * bins
+        found += [
+            ("window", window * longest > _LARGEST_MAP, f"at most {_LARGEST_MAP} cells in a window"),
+            ("inner_bins", weight > _LARGEST_WEIGHT, "smaller weights"),
+            ("neighbours", model.neighbours > window, f"at most model.window = {window}"),
+            ("block_groups", not divides, f"a divisor of model.block_channels = {model.block_channels}"),
+        ]
+    else:
+        raise TypeError(f"unknown system {type(model).__name__}")
+    return [*found, ("window", points > _LARGEST_PLAN, f"at most {_LARGEST_PLAN} sampled points in a window")]
+
+
 def _require_object(values: Any, source: str) -> None:
     if not isinstance(values, dict):
-        raise InputError(f"{source}: expected an object with settings, found {values!r:.80}")
+        raise InputError(f"{source}: expected an object with settings, found {brief(values)}")
 
 
 def _build(cls: type, values: Any, source: str) -> Any:
@@ -259,7 +333,7 @@ def _build(cls: type, values: Any, source: str) -> Any:
             else:
                 clean[name] = _converted(name, value, 0.0 if default is None else default)
         except ValueError as error:
-            raise InputError(f"{source}.{name}: expected {error}, found {value!r:.80}") from None
+            raise InputError(f"{source}.{name}: expected {error}, found {brief(value)}") from None
     return cls(**clean)
 
 
@@ -273,13 +347,17 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise ValueError(type(default).__name__)
-    low = 0 if name in _FROM_0 else 1
-    if type(value) is int and not low <= value <= _LARGEST:
-        raise ValueError(f"int from {low} to {_LARGEST}")
+    low, high = 0 if name in _FROM_0 else 1, _BOUNDS.get(name, _LARGEST)
+    if type(value) is int and not low <= value <= high:
+        raise ValueError(f"int from {low} to {high}")
     if type(value) is float and not math.isfinite(value):
         raise ValueError("a finite number")
     if name in _POSITIVE and value <= 0:
         raise ValueError("a number above 0")
+    if name in _POSITIVE and value < _SMALLEST_FLOAT:
+        raise ValueError(f"a number of at least {_SMALLEST_FLOAT:g}")
+    if type(value) is float and abs(value) > _LARGEST_FLOAT:
+        raise ValueError(f"a number of at most {_LARGEST_FLOAT:g}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(f"one of {', '.join(map(str, _CHOICES[name]))}")
     if name in _NOT_NEGATIVE and value < 0:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .cli import time_flags
+from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.model import PRECISIONS
@@ -23,6 +23,7 @@ from .inference.run import InferOptions, infer
 from .ops.backends import BACKENDS
 from .presets import DATA_SETS, PRESETS
 from .protocols import NAMES
+from .text import shown
 
 
 def build_parser() -> Parser:
@@ -64,6 +65,7 @@ def build_parser() -> Parser:
     )
 
     time_flags.add_arguments(parser)
+    read_flags.add_arguments(parser)
 
     labels = parser.add_argument_group("labels (detections instead of proposals)")
     labels.add_argument("--labels", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md")
@@ -115,7 +117,7 @@ def parse(argv: list[str]) -> InferOptions:
     for flag in ("features", "output"):
         if values[flag] is None:
             raise InputError(f"--{flag} is required; see --help, or run without flags for the demo")
-    options = InferOptions(time=time_flags.take_options(values), **values)
+    options = InferOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
     require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1)
     return options
 
@@ -132,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.profile and report.profile is not None:
         print(report.profile.table())
     for failure in report.failures:
-        print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
+        print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
     return 1 if report.failures else 0
 
 

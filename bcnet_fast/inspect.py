@@ -9,16 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .cli import time_flags
+from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, program, require_at_least, run
 from .data.features import FeatureArchive, StoredArray, iterate, open_features
 from .data.inspection import VideoReport, describe, suggest
+from .data.source import ReadLimits
 from .data.timing import TimeOptions, TimeResolver
 from .errors import InputError
 from .presets import DATA_SETS, PRESETS
 from .progress import progress
 from .storage.checkpoint import read_config
-from .text import count, some
+from .text import count, shown, some
 
 DESCRIPTION = """\
 Show what feature files contain, per video and in total: shape, orientation, dtype, all-zero snippets, seconds per row,
@@ -44,6 +45,7 @@ class InspectOptions:
     all: bool = False
     workers: int = 0
     time: TimeOptions = field(default_factory=TimeOptions)
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
 
 def build_parser() -> Parser:
@@ -63,13 +65,14 @@ def build_parser() -> Parser:
         help="processes that read features (0: only this one)",
     )
     time_flags.add_arguments(parser)
+    read_flags.add_arguments(parser)
     return parser
 
 
 def parse(argv: list[str] | None) -> InspectOptions:
     """Parse flags to options. InputError: a flag is out of range."""
     values = vars(build_parser().parse_args(argv))
-    options = InspectOptions(time=time_flags.take_options(values), **values)
+    options = InspectOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
     require_at_least(options, videos=1, workers=0, feature_dim=1)
     return options
 
@@ -93,6 +96,7 @@ def inspect(options: InspectOptions) -> int:
         feature_dim=feature_dim,
         every=options.time.every_for(config),
         strip_prefix=config.data.strip_prefix,
+        limits=options.limits,
     )
     resolver = options.time.resolver(config, archive)
     resolver.require_match(archive.ids, options.path, options.time.times)
@@ -246,13 +250,13 @@ def _print_flags(
 
 
 def _print_table(rows: Sequence[Sequence[str]], listed: int | None) -> None:
-    shown = rows if listed is None else rows[: listed + 1]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    table = [[shown(cell) for cell in row] for row in (rows if listed is None else rows[: listed + 1])]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     print()
-    for row in shown:
+    for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    if len(shown) < len(rows):
-        print(f"... and {len(rows) - len(shown)} more (--all lists them)")
+    if len(table) < len(rows):
+        print(f"... and {len(rows) - len(table)} more (--all lists them)")
 
 
 def _span(values: Iterable[float | None], digits: int, unit: str = "") -> str:

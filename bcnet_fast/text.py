@@ -1,8 +1,9 @@
-"""Numbers and names as words in messages."""
+"""Numbers, names and values as words in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def count(number: int, noun: str) -> str:
@@ -13,4 +14,23 @@ def count(number: int, noun: str) -> str:
 
 def some(names: Sequence[str]) -> str:
     """The first three names, and an ellipsis where there are more."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
+
+
+def shown(text: str) -> str:
+    """`text` on one line that can be printed anywhere.
+
+    Line breaks, escape codes of terminals, characters that reverse or hide text, and the surrogates that stand for bytes
+    outside UTF-8 become escapes such as `\\n` and `\\x1b`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def brief(value: Any, length: int = 80) -> str:
+    """The first characters of a value from a file, or its type where it is too large or too deep to be written."""
+    try:
+        return repr(value)[:length]
+    except (ValueError, RecursionError, MemoryError):  # Python writes integers of at most 4300 digits
+        return f"a {type(value).__name__}"

@@ -28,7 +28,7 @@ import json
 import sys
 from typing import Any
 
-from .cli import time_flags
+from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .presets import PRESET_NAMES, PRESETS
@@ -85,6 +85,7 @@ def build_parser() -> Parser:
         help="rules for windows, labels and losses: docs/protocols.md",
     )
     time_flags.add_arguments(parser)
+    read_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default=TrainOptions.output, help="folder for checkpoints and log")
@@ -102,7 +103,9 @@ def parse(argv: list[str]) -> TrainOptions:
     """Parse flags to options. InputError: a flag is missing or out of range."""
     values = vars(build_parser().parse_args(argv))
     settings = _parse_settings(values.pop("set"))
-    options = TrainOptions(time=time_flags.take_options(values), settings=settings, **values)
+    options = TrainOptions(
+        time=time_flags.take_options(values), limits=read_flags.take_limits(values), settings=settings, **values
+    )
     require_at_least(options, workers=0)
     return options
 
@@ -119,6 +122,8 @@ def _parse_settings(settings: list[str]) -> Settings:
             value: Any = json.loads(text)
         except json.JSONDecodeError:
             value = text
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"--set {section}.{name} is {text!r:.80}, expected fewer digits or levels") from error
         values.setdefault(section, {})[name] = value
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BackendError, InputError
+from ..text import shown
 
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 
@@ -60,6 +62,10 @@ def require_at_least(options: object, **lowest: int) -> None:
 
 def run(main: Callable[[], int]) -> None:
     """Run an entry point and exit: 0 done, 1 some videos failed, 2 bad input (one line on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the terminal or file cannot encode is printed as an escape, and ends no run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = main()
         sys.stdout.flush()
@@ -70,8 +76,8 @@ def run(main: Callable[[], int]) -> None:
         # The reader of a pipe (head, less) has closed it, which is no error.
         sys.stdout = None
         code = 0
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (OSError, MemoryError) as error:
+        print(f"error: {shown(str(error)) or 'out of memory'}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,11 +1,14 @@
 """Feature files of many layouts as one lazy archive: an id gives a checked [T, C] float32 array, or one InputError.
 
 Nothing is guessed: the channel axis is the one whose length is the configured width. docs/formats.md describes the
-layouts.
+layouts. Whatever a damaged or hostile file makes a reader raise, running out of memory included, becomes the failure of
+its own video: `FeatureArchive._reading` is the one place for it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from collections import deque
 from collections.abc import Container, Iterator, Sequence
@@ -19,9 +22,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
+from ..storage.files import readable
 from ..text import count
 from .annotations import strip_activitynet_prefix
-from .layouts import Source, find_source, unreadable
+from .layouts import find_source
+from .source import ReadLimits, Source
 
 _BLOCK_ROWS = 4096  # snippets read at once, which bounds the memory for skipping rows and converting long videos
 
@@ -48,7 +53,12 @@ class StoredArray:
 
 
 def open_features(
-    path: str | os.PathLike, *, feature_dim: int | None, every: int | None = None, strip_prefix: bool = False
+    path: str | os.PathLike,
+    *,
+    feature_dim: int | None,
+    every: int | None = None,
+    strip_prefix: bool = False,
+    limits: ReadLimits = ReadLimits(),  # noqa: B008 (frozen)
 ) -> FeatureArchive:
     """Open an archive of features; reads names only.
 
@@ -57,6 +67,7 @@ def open_features(
     feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
     every: use every N-th row. None: 5 for the two-stream layout, else 1.
     strip_prefix: remove the ActivityNet prefix "v_" of the ids, as in its annotations and result files.
+    limits: largest video, and whether HDF5 data sets may have their values in other files.
 
     InputError: there are no features at `path`, or two videos have the same id.
     """
@@ -65,10 +76,10 @@ def open_features(
         raise InputError(f"feature_dim is {feature_dim}, expected at least 1")
     if every is not None and every < 1:
         raise InputError(f"--every is {every}, expected at least 1")
-    source = find_source(path)
+    source = find_source(path, limits)
     if not source.videos:
         raise InputError(f"{path}: no video in this {source.kind}")
-    return FeatureArchive(path, source, feature_dim, every or source.every, strip_prefix)
+    return FeatureArchive(path, source, feature_dim, every or source.every, strip_prefix, limits)
 
 
 class FeatureArchive:
@@ -80,12 +91,21 @@ class FeatureArchive:
     row_stride: video frames between rows of a file, if the layout fixes it, else None.
     """
 
-    def __init__(self, path: Path, source: Source, feature_dim: int | None, every: int, strip_prefix: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: Source,
+        feature_dim: int | None,
+        every: int,
+        strip_prefix: bool,
+        limits: ReadLimits,
+    ) -> None:
         self.path = path
         self.kind = source.kind
         self.feature_dim = feature_dim
         self.every = every
         self.row_stride = source.row_stride
+        self.limits = limits
         self._source = source
         names = {name: name for name in sorted(source.videos)}
         # id -> name in the source
@@ -99,37 +119,56 @@ class FeatureArchive:
         return before - len(self.ids)
 
     def stored(self, video: str) -> StoredArray:
-        """Shape and dtype on disk; for .npy and HDF5 no values are read. InputError: it cannot be opened."""
-        array, where = self._open(video)
-        return StoredArray(tuple(array.shape), str(array.dtype), where)
+        """Shape and dtype on disk; for .npy, .npz and HDF5 no values are read. InputError: it cannot be opened."""
+        with self._reading(video) as (source, name):
+            array = source.open(name)
+            _require_real(array, source.where(name))
+            return StoredArray(tuple(array.shape), str(array.dtype), source.where(name))
 
     def load(self, video: str) -> FeatureSequence:
         """Read, orient, convert and check every N-th row of a video. InputError: unusable, including NaN values."""
         if self.feature_dim is None:
             raise ValueError("feature_dim is None, expected the number of channels to find the channel axis")
-        array, where = self._open(video)
-        return from_array(array, self.feature_dim, where, every=self.every, time_first=self._source.time_first)
+        with self._reading(video) as (source, name):
+            array = source.open(name)
+            return from_array(
+                array,
+                self.feature_dim,
+                source.where(name),
+                every=self.every,
+                time_first=source.time_first,
+                limits=self.limits,
+            )
 
     def close(self) -> None:
         """Close the open files of this process; the next read opens them again."""
         self._source.close()
 
-    def _open(self, video: str) -> tuple[Any, str]:
+    @contextlib.contextmanager
+    def _reading(self, video: str) -> Iterator[tuple[Source, str]]:
+        """The source and the name of a video in it. InputError: whatever goes wrong inside."""
         if video not in self._names:
             raise InputError(f"{self.path}: no video {video!r}")
-        array, where = self._source.open(self._names[video])
-        _require_real(array, where)
-        return array, where
+        name = self._names[video]
+        with readable(self._source.where(name), self._source.expected):
+            yield self._source, name
 
 
 def from_array(
-    array: Any, feature_dim: int, where: str, *, every: int = 1, time_first: bool = False
+    array: Any,
+    feature_dim: int,
+    where: str,
+    *,
+    every: int = 1,
+    time_first: bool = False,
+    limits: ReadLimits | None = None,
 ) -> FeatureSequence:
     """Orient, convert and check every N-th row of the features of a video.
 
     array: [T, C] or [C, T] by the length C = feature_dim, in memory or in an HDF5 file.
     where: its name in messages.
     time_first: it can only be [T, C].
+    limits: of what is read. None: `array` is in memory already.
 
     InputError: unusable, including NaN values.
     """
@@ -140,10 +179,11 @@ def from_array(
     if snippets < 2:
         rows_of = f" (one in {every} of {count(rows, 'row')})" if every > 1 else ""
         raise InputError(f"{where} has {count(snippets, 'snippet')}{rows_of}, expected at least 2")
-    try:
-        features = _read(array, time_axis, channel_axis, every)
-    except OSError as error:
-        raise InputError(unreadable(where, "readable values", error)) from error
+    if limits is not None:
+        # A chunk of HDF5, which is unpacked as a whole, may be larger than the array.
+        values = max(math.prod(array.shape), math.prod(getattr(array, "chunks", None) or ()))
+        limits.require(values * max(array.dtype.itemsize, np.float32().itemsize), where, array.shape)
+    features = _read(array, time_axis, channel_axis, every)
     _check_finite(features, every, where)
     orientation = "[T, C]" if time_axis < channel_axis else "[C, T]"
     return FeatureSequence(features, orientation, where, rows, str(array.dtype), note)
@@ -235,18 +275,24 @@ def _orient(shape: Sequence[int], feature_dim: int, time_first: bool, where: str
 def _read(array: Any, time_axis: int, channel_axis: int, every: int) -> np.ndarray:
     """Read every N-th time step as [T, C] float32.
 
-    Reads contiguous blocks, because a strided selection of a chunked HDF5 dataset is several times slower.
+    Reads contiguous blocks, because a strided selection of a chunked HDF5 dataset is several times slower. A block has
+    whole chunks, because each read of a part of a chunk unpacks all of it.
     """
     rows = array.shape[time_axis]
     out = np.empty((len(range(0, rows, every)), array.shape[channel_axis]), np.float32)
     index: list[Any] = [0] * array.ndim
     index[channel_axis] = slice(None)
-    for first in range(0, len(out), _BLOCK_ROWS):
-        index[time_axis] = slice(first * every, min((first + _BLOCK_ROWS) * every, rows))
+    chunks = getattr(array, "chunks", None)
+    chunk = chunks[time_axis] if chunks else 1
+    block_rows = -(-_BLOCK_ROWS // chunk) * chunk
+    for first in range(0, rows, block_rows):
+        index[time_axis] = slice(first, min(first + block_rows, rows))
         block = array[tuple(index)]
         block = block if time_axis < channel_axis else block.T
+        taken = block[-first % every :: every]
+        done = -(-first // every)
         with np.errstate(over="ignore"):  # too large for float32: becomes infinite and is reported as such
-            out[first : first + _BLOCK_ROWS] = block[::every]
+            out[done : done + len(taken)] = taken
     return out
 
 

@@ -16,7 +16,7 @@ from ..results.figure import require_picture_name
 from ..results.fusion import FUSION_RULES, fuse
 from ..results.reader import Results, read_results
 from ..storage.files import require_writable, write_json
-from ..text import count, some
+from ..text import count, shown, some
 from .average_recall import AverageRecall, average_recall
 from .ground_truth import without_duplicates
 from .mean_average_precision import MeanAveragePrecision, mean_average_precision
@@ -104,7 +104,7 @@ class Evaluation:
                 _row("tIoU", [f"{threshold:.2f}" for threshold in precision.tiou_thresholds], "mean"),
                 _row("mAP", [f"{100 * value:.2f}" for value in precision.mean], f"{100 * precision.average:.2f}"),
             ]
-        return "\n".join(lines)
+        return "\n".join(map(shown, lines))
 
     def numbers(self) -> dict[str, Any]:
         """All numbers but AUC as fractions from 0 to 1; thresholds are rounded, 0.9 for 0.8999999999999999."""

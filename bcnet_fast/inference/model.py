@@ -26,6 +26,7 @@ from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
 from ..presets import DATA_SETS, PRESETS
 from ..storage.checkpoint import StoredWeights, read_config
+from ..storage.files import readable
 
 if TYPE_CHECKING:
     from .predict import VideoProposals
@@ -296,7 +297,7 @@ def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
         expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(DATA_SETS)}"
         raise InputError(f"{path}: expected {expected}; found nothing there")
     config = read_config(path)
-    with shapes_only():
+    with readable(path, "a network that can be built"), shapes_only():
         network = NETWORKS[config.model.name](config.model)
     return config, StoredWeights(path, network)
 

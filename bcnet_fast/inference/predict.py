@@ -22,6 +22,7 @@ from ..profiling import stage
 from ..proposals import ProposalGenerator, WindowProposals
 from ..protocols import DEFAULT, Protocol
 from ..results.writer import entries
+from ..storage.files import readable
 from ..text import count
 from .model import Model
 
@@ -145,7 +146,7 @@ class Predictor:
             try:
                 if isinstance(loaded, InputError):
                     raise loaded
-                with stage("windows"):
+                with stage("windows"), readable(f"video {name!r}", "features and times of a video"):
                     windows = self.windows(name, loaded, times)
             except InputError as error:
                 yield Failure(name, str(error))

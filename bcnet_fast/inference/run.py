@@ -21,6 +21,7 @@ from ..config import Config
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import ClassScores, read_class_scores
 from ..data.features import FeatureArchive, open_features
+from ..data.source import ReadLimits
 from ..data.timing import TimeOptions, TimeResolver
 from ..errors import InputError
 from ..ops import native
@@ -33,10 +34,12 @@ from ..results.fusion import fuse_video
 from ..results.subtitles import write_subtitles
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
-from ..storage.files import require_writable
+from ..storage.files import readable, require_writable
 from ..text import count
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
+
+_LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and the name of a temporary file
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class InferOptions:
     backend: str = "auto"
     protocol: str = "default"
     time: TimeOptions = field(default_factory=TimeOptions)
+    limits: ReadLimits = field(default_factory=ReadLimits)
     # Class scores turn proposals into detections.
     labels: str | None = None
     fusion: str = "product"
@@ -111,6 +115,7 @@ def infer(options: InferOptions) -> InferReport:
         feature_dim=config.model.feature_dim,
         every=options.time.every_for(config),
         strip_prefix=config.data.strip_prefix,
+        limits=options.limits,
     )
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
@@ -192,13 +197,17 @@ class _Run:
             rule, top_k = self.options.fusion, self.options.top_k
             segments, scores, labels = fuse_video(result.video, segments, scores, self.class_scores, rule, top_k=top_k)
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
-        with stage("pictures and subtitles"):
-            if self.options.srt:
-                best = slice(self.options.best)
-                shown = segments[best], scores[best], None if labels is None else labels[best]
-                write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
-            if self.options.plot:
-                self._plot(result, Path(self.options.plot))
+        try:
+            with stage("pictures and subtitles"), readable(f"video {result.video!r}", "proposals that can be drawn"):
+                if self.options.srt:
+                    best = slice(self.options.best)
+                    shown = segments[best], scores[best], None if labels is None else labels[best]
+                    write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
+                if self.options.plot:
+                    self._plot(result, Path(self.options.plot))
+        except InputError as error:
+            self.failures.append(Failure(result.video, str(error)))
+            return
         with stage("writing"):
             self.writer.add(result.video, segments, scores, labels)
         self.windows += result.windows
@@ -218,7 +227,13 @@ class _Run:
 
 
 def _file_name(video: str) -> str:
-    return video.replace("/", "_")
+    """Name of the picture of a video, without suffix. Where the id is no good name, a digest keeps it unique."""
+    slashed = video.replace("/", "_")
+    name = "".join(character if character.isprintable() else "_" for character in slashed)
+    if name == slashed and len(name.encode()) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(video.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return f"{name.encode()[:_LONGEST_NAME].decode('utf-8', 'ignore')}_{digest}"
 
 
 def resolve_config(options: InferOptions) -> Config:

@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from ..storage.files import atomic_text
+from ..text import shown
 
 
 def write_subtitles(
     path: str | os.PathLike, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
 ) -> None:
     """Write proposals as SubRip (.srt) subtitles in temporal order, each with its rank, label and confidence.
+
+    A label is one line: a line break in it would begin another subtitle.
 
     segments: [n, 2], seconds.
     scores: [n], best first.
@@ -24,7 +27,7 @@ def write_subtitles(
     with atomic_text(Path(path)) as file:
         for number, row in enumerate(order, 1):
             start, end = (_clock(second) for second in segments[row].tolist())
-            label = "" if labels is None else str(labels[row])
+            label = "" if labels is None else shown(str(labels[row]))
             text = " ".join(filter(None, (f"#{row + 1}", label, f"{scores[row]:.3f}")))
             file.write(f"{number}\n{start} --> {end}\n{text}\n\n")
 

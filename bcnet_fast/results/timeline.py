@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.annotations import Instance
+from ..text import shown
 from .figure import MUTED, clear_frame, new_figure, save
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _START, _END, _INSTANCE = "#1b7f5c", "#c2452d", "#35507a"
 # A longer curve is reduced to this many maxima, so that no peak falls between two pixels.
 _COLUMNS = 1000
+_LONGEST = 120  # characters of a name in a picture
 
 
 def timeline(
@@ -72,9 +74,8 @@ def timeline(
     axes.set_xlim(0, duration_s)
     axes.set_xlabel("time in the video", fontsize=9)
     _label_time(axes, duration_s)
-    # A dollar sign in a name must not start a formula, and undecodable bytes are replaced.
-    name = video_id.encode("utf-8", "replace").decode()
-    figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
+    # A dollar sign in a name must not start a formula.
+    figure.suptitle(shown(video_id)[:_LONGEST], x=0.01, ha="left", fontsize=12, fontweight="bold", parse_math=False)
     save(figure, path)
 
 
@@ -89,7 +90,7 @@ def _draw_instances(axes: Axes, instances: Sequence[Instance], labels: list[str]
         lw=0.5,
     )
     axes.set_ylim(max(len(labels), 1) - 0.4, -0.6)
-    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.set_yticks(range(len(labels)), [shown(label)[:_LONGEST] for label in labels], parse_math=False)
     _title(axes, f"ground truth ({len(instances)})")
 
 

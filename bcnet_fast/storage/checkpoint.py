@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
-from .files import atomic_path, parse_json, require_file
+from .files import atomic_path, parse_json, readable, require_file
 
 FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
 TRAINING_FORMAT = "bcnet_fast_training"  # metadata key of a training state
+_FLOATS = ("F32", "F16", "BF16", "F64")  # dtypes of weights
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
@@ -66,11 +67,12 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     path = require_file(path, EXPECTED)
     if path.suffix != ".safetensors":
         raise InputError(f"{path} has suffix {path.suffix!r}, expected {EXPECTED}; see python -m bcnet_fast.convert")
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: damaged ({error}), expected {EXPECTED}") from error
+    with readable(path, EXPECTED):
+        try:
+            with safe_open(path, framework="pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: damaged ({error}), expected {EXPECTED}") from error
 
 
 def read_config(path: str | os.PathLike) -> Config:
@@ -92,11 +94,18 @@ class StoredWeights(Mapping[str, Tensor]):
         """InputError: lists every missing, unknown and misshaped key. Only the shapes of `network` matter."""
         self.path = path
         with _opened(path) as file:
-            self._shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
-        problems = _mismatches(network, self._shapes)
+            stored = {name: file.get_slice(name) for name in file.keys()}
+            self._shapes = {name: list(part.get_shape()) for name, part in stored.items()}
+            kinds = {name: part.get_dtype() for name, part in stored.items()}
+        problems = mismatches(_shapes_of(network), self._shapes)
+        wrong = [
+            f"{name} ({kind}, expected {' or '.join(_FLOATS)})" for name, kind in kinds.items() if kind not in _FLOATS
+        ]
+        if wrong:
+            raise InputError(unfitting(path, problems | {"not floating point": wrong}))
         if problems:
             problems["not finite"] = [name for name in self._shapes if not _finite(self._read(name))]
-            raise InputError(_unfitting(path, problems))
+            raise InputError(unfitting(path, problems))
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a weight. InputError: it is not finite."""
@@ -112,7 +121,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def _checked(self, name: str, rows: slice | None = None) -> Tensor:
         part = self._read(name, rows)
         if not _finite(part):
-            raise InputError(_unfitting(self.path, {"not finite": [name]}))
+            raise InputError(unfitting(self.path, {"not finite": [name]}))
         return part
 
     def _read(self, name: str, rows: slice | None = None) -> Tensor:
@@ -134,10 +143,10 @@ def rows_of(state: Mapping[str, Tensor], name: str, count: int) -> Iterable[Tens
 
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Raise InputError if keys are missing, unknown or misshaped, or a weight is not finite; it lists them all."""
-    problems = _mismatches(network, {name: list(tensor.shape) for name, tensor in state.items()})
+    problems = mismatches(_shapes_of(network), {name: list(tensor.shape) for name, tensor in state.items()})
     problems["not finite"] = [name for name, tensor in state.items() if not _finite(tensor)]
     if any(problems.values()):
-        raise InputError(_unfitting(source, problems))
+        raise InputError(unfitting(source, problems))
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -145,9 +154,12 @@ def _finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(math.isfinite(bound.item()) for bound in tensor.aminmax())
 
 
-def _mismatches(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[str, list[str]]:
+def _shapes_of(network: nn.Module) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def mismatches(expected: Mapping[str, list[int]], shapes: Mapping[str, list[int]]) -> dict[str, list[str]]:
     """Keys that do not fit, by kind of problem."""
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     problems = {
         "missing": [name for name in expected if name not in shapes],
         "unknown": [name for name in shapes if name not in expected],
@@ -160,6 +172,7 @@ def _mismatches(network: nn.Module, shapes: Mapping[str, list[int]]) -> dict[str
     return {kind: names for kind, names in problems.items() if names}
 
 
-def _unfitting(source: str | os.PathLike, problems: Mapping[str, list[str]]) -> str:
+def unfitting(source: str | os.PathLike, problems: Mapping[str, list[str]]) -> str:
+    """One line that lists the keys of `mismatches`."""
     listed = [f"{title}: {', '.join(names)}" for title, names in problems.items() if names]
     return f"{source}: weights do not fit the network; {'; '.join(listed)}"

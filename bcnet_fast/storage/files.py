@@ -16,13 +16,34 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from ..text import brief
+
+LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
+_PART = 1 << 20  # bytes read or unpacked at once
+
+
+@contextlib.contextmanager
+def readable(where: object, expected: str) -> Iterator[None]:
+    """Turn whatever a reader raises about a file, running out of memory included, into one InputError.
+
+    Libraries that parse damaged files raise almost anything, so that no list of exceptions is complete.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise InputError(f"{where} cannot be read ({reason}), expected {expected}") from error
 
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file, expected {expected}")
+        found = " is a link to nothing" if path.is_symlink() else ": no such file"
+        raise InputError(f"{path}{found}, expected {expected}")
     if not path.is_file():
         raise InputError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected {expected}")
     if not os.access(path, os.R_OK):
@@ -31,17 +52,23 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
 
 
 def read_text(path: str | os.PathLike, expected: str) -> str:
-    """Read a UTF-8 file, decompressed if its first bytes are those of gzip."""
+    """Read a UTF-8 file of at most `LARGEST_TEXT` bytes, decompressed if its first bytes are those of gzip."""
     path = require_file(path, expected)
-    content = path.read_bytes()
-    try:
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
+    with readable(path, expected), open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        content = bytearray()
+        try:
+            file = gzip.GzipFile(fileobj=raw) if packed else raw
+            while part := file.read(_PART):
+                content += part
+                if len(content) > LARGEST_TEXT:
+                    raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MiB of text, expected {expected}")
+            return content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
 
 
 def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file", *, unique_keys: bool = True) -> Any:
@@ -58,12 +85,13 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
         raise InputError(
             f"{path}: invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}), expected {expected}"
         ) from error
-    except RecursionError as error:
-        raise InputError(f"{path}: JSON is nested too deeply, expected {expected}") from error
+    except (RecursionError, MemoryError) as error:
+        reason = "JSON is nested too deeply" if isinstance(error, RecursionError) else "too large for the memory"
+        raise InputError(f"{path}: {reason}, expected {expected}") from error
     except ValueError as error:  # Python limits integers to 4300 digits
         raise InputError(f"{path}: a number has too many digits, expected {expected}") from error
     except _RepeatedKeyError as error:
-        raise InputError(f"{path}: key {error.args[0]!r} occurs twice, expected unique keys") from error
+        raise InputError(f"{path}: key {brief(error.args[0])} occurs twice, expected unique keys") from error
     finally:
         if collecting:
             gc.enable()
@@ -77,10 +105,12 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:
     """Read a TOML file. InputError: names the file and the position of the syntax error."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    try:
-        return tomllib.loads(read_text(path, "a TOML file"))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: invalid TOML: {error}") from error
+    text = read_text(path, "a TOML file")
+    with readable(path, "a TOML file"):
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"{path}: invalid TOML: {error}") from error
 
 
 class _RepeatedKeyError(Exception):

@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..geometry.anchors import make_anchors
 from ..geometry.proposal_map import proposal_map
 from ..protocols import Protocol, WindowRules
+from ..text import some
 from .targets import WindowTargets, map_targets, window_targets
 
 VISIBLE = 0.9  # a training window shows more than this part of some instance, as in the public releases
@@ -153,8 +154,7 @@ def fitted_sizes(
 
 
 def _remark(what: str, names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
-    return f"{len(names)} videos {what} ({shown})" if names else ""
+    return f"{len(names)} videos {what} ({some(names)})" if names else ""
 
 
 def as_seen(features: np.ndarray, config: Config) -> np.ndarray:

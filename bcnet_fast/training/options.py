@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..config import Config, TrainConfig
+from ..data.source import ReadLimits
 from ..data.timing import TimeOptions
 from ..errors import InputError
 from ..presets import PRESETS
@@ -37,6 +38,7 @@ class TrainOptions:
     settings: Settings = field(default_factory=dict)
     protocol: str = "default"
     time: TimeOptions = field(default_factory=TimeOptions)
+    limits: ReadLimits = field(default_factory=ReadLimits)
     output: str = "bcnet_train"
     resume: bool = False
     device: str = "auto"

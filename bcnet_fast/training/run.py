@@ -19,7 +19,7 @@ from ..inference.model import load, resolve_device
 from ..ops import native
 from ..presets import PRESETS
 from ..protocols import protocol_for
-from ..text import count
+from ..text import count, shown
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
 from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated_feature_dim
@@ -106,7 +106,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
             flush=True,
         )
         for failure in failures:
-            print(f"failed: {failure.video}: {failure.reason}", file=sys.stderr)
+            print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
     if processes.first:
         number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
         print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")

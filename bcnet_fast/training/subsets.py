@@ -93,7 +93,11 @@ def _select(
 def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
     assert options.features is not None  # as for annotations
     return open_features(
-        options.features, feature_dim=feature_dim, every=options.time.every, strip_prefix=config.data.strip_prefix
+        options.features,
+        feature_dim=feature_dim,
+        every=options.time.every,
+        strip_prefix=config.data.strip_prefix,
+        limits=options.limits,
     )
 
 

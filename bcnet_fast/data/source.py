@@ -1,0 +1,66 @@
+"""What every layout of features on disk offers, and the limits within which it is read."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HDF5 group of several arrays
+
+
+@dataclass(frozen=True)
+class ReadLimits:
+    """What reading a feature file may do. A field has the meaning of the flag with the same name.
+
+    max_video_gib: memory of the features of one video, GiB; a file of a few KiB can declare any size.
+    trust_hdf5_links: read HDF5 data sets whose values are in other files, or composed of other data sets.
+    """
+
+    max_video_gib: float = 4.0
+    trust_hdf5_links: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_video_gib < math.inf:
+            raise InputError(f"--max-video-gib is {self.max_video_gib}, expected a positive number")
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_video_gib` in bytes."""
+        return int(self.max_video_gib * 2**30)
+
+    def require(self, size: int, where: object, shape: Sequence[int]) -> None:
+        """Raise InputError if features of this size in bytes, stored with this shape, are too large."""
+        if size > self.max_bytes:
+            raise InputError(
+                f"{where} has shape {list(shape)}, {size / 2**30:.3g} GiB in memory, expected at most "
+                f"{self.max_video_gib:.3g} GiB (--max-video-gib)"
+            )
+
+
+class Source(abc.ABC):
+    """A layout: `videos` has the names in it, `open` returns the stored array of a name."""
+
+    kind: str
+    expected: str  # what a video is expected to be, in messages
+    every = 1  # default: use every N-th row
+    row_stride: float | None = None  # video frames between rows, if the layout fixes it
+    time_first = False  # the layout fixes [T, C]
+    videos: dict[str, Any]
+
+    @abc.abstractmethod
+    def where(self, name: str) -> str:
+        """File, and dataset inside it, of a video."""
+
+    @abc.abstractmethod
+    def open(self, name: str) -> Any:
+        """Return the array, or an object with shape, dtype, ndim and slicing. May raise anything: `FeatureArchive`
+        turns it into that video's failure.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Close open files; files of single arrays are closed as soon as they are read."""

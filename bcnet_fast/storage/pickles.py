@@ -1,0 +1,72 @@
+"""Tensors in PyTorch's own files, which are pickles: read without running the code that a pickle may hold."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+SAFE_SINCE = (2, 10)
+_LEGACY = "CVE-2025-32434 and CVE-2026-24747"  # of torch.load with weights_only=True, before 2.6 and before 2.10
+
+
+def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
+    """Read a file of `torch.save` that holds tensors and plain containers only.
+
+    limit: bytes that its tensors may have, unpacked.
+    flag: sets this limit.
+
+    InputError: this PyTorch is older than 2.10, or the file is larger. Raises whatever else a damaged file makes
+    PyTorch raise.
+    """
+    require_safe_pytorch(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    else:
+        size = path.stat().st_size
+    if size > limit:
+        by_flag = f" ({flag})" if flag else ""
+        raise InputError(
+            f"{path} has {size / 2**30:.3g} GiB of tensors, expected at most {limit / 2**30:.3g} GiB{by_flag}"
+        )
+    with warnings.catch_warnings():
+        # PyTorch warns about old pickle protocols, which it reads nevertheless, and about kinds of tensors.
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_safe_pytorch(path: Path) -> None:
+    """Raise InputError where `torch.load` may run code of the file in spite of weights_only=True."""
+    found = re.match(r"(\d+)\.(\d+)(\.\d+(?:a|b|rc)\d*)?", torch.__version__)
+    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    preview = found is not None and found[3] is not None and release == SAFE_SINCE
+    if release < SAFE_SINCE or preview:
+        raise InputError(
+            f"{path}: PyTorch {torch.__version__} may run code of a pickle ({_LEGACY}), expected 2.10 or later; "
+            "save features as .npy, or convert the file where PyTorch is newer"
+        )
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a dense tensor in memory: not sparse, quantized, nested or on the device "meta"."""
+    return (
+        type(value) in (Tensor, torch.nn.Parameter)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_nested
+    )
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Bytes of all elements; an expanded tensor has fewer in memory."""
+    return math.prod(tensor.shape) * tensor.element_size()
