@@ -20,8 +20,8 @@ def some(names: Sequence[str]) -> str:
 def shown(text: str) -> str:
     """`text` on one line that can be printed anywhere.
 
-    Line breaks, escape codes of terminals, characters that reverse or hide text, and the surrogates that stand for bytes
-    outside UTF-8 become escapes such as `\\n` and `\\x1b`.
+    Line breaks, escape codes of terminals, characters that reverse or hide text, and the surrogates that stand for
+    bytes outside UTF-8 become escapes such as `\\n` and `\\x1b`.
     """
     if text.isprintable():
         return text

@@ -27,6 +27,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text
+from ..text import brief
 
 # Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
 # label-idx of the ground-truth CSV.
@@ -164,7 +165,7 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
         where = f"{path}: video {name!r}"
         annotations = entry.get("annotations", [])
         if not isinstance(annotations, list):
-            raise InputError(f"{where}: annotations is {annotations!r:.120}, expected a list")
+            raise InputError(f"{where}: annotations is {brief(annotations)}, expected a list")
         videos[name] = VideoAnnotation(
             id=name,
             **_facts(entry, _JSON_KEYS, where),
@@ -176,17 +177,17 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
 
 def _json_instance(annotation: Any, where: str) -> Instance:
     if not isinstance(annotation, dict) or not {"segment", "label"} <= annotation.keys():
-        raise InputError(f"{where}: annotation is {annotation!r:.120}, expected the keys segment and label")
+        raise InputError(f"{where}: annotation is {brief(annotation)}, expected the keys segment and label")
     segment = annotation["segment"]
     if not isinstance(segment, list) or len(segment) != 2:
-        raise InputError(f"{where}: segment is {segment!r:.120}, expected two numbers in seconds")
+        raise InputError(f"{where}: segment is {brief(segment)}, expected two numbers in seconds")
     return _instance(segment[0], segment[1], annotation["label"], where)
 
 
 def _instance(start: Any, end: Any, label: Any, where: str) -> Instance:
     start_s, end_s = _number(start), _number(end)
     if start_s is None or end_s is None:
-        raise InputError(f"{where}: segment is [{start!s:.60}, {end!s:.60}], expected two numbers in seconds")
+        raise InputError(f"{where}: segment is [{brief(start)}, {brief(end)}], expected two numbers in seconds")
     if end_s < start_s:
         raise InputError(f"{where}: segment is [{start}, {end}], expected start <= end")
     return Instance(start_s, end_s, str(label))
@@ -272,7 +273,7 @@ def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where:
             continue
         value = _number(entry[name])
         if value is None or (field in _POSITIVE and value <= 0) or (field != "feature_offset" and value < 0):
-            raise InputError(f"{where}: {name} is {entry[name]!r:.120}, expected a positive number")
+            raise InputError(f"{where}: {name} is {brief(entry[name])}, expected a positive number")
         facts[field] = round(value) if field in _WHOLE else value
     return facts
 

@@ -5,7 +5,9 @@ Proposals have no class. Detections combine them with the scores of a video clas
 
 from __future__ import annotations
 
+import math
 import os
+import zipfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,10 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import parse_json, read_json, read_text, require_file
+from ..storage.arrays import open_npy, open_npz
+from ..storage.files import parse_json, read_json, read_text, readable, require_file
+from ..text import brief
 from .annotations import THUMOS14_CLASSES, read_table, strip_activitynet_prefix
 
 _EXPECTED = "class scores (UntrimmedNet npy, npz, npy with a JSON list, CUHK JSON, {video: {label: score}} JSON, CSV)"
+_LARGEST = 1 << 30  # bytes of an array
 
 
 @dataclass(frozen=True)
@@ -81,15 +86,14 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
 
 
 def _from_arrays(path: Path) -> ClassScores:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {"scores": loaded}
-        else:
-            with loaded:
-                arrays = dict(loaded)
-    except Exception as error:  # a damaged file may raise any exception
-        raise InputError(f"{path}: NumPy cannot read it ({error}), expected {_EXPECTED}") from error
+    with readable(path, _EXPECTED):
+        packed = zipfile.is_zipfile(path)
+        opened = {name: array() for name, array in open_npz(path).items()} if packed else {"scores": open_npy(path)}
+        for name, array in opened.items():
+            size = math.prod(array.shape) * array.dtype.itemsize
+            if size > _LARGEST:
+                raise InputError(f"{path}: {name} has {size / 2**30:.3g} GiB, expected at most {_LARGEST >> 30} GiB")
+        arrays = {name: array[...] for name, array in opened.items()}
     scores = arrays.get("scores")
     if scores is None or scores.ndim != 2 or scores.dtype.kind not in "fiu":
         found = {name: list(array.shape) for name, array in arrays.items()}
@@ -139,7 +143,7 @@ def _from_json(content: Any, path: Path) -> ClassScores:
         try:
             pairs = given.items() if isinstance(given, dict) else [(item["label"], item["score"]) for item in given]
         except (TypeError, KeyError):
-            raise InputError(f"{path}: video {name!r} has {str(given)[:80]}, expected labels with scores") from None
+            raise InputError(f"{path}: video {name!r} has {brief(given)}, expected labels with scores") from None
         triples += [(name, label, score) for label, score in pairs]
     return _from_triples(triples, path)
 
@@ -169,7 +173,7 @@ def _from_triples(triples: list[tuple[str, Any, Any]], path: Path) -> ClassScore
         except (TypeError, ValueError, OverflowError):
             finite = False
         if not finite:
-            raise InputError(f"{path}: video {name!r} has the score {score!r:.80}, expected a finite number")
+            raise InputError(f"{path}: video {name!r} has the score {brief(score)}, expected a finite number")
     return ClassScores(tuple(videos), tuple(labels), scores)
 
 
@@ -194,4 +198,4 @@ def _checked(videos: list[Any], labels: list[Any], scores: np.ndarray, path: Pat
 def _require_text(what: str, names: list[Any], path: Path) -> None:
     for name in names:
         if not isinstance(name, str):
-            raise InputError(f"{path}: a {what} has the name {name!r:.80}, expected text")
+            raise InputError(f"{path}: a {what} has the name {brief(name)}, expected text")

@@ -226,16 +226,19 @@ def _is_own_group(file: h5py.File, name: str, trusted: bool) -> bool:
     try:
         if not trusted and _is_elsewhere(file, stored):
             return False
-        return h5py.h5o.get_info(file.id, stored).type == h5py.h5o.TYPE_GROUP
+        return isinstance(file[stored], h5py.Group)
     except Exception:
         return False  # a dangling link, or a damaged entry: reported when it is read, without losing the other videos
 
 
 def _is_elsewhere(file: h5py.File, stored: bytes) -> bool:
-    """Whether a name, or the group that it is in, is a link to another file. KeyError or RuntimeError: there is no such name."""
-    import h5py
+    """Whether a name, or the group that it is in, is a link to another file.
+
+    KeyError or RuntimeError: there is no such name.
+    """
+    from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 
     # The methods of h5py.File do not take names that are not UTF-8.
     links = file.id.links
     group = stored.rpartition(b"/")[0]
-    return any(links.get_info(name).type == h5py.h5l.TYPE_EXTERNAL for name in (group, stored) if name)
+    return any(links.get_info(name).type == h5l.TYPE_EXTERNAL for name in (group, stored) if name)

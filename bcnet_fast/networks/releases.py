@@ -8,8 +8,6 @@ weights_only=True.
 from __future__ import annotations
 
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,9 @@ from ..config import BCNetConfig, BMNConfig, Config, GTADConfig
 from ..errors import InputError
 from ..presets import PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
-from ..storage.files import require_file, require_writable
+from ..storage.files import readable, require_file, require_writable
+from ..storage.pickles import bytes_of, is_plain, load_tensors
+from ..text import brief
 from .reference import NETWORKS
 from .reference.bcnet import BCNet
 from .reference.bmn import sampling_matrix
@@ -39,6 +39,7 @@ KINDS = {
     "roi_head.proposal_roi_extractor.": OPENTAD,
 }
 FLAGS = {"BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi"}
+_LARGEST = 4 << 30  # bytes of a file's tensors
 GROUPS = 4  # groups of the first convolution in all releases
 # Sum of the bins of a G-TAD cell -> inner and context bins, for the branches master and anet.
 GTAD_BINS = {32: (16, 16), 36: (32, 4)}
@@ -91,23 +92,26 @@ def read_release(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read the state dict of a released `.pth.tar` and strip the DataParallel prefix of its keys."""
     path = require_file(path, "a released checkpoint (.pth.tar)")
     expected = "a PyTorch file {'epoch', 'state_dict'} that holds tensors only"
-    try:
-        with warnings.catch_warnings():
-            # PyTorch warns about old pickle protocols, which it reads nevertheless.
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: damaged, or holds other objects than tensors; expected {expected}") from error
-    except Exception as error:  # a damaged file can raise almost anything
-        raise InputError(f"{path}: damaged or of another format; expected {expected}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} holds {found}, expected {expected}")
-    state = content["state_dict"]
-    foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if foreign:
-        raise InputError(f"{path}: not a tensor at state_dict keys {', '.join(foreign)}")
-    return {key.removeprefix("module."): value.float() for key, value in state.items()}
+    with readable(path, expected):
+        content = load_tensors(path, _LARGEST)
+        if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+            found = sorted(map(_named, content)) if isinstance(content, dict) else type(content).__name__
+            raise InputError(f"{path} holds {found}, expected {expected}")
+        state = content["state_dict"]
+        foreign = [_named(key) for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
+        if foreign:
+            raise InputError(f"{path}: not a tensor at state_dict keys {', '.join(foreign)}")
+        size = sum(bytes_of(value) for value in state.values())
+        if size > _LARGEST:
+            raise InputError(f"{path} has {size / 2**30:.3g} GiB of tensors, expected at most {_LARGEST >> 30} GiB")
+        odd = [f"{key} ({value.dtype})" for key, value in state.items() if value.dtype.is_complex]
+        if odd:
+            raise InputError(f"{path}: no real numbers at state_dict keys {', '.join(odd)}")
+        return {key.removeprefix("module."): value.detach().resolve_neg().float() for key, value in state.items()}
+
+
+def _named(key: object) -> str:
+    return key if isinstance(key, str) else brief(key)
 
 
 def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config) -> dict[str, Tensor]:
@@ -219,6 +223,8 @@ def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Confi
     if mask.ndim != 2 or mask.shape[0] != model.window or mask.shape[1] % size or not mask.shape[1]:
         raise InputError(f"{path}: sample_mask has shape {list(mask.shape)}, {wanted}; see --preset")
     longest = mask.shape[1] // size
+    if longest > model.window:
+        raise InputError(f"{path}: sample_mask has proposals of {longest} snippets, {wanted}; see --preset")
     # A start-end map is square.
     for layout in ("start_end", "duration_start") if longest == model.window else ("duration_start",):
         candidate = replace(model, max_duration=longest, map_layout=layout)
@@ -231,6 +237,7 @@ def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Confi
 
 
 def _check(state: Mapping[str, Tensor], config: Config, path: str | os.PathLike) -> None:
-    with shapes_only():
+    config.require_possible(str(path))
+    with readable(path, "weights of a network that can be built"), shapes_only():
         network = NETWORKS[config.model.name](config.model)
     check_state(network, state, str(path))

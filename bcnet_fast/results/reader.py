@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text
+from ..text import brief
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Results:
         if not usable.all():
             wrong = int(np.argmin(usable))
             raise InputError(
-                f"{source}: video {list(lists)[video[wrong]]!r} has the entry {str(flat[wrong])[:120]}, expected a "
+                f"{source}: video {list(lists)[video[wrong]]!r} has the entry {brief(flat[wrong], 120)}, expected a "
                 "finite score and a segment [start, end] of finite numbers with start <= end"
             )
         labelled = ["label" in entry for entry in flat]
@@ -106,7 +107,7 @@ def _entries(entries: Any, name: str, source: str) -> list[Any]:
             raise InputError(f"{source}: video {name!r} has an array of shape {list(entries.shape)}, expected [n, 3]")
         return [{"segment": row[:2], "score": row[2]} for row in entries.tolist()]
     if not isinstance(entries, list):
-        raise InputError(f"{source}: video {name!r} has {str(entries)[:80]}, expected a list of proposals")
+        raise InputError(f"{source}: video {name!r} has {brief(entries)}, expected a list of proposals")
     return entries
 
 

@@ -104,7 +104,7 @@ class StoredWeights(Mapping[str, Tensor]):
         if wrong:
             raise InputError(unfitting(path, problems | {"not floating point": wrong}))
         if problems:
-            problems["not finite"] = [name for name in self._shapes if not _finite(self._read(name))]
+            problems["not finite"] = [name for name in self._shapes if not is_finite(self._read(name))]
             raise InputError(unfitting(path, problems))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -120,7 +120,7 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def _checked(self, name: str, rows: slice | None = None) -> Tensor:
         part = self._read(name, rows)
-        if not _finite(part):
+        if not is_finite(part):
             raise InputError(unfitting(self.path, {"not finite": [name]}))
         return part
 
@@ -144,12 +144,13 @@ def rows_of(state: Mapping[str, Tensor], name: str, count: int) -> Iterable[Tens
 def check_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Raise InputError if keys are missing, unknown or misshaped, or a weight is not finite; it lists them all."""
     problems = mismatches(_shapes_of(network), {name: list(tensor.shape) for name, tensor in state.items()})
-    problems["not finite"] = [name for name, tensor in state.items() if not _finite(tensor)]
+    problems["not finite"] = [name for name, tensor in state.items() if not is_finite(tensor)]
     if any(problems.values()):
         raise InputError(unfitting(source, problems))
 
 
-def _finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite."""
     # aminmax propagates NaN and, unlike isfinite, allocates no tensor of the same size.
     return tensor.numel() == 0 or all(math.isfinite(bound.item()) for bound in tensor.aminmax())
 

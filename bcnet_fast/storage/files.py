@@ -20,6 +20,7 @@ from ..text import brief
 
 LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
 _PART = 1 << 20  # bytes read or unpacked at once
+_LONGEST_REASON = 160  # characters of a message of a library
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def readable(where: object, expected: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
+        reason = lines[0][:_LONGEST_REASON] if lines else type(error).__name__
         raise InputError(f"{where} cannot be read ({reason}), expected {expected}") from error
 
 

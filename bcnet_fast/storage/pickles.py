@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 import warnings
 import zipfile
@@ -24,8 +25,8 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
     limit: bytes that its tensors may have, unpacked.
     flag: sets this limit.
 
-    InputError: this PyTorch is older than 2.10, or the file is larger. Raises whatever else a damaged file makes
-    PyTorch raise.
+    InputError: this PyTorch is older than 2.10, or the file is larger or holds other objects. Raises whatever else a
+    damaged file makes PyTorch raise.
     """
     require_safe_pytorch(path)
     if zipfile.is_zipfile(path):
@@ -41,13 +42,19 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
     with warnings.catch_warnings():
         # PyTorch warns about old pickle protocols, which it reads nevertheless, and about kinds of tensors.
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # whose message explains how to run the code
+            raise InputError(
+                f"{path}: damaged, or holds other objects than tensors; expected tensors only, because pickled code is "
+                "never run"
+            ) from error
 
 
 def require_safe_pytorch(path: Path) -> None:
     """Raise InputError where `torch.load` may run code of the file in spite of weights_only=True."""
     found = re.match(r"(\d+)\.(\d+)(\.\d+(?:a|b|rc)\d*)?", torch.__version__)
-    release = (int(found[1]), int(found[2])) if found else (0, 0)
+    release: tuple[int, ...] = (int(found[1]), int(found[2])) if found else ()
     preview = found is not None and found[3] is not None and release == SAFE_SINCE
     if release < SAFE_SINCE or preview:
         raise InputError(

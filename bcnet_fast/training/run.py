@@ -77,7 +77,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     output = Run(options.output, config, {"protocol": options.protocol, "windows": _digest(windows)})
     state = output.begin(resume=options.resume)
     if state is not None:
-        trainer.restore(state)
+        trainer.restore(state, str(output.path("state")))
     epochs, done = config.train.epochs, len(output.rows)
     if processes.first:
         output.require_writable()
@@ -99,9 +99,9 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
             torch.cuda.empty_cache()
         row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
         better = output.finish_epoch(row, trainer.weights(), trainer.state())
-        shown = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))
+        numbers = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))
         print(
-            f"epoch {epoch + 1}/{epochs}: loss {losses['total']:.4f}, {shown}{' (best)' if better else ''}, "
+            f"epoch {epoch + 1}/{epochs}: loss {losses['total']:.4f}, {numbers}{' (best)' if better else ''}, "
             f"{time.perf_counter() - started:.0f} s",
             flush=True,
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ from torch import Tensor
 from ..config import Config
 from ..errors import InputError
 from ..storage.checkpoint import read_training_state, save_checkpoint, save_training_state
-from ..storage.files import atomic_text, require_writable
+from ..storage.files import atomic_text, readable, require_writable
+from ..text import brief
 
 Row = dict[str, float]
 _STATE = "state.safetensors"
@@ -60,13 +62,20 @@ class Run:
         if not state.exists():
             return None
         tensors, facts = read_training_state(state)
-        before = facts["settings"]
+        expected = "the state of a training with settings and a log"
+        with readable(state, expected):
+            before, rows = {"config": None} | facts["settings"], list(facts["rows"])
+            for number, row in enumerate(rows, 1):
+                if not {"epoch", "AUC"} <= row.keys() == rows[0].keys() or row["epoch"] != number:
+                    raise InputError(f"{state} has a damaged row {number} of the log, expected {expected}")
+                if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
+                    raise InputError(f"{state} has no finite numbers in row {number} of the log, expected {expected}")
         # Whole again: an older version wrote fewer settings, of which the others are the defaults.
         before["config"] = _as_json(Config.from_dict(before["config"], str(state)).to_dict())
         differences = _differences(before, self.settings)
         if differences:
             raise InputError(f"{state}: expected a training of the same settings, found other {'; '.join(differences)}")
-        self.rows = facts["rows"]
+        self.rows = rows
         return tensors
 
     def require_writable(self) -> None:
@@ -88,7 +97,7 @@ class Run:
             save_checkpoint(self.path("best"), weights, self.config)
         self.rows.append(row)
         with atomic_text(self.folder / "log.csv") as file:
-            writer = csv.DictWriter(file, list(row), lineterminator="\n")
+            writer = csv.DictWriter(file, list(row), extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
         self._to_tensorboard(row)
@@ -135,4 +144,4 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
             for key in keys
             for line in _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
         ]
-    return [f"{name.removeprefix('config.')} ({before}, now {now})"]
+    return [f"{name.removeprefix('config.')} ({brief(before)}, now {brief(now)})"]

@@ -27,6 +27,7 @@ from ..networks.outputs import Output
 from ..ops.precision import gpu_products
 from ..progress import progress
 from ..protocols import LossRules
+from ..storage.checkpoint import is_finite, mismatches, unfitting
 from .dataset import TrainingWindows
 from .distributed import Processes
 from .losses import bcnet_loss, map_loss
@@ -203,8 +204,9 @@ class Trainer:
             **{f"adam.{p}.{name}": tensor for p, of_one in moments.items() for name, tensor in of_one.items()},
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Load what `state` returned."""
+    def restore(self, state: dict[str, Tensor], source: str = "state") -> None:
+        """Load what `state` returned. InputError: names `source`, and every key that does not fit this network."""
+        self._require_fit(state, source)
         parts: dict[str, dict[str, Tensor]] = {"network": {}, "mean": {}, "adam": {}}
         for name, tensor in state.items():
             part, _, rest = name.partition(".")
@@ -218,6 +220,23 @@ class Trainer:
             moments.setdefault(int(number), {})[rest] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def _require_fit(self, state: dict[str, Tensor], source: str) -> None:
+        expected = {f"network.{name}": list(tensor.shape) for name, tensor in self.network.state_dict().items()}
+        expected |= {f"mean.{name}": list(tensor.shape) for name, tensor in self.mean.items()}
+        # A parameter that no loss depends on has no moments.
+        moments: dict[str, list[int]] = {}
+        for number, parameter in enumerate(self.network.parameters()):
+            of_one = {"step": [], "exp_avg": list(parameter.shape), "exp_avg_sq": list(parameter.shape)}
+            of_one = {f"adam.{number}.{name}": shape for name, shape in of_one.items()}
+            if not state.keys().isdisjoint(of_one):
+                moments |= of_one
+        problems = mismatches(expected | moments, {name: list(tensor.shape) for name, tensor in state.items()})
+        odd = [f"{name} ({t.dtype})" for name, t in state.items() if t.dtype != torch.float32]
+        wrong = [name for name, tensor in state.items() if tensor.dtype == torch.float32 and not is_finite(tensor)]
+        problems |= {kind: names for kind, names in (("not float32", odd), ("not finite", wrong)) if names}
+        if problems:
+            raise InputError(unfitting(source, problems))
 
 
 def _mixed(*entropy: int) -> int:

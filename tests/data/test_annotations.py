@@ -124,7 +124,7 @@ def _one(**entry: object) -> dict:
         ('{"database": {"clip": {"fps": 1}, "clip": {"fps": 2}}}', "'clip' occurs twice"),
         (_one(annotations=[{"segment": [0, 1]}]), "'clip': annotation is .*, expected the keys segment and label"),
         (_one(annotations=[{"segment": [0], "label": "x"}]), r"'clip': segment is \[0\], expected two numbers"),
-        (_one(annotations=[{"segment": [0, "soon"], "label": "x"}]), r"segment is \[0, soon\], expected two numbers"),
+        (_one(annotations=[{"segment": [0, "soon"], "label": "x"}]), r"segment is \[0, 'soon'\], expected two numbers"),
         (
             _one(annotations=[{"segment": [0, float("nan")], "label": "x"}]),
             "'clip': segment is .*, expected two numbers",
