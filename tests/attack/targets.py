@@ -1,0 +1,235 @@
+"""Small inputs of every kind that the commands read, each with one file to mutate and the command that reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from attack import mutations as m
+from helpers.networks import SMALL
+
+from bcnet_fast import convert, evaluate, infer, inspect, train
+from bcnet_fast.config import BMNConfig, Config, DataConfig
+from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
+from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.storage.checkpoint import save_checkpoint
+
+COMMANDS = {"infer": infer, "inspect": inspect, "evaluate": evaluate, "train": train, "convert": convert}
+FEATURE_MUTATIONS = (m.any_bytes, m.any_bytes, m.whole_file)
+TRAIN_SIZES = (
+    "model.base_channels=8 model.width=8 model.heads=1 model.head_dim=8 model.feedforward=8 model.boundary_layers=1 "
+    "model.clip_channels=2 model.bins=2 model.feature_dim=8 model.window=32 model.max_duration=16 "
+    "data.window_stride=16 train.epochs=1 train.batch_size=8"
+).split()
+
+
+@dataclass(frozen=True)
+class Target:
+    """One file to mutate, and a command that reads it.
+
+    folder: below the root of all targets; a copy of it is the working folder of the command.
+    victim: file to mutate; None: one of the arguments, see `argument`.
+    outputs: what must not exist where the command ends with exit code 2.
+    named: words of which an error line must have one.
+    kept: videos of out.json that no mutation may change.
+    """
+
+    name: str
+    folder: str
+    command: tuple[str, ...]
+    victim: str | None
+    mutations: tuple[m.Mutation, ...]
+    named: tuple[str, ...]
+    outputs: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    argument: int | None = None
+
+
+def build(root: Path) -> list[Target]:
+    """Write the inputs of all targets below `root`."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    return [*_features(root, rng), *_tables(root), *_evaluations(root), *_networks(root)]
+
+
+def _inference(*more: str) -> tuple[str, ...]:
+    flags = ("--checkpoint", "../small.safetensors", "--fps", "25", "--output", "out.json", "--device", "cpu")
+    return ("infer", *flags, "--max-video-gib", "0.0625", *more)
+
+
+def _features(root: Path, rng: np.random.Generator) -> list[Target]:
+    config = Config("small", model=SMALL, data=DataConfig(window_stride=12))
+    save_checkpoint(root / "small.safetensors", NETWORKS["bcnet"](SMALL).state_dict(), config)
+    arrays = {name: rng.standard_normal((20, 10)).astype(np.float32) for name in ("good", "victim")}
+    special: dict[str, tuple[m.Mutation, ...]] = {
+        "npy": (m.npy_header, m.npy_header),
+        "npz": (m.zip_members, m.zip_members),
+        "csv": (m.csv_cells,),
+        "pt": (m.torch_objects, m.torch_objects, m.zip_members),
+    }
+    targets = []
+    for suffix, own in special.items():
+        folder = root / suffix / "features"
+        folder.mkdir(parents=True)
+        for name, array in arrays.items():
+            path = folder / f"{name}.{suffix}"
+            if suffix == "npy":
+                np.save(path, array)
+            elif suffix == "npz":
+                np.savez(path, feats=array)
+            elif suffix == "csv":
+                np.savetxt(path, array, delimiter=",", fmt="%.6g")
+            else:
+                torch.save(torch.from_numpy(array), path)
+        common = {
+            "folder": suffix,
+            "victim": f"features/victim.{suffix}",
+            "mutations": (*FEATURE_MUTATIONS, *own),
+            "named": ("features",),
+        }
+        run = _inference("--features", "features", "--srt", "srt")
+        targets.append(Target(f"features {suffix}", command=run, outputs=("out.json",), kept=("good",), **common))
+        targets.append(Target(f"inspect {suffix}", command=("inspect", "features", "--feature-dim", "10"), **common))
+    (root / "h5").mkdir()
+    with h5py.File(root / "h5" / "features.h5", "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, chunks=(8, 10), compression="gzip")
+        file["group/inside"] = arrays["good"]
+    run = _inference("--features", "features.h5", "--srt", "srt")
+    common = {"folder": "h5", "victim": "features.h5", "named": ("features.h5",)}
+    targets += [
+        Target(
+            "features h5", command=run, outputs=("out.json",), kept=("good",), mutations=(m.hdf5_objects,), **common
+        ),
+        Target(
+            "features h5 bytes", command=run, outputs=("out.json",), mutations=(m.any_bytes, m.whole_file), **common
+        ),
+    ]
+    return targets
+
+
+def _tables(root: Path) -> list[Target]:
+    """Times, ground truth and class scores beside features that are good."""
+    folder = root / "tables"
+    (folder / "features").mkdir(parents=True)
+    for name in ("a", "b"):
+        np.save(folder / "features" / f"{name}.npy", np.ones((20, 10), np.float32))
+    (folder / "times.csv").write_text("video,fps,stride,offset,duration\na,25,5,0,4\nb,25,5,,4\n")
+    entry = {"duration": 4.0, "fps": 25.0, "frames": 100, "subset": "test"}
+    annotated = {name: entry | {"annotations": [{"segment": [1.0, 2.0], "label": "x"}]} for name in ("a", "b")}
+    (folder / "truth.json").write_text(json.dumps({"version": "1", "database": annotated}))
+    (folder / "thumos.csv").write_text("video,type,type_idx,start,end\na,Diving,26,1,2\nb,Diving,26,1,2\n")
+    (folder / "scores.json").write_text(json.dumps({"a": {"x": 0.5, "y": 0.5}, "b": {"x": 1.0}}))
+    (folder / "scores.csv").write_text("video,label,score\na,x,0.5\nb,y,0.5\n")
+    np.savez(folder / "scores.npz", scores=np.ones((2, 2)), videos=["a", "b"], labels=["x", "y"])
+    text = (m.any_bytes, m.whole_file)
+    targets = []
+    for flag, victim, own in (
+        ("--times", "times.csv", (m.csv_cells,)),
+        ("--times", "truth.json", (m.json_tree, m.json_tree)),
+        ("--ground-truth", "thumos.csv", (m.csv_cells,)),
+        ("--labels", "scores.json", (m.json_tree, m.json_tree)),
+        ("--labels", "scores.csv", (m.csv_cells,)),
+        ("--labels", "scores.npz", (m.class_score_arrays, m.zip_members)),
+    ):
+        run = _inference("--features", "features", flag, victim, "--srt", "srt")
+        named = (victim, "video '")
+        targets.append(Target(f"{flag} {victim}", "tables", run, victim, (*text, *own), named, ("out.json",)))
+    return targets
+
+
+def _evaluations(root: Path) -> list[Target]:
+    folder = root / "evaluation"
+    folder.mkdir()
+    entry = {"duration": 4.0, "subset": "test"}
+    annotated = {name: entry | {"annotations": [{"segment": [1.0, 2.0], "label": "x"}]} for name in ("a", "b")}
+    (folder / "truth.json").write_text(json.dumps({"database": annotated}))
+    found = [{"score": 0.9, "segment": [1.0, 2.0]}, {"score": 0.5, "segment": [0.0, 3.0]}]
+    plain = {"version": "1", "results": {"a": found, "b": found[:1]}, "external_data": {}}
+    labelled = {"results": {name: [entry | {"label": "x"} for entry in found] for name in ("a", "b")}}
+    (folder / "plain.json").write_text(json.dumps(plain))
+    (folder / "labelled.json.gz").write_bytes(gzip.compress(json.dumps(labelled).encode()))
+    (folder / "scores.json").write_text(
+        json.dumps({"results": {"a": [0.5, 0.5], "b": [1.0, 0.0]}, "class": ["x", "y"]})
+    )
+    own = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree)
+
+    def target(name: str, proposals: str, victim: str, *more: str) -> Target:
+        flags = ("--proposals", proposals, "--ground-truth", "truth.json", "--preset", "thumos14", "--json", "out.json")
+        return Target(name, "evaluation", ("evaluate", *flags, *more), victim, own, (victim,), ("out.json",))
+
+    return [
+        target("result json", "plain.json", "plain.json"),
+        target("result json.gz", "labelled.json.gz", "labelled.json.gz"),
+        target("ground truth json", "labelled.json.gz", "truth.json"),
+        target("class scores json", "plain.json", "scores.json", "--class-scores", "scores.json"),
+    ]
+
+
+def _networks(root: Path) -> list[Target]:
+    """Checkpoints, releases, training states and settings."""
+    targets = []
+    raw = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
+    folder = root / "checkpoint"
+    (folder / "features").mkdir(parents=True)
+    np.save(folder / "features" / "a.npy", np.ones((20, 10), np.float32))
+    (folder / "net.safetensors").write_bytes((root / "small.safetensors").read_bytes())
+    run = ("infer", "--checkpoint", "net.safetensors", "--features", "features", "--fps", "25", "--output", "out.json")
+    run += ("--device", "cpu", "--max-video-gib", "0.0625")
+    # A configuration may ask for other features than there are.
+    named = ("net.safetensors", "features/a.npy", "video 'a'", "--fps")
+    targets.append(Target("checkpoint", "checkpoint", run, "net.safetensors", raw, named, ("out.json",)))
+
+    folder = root / "release"
+    folder.mkdir()
+    model = BMNConfig(base_channels=8, sampled_channels=8, map_channels=4, bins=4)
+    state = {f"module.{name}": value for name, value in NETWORKS["bmn"](model).state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": state}, folder / "bmn.pth.tar")
+    run = ("convert", "--bmn", "bmn.pth.tar", "--preset", "activitynet13", "--output", "out.safetensors")
+    own = (m.any_bytes, m.whole_file, m.zip_members, m.torch_objects, m.torch_objects)
+    targets.append(Target("release", "release", run, "bmn.pth.tar", own, ("bmn.pth.tar",), ("out.safetensors",)))
+
+    folder = root / "training"
+    folder.mkdir()
+    easy = SyntheticConfig(instances=(1.0, 2.0), feature_dim=8, classes=2, scenes=2)
+    subsets = (("training", 3), ("validation", 1))
+    videos = [video for name, number in subsets for video in make_videos(number, seed=1, subset=name, config=easy)]
+    write_dataset(folder, videos)
+    run = ("train", "--preset", "synthetic", "--features", "features", "--annotations", "annotations.json")
+    run += ("--output", "run", "--device", "cpu", "--resume")
+    before = os.getcwd()
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        train.main([*run[1:], "--set", *TRAIN_SIZES])
+    os.chdir(before)
+    (folder / "settings.toml").write_text(_as_toml(TRAIN_SIZES))
+    state_file = "run/state.safetensors"
+    named = ("state.safetensors",)
+    settings = ("settings.toml", "--config", *named, "features/", "training", "validation", "model.", "train.")
+    targets += [
+        Target("training state", "training", (*run, "--set", *TRAIN_SIZES), state_file, raw, named),
+        Target("settings toml", "training", (*run, "--config", "settings.toml"), "settings.toml",
+               (m.any_bytes, m.whole_file, m.toml_values, m.toml_values), settings),
+        Target("settings --set", "training", (*run, "--set", *TRAIN_SIZES, "model.dropout=0.1"), None, (),
+               ("--set", *settings), argument=-1),
+    ]  # fmt: skip
+    return targets
+
+
+def _as_toml(settings: list[str]) -> str:
+    lines, section = [], None
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        of, _, name = name.partition(".")
+        lines += [f"[{of}]"] if of != section else []
+        lines.append(f"{name} = {value}")
+        section = of
+    return "\n".join(lines) + "\n"
