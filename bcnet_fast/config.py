@@ -228,7 +228,7 @@ class Config:
         model = values.get("model", {})
         _require_object(model, f"{source}: model")
         name = model.get("name", "bcnet")
-        if name not in SYSTEMS:
+        if not isinstance(name, str) or name not in SYSTEMS:
             raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {brief(name)}")
         classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1], TrainConfig), strict=True)
         built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes}

@@ -1,0 +1,9 @@
+"""`pytest tests/attack --attack N`: that many damaged inputs instead of a quick part."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--attack", type=int, metavar="N", help="number of damaged inputs (default: a quick part)")

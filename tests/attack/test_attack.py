@@ -1,0 +1,74 @@
+"""Damaged inputs of every kind end as docs/reliability.md promises, and the attack sees what breaks a promise."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from attack.mutations import VALUES, dump
+from attack.run import Outcome, problems_of
+from attack.targets import Target
+
+QUICK = 75  # inputs, three of each kind
+
+
+def test_no_damaged_input_breaks_a_promise(request, tmp_path):
+    inputs = request.config.getoption("attack", default=None) or QUICK
+    command = [sys.executable, Path(__file__).parent / "run.py", "--inputs", str(inputs), "--json", tmp_path / "a.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads((tmp_path / "a.json").read_text())
+    assert facts["inputs"] == inputs == sum(facts["exit_codes"].values())
+    assert facts["failures"] == [] and min(facts["exit_codes"].values()) > 0
+
+
+INFER = Target("features", "x", ("infer",), "features/bad.npy", (), ("features",), ("out.json",), ("good",))
+EVALUATE = Target("result", "x", ("evaluate",), "bad.json", (), ("bad.json",), ("out.json",))
+FINE = {"results": {"good": [1]}}
+
+
+def judged(folder: Path, target: Target, code: int, err: str, **more) -> list[str]:
+    facts = {"out": "", "events": [], "seconds": 0.0, "resident": 0} | more
+    return problems_of(target, folder, Outcome(code, err=err, **facts), FINE["results"], idle=0)
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "err", "more", "problem"),
+    [
+        (INFER, 70, "Traceback (most recent call last):\n", {}, "traceback"),
+        (INFER, -11, "", {}, "signal SIGSEGV"),
+        (INFER, -9, "", {}, "hang"),
+        (INFER, 0, "", {"events": ["exec <code>"]}, "hook: exec <code>"),
+        (INFER, 0, "", {"resident": 1 << 30}, "memory"),
+        (INFER, 0, "\x1b[31m", {}, "control characters printed"),
+        (INFER, 1, "", {}, "exit code 1 without a failure, or the other way round"),
+        (INFER, 0, "failed: bad: ...", {}, "exit code 1 without a failure, or the other way round"),
+        (EVALUATE, 2, "error: no name", {}, "error line without the name of the file"),
+        (EVALUATE, 2, "error: bad.json\nmore", {}, "exit code 2 without one line that begins with error:"),
+        (EVALUATE, 2, "bad.json", {}, "exit code 2 without one line that begins with error:"),
+    ],
+)
+def test_every_kind_of_failure_is_seen(tmp_path, target, code, err, more, problem):
+    if target is INFER:
+        (tmp_path / "out.json").write_text(json.dumps(FINE))
+    assert problem in judged(tmp_path, target, code, err, **more)
+
+
+def test_other_results_and_outputs_left_behind_are_seen(tmp_path):
+    (tmp_path / "out.json").write_text(json.dumps({"results": {"good": [2]}}))
+    assert judged(tmp_path, INFER, 0, "") == ["a video that is good has other results"]
+    assert judged(tmp_path, EVALUATE, 2, "error: bad.json") == ["exit code 2 leaves out.json"]
+    (tmp_path / "out.json").write_text('{"results": {"good": [NaN]}}')
+    assert judged(tmp_path, INFER, 0, "") == ["no results in the output (ZeroDivisionError)"]
+    (tmp_path / "out.json").write_text(json.dumps(FINE))
+    assert judged(tmp_path, INFER, 0, "") == []
+
+
+def test_hostile_values_are_written_as_json():
+    for value in VALUES:
+        if value != 10**4000:
+            assert repr(json.loads(dump({"a": [value, {}]}))) == repr({"a": [value, {}]})
+    assert len(dump(10**4000)) == 4001
