@@ -175,6 +175,14 @@ def test_matched_anchors_and_the_threshold_for_a_share(rng):
     )
 
 
+def test_bcnet_is_timed_with_the_weights_of_the_golden_outputs(tmp_path):
+    from support.systems import write_checkpoint
+
+    from bcnet_fast.storage.checkpoint import read_config
+
+    assert read_config(write_checkpoint(tmp_path, "bcnet", "thumos14")).model.feature_dim == 2048
+
+
 def test_help_works_and_an_unknown_variant_is_one_line():
     command = [sys.executable, str(BENCH / "latency.py")]
     shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
