@@ -57,10 +57,13 @@ class VideoProposals:
         """{video: [{"score", "segment"}]}, the value of `results` in a submission file."""
         return {self.video: entries(self.segments, self.scores)}
 
-    def plot(self, path: str | os.PathLike, ground_truth: Sequence[Instance] | None = None) -> None:
-        """Draw boundary probabilities, all proposals and, if given, the true instances; see `results.timeline`.
+    def plot(
+        self, path: str | os.PathLike, ground_truth: Sequence[Instance] | None = None, *, best: int | None = None
+    ) -> None:
+        """Draw boundary probabilities, the `best` proposals and, if given, the true instances; see `results.timeline`.
 
-        The suffix of `path` chooses .png, .svg or .pdf. InputError: it has another one, or matplotlib is missing.
+        By default there are as many proposals as true instances, from 10 to 30. The suffix of `path` chooses .png, .svg
+        or .pdf. InputError: it has another one, or the file cannot be written.
         """
         from ..results.timeline import timeline
 
@@ -71,6 +74,7 @@ class VideoProposals:
             boundary=(self.boundary_times, self.boundary_start, self.boundary_end),
             proposals=np.column_stack([self.segments, self.scores]),
             ground_truth=ground_truth,
+            best=best,
         )
 
 

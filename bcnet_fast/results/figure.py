@@ -102,7 +102,7 @@ def missing_glyphs_as_boxes() -> Iterator[None]:
 
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Write the figure in the format of the suffix. InputError: the suffix is unknown, or the file cannot be written."""
+    """Write the figure in the format of the suffix. InputError: it is another one, or the file cannot be written."""
     require_picture_name(path)
     with atomic_path(path) as temporary, missing_glyphs_as_boxes():
         if temporary.suffix.lower() == ".png":

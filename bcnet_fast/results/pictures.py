@@ -12,9 +12,15 @@ from ..data.annotations import VideoAnnotation
 from ..errors import InputError
 from ..storage.files import require_writable
 from .figure import FORMATS
+from .timeline import timeline
 
 # Suffixes by which a user probably means one picture and not a folder.
 _OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".eps")
+
+
+def file_name(video: str) -> str:
+    """Name of a video's file without suffix; an id with slashes must not lead into other folders."""
+    return video.replace("/", "_")
 
 
 def is_one_picture(plot: str) -> bool:
@@ -37,10 +43,19 @@ def picture_path(plot: str, plot_format: str | None, name: str) -> Path:
     return Path(plot)
 
 
+def optional_picture_path(plot: str | None, plot_format: str | None, name: str) -> Path | None:
+    """`picture_path`, or None without `plot`. InputError: `plot_format` is given alone."""
+    if plot is not None:
+        return picture_path(plot, plot_format, name)
+    if plot_format:
+        raise InputError(f"--plot-format is {plot_format}, expected --plot with it")
+    return None
+
+
 class PictureWriter:
     """Draws the timelines of a run.
 
-    plot, plot_format: see `picture_path`.
+    plot, plot_format: see `optional_picture_path`; without `plot` nothing is drawn.
     videos: all of the run. InputError: `plot` is one picture, and they are several.
     best: proposals in a picture, see `timeline.best_count`.
     ground_truth: annotations of videos, as far as there are any.
@@ -50,16 +65,18 @@ class PictureWriter:
 
     def __init__(
         self,
-        plot: str,
+        plot: str | None,
         plot_format: str | None,
         videos: Sequence[str],
         *,
         best: int | None = None,
         ground_truth: Mapping[str, VideoAnnotation],
     ) -> None:
-        if is_one_picture(plot) and len(videos) != 1:
-            raise InputError(f"--plot {plot} is one picture, expected a folder for {len(videos)} videos")
-        require_writable(picture_path(plot, plot_format, "picture"))
+        path = optional_picture_path(plot, plot_format, "picture")
+        if path is not None:
+            if str(path) == plot and len(videos) != 1:
+                raise InputError(f"--plot {plot} is one picture, expected a folder for {len(videos)} videos")
+            require_writable(path)
         self.plot, self.plot_format = plot, plot_format
         self.best, self.ground_truth = best, ground_truth
         self.seconds = 0.0
@@ -74,12 +91,13 @@ class PictureWriter:
         labels: np.ndarray | None,
     ) -> None:
         """Draw one video; the arguments are those of `timeline`, proposals in columns."""
-        from .timeline import timeline
-
+        path = optional_picture_path(self.plot, self.plot_format, file_name(video))
+        if path is None:
+            return
         began = time.perf_counter()
         annotation = self.ground_truth.get(video)
         timeline(
-            picture_path(self.plot, self.plot_format, video.replace("/", "_")),
+            path,
             video_id=video,
             duration_s=duration_s,
             boundary=boundary,

@@ -7,6 +7,7 @@ them: most of the time of a picture would be spent on artists and layout.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,6 @@ from .figure import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # The tIoU from which on a proposal counts as a hit.
 HIT_TIOU = 0.5
@@ -80,17 +80,19 @@ def timeline(
     """
     if boundary is None and proposals is None and ground_truth is None:
         raise ValueError("boundary, proposals and ground_truth are None, expected at least one of them")
+    names: list[str] | None = None
     if proposals is not None:
         ranks = np.argsort(-proposals[:, 2], kind="stable")[: best_count(len(ground_truth or ()), best)]
-        proposals, labels = proposals[ranks], None if labels is None else [str(labels[rank]) for rank in ranks]
+        names = None if labels is None else [str(labels[rank]) for rank in ranks]
+        proposals = proposals[ranks]
     with missing_glyphs_as_boxes():
-        picture = _Picture(video_id, duration_s, proposals, labels, ground_truth, boundary is not None)
+        picture = _Picture(video_id, duration_s, proposals, names, ground_truth, boundary is not None)
         if ground_truth is not None:
             picture.draw_instances(ground_truth)
         if boundary is not None:
             picture.draw_boundary(*boundary)
         if proposals is not None:
-            picture.draw_proposals(proposals, labels)
+            picture.draw_proposals(proposals, names)
         picture.label_time()
         save(picture.figure, path)
 
@@ -186,7 +188,7 @@ class _Picture:
 
     def draw_instances(self, instances: Sequence[Instance]) -> None:
         heading = count(len(instances), "true action") if instances else "no true action"
-        found = None if self.tiou is None else (self.tiou >= HIT_TIOU).any(axis=0)
+        found = None if self.tiou is None else np.any(self.tiou >= HIT_TIOU, axis=0)
         marks = []
         if found is not None and len(instances):
             style = {"mec": MUTED, "ms": 6.5, "mew": 1.0}
@@ -234,7 +236,7 @@ class _Picture:
     def draw_proposals(self, ranked: np.ndarray, labels: list[str] | None) -> None:
         rows = len(ranked)
         marks = []
-        hits = None if self.tiou is None else (self.tiou >= HIT_TIOU).any(axis=1)
+        hits = None if self.tiou is None else np.any(self.tiou >= HIT_TIOU, axis=1)
         if hits is not None and rows and self.instances:
             rule = f"(tIoU ≥ {HIT_TIOU:g}{'' if labels is None else ', same class'})"
             marks.append(("o", _HIT, f"{count(int(hits.sum()), 'hit')} {rule}"))
@@ -258,7 +260,9 @@ class _Picture:
             for chosen, marker, style in ((hits, "o", _HIT), (~hits, "x", _MISS)):
                 y = np.flatnonzero(chosen) + 0.5
                 x = np.full(len(y), 1 + 0.14 / self.width)
-                axes.plot(x, y, ls="", marker=marker, transform=axes.get_yaxis_transform(), clip_on=False, **style, ms=size)
+                axes.plot(
+                    x, y, ls="", marker=marker, transform=axes.get_yaxis_transform(), clip_on=False, **style, ms=size
+                )
         if not self.named(rows):
             step = 10 if rows <= 5 * _NAMED_ROWS else 10 ** len(str(rows // 50))
             for place in (0, *range(step - 1, rows, step)):
@@ -291,7 +295,7 @@ class _Picture:
         write(self.figure, place, baseline, name, color=MUTED)
         edges = x + np.linspace(0, bar, 41)
         low_y, high_y = baseline, baseline - 0.085
-        strips = [[(a, low_y), (a, high_y), (b, high_y), (b, low_y)] for a, b in zip(edges, edges[1:], strict=False)]
+        strips = [[(a, low_y), (a, high_y), (b, high_y), (b, low_y)] for a, b in itertools.pairwise(edges)]
         corners = [[(a / WIDTH, 1 - b / self.size[1]) for a, b in strip] for strip in strips]
         colours = shades(np.linspace(0, 1, 40) if high > low else np.ones(40))
         self.figure.add_artist(
