@@ -64,7 +64,7 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
 
 def _spread(values: list[float], distance: float, highest: float) -> list[float]:
     """The values, moved to lie at least `distance` apart between 0 and `highest`; of equal ones the first is on top."""
-    order = np.lexsort((-np.arange(len(values)), values))
+    order = np.lexsort((-np.arange(len(values)), np.array(values)))
     # From the lowest up. Values that come too close are a group, which is centred on the mean of its members.
     groups: list[list[float]] = []
     for row in order:

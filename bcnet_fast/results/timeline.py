@@ -153,10 +153,10 @@ class _Picture:
         from matplotlib.collections import LineCollection, PolyCollection
 
         axes = add_axes(self.figure, self.left, self.top + _HEADING, self.width, height)
-        self.axes, self.top = axes, self.top + _HEADING + height + _GAP
+        self.axes, self.height, self.top = axes, height, self.top + _HEADING + height + _GAP
         axes.set_xlim(0, self.duration_s)
         axes.set_ylim(0, 1)
-        # Only the last panel gets ticks of time; they are the dearest artists.
+        # The ticks of matplotlib are its dearest artists.
         axes.xaxis.set_visible(False)
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
@@ -229,9 +229,9 @@ class _Picture:
                 color=INK,
             )
         axes.axhline(0, color="#999999", lw=0.8)
-        axes.yaxis.set_visible(True)
         axes.spines["left"].set_visible(True)
-        axes.set_yticks([-1, -0.5, 0, 0.5, 1], ["1", "0.5", "0", "0.5", "1"])
+        for value in (-1, -0.5, 0, 0.5, 1):
+            self._left_text(axes, value, f"{abs(value):g}")
 
     def draw_proposals(self, ranked: np.ndarray, labels: list[str] | None) -> None:
         rows = len(ranked)
@@ -284,7 +284,7 @@ class _Picture:
         from matplotlib.collections import PolyCollection
 
         texts = [f"{value:.2f}" if high >= 0.01 else f"{value:.0e}" for value in (low, high)]
-        baseline = self.top - _GAP - self.axes.get_window_extent().height / DPI - 0.07
+        baseline = self.top - _GAP - self.height - 0.07
         widths = [text_width(self.figure, text, TEXT) for text in texts]
         bar = 0.7
         x = self.left + self.width + 0.62 - widths[1] - 0.06 - bar
@@ -321,10 +321,12 @@ class _Picture:
         axes.add_collection(PolyCollection(corners, label=label, zorder=2, **style), autolim=False)
 
     def _row_text(self, axes: Axes, place: int, text: str, distance: float = 0.08) -> None:
-        """Write `text` left of row `place`, `distance` inches from the axes."""
-        x = -distance / self.width
+        self._left_text(axes, place + 0.5, text, distance)
+
+    def _left_text(self, axes: Axes, y: float, text: str, distance: float = 0.08) -> None:
+        """Write `text` at height `y`, `distance` inches left of the axes."""
         axes.text(
-            *(x, place + 0.5, text),
+            *(-distance / self.width, y, text),
             transform=axes.get_yaxis_transform(),
             ha="right",
             va="center_baseline",
@@ -343,9 +345,20 @@ class _Picture:
                 minutes, rest = divmod(round(time), 60)
                 hours = f"{minutes // 60}:{minutes % 60:02d}" if self.duration_s >= 3600 else str(minutes)
                 texts.append(f"{hours}:{rest:02d}")
-        self.axes.xaxis.set_visible(True)
-        self.axes.set_xticks(_ticks(self.duration_s), texts)
-        self.axes.set_xlabel(f"time in the video ({unit})", fontsize=TEXT, color=MUTED, labelpad=3)
+        below = self.axes.get_xaxis_transform()
+        inch = 1 / self.height
+        for time, text in zip(_ticks(self.duration_s), texts, strict=True):
+            self.axes.text(
+                *(time, -0.17 * inch, text), transform=below, ha="center", va="baseline", fontsize=TEXT, color=INK
+            )
+        self.axes.text(
+            *(0.5, -0.36 * inch, f"time in the video ({unit})"),
+            transform=self.axes.transAxes,
+            ha="center",
+            va="baseline",
+            fontsize=TEXT,
+            color=MUTED,
+        )
 
 
 def _tiou(proposals: np.ndarray, labels: list[str] | None, instances: Sequence[Instance]) -> np.ndarray:
