@@ -6,25 +6,49 @@ import os
 
 import numpy as np
 
-from ..results.figure import GRID, INK, MUTED, TEXT, TITLE, WIDTH, add_axes, new_figure, save, shades, write
+from ..results.figure import (
+    GRID,
+    INK,
+    MUTED,
+    TEXT,
+    TITLE,
+    WIDTH,
+    add_axes,
+    new_figure,
+    require_picture_name,
+    save,
+    shades,
+    shortened,
+    write,
+)
 from ..text import count
 from .average_recall import AverageRecall
 
-_HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 4.6, 0.62, 0.72, 0.98, 0.5
+_HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 4.6, 0.62, 0.9, 0.98, 0.5
 _LINE = 0.155  # inches from one label to the next
+_MEAN = "mean (AR)"
 
 
 def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "") -> None:
     """Draw the recall at each tIoU threshold and their mean against the average number of proposals.
 
-    Darker lines stand for higher thresholds. Each has its name at its end.
+    Darker lines stand for higher thresholds. Each has its name at its end; the mean of one threshold has no line.
+    InputError: `path` has another suffix than .png, .svg or .pdf, or cannot be written.
     """
-    figure = new_figure(_HEIGHT)
+    require_picture_name(path)
+    thresholds = zip(result.tiou_thresholds, result.recall, strict=True)
+    lines = [(100 * recall, f"tIoU {tiou:.2f}") for tiou, recall in thresholds]
+    # Not from the lightest shade on, which is too pale for a thin line.
+    colours = [*shades(np.linspace(0.2, 1, len(lines))), "black"]
+    if len(lines) > 1:
+        lines.append((100 * result.average_recall, _MEAN))
+    width, height = WIDTH - _LEFT - _RIGHT, max(_HEIGHT - _TOP - _BOTTOM, _LINE * (len(lines) - 1))
+
+    figure = new_figure(_TOP + height + _BOTTOM)
     write(figure, _LEFT, 0.24, f"Average recall, AUC {result.auc:.2f} %", fontsize=TITLE, fontweight="bold")
-    counts = f"{count(result.videos, 'video')}, {count(result.instances, 'instance')}, "
-    counts += count(result.proposals, "proposal")
-    write(figure, _LEFT, 0.46, "; ".join(filter(None, (title, counts))), color=MUTED)
-    width, height = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    counts = (count(result.videos, "video"), count(result.instances, "instance"), count(result.proposals, "proposal"))
+    for baseline, text in zip((0.46, 0.64), filter(None, (title, ", ".join(counts))), strict=False):
+        write(figure, _LEFT, baseline, shortened(figure, text, WIDTH - _LEFT - 0.1, TEXT), color=MUTED)
     axes = add_axes(figure, _LEFT, _TOP, width, height)
     axes.set_xlim(0, result.proposals_per_video[-1])
     axes.set_ylim(0, 100)
@@ -33,13 +57,9 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
     axes.grid(color=GRID, lw=0.7)
 
     x = result.proposals_per_video
-    thresholds = zip(result.tiou_thresholds, result.recall, strict=True)
-    lines = [(100 * recall, f"tIoU {tiou:.2f}") for tiou, recall in thresholds]
-    colours = [*shades(np.linspace(0, 1, len(lines))), "black"]
-    lines.append((100 * result.average_recall, "mean (AR)"))
     places = _spread([recall[-1] for recall, _ in lines], 100 * _LINE / height, 100.0)
-    for (recall, name), colour, place in zip(lines, colours, places, strict=True):
-        mean = name == "mean (AR)"
+    for (recall, name), colour, place in zip(lines, colours, places, strict=False):
+        mean = name == _MEAN
         axes.plot(x, recall, color=colour, lw=2.4 if mean else 1.3, label=name, clip_on=False)
         # A label that had to move is tied to its line.
         axes.plot(

@@ -73,8 +73,8 @@ class PictureWriter:
         ground_truth: Mapping[str, VideoAnnotation],
     ) -> None:
         path = optional_picture_path(plot, plot_format, "picture")
-        if path is not None:
-            if str(path) == plot and len(videos) != 1:
+        if plot is not None and path is not None:
+            if is_one_picture(plot) and len(videos) != 1:
                 raise InputError(f"--plot {plot} is one picture, expected a folder for {len(videos)} videos")
             require_writable(path)
         self.plot, self.plot_format = plot, plot_format

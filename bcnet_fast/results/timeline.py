@@ -28,6 +28,7 @@ from .figure import (
     add_axes,
     missing_glyphs_as_boxes,
     new_figure,
+    require_picture_name,
     save,
     shades,
     shortened,
@@ -37,6 +38,7 @@ from .figure import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The tIoU from which on a proposal counts as a hit.
 HIT_TIOU = 0.5
@@ -45,7 +47,9 @@ HIT_TIOU = 0.5
 CLASS_COLOURS = ("#d55e00", "#117733", "#cc79a7", "#e69f00", "#44aa99", "#882255", "#999933", "#7a5c3e")
 _CURVE, _BAND, _BAND_EDGE = "#4a5568", "#f1f2f4", "#d8dbe0"
 _HIT = {"mfc": "#222222", "mec": "#222222", "mew": 0.8}
-_MISS = {"mec": "#999999", "mew": 1.2}
+_MISS = {"mec": "#777777", "mew": 1.2}
+# Rows that are too low for marks have a strip of these beside them.
+_STRIP_HIT, _STRIP_MISS = "#222222", "#d4d4d4"
 # A longer curve is reduced to this many maxima, so that no peak falls between two pixels.
 _COLUMNS = 1000
 # Inches: of the frame, of headings and of rows.
@@ -61,7 +65,7 @@ def best_count(instances: int, best: int | None = None) -> int:
 
 
 def timeline(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     *,
     video_id: str,
     duration_s: float,
@@ -70,14 +74,19 @@ def timeline(
     labels: Sequence[str] | np.ndarray | None = None,
     ground_truth: Sequence[Instance] | None = None,
     best: int | None = None,
-) -> None:
+) -> Figure:
     """Draw one video from 0 to `duration_s` seconds. An argument that is None has no panel.
 
+    path: file to write (.png, .svg or .pdf); None writes none. The figure is returned in both cases.
     boundary: times in seconds, start and end probabilities, each [n].
     proposals: start and end in seconds and confidence, [n, 3] in any order; one row each, the best at the top.
     labels: n names of classes, for detections; a hit must have the class of the instance.
     best: how many proposals to draw, see `best_count`.
+
+    InputError: `path` has another suffix or cannot be written. ValueError: there is no panel.
     """
+    if path is not None:
+        require_picture_name(path)
     if boundary is None and proposals is None and ground_truth is None:
         raise ValueError("boundary, proposals and ground_truth are None, expected at least one of them")
     names: list[str] | None = None
@@ -94,7 +103,9 @@ def timeline(
         if proposals is not None:
             picture.draw_proposals(proposals, names)
         picture.label_time()
-        save(picture.figure, path)
+        if path is not None:
+            save(picture.figure, path)
+    return picture.figure
 
 
 class _Picture:
@@ -175,8 +186,8 @@ class _Picture:
         )
         return axes
 
-    def _heading(self, text: str, *marks: tuple[str, dict[str, Any], str]) -> None:
-        """Write a heading over the next panel: text, and then marks, each with its style and meaning."""
+    def _heading(self, text: str, *marks: tuple[str, dict[str, Any], str]) -> float:
+        """Write the heading of the next panel: text, then marks, each with style and meaning. Return where it ends."""
         from matplotlib.lines import Line2D
 
         baseline = self.top + _HEADING - 0.07
@@ -185,6 +196,7 @@ class _Picture:
             place = (x + 0.24) / WIDTH, 1 - (baseline - 0.04) / self.size[1]
             self.figure.add_artist(Line2D(place[:1], place[1:], ls="", marker=marker, **{"ms": 4.2, **style}))
             x = write(self.figure, x + 0.34, baseline, meaning, color=MUTED)
+        return x
 
     def draw_instances(self, instances: Sequence[Instance]) -> None:
         heading = count(len(instances), "true action") if instances else "no true action"
@@ -239,16 +251,19 @@ class _Picture:
         hits = None if self.tiou is None else np.any(self.tiou >= HIT_TIOU, axis=1)
         if hits is not None and rows and self.instances:
             rule = f"(tIoU ≥ {HIT_TIOU:g}{'' if labels is None else ', same class'})"
-            marks.append(("o", _HIT, f"{count(int(hits.sum()), 'hit')} {rule}"))
-            marks.append(("x", _MISS, count(int((~hits).sum()), "miss")))
-        self._heading(count(rows, "best proposal") if rows else "no proposal", *marks)
+            hit, miss = ("o", _HIT), ("x", _MISS)
+            if not self.named(rows):
+                hit, miss = (("s", {"mfc": colour, "mew": 0}) for colour in (_STRIP_HIT, _STRIP_MISS))
+            marks.append((*hit, f"{count(int(hits.sum()), 'hit')} {rule}"))
+            marks.append((*miss, count(int((~hits).sum()), "miss")))
+        end = self._heading(count(rows, "best proposal") if rows else "no proposal", *marks)
         axes = self._panel(self.row * max(rows, 1))
         axes.set_ylim(max(rows, 1), 0)
         if not rows:
             return
         low, high = float(ranked[:, 2].min()), float(ranked[:, 2].max())
         if labels is None or not self.named(rows):
-            self._confidence_scale(low, high)
+            self._confidence_scale(low, high, end)
             colours = shades((ranked[:, 2] - low) / (high - low) if high > low else np.ones(rows))
         else:
             colours = [self.colours[name] for name in labels]
@@ -256,13 +271,7 @@ class _Picture:
             axes, ranked[:, :2], np.arange(rows) + 0.11, 0.78, label="proposals", facecolors=colours, linewidths=0
         )
         if marks and hits is not None:
-            size = min(4.2, 60 * self.row)
-            for chosen, marker, style in ((hits, "o", _HIT), (~hits, "x", _MISS)):
-                y = np.flatnonzero(chosen) + 0.5
-                x = np.full(len(y), 1 + 0.14 / self.width)
-                axes.plot(
-                    x, y, ls="", marker=marker, transform=axes.get_yaxis_transform(), clip_on=False, **style, ms=size
-                )
+            self._mark(axes, hits)
         if not self.named(rows):
             step = 10 if rows <= 5 * _NAMED_ROWS else 10 ** len(str(rows // 50))
             for place in (0, *range(step - 1, rows, step)):
@@ -274,13 +283,36 @@ class _Picture:
             if labels is not None:
                 self._row_text(axes, place, self.names[labels[place]], self.beside)
             number = f"{ranked[place, 2]:.2f}" if high >= 0.01 else f"{ranked[place, 2]:.0e}"
-            x = 1 + 0.62 / self.width
             axes.text(
-                x, place + 0.5, number, transform=beside, ha="right", va="center_baseline", fontsize=SMALL, color=INK
+                *(1 + 0.62 / self.width, place + 0.5, number),
+                transform=beside,
+                ha="right",
+                va="center_baseline",
+                fontsize=SMALL,
+                color=INK,
             )
 
-    def _confidence_scale(self, low: float, high: float) -> None:
-        """Draw the colours of the shown range at the right of the heading that was just written."""
+    def _mark(self, axes: Axes, hits: np.ndarray) -> None:
+        """Mark each row as hit or miss at the right of the axes."""
+        from matplotlib.collections import PolyCollection
+
+        beside = axes.get_yaxis_transform()
+        if not self.named(len(hits)):
+            left, right = 1 + 0.08 / self.width, 1 + 0.2 / self.width
+            corners = [[(left, row), (left, row + 1), (right, row + 1), (right, row)] for row in range(len(hits))]
+            colours = np.where(hits, _STRIP_HIT, _STRIP_MISS).tolist()
+            strip = PolyCollection(corners, facecolors=colours, linewidths=0, transform=beside, label="hits")
+            axes.add_collection(strip, autolim=False)
+            strip.set_clip_on(False)
+            return
+        for chosen, marker, style in ((hits, "o", _HIT), (~hits, "x", _MISS)):
+            y = np.flatnonzero(chosen) + 0.5
+            x = np.full(len(y), 1 + 0.14 / self.width)
+            name = "hits" if marker == "o" else "misses"
+            axes.plot(x, y, ls="", marker=marker, transform=beside, clip_on=False, ms=4.2, label=name, **style)
+
+    def _confidence_scale(self, low: float, high: float, after: float) -> None:
+        """Draw the colours of the shown range at the right of the heading that was just written up to `after`."""
         from matplotlib.collections import PolyCollection
 
         texts = [f"{value:.2f}" if high >= 0.01 else f"{value:.0e}" for value in (low, high)]
@@ -292,7 +324,8 @@ class _Picture:
         write(self.figure, x + bar + 0.06, baseline, texts[1], color=MUTED)
         name = "confidence"
         place = x - 0.06 - widths[0] - 0.1 - text_width(self.figure, name, TEXT)
-        write(self.figure, place, baseline, name, color=MUTED)
+        if place > after + 0.1:
+            write(self.figure, place, baseline, name, color=MUTED)
         edges = x + np.linspace(0, bar, 41)
         low_y, high_y = baseline, baseline - 0.085
         strips = [[(a, low_y), (a, high_y), (b, high_y), (b, low_y)] for a, b in itertools.pairwise(edges)]
