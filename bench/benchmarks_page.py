@@ -101,11 +101,18 @@ def groups(found: dict[str, Any], *keys: str) -> dict[tuple, list[dict[str, Any]
     return grouped
 
 
+def matched_anchors(row: dict[str, Any]) -> str:
+    """Part of a heading: how many anchors BCNet's boundaries match; empty for other systems."""
+    if row["boundary_threshold"] is None:
+        return ""
+    return f", {row['matched_percent']:.0f} % of the anchors matched"
+
+
 def latency(found: dict[str, Any]) -> str:
     parts = []
-    for (system, data, threshold), rows in groups(found, "system", "data", "boundary_threshold").items():
+    for (system, data, _), rows in groups(found, "system", "data", "boundary_threshold").items():
         base = rows[0]
-        matched = f", {base['matched_percent']:.0f} % of the anchors matched" if threshold is not None else ""
+        matched = matched_anchors(base)
         steps = [step for step in ("network", "window", "video") if median(base, step) is not None]
         header = [f"{system}, {data}{matched}", *(f"{step}, ms" for step in steps), "first window, s", "memory, MiB"]
         lines = [

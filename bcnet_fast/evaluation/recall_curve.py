@@ -39,7 +39,7 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
     thresholds = zip(result.tiou_thresholds, result.recall, strict=True)
     lines = [(100 * recall, f"tIoU {tiou:.2f}") for tiou, recall in thresholds]
     # Not from the lightest shade on, which is too pale for a thin line.
-    colours = [*shades(np.linspace(0.2, 1, len(lines))), "black"]
+    colours = [*shades(np.linspace(1, 0.2, len(lines))[::-1]), "black"]
     if len(lines) > 1:
         lines.append((100 * result.average_recall, _MEAN))
     width, height = WIDTH - _LEFT - _RIGHT, max(_HEIGHT - _TOP - _BOTTOM, _LINE * (len(lines) - 1))

@@ -14,8 +14,8 @@ from ..storage.files import require_writable
 from .figure import FORMATS
 from .timeline import timeline
 
-# Suffixes by which a user probably means one picture and not a folder.
-_OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".eps")
+# Suffixes by which a user probably means one file and not a folder.
+_OTHER_FORMATS = (".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".eps", ".txt", ".json", ".csv", ".html")
 
 
 def file_name(video: str) -> str:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks_page import NAMES, OURS, number, times
+from benchmarks_page import NAMES, OURS, matched_anchors, number, times
 
 from bcnet_fast.results.figure import (
     ACCENT,
@@ -52,7 +52,8 @@ def latency(rows: Sequence[dict[str, Any]], facts: dict[str, Any], path: str | o
     groups = []
     for (system, data), case in cases.items():
         steps = [step for step in ("window", "video") if all(step in row["times_ms"] for row in case)]
-        groups += [(f"{system}, {data}: {_STEPS[step]}", step, case) for step in steps or ["network"]]
+        name = f"{system}, {data}{matched_anchors(case[0])}"
+        groups += [(f"{name}: {_STEPS[step]}", step, case) for step in steps or ["network"]]
 
     pitch, title, left, right = 0.205, 0.3, 1.3, 1.05
     height = sum(title + pitch * len(case) for *_, case in groups)
