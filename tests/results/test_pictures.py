@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -68,13 +69,21 @@ def test_ar_curve_draws_each_threshold_and_the_mean(recall: AverageRecall, curve
     np.testing.assert_allclose(last, [100, 0, 50])
 
 
+@pytest.mark.parametrize("ends", ["equal", "close", "far"])
 @pytest.mark.parametrize("count", [2, 10, 40])
-def test_labels_of_a_recall_curve_are_beside_their_lines_and_apart(count: int, curves: list) -> None:
-    """Many lines end in the same point: all labels are inside the figure, and none lies on another."""
-    recall_curve.ar_curve(recall_of(tuple(np.linspace(0.5, 0.89, count))), "unused.png", title="long " * 60)
+def test_labels_of_a_recall_curve_are_beside_their_lines_and_apart(count: int, ends: str, curves: list) -> None:
+    """Lines may end in the same point: all labels are inside the figure, in the order of the lines and apart."""
+    result = recall_of(tuple(np.linspace(0.5, 0.89, count)))
+    lowest = {"equal": 1.0, "close": 0.9, "far": 0.0}[ends]
+    result = dataclasses.replace(result, recall=result.recall * np.linspace(1, lowest, count)[:, None])
+    recall_curve.ar_curve(result, "unused.png", title="long " * 60)
     assert not overlapping(curves[0])
     names = [text.get_text() for text in curves[0].axes[0].texts]
     assert len(names) == count + 1 and names[-1] == "mean (AR)"
+    heights = [text.get_position()[1] for text in curves[0].axes[0].texts]
+    assert heights[:-1] == sorted(heights[:-1], reverse=True)
+    if count == 2 and ends == "far":
+        np.testing.assert_allclose(heights, [100, 0, 50])  # at the lines themselves
     # From light to dark.
     shades = [sum(line.get_color()[:3]) for line in curves[0].axes[0].lines if line.get_label().startswith("tIoU")]
     assert shades == sorted(shades, reverse=True) and len(set(shades)) == count
