@@ -69,13 +69,14 @@ def test_ar_curve_draws_each_threshold_and_the_mean(recall: AverageRecall, curve
     np.testing.assert_allclose(last, [100, 0, 50])
 
 
-@pytest.mark.parametrize("ends", ["equal", "close", "far"])
+@pytest.mark.parametrize("ends", ["equal", "close", "middle", "far"])
 @pytest.mark.parametrize("count", [2, 10, 40])
 def test_labels_of_a_recall_curve_are_beside_their_lines_and_apart(count: int, ends: str, curves: list) -> None:
     """Lines may end in the same point: all labels are inside the figure, in the order of the lines and apart."""
     result = recall_of(tuple(np.linspace(0.5, 0.89, count)))
-    lowest = {"equal": 1.0, "close": 0.9, "far": 0.0}[ends]
-    result = dataclasses.replace(result, recall=result.recall * np.linspace(1, lowest, count)[:, None])
+    highest, lowest = {"equal": (1.0, 1.0), "close": (1.0, 0.9), "middle": (0.5, 0.48), "far": (1.0, 0.0)}[ends]
+    recalls = result.recall * np.linspace(highest, lowest, count)[:, None]
+    result = dataclasses.replace(result, recall=recalls, average_recall=recalls.mean(axis=0))
     recall_curve.ar_curve(result, "unused.png", title="long " * 60)
     assert not overlapping(curves[0])
     names = [text.get_text() for text in curves[0].axes[0].texts]
