@@ -64,7 +64,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine(environment: dict[str, Any]) -> str:
-    facts = [environment["device"], f"{environment['threads']} threads", f"PyTorch {environment['torch']}"]
+    threads = f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}"
+    facts = [environment["device"], threads, f"PyTorch {environment['torch']}"]
     facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
     return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"
 
