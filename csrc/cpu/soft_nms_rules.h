@@ -28,11 +28,12 @@ struct Picked {
 template <typename T>
 struct Rules {
   Decay decay;
-  T exponent_scale, threshold_low, threshold_slope, threshold_floor, lowest_score, epsilon;
+  T sigma, exponent_scale, threshold_low, threshold_slope, threshold_floor, lowest_score, epsilon;
   std::int64_t max_picks;
 
   explicit Rules(const SoftNmsOptions& o)
       : decay(o.decay),
+        sigma(static_cast<T>(o.sigma)),
         exponent_scale(T(-1) / static_cast<T>(o.sigma)),
         threshold_low(static_cast<T>(o.threshold_low)),
         threshold_slope(static_cast<T>(o.threshold_high) - static_cast<T>(o.threshold_low)),
@@ -49,7 +50,8 @@ struct Rules {
   BCNET_INLINE T area(T start, T end) const { return (end - start) + epsilon; }
 
   BCNET_INLINE Picked<T> picked(T start, T end) const {
-    const T threshold = threshold_low + threshold_slope * (end - start);
+    const T length = decay == Decay::library_gaussian ? area(start, end) : end - start;
+    const T threshold = threshold_low + threshold_slope * length;
     return {start, end, area(start, end), threshold > threshold_floor ? threshold : threshold_floor};
   }
 };

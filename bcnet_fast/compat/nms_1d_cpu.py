@@ -1,0 +1,154 @@
+"""`nms_1d_cpu`, the extension of ActionFormer, TriDet, DyFADet and OpenTAD: same functions, arguments and results.
+
+Tensors are float32 on the CPU. Both functions return what the compiled extension returns, with the same bits and in
+the same order, for any input: NaN, segments of negative length, and equal scores too. The Gaussian is `expf` of the C
+library, which the extension calls.
+
+Without the native part, NumPy computes the same more slowly, and the last bit of a Gaussian may differ.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+# Absolute, because bcnet_fast.compat.activate loads this file as a top-level module.
+from bcnet_fast.ops import native
+from bcnet_fast.ops.backends import choose
+
+_EPSILON = np.float32(1e-6)
+
+
+def nms(segs: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Hard NMS: keep a segment unless its tIoU with a better one that is kept is `iou_threshold` or more.
+
+    Args:
+        segs: start and end, [n, 2] float32.
+        scores: [n] float32.
+        iou_threshold: 0 keeps the best segment only, because segments without overlap have a tIoU of 0.
+
+    Returns: the indices of the kept segments, best first, [k] int64. Equal scores come in the order of `scores.sort`.
+    """
+    _check("nms", {"segs": (segs, (-1, 2)), "scores": (scores, (len(segs),))})
+    order = scores.detach().sort(0, descending=True)[1]
+    segments = segs.detach().contiguous().numpy()
+    if choose("soft_nms", segs.device) == "native":
+        kept = native.module.nms_1d(segments, order.numpy(), iou_threshold)
+    else:
+        kept = _nms(segments, order.numpy(), np.float32(iou_threshold))
+    return torch.from_numpy(kept)
+
+
+def softnms(
+    segs: torch.Tensor,
+    scores: torch.Tensor,
+    dets: torch.Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    t1: float = 0.0,
+    t2: float = 0.0,
+) -> torch.Tensor:
+    """Soft-NMS: pick the best segment, lower the scores of the others, and repeat.
+
+    Args:
+        segs: start and end, [n, 2] float32. It is not changed.
+        scores: [n] float32. It is not changed.
+        dets: [n, 3] float32; its first k rows receive start, end and decayed score of the picks.
+        iou_threshold: tIoU from which methods 0 and 1 lower a score.
+        sigma: width of the Gaussian of methods 2 and 3.
+        min_score: a candidate below it after a pick is dropped. The first pick need not reach it.
+        method: 0 sets the score to 0, 1 multiplies it by 1 - tIoU, 2 by exp(-tIoU^2 / sigma), 3 does so too, from the
+            tIoU t1 + t2 * length of the pick.
+        t1, t2: OpenTAD's arguments for method 3.
+
+    Returns: the indices of the picks, [k] int64.
+
+    Fast where scores are finite, lengths not negative, `min_score` is above 0, and with method 0 `iou_threshold` too;
+    otherwise as slow as the extension.
+    """
+    n = len(segs)
+    _check("softnms", {"segs": (segs, (-1, 2)), "scores": (scores, (n,)), "dets": (dets, (n, 3))})
+    if method not in (0, 1, 2, 3):
+        raise ValueError(f"softnms: method is {method!r}, expected 0, 1, 2 or 3")
+    arrays = segs.detach().contiguous().numpy(), scores.detach().contiguous().numpy()
+    options = iou_threshold, sigma, min_score, method, t1, t2
+    run = native.module.soft_nms_1d if choose("soft_nms", segs.device) == "native" else _soft_nms
+    picks, indices = run(*arrays, *options)
+    dets.detach()[: len(picks)] = torch.from_numpy(picks)
+    return torch.from_numpy(indices)
+
+
+def _check(function: str, arguments: dict[str, tuple[torch.Tensor, tuple[int, ...]]]) -> None:
+    """Raise for a tensor of another kind, or of another shape; -1 is any size."""
+    for name, (tensor, shape) in arguments.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+            found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise TypeError(f"{function}: {name} is {found}, expected a float32 tensor")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{function}: {name} is on {tensor.device}, expected it on the CPU")
+        expected = (tensor.shape[0] if tensor.dim() else 0, *shape[1:]) if shape[0] == -1 else shape
+        if tuple(tensor.shape) != expected:
+            shown = ["n" if size == -1 else size for size in shape]
+            raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {shown}".replace("'", ""))
+
+
+def _tiou(start, end, area, others) -> np.ndarray:
+    """tIoU of one segment with others, columns (start, end, area), in the order of operations of the extension."""
+    inter = np.fmin(end, others[1]) - np.fmax(start, others[0])
+    inter = np.where(inter > 0, inter, np.float32(0))
+    return inter / ((area + others[2]) - inter)
+
+
+def _nms(segments: np.ndarray, order: np.ndarray, threshold: np.float32) -> np.ndarray:
+    start, end = segments[order].T
+    columns = np.stack([start, end, (end - start) + _EPSILON])
+    left = np.ones(len(order), dtype=bool)
+    with np.errstate(all="ignore"):
+        for i in range(len(order)):
+            if left[i]:
+                left[i + 1 :] &= ~(_tiou(*columns[:, i], columns[:, i + 1 :]) >= threshold)
+    return order[left]
+
+
+def _soft_nms(
+    segments: np.ndarray,
+    scores: np.ndarray,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    t1: float,
+    t2: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    threshold, width, lowest, low, slope = (np.float32(number) for number in (iou_threshold, sigma, min_score, t1, t2))
+    start, end = segments.T
+    # Columns: start, end, area, score. The algorithm reorders them in place, and ties go by the order.
+    table, index = np.stack([start, end, (end - start) + _EPSILON, scores]), np.arange(len(scores))
+    remaining, i = len(scores), 0
+    with np.errstate(all="ignore"):
+        while i < remaining:
+            top = i + _first_largest(table[3, i:remaining])
+            table[:, [i, top]], index[[i, top]] = table[:, [top, i]], index[[top, i]]
+            tiou = _tiou(*table[:3, i], table[:3, i + 1 : remaining])
+            if method < 2:
+                factor = np.where(tiou >= threshold, 1 - tiou if method == 1 else 0, 1).astype(np.float32)
+            else:
+                # In double and rounded once: closest to the C library, which is off by 0.502 ulp at most.
+                factor = np.exp((-(tiou * tiou) / width).astype(np.float64)).astype(np.float32)
+                if method == 3:
+                    factor = np.where(tiou >= low + slope * table[2, i], factor, np.float32(1))
+            table[3, i + 1 : remaining] *= factor
+            for position in i + 1 + np.flatnonzero(table[3, i + 1 : remaining] < lowest):
+                # The last candidate takes the place of a dropped one, and may have to be dropped itself.
+                while position < remaining and table[3, position] < lowest:
+                    remaining -= 1
+                    table[:, position], index[position] = table[:, remaining], index[remaining]
+            i += 1
+    return np.ascontiguousarray(table[[0, 1, 3], :remaining].T), index[:remaining].copy()
+
+
+def _first_largest(scores: np.ndarray) -> int:
+    """Position of the first largest score. A NaN in the first place stays the largest, elsewhere it never is."""
+    return 0 if np.isnan(scores[0]) else int(np.argmax(np.where(np.isnan(scores), -np.inf, scores)))
