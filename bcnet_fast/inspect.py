@@ -89,7 +89,10 @@ def inspect(options: InspectOptions) -> int:
     if feature_dim is None and (options.preset or options.checkpoint):
         feature_dim = config.model.feature_dim
     archive = open_features(
-        options.path, feature_dim=feature_dim, every=options.time.every, strip_prefix=config.data.strip_prefix
+        options.path,
+        feature_dim=feature_dim,
+        every=options.time.every_for(config),
+        strip_prefix=config.data.strip_prefix,
     )
     resolver = options.time.resolver(config, archive)
     resolver.require_match(archive.ids, options.path, options.time.times)

@@ -7,8 +7,8 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from test_engine import CONFIGS, NO_REWRITES, difference, needs_native, random_state, written
-from test_engine_maps import config_of
+from helpers.backends import needs_native
+from helpers.networks import CONFIGS, NO_REWRITES, difference, map_config, random_state, written
 
 import bcnet_fast
 from bcnet_fast.inference.model import Model
@@ -44,7 +44,7 @@ def test_kernels_implement_every_operation_with_its_signature(protocol, implemen
 
 CASES = {
     **{f"bcnet, {name}": config for name, config in CONFIGS.items()},
-    **{name: config_of(name) for name in ("bmn", "bmn, many channels", "gtad", "gtad, many channels")},
+    **{name: map_config(name) for name in ("bmn", "bmn, many channels", "gtad", "gtad, many channels")},
 }
 
 
@@ -53,7 +53,7 @@ def all_scores(model: Model, features: torch.Tensor) -> list[Output]:
     scores = [model(features)]
     if model.run.skips_anchors:
         boundaries = model.boundaries(features)
-        needed = torch.arange(model.run.network.anchor_count) % 3 == 0
+        needed = torch.arange(model.network.anchor_count) % 3 == 0
         scores.append(model.anchors(features, boundaries, needed.expand(len(features), -1)))
     return scores
 
@@ -84,7 +84,7 @@ def test_poison_shows_a_read_of_an_overwritten_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Workspace, "poison", True)
     model = bcnet_fast.load(path, device="cpu", precision="fp64")
     assert not model(features).start.isnan().any()
-    workspace = model.run.network.kernels.workspace
+    workspace = model.network.kernels.workspace
     take = workspace.take
     wrong = {BCNetBuffer.SELF_ATTENDED: BCNetBuffer.ORIGINAL_ATTENDED}
     workspace.take = lambda buffer, *shape, **options: take(wrong.get(buffer, buffer), *shape, **options)
