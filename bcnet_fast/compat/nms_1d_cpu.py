@@ -9,6 +9,8 @@ Without the native part, NumPy computes the same more slowly, and the last bit o
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import torch
 
@@ -29,13 +31,17 @@ def nms(segs: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch
 
     Returns: the indices of the kept segments, best first, [k] int64. Equal scores come in the order of `scores.sort`.
     """
-    _check("nms", {"segs": (segs, (-1, 2)), "scores": (scores, (len(segs),))})
-    order = scores.detach().sort(0, descending=True)[1]
-    segments = segs.detach().contiguous().numpy()
+    _check("nms", segs, scores)
+    if segs.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    segments, threshold = segs.detach().contiguous().numpy(), float(iou_threshold)
+    scores = scores.detach().contiguous()
     if choose("soft_nms", segs.device) == "native":
-        kept = native.module.nms_1d(segments, order.numpy(), iou_threshold)
+        # Only PyTorch knows how its sort orders equal scores.
+        order = native.module.order_of_distinct(scores.numpy())
+        kept = native.module.nms_1d(segments, _sorted(scores) if order is None else order, threshold)
     else:
-        kept = _nms(segments, order.numpy(), np.float32(iou_threshold))
+        kept = _nms(segments, _sorted(scores), np.float32(threshold))
     return torch.from_numpy(kept)
 
 
@@ -55,7 +61,7 @@ def softnms(
     Args:
         segs: start and end, [n, 2] float32. It is not changed.
         scores: [n] float32. It is not changed.
-        dets: [n, 3] float32; its first k rows receive start, end and decayed score of the picks.
+        dets: [n, 3] float32, or more rows; the first k receive start, end and decayed score of the picks, in place.
         iou_threshold: tIoU from which methods 0 and 1 lower a score.
         sigma: width of the Gaussian of methods 2 and 3.
         min_score: a candidate below it after a pick is dropped. The first pick need not reach it.
@@ -63,35 +69,50 @@ def softnms(
             tIoU t1 + t2 * length of the pick.
         t1, t2: OpenTAD's arguments for method 3.
 
-    Returns: the indices of the picks, [k] int64.
+    Returns: the indices of the picks, in their order, [k] int64.
 
     Fast where scores are finite, lengths not negative, `min_score` is above 0, and with method 0 `iou_threshold` too;
     otherwise as slow as the extension.
     """
-    n = len(segs)
-    _check("softnms", {"segs": (segs, (-1, 2)), "scores": (scores, (n,)), "dets": (dets, (n, 3))})
+    _check("softnms", segs, scores, dets)
     if method not in (0, 1, 2, 3):
         raise ValueError(f"softnms: method is {method!r}, expected 0, 1, 2 or 3")
+    if segs.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
     arrays = segs.detach().contiguous().numpy(), scores.detach().contiguous().numpy()
-    options = iou_threshold, sigma, min_score, method, t1, t2
+    options = *map(float, (iou_threshold, sigma, min_score)), int(method), float(t1), float(t2)
     run = native.module.soft_nms_1d if choose("soft_nms", segs.device) == "native" else _soft_nms
     picks, indices = run(*arrays, *options)
-    dets.detach()[: len(picks)] = torch.from_numpy(picks)
+    dets.detach().numpy()[: len(picks)] = picks
     return torch.from_numpy(indices)
 
 
-def _check(function: str, arguments: dict[str, tuple[torch.Tensor, tuple[int, ...]]]) -> None:
-    """Raise for a tensor of another kind, or of another shape; -1 is any size."""
-    for name, (tensor, shape) in arguments.items():
+def _check(function: str, segs: torch.Tensor, scores: torch.Tensor, dets: torch.Tensor | None = None) -> None:
+    """Raise for a tensor of another kind or shape. Any shape without elements will do for `segs`, as in the extension."""
+    tensors = {"segs": segs, "scores": scores} | ({} if dets is None else {"dets": dets})
+    for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
             found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise TypeError(f"{function}: {name} is {found}, expected a float32 tensor")
         if tensor.device.type != "cpu":
             raise ValueError(f"{function}: {name} is on {tensor.device}, expected it on the CPU")
-        expected = (tensor.shape[0] if tensor.dim() else 0, *shape[1:]) if shape[0] == -1 else shape
-        if tuple(tensor.shape) != expected:
-            shown = ["n" if size == -1 else size for size in shape]
-            raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {shown}".replace("'", ""))
+    if segs.numel() == 0:
+        return
+    n = segs.shape[0] if segs.dim() else 0
+    if segs.dim() != 2 or segs.shape[1] != 2:
+        _refuse_shape(function, "segs", segs, "[n, 2]")
+    if scores.shape != (n,):
+        _refuse_shape(function, "scores", scores, f"[{n}] to fit segs")
+    if dets is not None and (dets.dim() != 2 or dets.shape[0] < n or dets.shape[1] != 3):
+        _refuse_shape(function, "dets", dets, f"[{n}, 3] or more rows")
+
+
+def _refuse_shape(function: str, name: str, tensor: torch.Tensor, expected: str) -> NoReturn:
+    raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {expected}")
+
+
+def _sorted(scores: torch.Tensor) -> np.ndarray:
+    return scores.sort(0, descending=True)[1].numpy()
 
 
 def _tiou(start, end, area, others) -> np.ndarray:

@@ -1,8 +1,10 @@
 #include "include/nms_1d.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -72,6 +74,11 @@ std::int64_t soft_nms_in_place(const float* segments, const float* scores, std::
 
 bool finite(float value) { return value - value == 0.0f; }
 
+// Whether no length, nor a sum of two of them, can overflow.
+bool moderate(const float* segments, std::int64_t count) {
+  return std::all_of(segments, segments + 2 * count, [](float time) { return std::fabs(time) < 1e37f; });
+}
+
 // Whether the blocks of soft_nms.cpp give the results of the plain algorithm: every number is finite, no length is
 // negative, a score that falls to 0 is dropped, and only overlap makes scores fall.
 bool regular(const float* segments, const float* scores, std::int64_t count, const SoftNms1dOptions& options,
@@ -83,7 +90,7 @@ bool regular(const float* segments, const float* scores, std::int64_t count, con
     case SoftNms1dMethod::gaussian_from_threshold: usable &= finite(options.t1) && finite(options.t2); [[fallthrough]];
     case SoftNms1dMethod::gaussian: usable &= options.sigma > 0.0f && finite(options.sigma);
   }
-  return usable && all_usable(segments, scores, count, instruction_set);
+  return usable && all_usable(segments, scores, count, instruction_set) && moderate(segments, count);
 }
 
 Rules<float> rules_of(const SoftNms1dOptions& options) {
@@ -102,7 +109,40 @@ Rules<float> rules_of(const SoftNms1dOptions& options) {
   return rules;
 }
 
+// A number that is lower for a higher score; the same for 0 and -0.
+std::uint32_t descending_key(float score) {
+  const float number = score + 0.0f;
+  std::uint32_t bits;
+  std::memcpy(&bits, &number, sizeof(bits));
+  return bits >> 31 ? bits : ~bits & 0x7fffffffu;
+}
+
 }  // namespace
+
+bool order_of_distinct(const float* scores, std::int64_t count, std::int64_t* order) {
+  if (count >= std::int64_t{1} << 32) return false;
+  // Keys in the upper halves, indices in the lower ones; sorted by one byte of the keys after the other.
+  std::vector<std::uint64_t> entries(static_cast<std::size_t>(count)), sorted(entries.size());
+  constexpr int bytes = 4;
+  std::array<std::array<std::uint32_t, 256>, bytes> places{};
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (std::isnan(scores[i])) return false;
+    const std::uint32_t key = descending_key(scores[i]);
+    entries[i] = std::uint64_t{key} << 32 | static_cast<std::uint32_t>(i);
+    for (int b = 0; b < bytes; ++b) ++places[b][key >> 8 * b & 255];
+  }
+  for (int b = 0; b < bytes; ++b) {
+    std::uint32_t before = 0;
+    for (std::uint32_t& place : places[b]) before += std::exchange(place, before);
+    for (const std::uint64_t entry : entries) sorted[places[b][entry >> (32 + 8 * b) & 255]++] = entry;
+    std::swap(entries, sorted);
+  }
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i > 0 && entries[i] >> 32 == entries[i - 1] >> 32) return false;
+    order[i] = static_cast<std::uint32_t>(entries[i]);
+  }
+  return true;
+}
 
 std::int64_t nms_1d(const float* segments, const std::int64_t* order, std::int64_t count, float iou_threshold,
                     InstructionSet instruction_set, std::int64_t* kept) {

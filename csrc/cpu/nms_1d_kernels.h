@@ -7,7 +7,7 @@ constexpr std::int64_t kKeptStep = kKeptVectors * kWidth<float>;
 // steps; where no segment is yet, the area is NaN, which makes every comparison false.
 //
 // Dividing takes longest, so a product rules out nearly all kept segments: `below` is so far under the threshold that
-// rounding cannot matter, or minus infinity where the threshold is too small for that.
+// rounding cannot matter, or 0 where the threshold is too small for that.
 BCNET_INLINE bool suppressed(const float* kept_start, const float* kept_end, const float* kept_area, std::int64_t count,
                              float start, float end, float area, float threshold, float below) {
   using V = Vec<float>;
@@ -22,7 +22,7 @@ BCNET_INLINE bool suppressed(const float* kept_start, const float* kept_end, con
       together[p] = (load<V>(kept_area + at) + areas) - inter[p];
       near |= inter[p] >= splat<V>(below) * together[p] ? splat<I>(std::int32_t{-1}) : I{};
     }
-    if (!signs_of<float>(near)) continue;
+    if (below > 0.0f && !signs_of<float>(near)) continue;
     I enough{};
     for (int p = 0; p < kKeptVectors; ++p) {
       enough |= inter[p] / together[p] >= splat<V>(threshold) ? splat<I>(std::int32_t{-1}) : I{};
@@ -38,8 +38,7 @@ inline std::int64_t keep_segments(const float* segments, const std::int64_t* ord
   float *const kept_start = columns[0], *const kept_end = columns[1], *const kept_area = columns[2];
   // Below it, a product could be denormal and its rounding large.
   constexpr float least_product = 1e-20f;
-  const float below =
-      threshold > least_product ? threshold * (1.0f - 0x1p-20f) : -std::numeric_limits<float>::infinity();
+  const float below = threshold > least_product ? threshold * (1.0f - 0x1p-20f) : 0.0f;
   std::int64_t found = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const float start = segments[2 * order[i]], end = segments[2 * order[i] + 1], area = (end - start) + epsilon;

@@ -41,11 +41,13 @@ BCNET_INLINE void set_lane(N* line, int lane, N value) {
 // The factors of Decay::library_gaussian, see decay_factor.
 template <typename V>
 BCNET_INLINE V library_decay_factor(V start, V end, V area, const Picked<float>& picked, const Rules<float>& rules) {
+  using I = Vector<std::int32_t, sizeof(V)>;
   const V inter = minimum(end, splat<V>(picked.end)) - maximum(start, splat<V>(picked.start));
   const V tiou = inter / ((picked.area + area) - inter);
   // exp(-0) is 1.
-  const V counted = tiou >= picked.threshold ? tiou : V{};
-  return library_exp_nonpositive(-(counted * counted) / rules.sigma);
+  const V counted = tiou >= picked.threshold ? tiou : V{}, square = -(counted * counted);
+  if (!signs_of<float>(square < 0.0f ? splat<I>(std::int32_t{-1}) : I{})) return splat<V>(1.0f);
+  return library_exp_nonpositive(rules.inverse_sigma != 0 ? square * rules.inverse_sigma : square / rules.sigma);
 }
 
 // Takes a copy of the rules, which the compiler need not read again after each store.

@@ -14,6 +14,13 @@ std::int64_t rows_of(const char* op, const Array<float>& segments) {
   return segments.shape(0);
 }
 
+py::object order_of_distinct_scores(const Array<float>& scores) {
+  if (scores.ndim() != 1) refuse_shape("nms_1d", "scores", scores, "[n]");
+  Array<std::int64_t> order(scores.shape(0));
+  if (order_of_distinct(scores.data(), scores.shape(0), order.mutable_data())) return order;
+  return py::none();
+}
+
 Array<std::int64_t> nms(const Array<float>& segments, const Array<std::int64_t>& order, float iou_threshold,
                         const std::string& instruction_set) {
   constexpr const char* op = "nms_1d";
@@ -64,6 +71,8 @@ py::tuple soft_nms(const Array<float>& segments, const Array<float>& scores, flo
 }  // namespace
 
 void define_nms_1d(py::module_& module) {
+  module.def("order_of_distinct", &order_of_distinct_scores, arg("scores"),
+             "Return the indices int64 [n] of the scores, highest first, or None where two are equal or one is NaN.");
   module.def("nms_1d", &nms, arg("segments"), arg("order"), arg("iou_threshold"), instruction_set_argument(),
              "Return the indices int64 [k] of the segments that hard NMS keeps; `order` lists them best first.");
   module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("iou_threshold"), arg("sigma"),
