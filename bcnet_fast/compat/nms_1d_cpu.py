@@ -16,9 +16,10 @@ import torch
 
 # Absolute, because bcnet_fast.compat.activate loads this file as a top-level module.
 from bcnet_fast.ops import native
-from bcnet_fast.ops.backends import choose
+from bcnet_fast.ops.backends import choose, requested
 
 _EPSILON = np.float32(1e-6)
+_CPU = torch.device("cpu")
 
 
 def nms(segs: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
@@ -34,11 +35,10 @@ def nms(segs: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch
     _check("nms", segs, scores)
     if segs.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
-    segments, threshold = segs.detach().contiguous().numpy(), float(iou_threshold)
-    scores = scores.detach().contiguous()
-    if choose("soft_nms", segs.device) == "native":
+    segments, threshold = _array(segs), float(iou_threshold)
+    if _uses_native():
         # Only PyTorch knows how its sort orders equal scores.
-        order = native.module.order_of_distinct(scores.numpy())
+        order = native.module.order_of_distinct(_array(scores))
         kept = native.module.nms_1d(segments, _sorted(scores) if order is None else order, threshold)
     else:
         kept = _nms(segments, _sorted(scores), np.float32(threshold))
@@ -79,40 +79,50 @@ def softnms(
         raise ValueError(f"softnms: method is {method!r}, expected 0, 1, 2 or 3")
     if segs.numel() == 0:
         return torch.empty(0, dtype=torch.int64)
-    arrays = segs.detach().contiguous().numpy(), scores.detach().contiguous().numpy()
-    options = *map(float, (iou_threshold, sigma, min_score)), int(method), float(t1), float(t2)
-    run = native.module.soft_nms_1d if choose("soft_nms", segs.device) == "native" else _soft_nms
-    picks, indices = run(*arrays, *options)
-    dets.detach().numpy()[: len(picks)] = picks
+    rows = _array(dets)
+    run = native.module.soft_nms_1d if _uses_native() else _soft_nms
+    options = float(iou_threshold), float(sigma), float(min_score), int(method), float(t1), float(t2)
+    indices = run(_array(segs), _array(scores), rows, *options)
+    if not dets.is_contiguous():
+        dets.detach().numpy()[: len(indices)] = rows[: len(indices)]
     return torch.from_numpy(indices)
 
 
+def _uses_native() -> bool:
+    # The first part alone is faster, and small sets are what is passed most often.
+    return (native.module is not None and requested() == "auto") or choose("soft_nms", _CPU) == "native"
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor's own memory, or a copy if it is not contiguous."""
+    return (tensor.detach() if tensor.requires_grad else tensor).contiguous().numpy()
+
+
+def _sorted(scores: torch.Tensor) -> np.ndarray:
+    return scores.detach().sort(0, descending=True)[1].numpy()
+
+
 def _check(function: str, segs: torch.Tensor, scores: torch.Tensor, dets: torch.Tensor | None = None) -> None:
-    """Raise for a tensor of another kind or shape. Any shape without elements will do for `segs`, as in the extension."""
-    tensors = {"segs": segs, "scores": scores} | ({} if dets is None else {"dets": dets})
-    for name, tensor in tensors.items():
+    """Raise for a tensor of another kind or shape. Without elements, `segs` may have any shape, as in the extension."""
+    for name, tensor in (("segs", segs), ("scores", scores), ("dets", scores if dets is None else dets)):
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
             found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise TypeError(f"{function}: {name} is {found}, expected a float32 tensor")
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise ValueError(f"{function}: {name} is on {tensor.device}, expected it on the CPU")
     if segs.numel() == 0:
         return
-    n = segs.shape[0] if segs.dim() else 0
     if segs.dim() != 2 or segs.shape[1] != 2:
         _refuse_shape(function, "segs", segs, "[n, 2]")
-    if scores.shape != (n,):
+    n = len(segs)
+    if scores.dim() != 1 or len(scores) != n:
         _refuse_shape(function, "scores", scores, f"[{n}] to fit segs")
-    if dets is not None and (dets.dim() != 2 or dets.shape[0] < n or dets.shape[1] != 3):
+    if dets is not None and (dets.dim() != 2 or len(dets) < n or dets.shape[1] != 3):
         _refuse_shape(function, "dets", dets, f"[{n}, 3] or more rows")
 
 
 def _refuse_shape(function: str, name: str, tensor: torch.Tensor, expected: str) -> NoReturn:
     raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {expected}")
-
-
-def _sorted(scores: torch.Tensor) -> np.ndarray:
-    return scores.sort(0, descending=True)[1].numpy()
 
 
 def _tiou(start, end, area, others) -> np.ndarray:
@@ -136,13 +146,14 @@ def _nms(segments: np.ndarray, order: np.ndarray, threshold: np.float32) -> np.n
 def _soft_nms(
     segments: np.ndarray,
     scores: np.ndarray,
+    rows: np.ndarray,
     iou_threshold: float,
     sigma: float,
     min_score: float,
     method: int,
     t1: float,
     t2: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     threshold, width, lowest, low, slope = (np.float32(number) for number in (iou_threshold, sigma, min_score, t1, t2))
     start, end = segments.T
     # Columns: start, end, area, score. The algorithm reorders them in place, and ties go by the order.
@@ -167,7 +178,8 @@ def _soft_nms(
                     remaining -= 1
                     table[:, position], index[position] = table[:, remaining], index[remaining]
             i += 1
-    return np.ascontiguousarray(table[[0, 1, 3], :remaining].T), index[:remaining].copy()
+    rows[:remaining] = table[[0, 1, 3], :remaining].T
+    return index[:remaining].copy()
 
 
 def _first_largest(scores: np.ndarray) -> int:

@@ -167,6 +167,14 @@ std::int64_t soft_nms_1d(const float* segments, const float* scores, std::int64_
     picked_scores[0] = *best;
     return 1;
   }
+  if (options.method == SoftNms1dMethod::hard && order_of_distinct(scores, count, indices)) {
+    // Scores fall to 0 or not at all.
+    const std::vector<std::int64_t> order(indices, indices + count);
+    std::int64_t kept = nms_1d(segments, order.data(), count, options.iou_threshold, instruction_set, indices);
+    while (scores[indices[kept - 1]] < options.min_score) --kept;
+    for (std::int64_t i = 0; i < kept; ++i) picked_scores[i] = scores[indices[i]];
+    return kept;
+  }
   return soft_nms_of_set(segments, scores, static_cast<std::int32_t>(count), rules_of(options), instruction_set,
                          indices, picked_scores);
 }

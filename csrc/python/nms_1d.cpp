@@ -42,11 +42,15 @@ Array<std::int64_t> nms(const Array<float>& segments, const Array<std::int64_t>&
   return result;
 }
 
-py::tuple soft_nms(const Array<float>& segments, const Array<float>& scores, float iou_threshold, float sigma,
-                   float min_score, int method, float t1, float t2, const std::string& instruction_set) {
+Array<std::int64_t> soft_nms(const Array<float>& segments, const Array<float>& scores, Array<float>& picks,
+                             float iou_threshold, float sigma, float min_score, int method, float t1, float t2,
+                             const std::string& instruction_set) {
   constexpr const char* op = "soft_nms_1d";
   const std::int64_t n = rows_of(op, segments);
   require_shape(op, "scores", scores, {n}, " to fit segments");
+  if (picks.ndim() != 2 || picks.shape(0) < n || picks.shape(1) != 3) {
+    refuse_shape(op, "picks", picks, "[n, 3] to fit segments, or more rows");
+  }
   if (method < 0 || method > 3) refuse(op, "method", std::to_string(method), "0, 1, 2 or 3");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const SoftNms1dOptions options{static_cast<SoftNms1dMethod>(method), iou_threshold, sigma, min_score, t1, t2};
@@ -57,15 +61,14 @@ py::tuple soft_nms(const Array<float>& segments, const Array<float>& scores, flo
     const py::gil_scoped_release release;
     count = soft_nms_1d(segments.data(), scores.data(), n, options, chosen, indices.get(), picked_scores.get());
   }
-  Array<std::int64_t> indices_out(count);
-  Array<float> picks_out({count, std::int64_t{3}});
-  std::copy_n(indices.get(), count, indices_out.mutable_data());
-  float* to = picks_out.mutable_data();
+  Array<std::int64_t> result(count);
+  std::copy_n(indices.get(), count, result.mutable_data());
+  float* to = picks.mutable_data();
   for (std::int64_t i = 0; i < count; ++i) {
     to = std::copy_n(segments.data() + 2 * indices[i], 2, to);
     *to++ = picked_scores[i];
   }
-  return py::make_tuple(picks_out, indices_out);
+  return result;
 }
 
 }  // namespace
@@ -75,10 +78,10 @@ void define_nms_1d(py::module_& module) {
              "Return the indices int64 [n] of the scores, highest first, or None where two are equal or one is NaN.");
   module.def("nms_1d", &nms, arg("segments"), arg("order"), arg("iou_threshold"), instruction_set_argument(),
              "Return the indices int64 [k] of the segments that hard NMS keeps; `order` lists them best first.");
-  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("iou_threshold"), arg("sigma"),
+  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("picks"), arg("iou_threshold"), arg("sigma"),
              arg("min_score"), arg("method"), arg("t1"), arg("t2"), instruction_set_argument(),
-             "Return picks [k, 3] of start, end and score, and their indices int64 [k]. Method 0 is hard, 1 linear, "
-             "2 gaussian, 3 gaussian from the tIoU t1 + t2 * area.");
+             "Return the indices int64 [k] of the picks, and write their start, end and score to the first k rows of "
+             "`picks`. Method 0 is hard, 1 linear, 2 gaussian, 3 gaussian from the tIoU t1 + t2 * area.");
 }
 
 }  // namespace bcnet_fast
