@@ -134,9 +134,9 @@ def _tiou(start, end, area, others) -> np.ndarray:
 
 def _nms(segments: np.ndarray, order: np.ndarray, threshold: np.float32) -> np.ndarray:
     start, end = segments[order].T
-    columns = np.stack([start, end, (end - start) + _EPSILON])
     left = np.ones(len(order), dtype=bool)
     with np.errstate(all="ignore"):
+        columns = np.stack([start, end, (end - start) + _EPSILON])
         for i in range(len(order)):
             if left[i]:
                 left[i + 1 :] &= ~(_tiou(*columns[:, i], columns[:, i + 1 :]) >= threshold)
@@ -156,10 +156,10 @@ def _soft_nms(
 ) -> np.ndarray:
     threshold, width, lowest, low, slope = (np.float32(number) for number in (iou_threshold, sigma, min_score, t1, t2))
     start, end = segments.T
-    # Columns: start, end, area, score. The algorithm reorders them in place, and ties go by the order.
-    table, index = np.stack([start, end, (end - start) + _EPSILON, scores]), np.arange(len(scores))
-    remaining, i = len(scores), 0
+    index, remaining, i = np.arange(len(scores)), len(scores), 0
     with np.errstate(all="ignore"):
+        # Columns: start, end, area, score. The algorithm reorders them in place, and ties go by the order.
+        table = np.stack([start, end, (end - start) + _EPSILON, scores])
         while i < remaining:
             top = i + _first_largest(table[3, i:remaining])
             table[:, [i, top]], index[[i, top]] = table[:, [top, i]], index[[top, i]]
