@@ -51,7 +51,7 @@ def forward(input: torch.Tensor, roi: torch.Tensor, feature_dim: int, ratio: int
     sampled = functional.embedding_bag(
         rows.flatten(0, 1), table, per_sample_weights=weights.flatten(0, 1).to(table.dtype), mode="sum"
     )
-    return sampled.view(len(roi), feature_dim, -1).transpose(1, 2).contiguous()
+    return sampled.view(len(roi), feature_dim, input.shape[1]).transpose(1, 2).contiguous()
 
 
 def backward(
