@@ -1,4 +1,4 @@
-"""`import bcnet_fast.compat.activate` makes the names of other projects' extensions importable, and hides no real one."""
+"""`import bcnet_fast.compat.activate` makes the extensions of other projects importable, and hides no real one."""
 
 from __future__ import annotations
 

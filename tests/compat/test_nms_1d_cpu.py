@@ -35,7 +35,7 @@ def test_names_and_order_of_the_arguments_are_those_of_the_extensions():
 def test_hard_nms_of_actionformer(backend):
     segs = torch.tensor([[0, 10], [1, 10], [20, 30], [21, 40.0]], requires_grad=True)
     scores = torch.tensor([0.5, 0.9, 0.3, 0.8], requires_grad=True)
-    inds = nms_1d_cpu.nms(segs.contiguous().cpu(), scores.contiguous().cpu(), iou_threshold=float(0.5))
+    inds = nms_1d_cpu.nms(segs.contiguous().cpu(), scores.contiguous().cpu(), iou_threshold=0.5)
     assert inds.dtype == torch.int64 and inds.tolist() == [1, 3, 2]
     assert segs[inds[: min(2, len(inds))]].tolist() == [[1, 10], [21, 40]]
 
@@ -155,5 +155,5 @@ def test_refusals_name_argument_and_expectation(arguments, error, message):
 
 
 def test_an_unknown_method_is_refused():
-    with pytest.raises(ValueError, match="^softnms: method is 4, expected 0, 1, 2 or 3$"):
+    with pytest.raises(ValueError, match=r"^softnms: method is 4, expected 0, 1, 2 or 3$"):
         nms_1d_cpu.softnms(segs, scores, dets, 0.5, 0.5, 0.001, 4)

@@ -44,7 +44,10 @@ def plain_softnms(
     """Indices and rows of `dets`."""
     threshold, sigma, lowest, t1, t2 = (np.float32(x) for x in (iou_threshold, sigma, min_score, t1, t2))
     with np.errstate(all="ignore"):
-        left = [[segment, score, i] for i, (segment, score) in enumerate(zip(columns(segs), scores.numpy(), strict=True))]
+        left = [
+            [segment, score, i]
+            for i, segment, score in zip(range(len(segs)), columns(segs), scores.numpy(), strict=True)
+        ]
         picks = []
         while left:
             top = 0
