@@ -73,7 +73,7 @@ class ANETdetection:
     def _counts(start: float, end: float) -> bool:
         return True
 
-    def evaluate(self, preds: Any, verbose: bool = True) -> tuple[np.ndarray, ...]:
+    def evaluate(self, preds: Any, verbose: bool = True) -> tuple[Any, ...]:
         """Compare detections with the ground truth.
 
         Args:

@@ -81,7 +81,10 @@ class ClassGroundTruth:
 
 
 def columns(
-    video_names: Sequence[str], segments: Sequence[Sequence[float]], scores: Sequence[float], classes: Sequence[int]
+    video_names: Sequence[str],
+    segments: Sequence[Sequence[float]] | np.ndarray,
+    scores: Sequence[float],
+    classes: Sequence[int],
 ) -> Results:
     """Detections with a class number as label. Values are not checked: the public evaluators take any number."""
     names: dict[str, int] = {}
@@ -93,17 +96,21 @@ def columns(
 
 
 def average_precision(
-    truth: ClassGroundTruth, detections: Results, thresholds: Sequence[float], n_classes: int
+    truth: ClassGroundTruth, detections: Results, thresholds: Sequence[float] | np.ndarray, n_classes: int
 ) -> np.ndarray:
     """AP [T, C], 0 for a class without instances."""
-    found = mean_average_precision(truth.videos, detections, tiou_thresholds=thresholds)
+    found = mean_average_precision(truth.videos, detections, tiou_thresholds=np.asarray(thresholds).tolist())
     precision = np.zeros((len(thresholds), n_classes))
     precision[:, [int(label) for label in found.labels]] = found.average_precision.T
     return precision
 
 
 def top_k_recall(
-    truth: ClassGroundTruth, detections: Results, thresholds: Sequence[float], top_k: Sequence[int], n_classes: int
+    truth: ClassGroundTruth,
+    detections: Results,
+    thresholds: Sequence[float] | np.ndarray,
+    top_k: Sequence[int],
+    n_classes: int,
 ) -> np.ndarray:
     """Recall [T, K, C] of the best k x detections of each video and class, where x is the number of its instances."""
     instances = Truth.of(truth.videos)

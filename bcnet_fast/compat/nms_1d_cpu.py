@@ -125,8 +125,9 @@ def _refuse_shape(function: str, name: str, tensor: torch.Tensor, expected: str)
     raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {expected}")
 
 
-def _tiou(start, end, area, others) -> np.ndarray:
-    """tIoU of one segment with others, columns (start, end, area), in the order of operations of the extension."""
+def _tiou(segment: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """tIoU of one segment (start, end, area) with columns of others, in the extension's order of operations."""
+    start, end, area = segment
     inter = np.fmin(end, others[1]) - np.fmax(start, others[0])
     inter = np.where(inter > 0, inter, np.float32(0))
     return inter / ((area + others[2]) - inter)
@@ -139,7 +140,7 @@ def _nms(segments: np.ndarray, order: np.ndarray, threshold: np.float32) -> np.n
         columns = np.stack([start, end, (end - start) + _EPSILON])
         for i in range(len(order)):
             if left[i]:
-                left[i + 1 :] &= ~(_tiou(*columns[:, i], columns[:, i + 1 :]) >= threshold)
+                left[i + 1 :] &= ~(_tiou(columns[:, i], columns[:, i + 1 :]) >= threshold)
     return order[left]
 
 
@@ -163,7 +164,7 @@ def _soft_nms(
         while i < remaining:
             top = i + _first_largest(table[3, i:remaining])
             table[:, [i, top]], index[[i, top]] = table[:, [top, i]], index[[top, i]]
-            tiou = _tiou(*table[:3, i], table[:3, i + 1 : remaining])
+            tiou = _tiou(table[:3, i], table[:3, i + 1 : remaining])
             if method < 2:
                 factor = np.where(tiou >= threshold, 1 - tiou if method == 1 else 0, 1).astype(np.float32)
             else:

@@ -162,8 +162,9 @@ class Recall(_Evaluator):
         """Returns: `AUC` as a share of 1, and `AR@k` for each k of `topk`."""
         videos = sum(bool(video.instances) for video in self._truth.videos.values())
         most = self.max_avg_nr_proposals or len(self._results.scores) / videos
+        thresholds = np.asarray(self.tiou_thresholds).tolist()
         found = average_recall(
-            self._truth.videos, self._results, tiou_thresholds=self.tiou_thresholds, max_proposals=most, points=most
+            self._truth.videos, self._results, tiou_thresholds=thresholds, max_proposals=most, points=most
         )
         self.recall = found.recall
         self.avg_recall = found.average_recall
@@ -172,7 +173,7 @@ class Recall(_Evaluator):
         points = self.recall.shape[1]
         if not all(1 <= k <= points for k in self.topk):
             raise InputError(f"topk is {self.topk}, expected numbers from 1 to {points}, the end of the curve")
-        return {"AUC": self.auc} | {f"AR@{k}": np.mean(self.recall[:, k - 1]) for k in self.topk}
+        return {"AUC": self.auc} | {f"AR@{k}": float(np.mean(self.recall[:, k - 1])) for k in self.topk}
 
     def logging(self, logger: Any = None) -> None:
         """Print the table of `evaluate`, or pass its lines to `logger.info`."""

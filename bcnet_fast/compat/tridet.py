@@ -38,7 +38,7 @@ class ANETdetection(actionformer.ANETdetection):
     def _counts(start: float, end: float) -> bool:
         return start != end
 
-    def evaluate(self, preds: Any, verbose: bool = True) -> tuple[np.ndarray, ...]:
+    def evaluate(self, preds: Any, verbose: bool = True) -> tuple[Any, ...]:
         """Compare detections, as in ActionFormer's. Returns: mAP [T] at each threshold, and their mean."""
         mean, average = self._mean_average_precision(self._detections(preds))
         if verbose:
