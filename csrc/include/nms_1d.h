@@ -12,8 +12,8 @@
 
 namespace bcnet_fast {
 
-// Writes the indices of the scores to order [count], highest first; of any scores but NaN, of which no two are equal. Else
-// returns false. Throws std::bad_alloc.
+// Writes the indices of the scores to order [count], highest first, and returns true; or returns false where two scores
+// are equal or one is NaN. Throws std::bad_alloc.
 bool order_of_distinct(const float* scores, std::int64_t count, std::int64_t* order);
 
 // Hard NMS: keeps a segment unless its tIoU with one kept before it is iou_threshold or more.

@@ -14,9 +14,9 @@ BCNET_NOINLINE V library_exp_of_lanes(V x, V known, std::uint32_t lanes) {
 // std::exp(x) for x <= 0, the bits of the C library.
 //
 // Before it is rounded to float, the result of the GNU library is off by at most 1.69 * 2^-34, about 1e-10, relative to
-// exp(x) (documented as 0.502 ulp), and the polynomial below by 0.6e-10. So a result in double leaves no doubt about the
-// library's, unless a number within `error` of it rounds to another float. Those few, one in 200, are left to the
-// library. The coefficients interpolate exp at the Chebyshev nodes of +-(ln 2) / 2.
+// exp(x) (documented as 0.502 ulp), and the polynomial below by 0.6e-10. So a result in double leaves no doubt about
+// the library's, unless a number within `error` of it rounds to another float. Those few, less than one in a hundred,
+// are left to the library. The coefficients interpolate exp at the Chebyshev nodes of +-(ln 2) / 2.
 template <typename V>
 BCNET_INLINE V library_exp_nonpositive(V x) {
 #ifdef BCNET_HAS_AVX2

@@ -148,6 +148,16 @@ def test_recall_of_opentad(truth, results, caplog):
     assert caplog.messages[-4:] == ["AUC: 72.50 (%)", "AR@  1 is 33.33%", "AR@  2 is 83.33%", "AR@ 10 is 83.33%"]
 
 
+def test_a_curve_over_all_proposals_may_end_between_whole_numbers(truth, results):
+    results["results"]["b"].append({"segment": [100, 101], "label": "jump", "score": 0.1})
+    evaluator = compat.Recall(truth, results, "Validation", [0.5], topk=[1], max_avg_nr_proposals=None)
+    metrics = evaluator.evaluate()
+    # Five proposals in two videos are 2.5 a video; as in OpenTAD, the last point is the whole number above.
+    np.testing.assert_allclose(evaluator.proposals_per_video, [1, 2, 3])
+    np.testing.assert_allclose(evaluator.recall, [[1 / 3, 2 / 3, 1]])
+    assert metrics["AUC"] == pytest.approx((1 / 2 + 5 / 6) / 3)
+
+
 def test_blocked_videos_count_nowhere(truth, results, tmp_path):
     blocked = tmp_path / "blocked.json"
     blocked.write_text('["b"]')
