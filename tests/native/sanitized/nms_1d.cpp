@@ -40,11 +40,12 @@ Found find(const std::vector<float>& segments, const std::vector<float>& scores,
 
 int main() {
   std::mt19937 random(1);
-  const bcnet_fast::SoftNms1dOptions all[] = {{SoftNms1dMethod::hard, 0.4f, 0.5f, 0.05f, 0.0f, 0.0f},
-                                              {SoftNms1dMethod::linear, 0.1f, 0.5f, 0.05f, 0.0f, 0.0f},
-                                              {SoftNms1dMethod::gaussian, 0.0f, 0.5f, 0.001f, 0.0f, 0.0f},
-                                              {SoftNms1dMethod::gaussian, -1.0f, 0.002f, 0.001f, 0.0f, 0.0f},
-                                              {SoftNms1dMethod::gaussian_from_threshold, 0.5f, 0.7f, 0.0f, 0.2f, 0.01f}};
+  const bcnet_fast::SoftNms1dOptions all[] = {
+      {SoftNms1dMethod::hard, 0.4f, 0.5f, 0.05f, 0.0f, 0.0f},
+      {SoftNms1dMethod::linear, 0.1f, 0.5f, 0.05f, 0.0f, 0.0f},
+      {SoftNms1dMethod::gaussian, 0.0f, 0.5f, 0.001f, 0.0f, 0.0f},
+      {SoftNms1dMethod::gaussian, -1.0f, 0.002f, 0.001f, 0.0f, 0.0f},
+      {SoftNms1dMethod::gaussian_from_threshold, 0.5f, 0.7f, 0.0f, 0.2f, 0.01f}};
   for (const int size : {0, 1, 2, 15, 16, 17, 33, 63, 64, 65, 200, 700}) {
     for (const bool ties : {false, true}) {
       Sets<float> sets = random_sets<float>(random, {size}, ties);
