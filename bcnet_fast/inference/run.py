@@ -31,15 +31,15 @@ from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
 from ..results.fusion import fuse_video
+from ..results.pictures import PictureWriter, file_name
 from ..results.subtitles import write_subtitles
+from ..results.timeline import best_count
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import readable, require_writable
 from ..text import count
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
-
-_LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and the name of a temporary file
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ class InferOptions:
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
-    # Folders of pictures and subtitles.
+    # A folder of pictures, or the file of one; a folder of subtitles.
     plot: str | None = None
+    plot_format: str | None = None
     srt: str | None = None
-    best: int = 10
+    best: int | None = None
     ground_truth: str | None = None
     batch_size: int = 8
     workers: int = 0
@@ -89,13 +90,16 @@ class InferReport:
     details: str
     failures: tuple[Failure, ...]
     profile: Profile | None
+    drawing_seconds: float = 0.0
 
     def summary(self) -> str:
-        """One line: output file, counts, speed and settings."""
+        """One line: output file, counts, speed (pictures not counted) and settings."""
+        computing = self.seconds - self.drawing_seconds
+        drawing = f" and {self.drawing_seconds:.1f} s for pictures" if self.drawing_seconds else ""
         return (
             f"{self.output}: {count(self.videos, 'video')}, {count(self.windows, 'window')}, "
             f"{count(self.proposals, 'proposal')}; "
-            f"{self.seconds:.1f} s, {self.windows / self.seconds:.2f} windows/s with loading; {self.details}"
+            f"{computing:.1f} s{drawing}, {self.windows / computing:.2f} windows/s with loading; {self.details}"
         )
 
 
@@ -119,8 +123,9 @@ def infer(options: InferOptions) -> InferReport:
     )
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
-    for folder in filter(None, (options.plot, options.srt)):
-        require_writable(Path(folder) / "picture.png")
+    pictures = PictureWriter(options.plot, options.plot_format, archive.ids, best=options.best, ground_truth=truth)
+    if options.srt:
+        require_writable(Path(options.srt) / "subtitles.srt")
     if options.trace:
         require_writable(options.trace)
     model = _load(options, config)
@@ -138,7 +143,8 @@ def infer(options: InferOptions) -> InferReport:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
-        run = _Run(options, Predictor(model, protocol_for(options.protocol, config)), truth, class_scores, writer)
+        predictor = Predictor(model, protocol_for(options.protocol, config))
+        run = _Run(options, predictor, truth, class_scores, writer, pictures)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
@@ -158,7 +164,15 @@ def infer(options: InferOptions) -> InferReport:
     if options.trace and profile is not None:
         profile.write_trace(options.trace)
     return InferReport(
-        options.output, len(writer.done), run.windows, proposals, seconds, details, tuple(failures), profile
+        options.output,
+        len(writer.done),
+        run.windows,
+        proposals,
+        seconds,
+        details,
+        tuple(failures),
+        profile,
+        pictures.seconds,
     )
 
 
@@ -172,8 +186,9 @@ class _Run:
         truth: dict[str, VideoAnnotation],
         class_scores: ClassScores | None,
         writer: ResultWriter,
+        pictures: PictureWriter,
     ) -> None:
-        self.options, self.predictor, self.writer = options, predictor, writer
+        self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
         self.truth, self.class_scores = truth, class_scores
         self.failures: list[Failure] = []
         self.windows = 0
@@ -199,12 +214,7 @@ class _Run:
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         try:
             with stage("pictures and subtitles"), readable(f"video {result.video!r}", "proposals that can be drawn"):
-                if self.options.srt:
-                    best = slice(self.options.best)
-                    shown = segments[best], scores[best], None if labels is None else labels[best]
-                    write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
-                if self.options.plot:
-                    self._plot(result, Path(self.options.plot))
+                self._show(result, segments, scores, labels)
         except InputError as error:
             self.failures.append(Failure(result.video, str(error)))
             return
@@ -212,28 +222,17 @@ class _Run:
             self.writer.add(result.video, segments, scores, labels)
         self.windows += result.windows
 
-    def _plot(self, result: VideoProposals, folder: Path) -> None:
-        from ..results.timeline import timeline
-
-        annotation = self.truth.get(result.video)
-        timeline(
-            folder / f"{_file_name(result.video)}.png",
-            video_id=result.video,
-            duration_s=result.duration,
-            boundary=(result.boundary_times, result.boundary_start, result.boundary_end),
-            proposals=np.column_stack([result.segments, result.scores])[: self.options.best],
-            ground_truth=annotation.instances if annotation else None,
-        )
-
-
-def _file_name(video: str) -> str:
-    """Name of the picture of a video, without suffix. Where the id is no good name, a digest keeps it unique."""
-    slashed = video.replace("/", "_")
-    name = "".join(character if character.isprintable() else "_" for character in slashed)
-    if name == slashed and len(name.encode()) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(video.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return f"{name.encode()[:_LONGEST_NAME].decode('utf-8', 'ignore')}_{digest}"
+    def _show(
+        self, result: VideoProposals, segments: np.ndarray, scores: np.ndarray, labels: np.ndarray | None
+    ) -> None:
+        """Write the picture and the subtitles of a video."""
+        if self.options.srt:
+            annotation = self.truth.get(result.video)
+            best = slice(best_count(len(annotation.instances) if annotation else 0, self.options.best))
+            shown = segments[best], scores[best], None if labels is None else labels[best]
+            write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
+        boundary = result.boundary_times, result.boundary_start, result.boundary_end
+        self.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
 
 
 def resolve_config(options: InferOptions) -> Config:
@@ -318,7 +317,7 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
 
 def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
     """Everything that determines the results; an interrupted run is resumed only if it is the same."""
-    names = ("fusion", "top_k", "precision", "protocol", "plot", "srt", "best")
+    names = ("fusion", "top_k", "precision", "protocol", "plot", "plot_format", "srt", "best")
     return {
         "version": __version__,
         "checkpoint": _sha256(options.checkpoint),

@@ -26,6 +26,7 @@ PROGRAMS = {
     "anchor_sampling": ["cpu/anchor_sampling.cpp"],
     "layers": ["cpu/attention.cpp", "cpu/layers.cpp", *GEMM],
     "match_proposals": ["cpu/match_proposals.cpp"],
+    "nms_1d": ["cpu/nms_1d.cpp", "cpu/soft_nms.cpp"],
     "parallel": [],
     "soft_nms": ["cpu/soft_nms.cpp"],
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
