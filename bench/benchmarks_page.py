@@ -330,6 +330,19 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
+def attack() -> str:
+    found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
+    lines = []
+    for name, codes in found["targets"].items():
+        failed = sum(bool(failure["problems"]) for failure in found["failures"] if failure["target"] == name)
+        lines.append([name, *(str(codes.get(f"exit {code}", 0)) for code in range(3)), str(failed)])
+    versions = f"h5py {found['environment']['h5py']}, HDF5 {found['environment']['hdf5']}"
+    note = f"*{found['inputs']:,} inputs, seed {found['seed']}; at most {number(found['longest_s'])} s and "
+    note += f"{found['largest_mib_above_idle']} MiB; {versions}.*\n\n"
+    header = ["input", "as undamaged (exit 0)", "a video failed (1)", "refused (2)", "promise broken"]
+    return machine(found["environment"]) + note + table(header, lines)
+
+
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -428,6 +441,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
+    "attack": attack,
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,

@@ -81,7 +81,7 @@ def run(main: Callable[[], int]) -> None:
         code = main()
         sys.stdout.flush()
     except (InputError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(str(error))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         # The reader of a pipe (head, less) has closed it, which is no error.

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import InputError
-from ..storage.files import parse_json, read_text
+from ..storage.files import parse_json, read_text, readable
 from ..text import brief
 
 # Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
@@ -113,10 +113,11 @@ def read_annotations(
     video, no video in the subset.
     """
     text = read_text(path, _EXPECTED)
-    if text.lstrip()[:1] in ("{", "["):
-        videos = _from_json(parse_json(text, path, _EXPECTED), path)
-    else:
-        videos = _from_csv(text, path)
+    with readable(path, _EXPECTED):
+        if text.lstrip()[:1] in ("{", "["):
+            videos = _from_json(parse_json(text, path, _EXPECTED), path)
+        else:
+            videos = _from_csv(text, path)
     if strip_prefix:
         videos = strip_activitynet_prefix(videos, str(path))
         videos = {name: replace(video, id=name) for name, video in videos.items()}

@@ -60,16 +60,17 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
     number >= 0. Negative scores, such as logits, would reverse the order of proposals; apply softmax first.
     """
     path = require_file(path, _EXPECTED)
-    with open(path, "rb") as file:
-        start = file.read(6)
-    if start.startswith((b"\x93NUMPY", b"PK")):
-        class_scores = _from_arrays(path)
-    else:
-        text = read_text(path, _EXPECTED)
-        if text.lstrip()[:1] in ("{", "["):
-            class_scores = _from_json(parse_json(text, path, _EXPECTED), path)
+    with readable(path, _EXPECTED):
+        with open(path, "rb") as file:
+            start = file.read(6)
+        if start.startswith((b"\x93NUMPY", b"PK")):
+            class_scores = _from_arrays(path)
         else:
-            class_scores = _from_csv(text, path)
+            text = read_text(path, _EXPECTED)
+            if text.lstrip()[:1] in ("{", "["):
+                class_scores = _from_json(parse_json(text, path, _EXPECTED), path)
+            else:
+                class_scores = _from_csv(text, path)
     if not class_scores.scores.size:
         raise InputError(f"{path} has no score, expected {_EXPECTED}")
     negative = (class_scores.scores < 0) & np.isfinite(class_scores.scores)
@@ -86,14 +87,13 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
 
 
 def _from_arrays(path: Path) -> ClassScores:
-    with readable(path, _EXPECTED):
-        packed = zipfile.is_zipfile(path)
-        opened = {name: array() for name, array in open_npz(path).items()} if packed else {"scores": open_npy(path)}
-        for name, array in opened.items():
-            size = math.prod(array.shape) * array.dtype.itemsize
-            if size > _LARGEST:
-                raise InputError(f"{path}: {name} has {size / 2**30:.3g} GiB, expected at most {_LARGEST >> 30} GiB")
-        arrays = {name: array[...] for name, array in opened.items()}
+    packed = zipfile.is_zipfile(path)
+    opened = {name: array() for name, array in open_npz(path).items()} if packed else {"scores": open_npy(path)}
+    for name, array in opened.items():
+        size = math.prod(array.shape) * array.dtype.itemsize
+        if size > _LARGEST:
+            raise InputError(f"{path}: {name} has {size / 2**30:.3g} GiB, expected at most {_LARGEST >> 30} GiB")
+    arrays = {name: array[...] for name, array in opened.items()}
     scores = arrays.get("scores")
     if scores is None or scores.ndim != 2 or scores.dtype.kind not in "fiu":
         found = {name: list(array.shape) for name, array in arrays.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import parse_json, read_text
+from ..storage.files import parse_json, read_text, readable
 from ..text import brief
 
 
@@ -132,7 +132,8 @@ def read_results(path: str | os.PathLike) -> Results:
         raise InputError(f"{path} has {found}, expected {expected}")
     if not content["results"]:
         raise InputError(f"{path} has no video, expected {expected}")
-    results = Results.from_dict(content["results"], str(path))
+    with readable(path, expected):
+        results = Results.from_dict(content["results"], str(path))
     if text.count('"segment"') != len(results.scores):
         # Probably a repeated video, of which JSON keeps the last; parsing again names it.
         parse_json(text, path, expected)

@@ -81,7 +81,7 @@ def mutate_tree(rng: random.Random, tree: Any) -> Any:
         parent[rng.choice([*NAMES, "x"])] = parent.pop(key)
     else:
         nested: Any = parent[key]
-        for _ in range(rng.choice((1, 2, 900, 30_000))):
+        for _ in range(rng.choice((1, 2, 900, 930, 945, 960, 975, 30_000))):
             nested = [nested]
         parent[key] = nested
     return tree
