@@ -273,6 +273,7 @@ def _mutate(rng: random.Random, target: Target, folder: Path, arguments: list[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100, metavar="N", help="number of inputs")
+    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after this time")
     parser.add_argument("--seed", type=int, default=0, help="of all mutations")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, with what it printed")
@@ -281,7 +282,7 @@ def main() -> int:
     began = time.monotonic()
     kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     failures: list[dict[str, Any]] = []
-    longest = resident = 0
+    longest = resident = done = 0
     with tempfile.TemporaryDirectory() as temporary:
         attack = Attack(Path(temporary).resolve(), options.seed)
         print(f"{len(attack.targets)} targets, ready in {time.monotonic() - began:.1f} s", flush=True)
@@ -301,16 +302,18 @@ def main() -> int:
                 print(outcome.out, outcome.err)
             elif done % 250 == 0:
                 print(f"{done} inputs, {len(failures)} failures", flush=True)
+            if time.monotonic() - began > 60 * options.minutes:
+                break
     seconds = time.monotonic() - began
     if options.only is not None:
         return 0
     codes = collections.Counter(code for of_kind in kinds.values() for code in of_kind.elements())
-    print(f"{options.inputs} inputs in {seconds:.0f} s: {dict(codes)}; {len(failures)} failures")
+    print(f"{done} inputs in {seconds:.0f} s: {dict(codes)}; {len(failures)} failures")
     if options.json:
         facts = {
             "environment": environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
             "seed": options.seed,
-            "inputs": options.inputs,
+            "inputs": done,
             "seconds": round(seconds, 1),
             "longest_s": round(longest, 2),
             "largest_mib_above_idle": round(resident / 2**20),

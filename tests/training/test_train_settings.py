@@ -150,7 +150,7 @@ def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp
         (["--set", "model.name=bmn"], "--set: model.name: expected 'bcnet', found 'bmn'"),
         (["--set", "model.max_duration=64"], "model.max_duration is 64, expected at most model.window = 32"),
         (["--set", "data.window_stride=64"], "data.window_stride is 64, expected at most model.window = 32"),
-        (["--set", "model.max_duration=2"], "model: expected sizes that go together, found no anchor fits"),
+        (["--set", "model.max_duration=2"], "--set: model.max_duration: expected at least 3 snippets, found 2"),
         (
             ["--set", "model.feature_dim=9"],
             r"has shape \[\d+, 8\], expected 9 channels; set model.feature_dim",
