@@ -327,7 +327,7 @@ def test_every_chunk_of_hdf5_is_unpacked_once(tmp_path, rng, chunks, every):
         found = archive.load("a").features
         seconds[path.suffix] = time.process_time() - began
         np.testing.assert_array_equal(found, array[::every])
-    assert seconds[".h5"] < seconds[".npy"] + 0.25  # read block by block, one chunk of all takes 15 times as long
+    assert seconds[".h5"] < seconds[".npy"] + 1  # read block by block, one chunk of all takes 7 s
 
 
 def test_old_pytorch_reads_no_pickles(tmp_path, monkeypatch):
