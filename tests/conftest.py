@@ -26,23 +26,6 @@ if not torch.cuda.is_available():
 from bcnet_fast import convert
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="all of the long sweeps, instead of one case of each")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    seen, left_out = set(), set()
-    for item in [item for item in items if item.get_closest_marker("slow")]:
-        sweep = item.nodeid.partition("[")[0]
-        if sweep in seen:
-            left_out.add(item)
-        seen.add(sweep)
-    config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
-
-
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20240521)

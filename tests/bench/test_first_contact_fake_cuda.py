@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from contact.runner import Run
 from contact.steps import STEPS
 from helpers.backends import needs_triton
 from helpers.paths import ROOT
+from helpers.sweeps import sweep
 
 FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
 FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
@@ -19,8 +19,7 @@ OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAK
 pytestmark = needs_triton("add_layer_norm")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [FIRST, OTHERS], ids=["first", "others"])
+@sweep("names", [FIRST, OTHERS], ids=["first", "others"])
 def test_steps_run_on_a_device_that_passes_for_a_gpu(tmp_path, names):
     steps = [
         dataclasses.replace(

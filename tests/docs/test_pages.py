@@ -108,4 +108,4 @@ def test_readme_is_short_and_has_the_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 900
     assert "    pip install -e . && python -m bcnet_fast.infer\n" in text
-    assert '    pip install -e ".[test]" && python -m pytest\n' in text
+    assert '    pip install -e ".[test]" && python -m pytest -m "not slow"\n' in text
