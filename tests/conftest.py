@@ -44,7 +44,10 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory, golden) -> Path:
-    """A checkpoint of the released sizes, with seeded weights, converted from files as the release has them."""
+    """A checkpoint of the released sizes, with seeded weights, converted from files as the release has them.
+
+    It takes seconds to make, so tests that take it are in one group, which one process runs: xdist_group("released").
+    """
     folder = tmp_path_factory.mktemp("release")
     bpm, abi = seeded.release_files(folder, golden, seed=101)
     output = folder / "bcnet.safetensors"

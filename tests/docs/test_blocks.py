@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]

@@ -6,10 +6,10 @@ import dataclasses
 import importlib
 import json
 import re
-from pathlib import Path
 
 import benchmarks_page
 import pytest
+from helpers.paths import ROOT
 
 from bcnet_fast.cli.commands import COMMANDS
 from bcnet_fast.config import (
@@ -22,7 +22,6 @@ from bcnet_fast.config import (
     TrainConfig,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)

@@ -247,7 +247,7 @@ def test_public_recall_and_precision_on_part_of_activitynet(shared: Path, public
     _compare_precision(precision, public["mAP_anet_sub200"])
 
 
-@sweep("kind", ["anet", "anet_uneven", "thumos_dense"])
+@sweep("kind", ["thumos_dense", "anet", "anet_uneven"])
 def test_public_recall_on_generated_proposals(shared: Path, public: dict, kind: str) -> None:
     """Also mAP of the whole ActivityNet validation set, and OpenTAD's recall."""
     annotations = shared / "data/annotations"

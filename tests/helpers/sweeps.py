@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 
-def sweep(names: str | tuple[str, ...], cases: Iterable, *, keep: int = 1, ids=None) -> pytest.MarkDecorator:
+def sweep(names: str | tuple[str, ...], cases: Iterable, *, keep: int = 1, **options) -> pytest.MarkDecorator:
     """Parametrize as `pytest.mark.parametrize` does, and mark all cases behind the first `keep` as slow."""
     cases, single = list(cases), isinstance(names, str) and "," not in names
     for place in range(keep, len(cases)):
@@ -16,4 +16,4 @@ def sweep(names: str | tuple[str, ...], cases: Iterable, *, keep: int = 1, ids=N
             cases[place] = pytest.param(*case.values, marks=(*case.marks, pytest.mark.slow), id=case.id)
         else:
             cases[place] = pytest.param(*((case,) if single else case), marks=pytest.mark.slow)
-    return pytest.mark.parametrize(names, cases, ids=ids)
+    return pytest.mark.parametrize(names, cases, **options)

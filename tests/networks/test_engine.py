@@ -23,6 +23,7 @@ from helpers.networks import (
     random_state,
     written,
 )
+from helpers.sweeps import sweep
 from support import seeded
 
 import bcnet_fast
@@ -103,7 +104,7 @@ FEW = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
 
 
 @pytest.mark.parametrize("rewrites", [Rewrites(), NO_REWRITES], ids=["rewritten", "plain"])
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@sweep("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("backend", [NATIVE, "auto"])
 def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, precision, rewrites, monkeypatch):
     """Of all anchors, and of the needed ones, where the others have the score 0."""
@@ -212,7 +213,8 @@ def test_lower_precisions_stay_near_the_reference(case, precision):
 
 # float64: 4e-13 measured. float32: 1e-5 measured; the release's own float32 is 1.1e-4 off.
 @needs_native
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-4)])
+@pytest.mark.xdist_group("released")
+@sweep(("precision", "tolerance"), [("fp32", 1e-4), ("fp64", 1e-9)])
 def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
     model = bcnet_fast.load(released, device="cpu", precision=precision)
     features = torch.from_numpy(seeded.network_input(101))

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from bcnet_fast.kernels._common import TARGETS
+from helpers.paths import ROOT
 from helpers.soft_nms import OPTIONS, good, random_sets
 
 from bcnet_fast import doctor
@@ -28,7 +29,8 @@ from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS
 
-ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.xdist_group("soft_nms_cuda")  # they share the emulated extension
+
 COMPILER = os.environ.get("CXX", "c++")
 OP = sys.modules["bcnet_fast.ops.soft_nms"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
