@@ -11,7 +11,7 @@ from helpers.paths import ROOT
 from helpers.sweeps import sweep
 
 FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
-FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
+FIRST = ("environment", "add_layer_norm", "engine_graphs", "kernels")
 # Processes of their own, a second device, compilers, and the device that the doctor's backends ask for are not faked.
 NOT_FAKED = ("doctor", "sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
 OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAKED))

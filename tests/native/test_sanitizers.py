@@ -78,12 +78,8 @@ def sources(name: str) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def compiled(build, tmp_path_factory):
-    """A function from source files to object files, each compiled once for the build.
-
-    Those of all programs are begun with the first: most of the time goes to one large file or another.
-    """
+    """A function from source files to object files, each compiled once for the build."""
     folder, objects = tmp_path_factory.mktemp("objects"), {}
-    every = sorted({path for name in PROGRAMS for path in sources(name)}, key=lambda path: -path.stat().st_size)
 
     def compile_file(path: Path) -> Path:
         to = folder / f"{path.parent.name}_{path.name}.o"
@@ -96,7 +92,7 @@ def compiled(build, tmp_path_factory):
         return to
 
     def compile_files(paths: list[Path]) -> list[Path]:
-        for path in [*paths, *every]:
+        for path in paths:
             if path not in objects:
                 objects[path] = pool.submit(compile_file, path)
         return [objects[path].result() for path in paths]
@@ -123,8 +119,13 @@ def finished(build, compiled, tmp_path_factory):
     return functools.cache(lambda name: run(name, build, compiled(sources(name)), folder))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-@sweep("build", BUILDS, keep=2, indirect=True)
+# Threads of the other programs take items off a queue, which "parallel" does as well.
+THREADED = ("parallel", "layers", "soft_nms_cuda")
+ALWAYS = [("address", name) for name in PROGRAMS] + [("thread", name) for name in THREADED]
+OTHERS = [(build, name) for build in BUILDS for name in PROGRAMS if (build, name) not in ALWAYS]
+
+
+@sweep(("build", "name"), ALWAYS + OTHERS, keep=len(ALWAYS), indirect=["build"])
 def test_no_bad_access_no_undefined_behaviour_and_no_race(name, finished):
     done = finished(name)
     assert done.returncode == 0, done.stderr

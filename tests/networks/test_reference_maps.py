@@ -26,7 +26,7 @@ SEED = 101
 BMN, ANET = PRESETS["bmn"]["activitynet13"].model, PRESETS["gtad"]["activitynet13"].model
 # The branch master's network on ActivityNet's sequences.
 T100 = GTADConfig(feature_dim=400, window=100, max_duration=100)
-GTAD = {"gtad_anet": ANET, "gtad_thumos": PRESETS["gtad"]["thumos14"].model, "gtad_t100": T100}
+GTAD = {"gtad_anet": ANET, "gtad_t100": T100, "gtad_thumos": PRESETS["gtad"]["thumos14"].model}
 MODELS = {"bmn": BMN, **GTAD}
 
 
@@ -92,7 +92,7 @@ def test_bmn_gives_the_golden_outputs(golden):
 @sweep(
     ("name", "window"),
     [("gtad_anet", ""), ("gtad_t100", ""), ("gtad_thumos", ""), ("gtad_thumos", "_winB")],
-    keep=3,
+    keep=2,
 )
 def test_gtad_gives_the_golden_outputs(golden, name, window):
     output, _ = run(name, window)
@@ -110,7 +110,7 @@ def test_bmn_is_the_release_inside(shared):
     assert_close(seen["x_3d_p"][::64, 0, ::7, ::7], known["p3d_sub"])
 
 
-@pytest.mark.parametrize("name", GTAD)
+@sweep("name", GTAD, keep=2)
 def test_gtad_is_the_release_inside(shared, name):
     config, (_, seen) = GTAD[name], run(name, "")
     known = np.load(shared / "golden" / "bmn_gtad" / f"{name}_forward_s{SEED}.npz")
