@@ -7,7 +7,7 @@ import json
 import paper_tables
 import pytest
 import torch
-from helpers.training import EASY, SIZES
+from helpers.training import EASY, SIZES, SMALL
 
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.errors import InputError
@@ -25,7 +25,7 @@ def test_a_table_of_two_variants_is_made_once_and_printed_again(tables, tmp_path
     videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]
     features, annotations = write_dataset(tmp_path / "data", videos)
     flags = ["--features", features, "--annotations", annotations, "--output", tmp_path / "runs", "--tables", "6"]
-    flags += ["--seeds", "1", "--json", tmp_path / "table.json", "--set", *SIZES["bcnet"], "train.epochs=1"]
+    flags += ["--seeds", "1", "--json", tmp_path / "table.json", "--set", *SMALL, *SIZES["bcnet"], "train.epochs=1"]
     printed = []
     for _ in range(2):
         assert tables.main([str(flag) for flag in flags]) == 0

@@ -119,8 +119,8 @@ def finished(build, compiled, tmp_path_factory):
     return functools.cache(lambda name: run(name, build, compiled(sources(name)), folder))
 
 
-# Threads of the other programs take items off a queue, which "parallel" does as well.
-THREADED = ("parallel", "layers", "soft_nms_cuda")
+# Threads on a CPU share out items of a queue, as "parallel" does; those of a GPU share memory.
+THREADED = ("parallel", "soft_nms_cuda")
 ALWAYS = [("address", name) for name in PROGRAMS] + [("thread", name) for name in THREADED]
 OTHERS = [(build, name) for build in BUILDS for name in PROGRAMS if (build, name) not in ALWAYS]
 

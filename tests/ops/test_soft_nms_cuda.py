@@ -21,6 +21,7 @@ import torch
 from bcnet_fast.kernels._common import TARGETS
 from helpers.paths import ROOT
 from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.sweeps import sweep
 
 from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError
@@ -98,7 +99,7 @@ def assert_same(found, expected, *what):
 
 
 @DTYPES
-@pytest.mark.parametrize("limit", LIMITS)
+@sweep("limit", ["mixed", "shared", "workspace"])
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
 def test_thousands_of_sets_have_the_bits_of_the_cpu(rng, cuda_soft_nms, dtype, limit, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
