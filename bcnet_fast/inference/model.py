@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,9 +25,6 @@ from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
 from ..presets import DATA_SETS, PRESETS
 from ..storage.checkpoint import StoredWeights, read_config
-
-if TYPE_CHECKING:
-    from .predict import VideoProposals
 
 DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -101,13 +97,6 @@ class Model:
         if isinstance(self.run, Reference):
             return self.run.network
         raise AttributeError('the engine is no nn.Module; load the model with backend="reference" for one')
-
-    @overload
-    def propose(self, features: np.ndarray | Tensor, **options: Any) -> VideoProposals: ...
-    @overload
-    def propose(self, features: Mapping[str, np.ndarray | Tensor], **options: Any) -> dict[str, VideoProposals]: ...
-    @overload
-    def propose(self, features: Sequence[np.ndarray | Tensor], **options: Any) -> list[VideoProposals]: ...
 
     def propose(
         self,
