@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.paths import GOLDEN, ROOT
 from support import seeded
+from xdist.scheduler import LoadScopeScheduling
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
 # module; this file comes before them.
@@ -24,6 +25,27 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
+
+# Tests of such a file share what takes seconds to make: object files, an extension, a wheel, outputs of networks.
+ONE_PROCESS = (
+    "native/test_sanitizers",
+    "ops/test_soft_nms_cuda",
+    "packaging/test_packaging",
+    "networks/test_reference",
+)
+
+
+class Scheduling(LoadScopeScheduling):
+    """Shares out single tests, and some files as a whole, those first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture
@@ -44,10 +66,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory, golden) -> Path:
-    """A checkpoint of the released sizes, with seeded weights, converted from files as the release has them.
-
-    It takes seconds to make, so tests that take it are in one group, which one process runs: xdist_group("released").
-    """
+    """A checkpoint of the released sizes, with seeded weights, converted from files as the release has them."""
     folder = tmp_path_factory.mktemp("release")
     bpm, abi = seeded.release_files(folder, golden, seed=101)
     output = folder / "bcnet.safetensors"

@@ -18,8 +18,6 @@ import pytest
 from helpers.paths import ROOT
 from helpers.sweeps import sweep
 
-pytestmark = pytest.mark.xdist_group("sanitizers")  # they share object files
-
 COMPILER = os.environ.get("CXX", "c++")
 
 GEMM = ["gemm/int8_product.cpp", "gemm/packed_weight.cpp", "gemm/strassen.cpp"]

@@ -213,7 +213,6 @@ def test_lower_precisions_stay_near_the_reference(case, precision):
 
 # float64: 4e-13 measured. float32: 1e-5 measured; the release's own float32 is 1.1e-4 off.
 @needs_native
-@pytest.mark.xdist_group("released")
 @sweep(("precision", "tolerance"), [("fp32", 1e-4), ("fp64", 1e-9)])
 def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
     model = bcnet_fast.load(released, device="cpu", precision=precision)

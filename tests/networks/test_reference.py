@@ -23,7 +23,6 @@ from bcnet_fast.networks.reference.layers import DifferenceAttention, sinusoid
 
 # float64: sums in another order, 4e-13 measured. float32: the release itself is up to 1.1e-4 off on the unbounded
 # regression and 3e-5 on probabilities.
-@pytest.mark.xdist_group("released")
 @sweep(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
 def test_converted_release_gives_the_golden_outputs(released, golden, precision, tolerance, regression):
     model = bcnet_fast.load(released, device="cpu", precision=precision, backend="reference")
@@ -33,7 +32,6 @@ def test_converted_release_gives_the_golden_outputs(released, golden, precision,
         assert error < (regression if name == "regression" else tolerance), name
 
 
-@pytest.mark.xdist_group("released")
 def test_from_checkpoint_and_features_to_the_release_s_final_list(released, golden, tmp_path):
     np.save(tmp_path / "video.npy", seeded.network_input(101)[0].T)
     output = tmp_path / "proposals.json"

@@ -20,8 +20,6 @@ from bcnet_fast.networks.reference.gtad import nearest
 from bcnet_fast.ops import native as _native
 from bcnet_fast.presets import PRESETS
 
-pytestmark = pytest.mark.xdist_group("reference_maps")  # they share what the networks give
-
 SEED = 101
 BMN, ANET = PRESETS["bmn"]["activitynet13"].model, PRESETS["gtad"]["activitynet13"].model
 # The branch master's network on ActivityNet's sequences.

@@ -30,8 +30,6 @@ from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS
 
-pytestmark = pytest.mark.xdist_group("soft_nms_cuda")  # they share the emulated extension
-
 COMPILER = os.environ.get("CXX", "c++")
 OP = sys.modules["bcnet_fast.ops.soft_nms"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])

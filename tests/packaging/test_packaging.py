@@ -14,8 +14,6 @@ from helpers.paths import ROOT
 
 from bcnet_fast.ops import native
 
-pytestmark = pytest.mark.xdist_group("packaging")  # they share a wheel
-
 PARTS = ("bcnet_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
 # An editable install of the checkout would answer for modules that a package on PYTHONPATH lacks.
