@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.paths import ROOT
 
 from bcnet_fast.ops import native as _native
 
-ROOT = Path(__file__).resolve().parents[2]
 BUILT = Path(_native.module.__file__) if _native.module else None
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.accuracy import BOUNDS, error
 from helpers.sampling_plans import PLANS
+from helpers.sweeps import sweep
 from support.seeded import generator
 
 from bcnet_fast.geometry.anchors import make_anchors
@@ -204,7 +205,7 @@ def test_the_cheaper_strategy_is_chosen():
     assert cheaper_strategy(aligned_plan(gtad_regions(256, 64), 256), 256, 512, "cpu") == "project"
 
 
-@pytest.mark.parametrize("name", ["bcnet", "gtad"])
+@sweep("name", ["gtad", "bcnet"])
 def test_operators_pass_opcheck(backend, name):
     plan = PLANS[name]()
     features, weight, bias, grad_sampled, grad = inputs(plan, (2, 5, 8))

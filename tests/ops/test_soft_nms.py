@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.sweeps import sweep
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import native as _native
@@ -72,7 +73,7 @@ def test_float64_is_the_release_of_bcnet(golden, backend, name, most):
 
 @native_only
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@sweep("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_native_has_the_bits_of_the_reference(rng, dtype, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
         segments, scores, offsets = random_sets(rng, dtype, grid)

@@ -19,7 +19,9 @@ import numpy as np
 import pytest
 import torch
 from bcnet_fast.kernels._common import TARGETS
+from helpers.paths import ROOT
 from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.sweeps import sweep
 
 from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError
@@ -28,7 +30,6 @@ from bcnet_fast.ops import native as _native
 from bcnet_fast.ops import soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 OP = sys.modules["bcnet_fast.ops.soft_nms"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
@@ -96,7 +97,7 @@ def assert_same(found, expected, *what):
 
 
 @DTYPES
-@pytest.mark.parametrize("limit", LIMITS)
+@sweep("limit", ["mixed", "shared", "workspace"])
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
 def test_thousands_of_sets_have_the_bits_of_the_cpu(rng, cuda_soft_nms, dtype, limit, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
