@@ -49,11 +49,18 @@ def _on_terminal(items: Iterable[T], total: int, what: str, note: Callable[[], s
 
 def _line(count: int, total: int, what: str, seconds: float, note: str) -> str:
     """Count, speed and the time that is left, such as `40/120 videos  33 %  2.5/s  0:32 left`."""
-    left = round(seconds / count * max(total - count, 0))
+    left = seconds / count * max(total - count, 0)
     parts = [f"{count}/{total} {what}", f"{100 * count // max(total, 1)} %", f"{count / max(seconds, 1e-9):.3g}/s"]
-    if left:
-        parts.append(f"{left // 60}:{left % 60:02d} left")
+    if round(left):
+        parts.append(f"{clock(left)} left")
     return "  ".join([*parts, note]).rstrip()
+
+
+def clock(seconds: float) -> str:
+    """`0:32`, `12:05` or `1:02:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def _draw(line: str) -> None:

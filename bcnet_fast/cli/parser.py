@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BackendError, InputError
+from ..text import alternatives, did_you_mean
 
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
+_FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -24,13 +27,32 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line, like all others, without the usage text."""
+    """Argument parser whose errors are one line, like all others, and name the flag or choice that was meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+        raise InputError(message if message.endswith("?") else f"{message}; see --help")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        # Before argparse looks at them: it would complain of a required flag where that one is mistyped.
+        for argument in args[: args.index("--")] if "--" in args else args:
+            found = _FLAG.fullmatch(argument)
+            if found and not self._is_known(found[1]):
+                self.error(f"unknown flag {found[1]}{did_you_mean(found[1], self._option_string_actions)}")
+        return super().parse_known_args(args, namespace)
+
+    def _is_known(self, flag: str) -> bool:
+        """Whether a flag exists, or the beginning of one, which argparse completes."""
+        return any(known.startswith(flag) for known in self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name, choices = "/".join(action.option_strings), [str(choice) for choice in action.choices]
+            expected = f"expected {alternatives(choices)}{did_you_mean(str(value), choices)}"
+            self.error(f"{name} is {value!r:.80}, {expected}")
 
 
 def started_by_script() -> bool:

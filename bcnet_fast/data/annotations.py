@@ -27,6 +27,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text
+from ..text import did_you_mean
 
 # Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
 # label-idx of the ground-truth CSV.
@@ -129,6 +130,7 @@ def in_subset(videos: Mapping[str, VideoAnnotation], subset: str, source: str) -
         found = sorted({video.subset for video in videos.values() if video.subset is not None})
         raise InputError(
             f"{source} has {'the subsets ' + ', '.join(found) if found else 'no subsets'}, expected {subset!r}"
+            f"{did_you_mean(subset, found)}"
         )
     return kept
 
@@ -152,7 +154,9 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
     database = content.get("database", content) if isinstance(content, dict) else content
     if not isinstance(database, dict) or not all(isinstance(entry, dict) for entry in database.values()):
         keys = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: unknown JSON layout ({keys}), expected {_EXPECTED}")
+        results = isinstance(content, dict) and "results" in content
+        looks = "; it looks like a result file, as infer writes it" if results else ""
+        raise InputError(f"{path} has another JSON layout ({keys}), expected {_EXPECTED}{looks}")
     if not database:
         raise InputError(f"{path} has no video, expected {_EXPECTED}")
     known = {"annotations", "subset"}.union(*_JSON_KEYS.values())

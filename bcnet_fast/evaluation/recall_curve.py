@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..results.figure import MUTED, clear_frame, new_figure, save
+from ..text import count
 from .average_recall import AverageRecall
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
     axes.set_axisbelow(True)
     clear_frame(axes)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    counts = f"{result.videos} videos, {result.instances} instances, {result.proposals} proposals"
+    sizes = (result.videos, "video"), (result.instances, "instance"), (result.proposals, "proposal")
+    counts = ", ".join(count(number, noun) for number, noun in sizes)
     figure.suptitle(f"Average recall, AUC {result.auc:.2f} %", x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes.set_title(f"{title}\n{counts}".strip(), loc="left", fontsize=8, color=MUTED)
     save(figure, path)

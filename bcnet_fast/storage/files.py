@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .foreign import content_of
 
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
@@ -39,7 +40,7 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
+        raise InputError(f"{path} is not UTF-8 text, expected {expected}{content_of(content)}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..config import Config, TrainConfig
 from ..data.timing import TimeOptions
 from ..errors import InputError
-from ..presets import PRESETS
+from ..presets import FITTED, PRESETS
 from ..storage.files import read_toml
 
 FEWEST_STEPS = 150  # optimizer steps of a training with --fit
@@ -22,7 +22,8 @@ Settings = dict[str, dict[str, Any]]  # {section: {name: value}}, as `Config.ove
 class TrainOptions:
     """Options of `train`. A field has the meaning of the flag of `python -m bcnet_fast.train` with the same name.
 
-    `settings` holds the values of --set. Without `features`, synthetic videos are generated.
+    `settings` holds the values of --set and of its short names such as --epochs. Without `features`, synthetic videos
+    are generated.
     """
 
     preset: str
@@ -42,9 +43,14 @@ class TrainOptions:
     device: str = "auto"
     workers: int = 0
 
+    @property
+    def fits(self) -> bool:
+        """Whether sizes and epochs follow from the data, as the preset `small` always has it."""
+        return self.fit or self.preset == FITTED
+
 
 def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Config:
-    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set."""
+    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set and its short names."""
     config = PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
     if options.config:
         config = config.override(read_toml(options.config), options.config)

@@ -23,7 +23,6 @@ from ..text import count
 from .dataset import Subset, check_subset
 from .distributed import Processes
 from .options import TrainOptions
-from .run_folder import require_new
 
 KEPT_BYTES = 2 << 30  # limit of training features in memory; others are read again for every window
 SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
@@ -35,14 +34,12 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
     InputError: a flag requires --features.
     """
     if options.preset != "synthetic":
-        raise InputError("--features is required; only --preset synthetic generates videos")
+        raise InputError(f"--features is required with --preset {options.preset}; only synthetic generates videos")
     for flag, value in (("--val-annotations", options.val_annotations), ("--val-subset", options.val_subset)):
         if value is not None:
             raise InputError(f"{flag} requires --features")
     if options.train_subset is not None and options.annotations is None:
         raise InputError("--train-subset requires --annotations")
-    if not options.resume:
-        require_new(options.output)  # the videos of an existing training must not be replaced
     kind, like = SyntheticConfig(), "THUMOS14"
     if options.annotations is not None:
         real, like = read_annotations(options.annotations), options.annotations
@@ -106,7 +103,7 @@ def require_width(archive: FeatureArchive, config: Config, training: Mapping[str
     if config.model.feature_dim not in stored.shape:
         raise InputError(
             f"{stored.path} has shape {list(stored.shape)}, expected {config.model.feature_dim} channels; "
-            "set model.feature_dim with --set, or use --fit"
+            "state the width by --set model.feature_dim=C, or add --fit"
         )
 
 
@@ -135,5 +132,5 @@ def read_subsets(
     ids = [video for subset in subsets for video in subset.truth]
     if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
         stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
-        print(f"note: --stride is not given; assuming {stride}", file=sys.stderr)
+        print(f"note: without --stride, assuming {stride}", file=sys.stderr)
     return *subsets, times
