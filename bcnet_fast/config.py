@@ -19,7 +19,8 @@ Section = TypeVar("Section")
 
 _LARGEST = 2**31 - 1  # of a size or count
 _FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
-_POSITIVE = ("stride", "sigma", "max_snippets", "learning_rate", "decay_factor")
+_NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
+_POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
 _NOT_NEGATIVE = ("weight_decay", "gradient_clip")
 _SHARES = ("dropout", "ema")
 _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
@@ -113,6 +114,21 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class TimeBase:
+    """Times of the features that a network was trained on; None where they were unknown or differ between videos."""
+
+    fps: float | None = None  # video frames per second
+    row_stride: float | None = None  # video frames between consecutive rows of a feature file
+    offset: float | None = None  # video frame at which the first row starts
+    every: int = 1  # every N-th row is a snippet
+
+    @property
+    def stride(self) -> float | None:
+        """Video frames between neighbouring snippets."""
+        return None if self.row_stride is None else self.row_stride * self.every
+
+
+@dataclass(frozen=True)
 class ProposalConfig:
     """From scores to a ranked list (paper, section 3.6)."""
 
@@ -175,6 +191,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    trained_on: TimeBase | None = None  # None: not trained by this package, so that `data` is all that is known
 
     def __post_init__(self) -> None:
         for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
@@ -188,8 +205,8 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
         _require_object(values, source)
-        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name != "preset")
-        unknown = set(values) - {"preset", *sections}
+        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("preset", "trained_on"))
+        unknown = set(values) - {"preset", "trained_on", *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source} has the keys {sorted(values)}, expected preset, {', '.join(sections)}")
         model = values.get("model", {})
@@ -199,13 +216,15 @@ class Config:
             raise InputError(f"{source}: model.name is {name!r:.80}, expected {alternatives(SYSTEMS)}")
         kinds = section_kinds(name)
         built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
-        return Config(preset=str(values["preset"]), **built)
+        base = values.get("trained_on")
+        trained_on = None if base is None else _build({"trained_on": TimeBase}, "trained_on", base, source)
+        return Config(preset=str(values["preset"]), **built, trained_on=trained_on)
 
     def override(self, values: dict[str, Any], source: str) -> Config:
         """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
         _require_object(values, source)
         merged = self.to_dict()
-        sections = [name for name in merged if name != "preset"]
+        sections = [name for name in merged if name not in ("preset", "trained_on")]
         for section, settings in values.items():
             if section not in sections:
                 expected = f"expected one of {', '.join(sections)}{did_you_mean(section, sections)}"
@@ -258,9 +277,12 @@ def _build(kinds: Mapping[str, type], section: str, values: Any, source: str) ->
     for name, value in values.items():
         if name not in fields:
             raise InputError(f"{source}: there is no setting {section}.{name}{_nearest_setting(kinds, section, name)}")
-        nullable = name == "max_snippets" and value is None
+        default = fields[name].default
         try:
-            clean[name] = None if nullable else _converted(name, value, fields[name].default)
+            if value is None and name in _NULLABLE:
+                clean[name] = None
+            else:
+                clean[name] = _converted(name, value, 0.0 if default is None else default)
         except ValueError as error:
             raise InputError(f"{source}: {section}.{name} is {value!r:.80}, expected {error}") from None
     return kinds[section](**clean)

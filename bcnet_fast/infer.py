@@ -29,6 +29,11 @@ def build_parser() -> Parser:
     parser = command_parser("infer", __doc__)
     parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
     parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
+    parser.add_argument(
+        "--subset",
+        metavar="NAME",
+        help="only videos of this subset, according to the annotation file of --times or --ground-truth",
+    )
 
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -95,7 +100,12 @@ def build_parser() -> Parser:
     running.add_argument(
         "--trace", metavar="FILE.json", help="write the stages as a trace for chrome://tracing or Perfetto"
     )
-    running.add_argument("--resume", action="store_true", help="continue an interrupted run with the same settings")
+    running.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue a run with the same settings, interrupted or with videos that failed or came later",
+    )
+    running.add_argument("--overwrite", action="store_true", help="replace an existing output")
     return parser
 
 

@@ -133,8 +133,8 @@ def inspect(options: InspectOptions) -> int:
 
 
 def _open(options: InspectOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
-    strip_prefix = config.data.strip_prefix
-    return open_features(options.path, feature_dim=feature_dim, every=options.time.every, strip_prefix=strip_prefix)
+    every, strip_prefix = options.time.every_for(config), config.data.strip_prefix
+    return open_features(options.path, feature_dim=feature_dim, every=every, strip_prefix=strip_prefix)
 
 
 def _list_shapes(

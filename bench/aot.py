@@ -32,9 +32,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The interpreter replaces the compiler: it must be off before triton is imported.
-os.environ["TRITON_INTERPRET"] = "0"
-
 import torch
 import triton
 from bcnet_fast.kernels._common import SHARED_KIB, TARGETS, Launch
@@ -411,6 +408,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, default=RESULTS, help="file to write; '-' writes none")
     parser.add_argument("--summary", type=Path, help="file to merge the counts of this version of Triton into")
     args = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        raise BackendError("TRITON_INTERPRET is set, expected it unset: Triton's interpreter replaces its compiler")
     if TRITON < OLDEST_TRITON:
         raise BackendError(f"needs Triton {'.'.join(map(str, OLDEST_TRITON))}, found {triton.__version__}")
 

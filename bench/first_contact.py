@@ -12,39 +12,44 @@ Exit code: 0 no step failed, 1 some did, 2 bad arguments, 130 interrupted. docs/
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
-BENCH = Path(__file__).resolve().parent
-# Nothing has to be installed.
-sys.path[:0] = [str(BENCH), str(BENCH.parent)]
+from contact.runner import FAILING, Interrupted, Run
+from contact.steps import STEPS
 
-from contact.runner import FAILING, Interrupted, Run  # noqa: E402
-from contact.steps import STEPS, Step  # noqa: E402
 
-from bcnet_fast.cli.parser import Parser, run  # noqa: E402
-from bcnet_fast.errors import InputError  # noqa: E402
+class Parser(argparse.ArgumentParser):
+    """Argument parser whose errors are one line. The package's own is not there yet: nothing has to be installed."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; see --help\n")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results, new or empty")
-    parser.add_argument("--budget", type=float, default=460.0, metavar="SECONDS", help="for all steps together")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device to run on")
+    parser.add_argument("--budget", type=float, default=460.0, metavar="SECONDS", help="for all steps (default: 460)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="device to run on (default: cuda)")
     parser.add_argument("--steps", nargs="+", metavar="NAME", help=f"some of: {', '.join(step.name for step in STEPS)}")
     args = parser.parse_args(argv)
     if not args.budget > 0:
-        raise InputError(f"--budget: expected a number above 0, found {args.budget:g}")
-    steps = _chosen(args.steps)
+        parser.error(f"--budget: expected a number above 0, found {args.budget:g}")
+    known = [step.name for step in STEPS]
+    if unknown := [name for name in args.steps or () if name not in known]:
+        parser.error(f"--steps: expected some of {', '.join(known)}, found {unknown[0]!r}")
+    steps = [step for step in STEPS if args.steps is None or step.name in args.steps]
     if args.device == "cpu":  # which may be shared with other work
         steps = [replace(step, limit=3 * step.limit) for step in steps]
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         if any(args.out.iterdir()):
-            raise InputError(f"--out {args.out}: expected a new or empty folder, found files in it")
+            parser.error(f"--out {args.out}: expected a new or empty folder, found files in it")
     except OSError as error:
-        raise InputError(f"--out {args.out}: expected a folder to write to, found: {error.strerror}") from error
+        parser.error(f"--out {args.out}: expected a folder to write to, found: {error.strerror}")
 
     work = Run(steps, args.out.resolve(), args.device, args.budget, lambda line: print(line, flush=True))
     try:
@@ -58,13 +63,5 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failing else 0
 
 
-def _chosen(names: list[str] | None) -> list[Step]:
-    if names is None:
-        return list(STEPS)
-    if unknown := [name for name in names if name not in {step.name for step in STEPS}]:
-        raise InputError(f"--steps: expected some of {', '.join(step.name for step in STEPS)}, found {unknown[0]!r}")
-    return [step for step in STEPS if step.name in names]
-
-
 if __name__ == "__main__":
-    run(main)
+    sys.exit(main())

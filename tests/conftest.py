@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 import numpy as np
 import pytest
 import torch
+from helpers.paths import GOLDEN, ROOT
 from support import seeded
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
@@ -23,29 +24,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
-from bcnet_fast.ops import backends as _dispatch
-
-ROOT = Path(__file__).resolve().parent.parent
-# Largest allowed `error` of an operator, for outputs and gradients alike: 4 to 8 roundings of the dtype.
-BOUNDS = {torch.float64: 2e-15, torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-
-
-def error(result: torch.Tensor, exact: torch.Tensor) -> float:
-    """||result - exact|| relative to ||exact||, or absolute where that is zero."""
-    exact = exact.detach().cpu()
-    return float((result.detach().cpu().double() - exact).norm() / (exact.norm() or 1.0))
-
-
-def dtype(value: torch.dtype):
-    """A parameter of a test, named like the dtype."""
-    return pytest.param(value, id=str(value).removeprefix("torch."))
-
-
-def needs_triton(op: str) -> pytest.MarkDecorator:
-    """Skips a test of an operator's Triton kernel where Triton is missing or older than the kernels ask for."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    why = _dispatch.unusable(op, "triton", device)
-    return pytest.mark.skipif(why is not None, reason=str(why))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +56,7 @@ def _seed() -> None:
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Computed reference figures that are committed with the tests."""
-    return Path(__file__).resolve().parent / "golden"
+    return GOLDEN
 
 
 @pytest.fixture(scope="session")
@@ -109,3 +87,11 @@ def poisoned():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def triton():
+    module = pytest.importorskip("triton", minversion="3.2")
+    if not torch.cuda.is_available():
+        pytest.importorskip("bcnet_fast.kernels._common")
+    return module

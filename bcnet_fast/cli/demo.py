@@ -7,7 +7,6 @@ comparison, the same network with random weights. All data passes through files,
 from __future__ import annotations
 
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from ..data.features import open_features
 from ..data.synthetic import make_videos, write_dataset
 from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
-from ..inference.model import load
+from ..inference.model import demo_checkpoint, load
 from ..inference.predict import Predictor, VideoProposals
 from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
@@ -43,12 +42,11 @@ def run_demo(folder: Path) -> int:
 
 
 def _run_demo(folder: Path) -> int:
-    checkpoint = resources.files("bcnet_fast") / "assets" / "demo.safetensors"
-    config = read_config(str(checkpoint))
+    checkpoint = demo_checkpoint()
+    config = read_config(checkpoint)
     output, pictures = folder / "proposals.json", folder / "pictures"
     # Files of an earlier demo, interrupted or of another version, must not mix with these.
     shutil.rmtree(folder / "features", ignore_errors=True)
-    (folder / "proposals.json.partial").unlink(missing_ok=True)
     features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
     print(
         f"BCNet demo: {VIDEOS} synthetic untrimmed videos, generated from seed {SEED}; the network has never seen them"
@@ -66,6 +64,7 @@ def _run_demo(folder: Path) -> int:
             time=TimeOptions(times=str(annotations)),
             plot=str(pictures),
             ground_truth=str(annotations),
+            overwrite=True,
         )
     )
     print(report.summary())

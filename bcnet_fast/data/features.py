@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +92,12 @@ class FeatureArchive:
         self._names = strip_activitynet_prefix(names, str(path)) if strip_prefix else names
         self.ids: list[str] = sorted(self._names)
 
+    def keep(self, videos: Container[str]) -> int:
+        """Forget all other videos; return how many they are."""
+        before = len(self.ids)
+        self.ids = [video for video in self.ids if video in videos]
+        return before - len(self.ids)
+
     def stored(self, video: str) -> StoredArray:
         """Shape and dtype on disk; for .npy and HDF5 no values are read. InputError: it cannot be opened."""
         array, where = self._open(video)
@@ -102,19 +108,7 @@ class FeatureArchive:
         if self.feature_dim is None:
             raise ValueError("feature_dim is None, expected the number of channels to find the channel axis")
         array, where = self._open(video)
-        time_axis, channel_axis, note = _orient(array.shape, self.feature_dim, self._source.time_first, where)
-        rows = array.shape[time_axis]
-        snippets = len(range(0, rows, self.every))
-        if snippets < 2:
-            rows_of = f" (one in {self.every} of {count(rows, 'row')})" if self.every > 1 else ""
-            raise InputError(f"{where} has {count(snippets, 'snippet')}{rows_of}, expected at least 2")
-        try:
-            features = _read(array, time_axis, channel_axis, self.every)
-        except OSError as error:
-            raise InputError(unreadable(where, "readable values", error)) from error
-        _check_finite(features, self.every, where)
-        orientation = "[T, C]" if time_axis < channel_axis else "[C, T]"
-        return FeatureSequence(features, orientation, where, rows, str(array.dtype), note)
+        return from_array(array, self.feature_dim, where, every=self.every, time_first=self._source.time_first)
 
     def close(self) -> None:
         """Close the open files of this process; the next read opens them again."""
@@ -124,9 +118,40 @@ class FeatureArchive:
         if video not in self._names:
             raise InputError(f"{self.path}: no video {video!r}")
         array, where = self._source.open(self._names[video])
-        if array.dtype.kind not in "fiu":
-            raise InputError(f"{where} has dtype {array.dtype}, expected real numbers")
+        _require_real(array, where)
         return array, where
+
+
+def from_array(
+    array: Any, feature_dim: int, where: str, *, every: int = 1, time_first: bool = False
+) -> FeatureSequence:
+    """Orient, convert and check every N-th row of the features of a video.
+
+    array: [T, C] or [C, T] by the length C = feature_dim, in memory or in an HDF5 file.
+    where: its name in messages.
+    time_first: it can only be [T, C].
+
+    InputError: unusable, including NaN values.
+    """
+    _require_real(array, where)
+    time_axis, channel_axis, note = _orient(array.shape, feature_dim, time_first, where)
+    rows = array.shape[time_axis]
+    snippets = len(range(0, rows, every))
+    if snippets < 2:
+        rows_of = f" (one in {every} of {count(rows, 'row')})" if every > 1 else ""
+        raise InputError(f"{where} has {count(snippets, 'snippet')}{rows_of}, expected at least 2")
+    try:
+        features = _read(array, time_axis, channel_axis, every)
+    except OSError as error:
+        raise InputError(unreadable(where, "readable values", error)) from error
+    _check_finite(features, every, where)
+    orientation = "[T, C]" if time_axis < channel_axis else "[C, T]"
+    return FeatureSequence(features, orientation, where, rows, str(array.dtype), note)
+
+
+def _require_real(array: Any, where: str) -> None:
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"{where} has dtype {array.dtype}, expected real numbers")
 
 
 def iterate(

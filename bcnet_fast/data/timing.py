@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..config import Config
+from ..config import Config, TimeBase
 from ..errors import InputError
 from ..text import count
 from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .features import FeatureArchive
 
 Boundary = TypeVar("Boundary", float, np.ndarray)
+
+# Relative difference up to which two frame rates or strides count as equal: 29.97 is 30.
+_TOLERANCE = 0.002
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,18 @@ class TimeOptions:
     every: int | None = None  # use every N-th row; None: the default of the layout
     times: str | None = None  # path for `read_annotations`
 
+    def every_for(self, config: Config) -> int | None:
+        """`every`, or that of the training; None: the default of the layout."""
+        if self.every is not None or config.trained_on is None:
+            return self.every
+        return config.trained_on.every
+
     def resolver(
         self, config: Config, archive: FeatureArchive, known: Mapping[str, VideoAnnotation] | None = None
     ) -> TimeResolver:
         """Times of the videos of `archive`. `known` replaces the file if there is none.
 
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or a flag contradicts the training of the checkpoint.
         """
         table = read_annotations(self.times, strip_prefix=config.data.strip_prefix) if self.times else known
         return TimeResolver(config, self.flags, table, every=archive.every, row_stride=archive.row_stride)
@@ -97,18 +106,24 @@ class TimeFacts:
     fps: float | None
     duration: float | None  # seconds
     frames: int | None  # number of video frames
-    row_stride: float | None  # video frames between rows of the file, if a flag, table or layout states it
+    row_stride: float | None  # video frames between rows of the file; None if only the preset has a value
     stride: float | None  # video frames between snippets; None if rows are skipped and `row_stride` is unknown
     offset: float  # video frame of boundary 0
 
 
 class TimeResolver:
-    """Combines flags, a table and the preset, in this order of precedence.
+    """Combines flags, a table, the layout and the training of the network, in this order of precedence.
 
-    config: `data` has stride, offset and rescaling; `model.window` is the T of rescaling.
+    The stride and offset of the preset count only for a network that was not trained by this package. A trained network
+    refuses flags, and videos, whose snippets have another stride or offset than those it was trained on.
+
+    config: `data` has stride, offset and rescaling; `model.window` is the T of rescaling; `trained_on` has the times of
+        the training.
     table: id -> VideoAnnotation, as from `read_annotations`; videos may be missing.
     every: every N-th row is used.
     row_stride: video frames between rows, if the feature layout fixes it (`FeatureArchive.row_stride`).
+
+    InputError: a flag contradicts `config.trained_on`.
     """
 
     def __init__(
@@ -125,6 +140,30 @@ class TimeResolver:
         self.table = table or {}
         self.every = every
         self.row_stride = row_stride
+        self.base = config.trained_on or TimeBase()
+        self._require_agreement()
+
+    def _require_agreement(self) -> None:
+        flags, base = self.flags, self.base
+        if self.config.data.rescale:  # a video of any frame rate and stride becomes T snippets
+            return
+        if flags.fps is not None and not _agree(flags.fps, base.fps):
+            raise InputError(
+                f"--fps is {flags.fps:g}, expected {base.fps:g}, the frame rate of the training; "
+                "for videos of another frame rate, give --times FILE with a column fps"
+            )
+        if flags.stride is not None and not _agree(flags.stride * self.every, base.stride):
+            raise InputError(f"--stride is {flags.stride:g}, {self._expected_stride(flags.stride * self.every)}")
+        if flags.offset is not None and base.offset is not None and flags.offset != base.offset:
+            raise InputError(f"--offset is {flags.offset:g}, expected {base.offset:g}, the offset of the training")
+
+    def _expected_stride(self, stride: float) -> str:
+        """End of a message about snippets of another stride than those of the training."""
+        thinned = f" with one in {self.every} rows used (--every)" if self.every > 1 else ""
+        return (
+            f"so that snippets are {stride:g} video frames apart{thinned}; expected {self.base.stride:g}, "
+            "the stride of the training"
+        )
 
     def matched(self, videos: Collection[str]) -> list[str]:
         """Videos that are in the table, by exact id."""
@@ -147,16 +186,17 @@ class TimeResolver:
         flags, row = self.flags, self.table.get(video) or VideoAnnotation(video)
         duration = _first(flags.duration, row.duration or None)
         frames = row.frames or None
-        fps = _first(flags.fps, row.fps, frames / duration if frames and duration else None)
+        fps = _first(flags.fps, row.fps, frames / duration if frames and duration else None, self.base.fps)
         if duration is None and frames and fps:
             duration = frames / fps
-        row_stride = _first(flags.stride, row.feature_stride, self.row_stride)
+        row_stride = _first(flags.stride, row.feature_stride, self.row_stride, self.base.row_stride)
         if row_stride is not None:
             stride = row_stride * self.every
         else:
-            # The stride of the preset refers to consecutive rows, and says nothing if rows are skipped.
-            stride = self.config.data.stride if self.every == 1 else None
-        offset = _first(flags.offset, row.feature_offset)
+            # The stride of the preset refers to consecutive rows, and says nothing if rows are skipped, nor about the
+            # features of a training.
+            stride = self.config.data.stride if self.every == 1 and self.config.trained_on is None else None
+        offset = _first(flags.offset, row.feature_offset, self.base.offset)
         if offset is None:
             offset = self.config.data.offset
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
@@ -168,7 +208,7 @@ class TimeResolver:
         public BMN release.
         """
         facts = self.facts(video)
-        if self.config.data.rescale:
+        if self.config.data.rescale:  # the length of a snippet differs from video to video anyway
             time = self._rescaled(video, snippets, facts)
             return replace(time, duration=self._covered(video, facts) * time.duration) if whole_snippets else time
         if facts.fps is None:
@@ -176,7 +216,28 @@ class TimeResolver:
                 f"video {video!r} has no known frame rate; "
                 "give --fps, or --times FILE with a column fps (or frames and duration)"
             )
-        return SnippetTime(self._stride(video, facts), facts.offset, facts.fps, facts.duration)
+        stride = self._stride(video, facts)
+        if not _agree(stride, self.base.stride):
+            raise InputError(
+                f"video {video!r} has rows of {facts.row_stride:g} frames, {self._expected_stride(stride)}"
+            )
+        if self.base.offset is not None and facts.offset != self.base.offset:
+            raise InputError(
+                f"video {video!r} has the offset {facts.offset:g}, expected {self.base.offset:g}, that of the training"
+            )
+        return SnippetTime(stride, facts.offset, facts.fps, facts.duration)
+
+    def base_of(self, videos: Collection[str]) -> TimeBase:
+        """Times that all `videos` have in common, as a network trained on them stores them."""
+        facts = [self.facts(video) for video in videos]
+        # The stride that a training took from its preset is that of its snippets, unless videos are rescaled.
+        rescale = self.config.data.rescale
+        return TimeBase(
+            fps=_common([fact.fps for fact in facts]),
+            row_stride=_common([_first(fact.row_stride, None if rescale else fact.stride) for fact in facts]),
+            offset=_common([fact.offset for fact in facts]),
+            every=self.every,
+        )
 
     def _rescaled(self, video: str, snippets: int, facts: TimeFacts) -> RescaledTime:
         window = self.config.model.window
@@ -206,11 +267,26 @@ class TimeResolver:
 
     def _stride(self, video: str, facts: TimeFacts) -> float:
         if facts.stride is None:
+            when = f"if only one in {self.every} rows is used" if self.every > 1 else "because the training had several"
             raise InputError(
-                f"video {video!r} has no known stride, which is required if only one in {self.every} rows is used; "
+                f"video {video!r} has no known stride, which is required {when}; "
                 "give --stride, or --times FILE with a column stride"
             )
         return facts.stride
+
+
+def _agree(value: float, expected: float | None) -> bool:
+    """Whether a frame rate or stride is the expected one, or nothing is expected."""
+    return expected is None or abs(value - expected) <= _TOLERANCE * expected
+
+
+def _common(values: list[float | None]) -> float | None:
+    """The value that all have, or None."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    middle = sorted(known)[len(known) // 2]
+    return middle if all(abs(value - middle) <= _TOLERANCE * abs(middle) for value in known) else None
 
 
 def _first(*values: float | None) -> float | None:

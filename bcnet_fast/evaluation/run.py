@@ -79,10 +79,11 @@ class Evaluation:
         counts = f"{count(recall.videos, 'video')}, {count(recall.instances, 'instance')}"
         protocol_name = f"protocol {stated['protocol']}: {GROUND_TRUTH[stated['protocol']]}"
         where = f"{stated['preset']}, {protocol_name}, {counts}"
-        mean_number = recall.proposals / recall.videos
+        mean_number, left_out = recall.proposals / recall.videos, stated["videos_left_out"]
         lines = [
             f"proposals     {stated['proposals']}: {recall.proposals}, {mean_number:.1f} per video with instances",
             f"ground truth  {stated['ground_truth']}: {stated['subset']}, {counts}",
+            *([f"left out      {count(left_out, 'video')} with proposals, of other subsets"] if left_out else []),
             "",
             f"Average recall in % ({where}; class-agnostic)",
             _row("tIoU", [f"{threshold:.2f}" for threshold in recall.tiou_thresholds], "mean"),
@@ -145,8 +146,9 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     if options.plot:
         require_picture_name(options.plot)
 
-    subset, ground_truth = _ground_truth(options, metrics, strip_prefix)
+    subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
     proposals = _proposals(options, strip_prefix, ground_truth)
+    proposals, left_out = proposals.without(elsewhere)
     detections, fusion = _detections(options, strip_prefix, proposals, ground_truth)
     recall = average_recall(
         ground_truth, proposals, tiou_thresholds=metrics.recall_thresholds, max_proposals=metrics.max_proposals
@@ -160,6 +162,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         "proposals": options.proposals,
         "ground_truth": options.ground_truth,
         "subset": subset or "all videos",
+        "videos_left_out": left_out,
         "class_scores": options.class_scores,
         "fusion": fusion,
     }
@@ -168,23 +171,25 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
 
 def _ground_truth(
     options: EvaluateOptions, protocol: MetricSettings, strip_prefix: bool
-) -> tuple[str | None, dict[str, VideoAnnotation]]:
-    ground_truth = read_annotations(options.ground_truth, options.subset, strip_prefix=strip_prefix)
+) -> tuple[str | None, dict[str, VideoAnnotation], set[str]]:
+    """Subset, its videos, and the ids of videos that belong to other subsets."""
+    everything = read_annotations(options.ground_truth, strip_prefix=strip_prefix)
     subset = options.subset
-    names = {video.subset.lower(): video.subset for video in ground_truth.values() if video.subset}
+    names = {video.subset.lower(): video.subset for video in everything.values() if video.subset}
     if subset is None and names:
         subset = protocol.subset
         if len(names) == 1 and subset not in names:
             (subset,) = names.values()
-        try:
-            ground_truth = in_subset(ground_truth, subset, options.ground_truth)
-        except InputError as error:
-            raise InputError(f"{error}; choose one with --subset") from error
+    try:
+        ground_truth = everything if subset is None else in_subset(everything, subset, options.ground_truth)
+    except InputError as error:
+        raise InputError(f"{error}; choose one with --subset") from error
+    elsewhere = {name for name in everything.keys() - ground_truth.keys() if everything[name].subset}
     if options.protocol == "opentad":
         ground_truth = without_duplicates(ground_truth)
     if not any(video.instances for video in ground_truth.values()):
         raise InputError(f"{options.ground_truth}: no annotated instance in {count(len(ground_truth), 'video')}")
-    return subset, ground_truth
+    return subset, ground_truth, elsewhere
 
 
 def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mapping[str, VideoAnnotation]) -> Results:

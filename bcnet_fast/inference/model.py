@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import BackendError, InputError
@@ -25,6 +28,10 @@ from ..presets import PRESET_NAMES, PRESETS
 from ..storage.checkpoint import StoredWeights, read_config
 from ..text import alternatives, count, did_you_mean
 
+if TYPE_CHECKING:
+    from .predict import VideoProposals
+
+DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
 
 
@@ -89,6 +96,69 @@ class Model:
         with use_backend(self.backend):
             return self._engine().anchors(features, boundaries, needed)
 
+    @property
+    def network(self) -> nn.Module:
+        """The network in plain PyTorch. AttributeError: only a model with backend="reference" has it."""
+        if isinstance(self.run, Reference):
+            return self.run.network
+        raise AttributeError('the engine is no nn.Module; load the model with backend="reference" for one')
+
+    @overload
+    def propose(self, features: np.ndarray | Tensor, **options: Any) -> VideoProposals: ...
+    @overload
+    def propose(self, features: Mapping[str, np.ndarray | Tensor], **options: Any) -> dict[str, VideoProposals]: ...
+    @overload
+    def propose(self, features: Sequence[np.ndarray | Tensor], **options: Any) -> list[VideoProposals]: ...
+
+    def propose(
+        self,
+        features: Any,
+        *,
+        fps: float | Sequence[float] | None = None,
+        stride: float | Sequence[float] | None = None,
+        offset: float | Sequence[float] | None = None,
+        duration: float | Sequence[float] | None = None,
+        every: int | None = None,
+        protocol: str = "default",
+        batch_size: int = 8,
+    ) -> Any:
+        """Proposals of one or many videos in seconds, best first: windows, network, suppression.
+
+        A trained checkpoint knows frame rate and stride of its training, which are then the default. A value is for all
+        videos, or a sequence has one for each.
+
+        Args:
+            features: real numbers of any dtype, of any length, [T, C] or [C, T] by the length C = feature_dim; also a
+                list of such arrays, or a dictionary {name: array}.
+            fps: video frames per second.
+            stride: video frames between consecutive rows.
+            offset: video frame at which the first row starts; 0 unless the training had another.
+            duration: seconds. Required for a network for rescaled videos unless fps and stride are known.
+            every: use every N-th row; as in the training, or all.
+            protocol: "default", or "release" for the rules of the public code.
+            batch_size: windows per batch.
+
+        Returns:
+            VideoProposals; for a list a list, for a dictionary a dictionary of the same keys.
+
+        Raises:
+            ValueError: features of another width or with NaN; unknown or contradictory times.
+        """
+        # Imported here, because loading a model must not import post-processing.
+        from .propose import propose
+
+        return propose(
+            self,
+            features,
+            fps=fps,
+            stride=stride,
+            offset=offset,
+            duration=duration,
+            every=every,
+            protocol=protocol,
+            batch_size=batch_size,
+        )
+
     def _engine(self) -> Engine:
         if not isinstance(self.run, Engine):
             raise TypeError("the reference computes all scores in one step, expected the engine")
@@ -98,6 +168,11 @@ class Model:
         expected = (self.config.model.feature_dim, self.config.model.window)
         if features.ndim != 3 or features.shape[1:] != expected:
             raise ValueError(f"features has shape {list(features.shape)}, expected [B, {expected[0]}, {expected[1]}]")
+
+
+def demo_checkpoint() -> Path:
+    """The small BCNet that is shipped with the package, trained on synthetic videos."""
+    return Path(str(resources.files("bcnet_fast") / "assets" / "demo.safetensors"))
 
 
 def resolve_device(name: str | torch.device = "auto") -> torch.device:
@@ -133,6 +208,8 @@ def load(
 ) -> Model:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
+    "demo" is the small network that is shipped with the package, trained on synthetic videos.
+
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
         precision: "fp32" and "fp64" are exact up to rounding. "int8", of BCNet on a CPU, rounds the weights and inputs
@@ -164,6 +241,8 @@ def load(
             raise InputError(_unknown("model", model, PRESETS))
         presets = PRESETS[model or "bcnet"]
         checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
+        if checkpoint_or_preset == DEMO:
+            checkpoint_or_preset = demo_checkpoint()
     if isinstance(checkpoint_or_preset, Config):
         config = checkpoint_or_preset
         state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
@@ -221,9 +300,9 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
 def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
     if not Path(path).exists():
         raise InputError(
-            f"{path} is neither a file nor a preset, expected a bcnet_fast checkpoint (.safetensors) or one of the "
-            f"presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
-            f"{did_you_mean(str(path), PRESET_NAMES)}"
+            f"{path} is neither a file nor a preset, expected a bcnet_fast checkpoint (.safetensors), {DEMO!r} or one of "
+            f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
+            f"{did_you_mean(str(path), (DEMO, *PRESET_NAMES))}"
         )
     config = read_config(path)
     with shapes_only():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.annotations import Instance
 from ..data.features import FeatureArchive, FeatureSequence, iterate
 from ..data.timing import TimeResolver, VideoTime
 from ..data.windows import cut, rescale, window_starts
@@ -18,10 +21,12 @@ from ..ops import use_backend
 from ..profiling import stage
 from ..proposals import ProposalGenerator, WindowProposals
 from ..protocols import DEFAULT, Protocol
+from ..results.writer import entries
+from ..text import count
 from .model import Model
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VideoProposals:
     """Proposals of one video, best first: segments [n, 2] float64 in seconds, scores [n] float64."""
 
@@ -33,6 +38,40 @@ class VideoProposals:
     boundary_times: np.ndarray  # [T] seconds
     boundary_start: np.ndarray  # [T] probability, the mean over the windows that saw the snippet
     boundary_end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __repr__(self) -> str:
+        best = "".join(
+            f", best {start:.2f} s to {end:.2f} s ({score:.3f})"
+            for (start, end), score in zip(self.segments[:1], self.scores[:1], strict=True)
+        )
+        return f"VideoProposals({self.video!r}, {self.duration:.2f} s, {count(len(self), 'proposal')}{best})"
+
+    def top(self, n: int) -> VideoProposals:
+        """The n best proposals, or all if they are fewer."""
+        return replace(self, segments=self.segments[:n], scores=self.scores[:n])
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """{video: [{"score", "segment"}]}, the value of `results` in a submission file."""
+        return {self.video: entries(self.segments, self.scores)}
+
+    def plot(self, path: str | os.PathLike, ground_truth: Sequence[Instance] | None = None) -> None:
+        """Draw boundary probabilities, all proposals and, if given, the true instances; see `results.timeline`.
+
+        The suffix of `path` chooses .png, .svg or .pdf. InputError: it has another one, or matplotlib is missing.
+        """
+        from ..results.timeline import timeline
+
+        timeline(
+            path,
+            video_id=self.video,
+            duration_s=self.duration,
+            boundary=(self.boundary_times, self.boundary_start, self.boundary_end),
+            proposals=np.column_stack([self.segments, self.scores]),
+            ground_truth=ground_truth,
+        )
 
 
 @dataclass(frozen=True)
@@ -95,8 +134,14 @@ class Predictor:
 
         Memory is bounded by `batch_size` windows and a few videos, however large the archive is.
         """
+        return self.run(iterate(archive, videos, workers=workers, prefetch=2), times, batch_size=batch_size)
+
+    def run(
+        self, sequences: Iterable[tuple[str, FeatureSequence | InputError]], times: TimeResolver, *, batch_size: int = 8
+    ) -> Iterator[VideoProposals | Failure]:
+        """The same for videos whose features are read elsewhere."""
         batch: list[tuple[Window, np.ndarray]] = []
-        for name, loaded in iterate(archive, videos, workers=workers, prefetch=2):
+        for name, loaded in sequences:
             try:
                 if isinstance(loaded, InputError):
                     raise loaded
@@ -173,13 +218,11 @@ class Predictor:
             seconds = np.clip(seconds, 0.0, duration)
             inside = seconds[:, 0] < seconds[:, 1]
             seconds, confidence = seconds[inside], confidence[inside]
-        start, end, count = video.boundary
+        start, end, seen = video.boundary
         # Under the release protocol the last snippets of a video may belong to no window.
-        count = np.maximum(count, 1)
+        seen = np.maximum(seen, 1)
         times = video.time.seconds(np.arange(video.snippets, dtype=np.float64))
-        return VideoProposals(
-            video.name, seconds, confidence, video.windows, duration, times, start / count, end / count
-        )
+        return VideoProposals(video.name, seconds, confidence, video.windows, duration, times, start / seen, end / seen)
 
     def _overflow(self, video: CollectedVideo) -> Failure:
         return Failure(

@@ -8,6 +8,7 @@ import hashlib
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import torch
 
 from .. import __version__
 from ..config import Config
-from ..data.annotations import VideoAnnotation, read_annotations
+from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import ClassScores, read_class_scores
 from ..data.features import FeatureArchive, open_features
 from ..data.timing import TimeOptions, TimeResolver
 from ..errors import InputError
+from ..ops import native
 from ..ops.backends import choose, use_backend
 from ..presets import PRESETS
 from ..profiling import Profile, record, stage
@@ -43,6 +45,7 @@ class InferOptions:
 
     features: str
     output: str
+    subset: str | None = None  # of the videos in the file of --times or --ground-truth
     # A checkpoint, or a preset with random weights.
     checkpoint: str | None = None
     model: str | None = None
@@ -67,6 +70,7 @@ class InferOptions:
     profile: bool = False
     trace: str | None = None
     resume: bool = False
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,15 +101,19 @@ def infer(options: InferOptions) -> InferReport:
     InputError: a file or option cannot be used, or every video failed.
     """
     started = time.perf_counter()
+    if Path(options.output).is_file() and not (options.resume or options.overwrite):
+        raise InputError(f"{options.output} exists; replace it with --overwrite, or complete it with --resume")
+    if options.resume and options.overwrite:
+        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
     config = resolve_config(options)
     archive = open_features(
         options.features,
         feature_dim=config.model.feature_dim,
-        every=options.time.every,
+        every=options.time.every_for(config),
         strip_prefix=config.data.strip_prefix,
     )
-    times = resolve_times(options, config, archive)
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
+    times = resolve_times(options, config, archive, truth)
     for folder in filter(None, (options.plot, options.srt)):
         require_writable(Path(folder) / "picture.png")
     if options.trace:
@@ -113,13 +121,18 @@ def infer(options: InferOptions) -> InferReport:
     model = _load(options, config)
 
     with contextlib.closing(
-        ResultWriter(options.output, run_settings(options, config), resume=options.resume)
+        ResultWriter(options.output, run_settings(options, config), resume=options.resume, overwrite=options.overwrite)
     ) as writer:
         for gone in writer.done.keys() - archive.ids:
             del writer.done[gone]
         videos = [video for video in archive.ids if video not in writer.done]
         if options.resume:
             print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are already done")
+        details = _details(options, config)
+        if writer.finished is not None and not videos:
+            writer.close(discard=True)
+            seconds = time.perf_counter() - started
+            return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         run = _Run(options, Predictor(model, protocol_for(options.protocol, config)), truth, class_scores, writer)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
@@ -135,7 +148,6 @@ def infer(options: InferOptions) -> InferReport:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
             raise InputError(f"{failures[0].reason}{others}")
-        details = _details(options, config)
         proposals = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
     seconds = time.perf_counter() - started
     if options.trace and profile is not None:
@@ -231,23 +243,62 @@ def resolve_config(options: InferOptions) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, feature_dim=width))
 
 
-def resolve_times(options: InferOptions, config: Config, archive: FeatureArchive) -> TimeResolver:
-    """Times of the snippets, with a note where they are assumed. InputError: --fps or --times is required."""
-    times, path = options.time.resolver(config, archive), options.time.times
+def resolve_times(
+    options: InferOptions, config: Config, archive: FeatureArchive, truth: Mapping[str, VideoAnnotation]
+) -> TimeResolver:
+    """Times of the snippets, with a note where nothing states them. Reduces the archive to the videos of --subset.
+
+    InputError: --fps or --times is required, or a flag contradicts the training of the checkpoint.
+    """
+    try:
+        times, path = options.time.resolver(config, archive), options.time.times
+    except InputError as error:
+        raise InputError(f"{options.checkpoint}: {error}" if config.trained_on else str(error)) from error
+    if options.subset is not None:
+        _keep_subset(options, archive, truth or times.table)
     if path:
         times.require_match(archive.ids, options.features, path)
         unused = len(times.table) - len(times.matched(archive.ids))
         if unused:
             print(f"note: {path}: {count(unused, 'video')} without features", file=sys.stderr)
-    elif not config.data.rescale and options.time.flags.fps is None:
+    elif not config.data.rescale and options.time.flags.fps is None and times.base.fps is None:
         raise InputError("--fps or --times is required: snippet times depend on the frame rate of the videos")
-    if not config.data.rescale and any(times.facts(video).row_stride is None for video in archive.ids):
-        print(
-            f"note: --stride is not given; assuming {config.data.stride:g} video frames between rows, "
-            f"as in preset {config.preset}",
-            file=sys.stderr,
-        )
+    if not config.data.rescale:
+        remark = _remark_on_times(options, config, archive, times)
+        if remark:
+            print(f"note: {remark}", file=sys.stderr)
     return times
+
+
+def _keep_subset(options: InferOptions, archive: FeatureArchive, videos: Mapping[str, VideoAnnotation]) -> None:
+    source = options.ground_truth or options.time.times
+    if source is None:
+        raise InputError("--subset requires an annotation file with subsets: --times FILE or --ground-truth FILE")
+    assert options.subset is not None
+    left_out = archive.keep(in_subset(videos, options.subset, source))
+    if not archive.ids:
+        raise InputError(f"{options.features} has no video of the subset {options.subset!r} of {source}")
+    if left_out:
+        print(f"note: {count(left_out, 'video')} left out, not in the subset {options.subset!r}", file=sys.stderr)
+
+
+def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArchive, times: TimeResolver) -> str | None:
+    """Frame rate and stride that neither flags nor files state, and where they come from."""
+    base, flags = times.base, options.time.flags
+    if config.trained_on is None:
+        if all(times.facts(video).row_stride is not None for video in archive.ids):
+            return None
+        return (
+            f"--stride is not given; assuming {config.data.stride:g} video frames between rows, "
+            f"as in preset {config.preset}"
+        )
+    stated = [times.table[video] for video in times.matched(archive.ids)]
+    taken = []
+    if base.fps is not None and flags.fps is None and not any(row.fps or row.frames for row in stated):
+        taken.append(f"{base.fps:g} frames per second")
+    if base.row_stride is not None and flags.stride is None and not any(row.feature_stride for row in stated):
+        taken.append(f"{base.row_stride:g} video frames between rows")
+    return f"{' and '.join(taken)}, as in the training of {options.checkpoint}" if taken else None
 
 
 def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
@@ -259,6 +310,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "times": _sha256(options.time.times),
         "labels": _sha256(options.labels),
         "features": options.features,
+        "subset": options.subset,
         "every": options.time.every,
         **dataclasses.asdict(options.time.flags),
         **{name: getattr(options, name) for name in names},
@@ -311,6 +363,8 @@ def _load(options: InferOptions, config: Config) -> Model:
         model = load(weights, device=options.device, precision=options.precision, backend=options.backend)
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
+    if options.backend == "auto" and (note := native.missing_note()):
+        print(f"note: {note}", file=sys.stderr)
     with use_backend(options.backend):
         # An unusable backend is an error now, not after the network has run.
         choose("match_proposals", model.device)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
 import runpy
 import warnings
 from pathlib import Path
@@ -17,7 +21,9 @@ def _load(name: str, what: str, needs: str) -> tuple[Any, str | None]:
     try:
         found = importlib.import_module(f"bcnet_fast.{name}")
     except ImportError as error:
-        return None, f"{what} was not built or cannot be loaded ({error}); run 'pip install -e .' with {needs}"
+        found = _of_installation(name)
+        if found is None:
+            return None, f"{what} was not built or cannot be loaded ({error}); run 'pip install -e .' with {needs}"
     if _DIGEST.is_file() and getattr(found, "SOURCES", None) != runpy.run_path(str(_DIGEST))["digest"](name):
         why = f"{what} was built from other sources than those in {_DIGEST.parent}; run 'pip install -e .' again"
         warnings.warn(why, RuntimeWarning, stacklevel=2)
@@ -25,7 +31,32 @@ def _load(name: str, what: str, needs: str) -> tuple[Any, str | None]:
     return found, None
 
 
+def _of_installation(name: str) -> Any:
+    """The extension of an installed bcnet_fast, for a checkout that hides it, or None.
+
+    After `pip install .`, Python started in the checkout imports its folder bcnet_fast, which has no extension.
+    """
+    if not _DIGEST.is_file():
+        return None
+    for installed in importlib.metadata.distributions(name="bcnet_fast"):
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            path = Path(str(installed.locate_file(f"bcnet_fast/{name}{suffix}")))
+            spec = importlib.util.spec_from_file_location(f"bcnet_fast.{name}", path) if path.is_file() else None
+            if spec is None or spec.loader is None:
+                continue
+            with contextlib.suppress(ImportError):
+                found = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(found)
+                return found
+    return None
+
+
 module, reason = _load("_C", "the native extension", "a C++ compiler")
+
+
+def missing_note() -> str | None:
+    """One line for users of a command whose code for the CPU was not built; None if it was."""
+    return None if module is not None else f"{reason}; until then PyTorch and Python do its work, several times slower"
 
 
 @functools.cache

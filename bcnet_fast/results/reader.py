@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,24 @@ class Results:
         codes: dict[str, int] = {}
         label = np.array([codes.setdefault(str(entry["label"]), len(codes)) for entry in flat])
         return Results(tuple(lists), video, segments, scores, tuple(codes), label)
+
+    def without(self, videos: Collection[str]) -> tuple[Results, int]:
+        """Leave out some videos; also return how many of them have proposals here."""
+        kept = [number for number, name in enumerate(self.video_names) if name not in videos]
+        if len(kept) == len(self.video_names):
+            return self, 0
+        place = np.full(len(self.video_names), -1)
+        place[kept] = np.arange(len(kept))
+        rows = place[self.video] >= 0
+        left = Results(
+            tuple(self.video_names[number] for number in kept),
+            place[self.video[rows]],
+            self.segments[rows],
+            self.scores[rows],
+            self.label_names,
+            None if self.label is None else self.label[rows],
+        )
+        return left, len(self.video_names) - len(kept)
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Inverse of `from_dict`: the value of `results` in a submission file."""

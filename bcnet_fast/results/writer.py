@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import atomic_text, require_writable
+from ..storage.files import atomic_text, read_json, require_writable
 from ..text import count
 
 try:
@@ -49,32 +49,42 @@ class ResultWriter:
     """Collects the proposals of many videos on disk; `finish` writes the submission JSON.
 
     settings: everything that determines the results.
-    resume: take over the finished videos of a partial file with the same settings; `done` lists them.
+    resume: take over the finished videos of a partial file or, without one, of an existing submission, with the same
+        settings; `done` lists them, and `finished` is the number of proposals of that submission.
+    overwrite: discard the partial file of an interrupted run.
 
-    InputError: the partial file has other settings or another format, has finished videos although `resume` is false,
-    or is in use by another run.
+    InputError: partial file or submission have other settings or another format, the partial file has finished videos
+    although neither `resume` nor `overwrite` is true, or is in use by another run.
     """
 
-    def __init__(self, output: str | os.PathLike, settings: dict[str, Any], *, resume: bool = False) -> None:
+    def __init__(
+        self, output: str | os.PathLike, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+    ) -> None:
         settings = json.loads(json.dumps(settings))  # as read from the file: lists instead of tuples
         self.output = require_writable(output)
         self.partial = self.output.with_name(self.output.name + ".partial")
+        self.settings = settings
         self.done: dict[str, int] = {}  # video -> offset of its line in bytes
+        self.finished: int | None = None
         try:
             self._file = open(self.partial, "a+b")
         except OSError as error:
             raise self._failed(error) from error
         try:
             _lock(self._file, self.partial)
-            self._read(settings, resume)
+            if overwrite:
+                self._file.truncate(0)
+            self._read(resume)
             if not self.done:
                 self._file.truncate(0)
                 self._append({"settings": settings})
+                if resume and self.output.is_file():
+                    self._take_over()
         except BaseException:
             self.close()
             raise
 
-    def _read(self, settings: dict[str, Any], resume: bool) -> None:
+    def _read(self, resume: bool) -> None:
         self._file.seek(0)
         end, found = 0, dict[str, Any]()
         for line in self._file:
@@ -95,15 +105,37 @@ class ResultWriter:
         if self.done and not resume:
             raise InputError(
                 f"{self.partial} has {count(len(self.done), 'finished video')} of an interrupted run; "
-                "continue with --resume, or delete it to start again"
+                "continue with --resume, or start again with --overwrite"
             )
-        if self.done and found != settings:
+        if self.done:
+            self._require_equal(found, self.partial)
+        self._file.truncate(end)
+
+    def _require_equal(self, found: dict[str, Any], path: Path) -> None:
+        settings = self.settings
+        if found != settings:
             names = sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name))
             raise InputError(
-                f"{self.partial} is from a run with other values of {', '.join(names)}; "
-                "resume with the same settings, or delete it to start again"
+                f"{path} is from a run with other values of {', '.join(names)}; "
+                "resume with the same settings, or start again with --overwrite"
             )
-        self._file.truncate(end)
+
+    def _take_over(self) -> None:
+        """Copy the videos of the finished submission to the partial file."""
+        content = read_json(self.output, "a submission of an earlier run")
+        try:
+            found, results = dict(content["external_data"]["settings"]), dict(content["results"])
+        except (TypeError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{self.output} does not say with which settings it was made, so it cannot be resumed; "
+                "start again with --overwrite"
+            ) from error
+        self._require_equal(found, self.output)
+        self.finished = 0
+        for video, proposals in results.items():
+            self.done[video] = self._file.seek(0, os.SEEK_END)
+            self._append({"video": video, "proposals": proposals})
+            self.finished += len(proposals)
 
     def add(
         self, video: str, segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
@@ -138,7 +170,8 @@ class ResultWriter:
                 proposals = json.loads(self._file.readline())["proposals"]
                 total += len(proposals)
                 file.write(f"{',' if position else ''}\n{json.dumps(video)}: {json.dumps(proposals)}")
-            file.write(f'\n}}, "external_data": {json.dumps({"used": True, "details": details})}}}\n')
+            external_data = {"used": True, "details": details, "settings": self.settings}
+            file.write(f'\n}}, "external_data": {json.dumps(external_data)}}}\n')
         self.close(discard=True)
         return total
 

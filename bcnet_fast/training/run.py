@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from ..config import Config
 from ..data.annotations import VideoAnnotation
 from ..errors import InputError
 from ..inference.model import load, resolve_device
+from ..ops import native
 from ..presets import PRESETS
 from ..progress import clock
 from ..protocols import protocol_for
@@ -74,6 +76,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         preset = PRESETS[options.model][options.preset].train
         epochs = fitted_epochs(preset, config.train.batch_size, len(windows))
         config = resolve_config(options, fitted | {"train": epochs})
+    config = replace(config, trained_on=times.base_of([video.annotation.id for video in training.videos]))
     trainer = Trainer(config, protocol.losses, device, processes)
     output = Run(options.output, config, {"protocol": options.protocol, "windows": _digest(windows)})
     state = output.begin(resume=options.resume)
@@ -82,6 +85,8 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     epochs, done = config.train.epochs, len(output.rows)
     if processes.first:
         output.require_writable()
+        if note := native.missing_note():
+            print(f"note: {note}", file=sys.stderr)
         _print_summary(options, config, training, validation, windows, trainer, done)
     began = time.perf_counter()
     for epoch in range(done, epochs):

@@ -131,6 +131,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     """Settings that differ, as text; the number of epochs may change."""
     if name == "config.train.epochs" or before == now:
         return []
+    if name == "config.trained_on" and before is None:  # of an older version, which did not store it
+        return []
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         return [

@@ -1,6 +1,7 @@
 """The process of one step: import what it needs, wait for the driver's word, run it, and say how it ended.
 
-Started by contact.runner alone. Standard input brings the limit in seconds, and stays open while the driver lives.
+Started by contact.runner alone, as `python -m contact.child`. Standard input brings the limit in seconds, and stays
+open while the driver lives.
 """
 
 from __future__ import annotations
@@ -19,11 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-# Python puts this file's own folder first, whose modules have names that others have too.
-sys.path[:] = [str(HERE.parent), str(HERE.parents[1]), *(path for path in sys.path if Path(path).resolve() != HERE)]
-
-from contact.context import Context, Skip, Stop, summary  # noqa: E402
+from .context import Context, Skip, Stop, summary
 
 
 def find(target: str) -> Callable[[Context], None]:

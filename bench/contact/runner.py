@@ -26,7 +26,7 @@ from typing import Any
 from .report import render
 from .steps import Step
 
-CHILD = Path(__file__).with_name("child.py")
+BENCH = Path(__file__).resolve().parents[1]
 FAILING = ("failed", "timeout", "crashed")
 OUTPUT_LINES, OUTPUT_BYTES = 40, 1 << 16
 UNKILLABLE_S = 5.0  # a process that hangs inside the GPU's driver may not even end when it is killed
@@ -71,7 +71,8 @@ class Process:
         with open(self.log, "wb") as log:
             # A file, not a pipe: what a step leaves behind could hold a pipe open for ever.
             self.popen = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", str(CHILD), json.dumps(request)],
+                [sys.executable, "-X", "faulthandler", "-m", "contact.child", json.dumps(request)],
+                cwd=BENCH,  # Python looks for modules there first, and must not find those of the user's folder
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -132,6 +133,9 @@ class Process:
 
 def _environment(step: Step, device: str) -> dict[str, str]:
     env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+    # The package is that of this checkout, installed or not.
+    paths = [str(BENCH), str(BENCH.parent), os.environ.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     env.pop("BCNET_FAST_BACKEND", None)  # steps ask for backends themselves
     env.pop("TRITON_INTERPRET", None)
     if device == "cpu":

@@ -1,6 +1,6 @@
 """A tiny run of every operator under compute-sanitizer, which sees each access outside of an allocation.
 
-python bench/contact/sanitizer.py cuda          the tiny run alone
+The tiny run alone, in bench/ of an installed checkout: python -m contact.sanitizer cuda
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ import subprocess
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    HERE = Path(__file__).resolve().parent
-    sys.path[:] = [str(HERE.parent), str(HERE.parents[1]), *(path for path in sys.path if Path(path).resolve() != HERE)]
-
 import torch
 
 from bcnet_fast import ops
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
 from bcnet_fast.geometry.proposal_map import gtad_regions
 from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
-from contact.context import Context, Skip
-from contact.machine import sanitizer_path
+
+from .context import Context, Skip
+from .machine import sanitizer_path
 
 FOUND = 77  # exit code of the tool when it found something
 
 
 def sanitizer(context: Context) -> None:
-    command = [sys.executable, __file__, context.device]
+    command = [sys.executable, "-m", "contact.sanitizer", context.device]  # in the folder of this process, bench/
     path = sanitizer_path()
     if context.device == "cuda":
         if path is None:

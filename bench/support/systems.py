@@ -40,10 +40,11 @@ from bcnet_fast.protocols import DEFAULT as PROTOCOL
 from bcnet_fast.storage.checkpoint import read_config, save_checkpoint
 
 from . import seeded
+from .environment import ROOT
 from .plain_match import match_one_window, search
 from .soft_nms_cases import python_loop
 
-GOLDEN = Path(seeded.__file__).parent / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 SEED = 101  # of the golden network outputs
 # Of the difference from the reference's scores, root mean square over a window. float32 sums in another order; seeded
 # weights, whose attention is sharper than that of trained ones, enlarge what lower precisions lose.

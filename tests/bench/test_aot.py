@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
 VERSIONS = ROOT / "bench" / "results" / "aot_triton_versions.csv"
 COMPILE = """

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from contact.runner import Run
 from contact.steps import STEPS, Step
+from helpers.paths import ROOT
 
 SCRIPT = ROOT / "bench" / "first_contact.py"
 # Steps that end in every way but the right one; nothing here imports PyTorch.
@@ -206,7 +206,6 @@ def gone(process: int) -> bool:
 
 DRIVER = """
 import sys
-sys.path[:0] = [{bench!r}, {root!r}]
 from pathlib import Path
 from contact.runner import Run, Interrupted
 from contact.steps import Step
@@ -221,8 +220,9 @@ except Interrupted:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_driver_that_is_ended_leaves_all_that_is_known(step, tmp_path, number):
     out, faults = tmp_path / "out", step("good").target.partition(":")[0]
-    program = DRIVER.format(bench=str(ROOT / "bench"), root=str(ROOT), faults=faults, out=str(out))
-    driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    program = DRIVER.format(faults=faults, out=str(out))
+    env = os.environ | {"PYTHONPATH": str(ROOT / "bench")}
+    driver = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=env)
     assert "good" in driver.stdout.readline()
     events = out / "logs" / "hang.events.jsonl"
     while not events.exists():  # until the second step is in its function

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from conftest import ROOT, needs_triton
 from contact.runner import Run
 from contact.steps import STEPS
+from helpers.backends import needs_triton
+from helpers.paths import ROOT
 
 FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
 FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")

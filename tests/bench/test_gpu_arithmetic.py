@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.networks import BMN, CONFIGS, GTAD, TOLERANCES, difference, random_state
 from support import gpu_arithmetic
-from test_engine import CONFIGS, TOLERANCES, difference, random_state
-from test_engine_maps import BMN, GTAD
 
 from bcnet_fast import ops
 from bcnet_fast.networks.engine.engine import Engine

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_reference import SMALL
+from helpers.networks import SMALL
 
 import bcnet_fast
 from bcnet_fast.config import Config
@@ -173,6 +173,14 @@ def test_matched_anchors_and_the_threshold_for_a_share(rng):
         )
         == wanted
     )
+
+
+def test_bcnet_is_timed_with_the_weights_of_the_golden_outputs(tmp_path):
+    from support.systems import write_checkpoint
+
+    from bcnet_fast.storage.checkpoint import read_config
+
+    assert read_config(write_checkpoint(tmp_path, "bcnet", "thumos14")).model.feature_dim == 2048
 
 
 def test_help_works_and_an_unknown_variant_is_one_line():

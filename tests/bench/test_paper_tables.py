@@ -7,7 +7,7 @@ import json
 import paper_tables
 import pytest
 import torch
-from test_train import EASY, SIZES
+from helpers.training import EASY, SIZES
 
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.errors import InputError

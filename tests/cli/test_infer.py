@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from test_reference import SMALL
+from helpers.networks import SMALL
 
 from bcnet_fast import infer
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig

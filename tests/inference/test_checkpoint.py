@@ -7,9 +7,9 @@ import os
 
 import pytest
 import torch
+from helpers.networks import SMALL, SWITCHES, ablated
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from test_reference import SMALL, SWITCHES, ablated
 
 import bcnet_fast
 from bcnet_fast.config import AnchorProposalConfig, Config

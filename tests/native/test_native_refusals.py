@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from test_native_layers import EPS, GROUPS, draw, module
-from test_sampling_plan import PLANS
+from helpers.native_layers import EPS, GROUPS, draw, module
+from helpers.sampling_plans import PLANS
 
 from bcnet_fast.ops.anchor_groups import anchor_groups
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_native_layers import (
+from helpers.native_layers import (
     BOUND,
     EPS,
     draw,

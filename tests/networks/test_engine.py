@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,66 +9,42 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from helpers.backends import NATIVE, needs_native
+from helpers.networks import (
+    CONFIGS,
+    MANY,
+    NO_REWRITES,
+    SMALL,
+    TOLERANCES,
+    CountedOperations,
+    ablated,
+    difference,
+    golden_fields,
+    random_state,
+    written,
+)
 from support import seeded
-from test_reference import SMALL, ablated, golden_fields
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
-from bcnet_fast.config import AnchorProposalConfig, BCNetConfig, Config
+from bcnet_fast.config import AnchorProposalConfig, Config
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.inference import Predictor
 from bcnet_fast.networks.engine import native
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
-from bcnet_fast.networks.outputs import BCNetOutput, Output
+from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.ops import native as _native
 from bcnet_fast.proposals import ProposalGenerator
 from bcnet_fast.proposals.candidates import match_candidates
 from bcnet_fast.protocols import DEFAULT, RELEASES
 
-needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
-NATIVE = pytest.param("native", marks=needs_native)
-# More anchors than snippets, so that sampled features are projected first, and weights of whole panels.
-MANY = BCNetConfig(
-    feature_dim=20,
-    window=53,
-    base_channels=16,
-    width=24,
-    heads=2,
-    head_dim=32,
-    feedforward=70,
-    boundary_layers=3,
-    clip_channels=24,
-    bins=4,
-    max_duration=41,
-)
-CONFIGS = {"small": Config("small", model=SMALL), "many": Config("many", model=MANY)}
 ABLATED = {
     f"{preset}, {name}": Config(preset, model=model)
     for preset, config in CONFIGS.items()
     for name, model in ablated(config.model).items()
     if name != "whole"
 }
-
-
-def difference(one: Output, other: Output) -> float:
-    """Largest difference of two scores; NaN where one is NaN, so that no bound holds."""
-    pairs = zip(one.columns().values(), other.columns().values(), strict=True)
-    return float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())
-
-
-def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
-    """Weights of which no two parts are alike, positional encodings included."""
-    return {name: 0.3 * torch.randn(t.shape) for name, t in BCNet(config).state_dict().items()}
-
-
-def written(tmp_path, config: Config, state: dict[str, torch.Tensor]):
-    """A checkpoint, features for three windows, and what the reference says in float64."""
-    path = tmp_path / "network.safetensors"
-    bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
-    features = torch.randn(3, config.model.feature_dim, config.model.window)
-    return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
 
 
 @pytest.fixture(params=CONFIGS)
@@ -87,10 +62,6 @@ def ablated_case(request, tmp_path):
     if config.preset == "small":
         state |= {name: table for name, table in BCNet(config.model).state_dict().items() if name.endswith(".pe")}
     return written(tmp_path, config, state)
-
-
-# float64: sums in another order. float32: the same, in a network that enlarges rounding errors some hundred times.
-TOLERANCES = {"fp64": 1e-11, "fp32": 2e-3, "int8": 0.5}
 
 
 @pytest.mark.parametrize("off", [None, *REWRITES["bcnet"]])
@@ -127,7 +98,6 @@ def test_without_background_constraint_there_is_no_such_score(backend, monkeypat
     assert len(proposals.scores) and torch.equal(proposals.scores, wanted.scores)
 
 
-NO_REWRITES = Rewrites(**dict.fromkeys(REWRITES["bcnet"], False))
 # Few boundaries, and padding at the end of a window: many anchors are not needed.
 FEW = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
 
@@ -359,14 +329,6 @@ def test_features_of_any_dtype_and_stride_and_an_empty_batch(case):
 # ---- The path for CUDA, in Triton's interpreter
 
 
-@pytest.fixture
-def triton():
-    module = pytest.importorskip("triton", minversion="3.2")
-    if not torch.cuda.is_available():
-        pytest.importorskip("bcnet_fast.kernels._common")
-    return module
-
-
 def test_network_and_proposals_by_triton_kernels(triton):
     config = CONFIGS["small"]
     torch.manual_seed(2)
@@ -384,21 +346,6 @@ def test_network_and_proposals_by_triton_kernels(triton):
     wanted = match_candidates(found, lengths, config, DEFAULT.candidates)
     assert wanted.counts.min() > 0
     assert all(torch.equal(a, b) for a, b in zip(matched, wanted, strict=True))
-
-
-class CountedOperations(TorchDispatchMode):
-    """Counts what would be launched on a GPU: all operations but those that only look at memory in another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.__name__ if hasattr(function, "__name__") else str(function)
-        views = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
-        if not views and not name.startswith(("empty", "detach")):
-            self.counts[name] += 1
-        return function(*(args or ()), **(kwargs or {}))
 
 
 def test_launches_do_not_grow_with_the_batch():

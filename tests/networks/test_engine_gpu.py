@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_engine import CONFIGS, difference, random_state
+from helpers.networks import CONFIGS, difference, random_state
 
 import bcnet_fast
 from bcnet_fast.config import BCNetConfig, Config

@@ -7,8 +7,8 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from test_engine import CONFIGS, NO_REWRITES, difference, needs_native, random_state, written
-from test_engine_maps import config_of
+from helpers.backends import needs_native
+from helpers.networks import CONFIGS, NO_REWRITES, difference, map_config, random_state, written
 
 import bcnet_fast
 from bcnet_fast.inference.model import Model
@@ -44,7 +44,7 @@ def test_kernels_implement_every_operation_with_its_signature(protocol, implemen
 
 CASES = {
     **{f"bcnet, {name}": config for name, config in CONFIGS.items()},
-    **{name: config_of(name) for name in ("bmn", "bmn, many channels", "gtad", "gtad, many channels")},
+    **{name: map_config(name) for name in ("bmn", "bmn, many channels", "gtad", "gtad, many channels")},
 }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
-from test_engine import NATIVE, CountedOperations, difference, needs_native, triton  # noqa: F401
+from helpers.backends import NATIVE, needs_native
+from helpers.networks import MAP_MODELS, CountedOperations, difference, map_config
 
 import bcnet_fast
-from bcnet_fast.config import BMNConfig, Config, GTADConfig, MapProposalConfig
+from bcnet_fast.config import BMNConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.networks.engine.engine import Engine
@@ -19,39 +18,11 @@ from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.ops import native as _native
 
-BMN = BMNConfig(
-    feature_dim=12, window=19, max_duration=19, base_channels=8, sampled_channels=37, map_channels=5, bins=4,
-    points_per_bin=2,
-)  # fmt: skip
-GTAD = GTADConfig(
-    feature_dim=8, window=23, max_duration=11, base_channels=12, block_channels=8, block_groups=4, sampled_channels=33,
-    map_channels=6, inner_bins=3, context_bins=2,
-)  # fmt: skip
-MODELS = {
-    "bmn": BMN,
-    "bmn, background": dataclasses.replace(BMN, background_constraint=True),
-    "bmn, many channels": dataclasses.replace(BMN, sampled_channels=2 * 256 + 37),
-    "bmn, short": dataclasses.replace(BMN, max_duration=6),
-    "bmn, durations": dataclasses.replace(BMN, map_layout="duration_start", max_duration=7),
-    "bmn, one snippet": dataclasses.replace(BMN, window=1, max_duration=1),
-    "bmn, long durations": dataclasses.replace(BMN, map_layout="duration_start", window=5, max_duration=9),
-    "bmn, anchors of one snippet": dataclasses.replace(BMN, map_layout="duration_start", max_duration=1),
-    "gtad": GTAD,
-    "gtad, background": dataclasses.replace(GTAD, background_constraint=True),
-    "gtad, many channels": dataclasses.replace(GTAD, map_kernel=1, sampled_channels=600),
-    "gtad, points": dataclasses.replace(GTAD, map_kernel=1, inner_bins=4, context_bins=1, max_duration=23),
-    "gtad, small": dataclasses.replace(GTAD, window=3, max_duration=3),
-}
 
-
-def config_of(name: str) -> Config:
-    return Config(name, MODELS[name], proposals=MapProposalConfig())
-
-
-@pytest.fixture(params=MODELS)
+@pytest.fixture(params=MAP_MODELS)
 def case(request, tmp_path):
     """A checkpoint of a small network, features for three windows, and what the reference says in float64."""
-    config = config_of(request.param)
+    config = map_config(request.param)
     path = tmp_path / "network.safetensors"
     state = NETWORKS[config.model.name](config.model).state_dict()
     state = {name: tensor + 0.1 * torch.randn(tensor.shape) for name, tensor in state.items()}
@@ -121,10 +92,10 @@ def test_a_window_leaves_nothing_behind(case):
     assert difference(model(features[:1]), first) == 0
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MAP_MODELS)
 def test_computed_cells(name):
     """What is computed, and from where the others have their scores, told by a layer of which every cell is another."""
-    valid = proposal_map(MODELS[name]).valid
+    valid = proposal_map(MAP_MODELS[name]).valid
     cells = MapCells.of(valid)
     numbers = np.arange(valid.size).reshape(valid.shape)
     assert np.array_equal(np.sort(cells.sampled), np.unique(cells.sampled))
@@ -148,10 +119,10 @@ def test_half_of_the_map_is_computed():
     assert all(layer.sum() < 1.15 * 5050 for layer in cells.layers[1:])
 
 
-def test_by_triton_kernels(triton):  # noqa: F811
+def test_by_triton_kernels(triton):
     for name in ("bmn, background", "gtad"):
         torch.manual_seed(2)
-        config = MODELS[name]
+        config = MAP_MODELS[name]
         network = NETWORKS[config.name](config)
         features = torch.randn(2, config.feature_dim, config.window)
         with torch.no_grad(), bcnet_fast.ops.use_backend("triton"):
@@ -164,7 +135,7 @@ def test_by_triton_kernels(triton):  # noqa: F811
 def test_launches_do_not_grow_with_the_batch():
     """What a CUDA graph replays: as many launches for eight windows as for one."""
     for name in ("bmn", "gtad"):
-        config = MODELS[name]
+        config = MAP_MODELS[name]
         engine = Engine(config, NETWORKS[name](config).state_dict(), torch.device("cpu"), "fp32", native=False)
         counts = []
         for batch in (1, 8):
@@ -176,11 +147,11 @@ def test_launches_do_not_grow_with_the_batch():
 
 def test_what_cannot_be_had_is_named():
     with pytest.raises(InputError, match="precision 'int8': expected one of fp32, fp64, tf32, bf16, fp16 for bmn"):
-        bcnet_fast.load(config_of("bmn"), device="cpu", precision="int8")
+        bcnet_fast.load(map_config("bmn"), device="cpu", precision="int8")
     with pytest.raises(InputError, match="model 'bsn': expected one of bcnet, bmn, gtad"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")
     with pytest.raises(InputError, match="model 'bmn': expected gtad, which these weights are of"):
-        bcnet_fast.load(config_of("gtad"), model="bmn", device="cpu")
-    model = bcnet_fast.load(config_of("gtad"), model="gtad", device="cpu")
+        bcnet_fast.load(map_config("gtad"), model="bmn", device="cpu")
+    model = bcnet_fast.load(map_config("gtad"), model="gtad", device="cpu")
     with pytest.raises(ValueError, match=r"features: expected \[B, 8, 23\], found \[1, 8, 22\]"):
         model(torch.zeros(1, 8, 22))

@@ -11,10 +11,17 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from conftest import ROOT
-from test_engine import CONFIGS, random_state
-from test_engine_maps import config_of
-from test_trainable import objective
+from helpers.networks import CONFIGS, map_config, objective, random_state
+from helpers.paths import ROOT
+from helpers.precision_switches import (
+    NEW,
+    SUMS,
+    all_switches,
+    set_precision,
+    sums,
+    tf32_of_convolutions,
+    tf32_of_products,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
@@ -31,10 +38,8 @@ from bcnet_fast.training import trainer as training
 from bcnet_fast.training.trainer import Trainer
 
 CPU = torch.device("cpu")
-SYSTEMS = {"bcnet": CONFIGS["small"], "bmn": config_of("bmn"), "gtad": config_of("gtad")}
-NEW = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # PyTorch 2.9 and later
+SYSTEMS = {"bcnet": CONFIGS["small"], "bmn": map_config("bmn"), "gtad": map_config("gtad")}
 MULTIPLYING = ("mm", "mv", "matmul", "linear", "conv", "dot", "attention", "mkldnn", "bcnet_fast")
-SUMS = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction", "allow_fp16_accumulation")
 
 
 class Product(NamedTuple):
@@ -62,48 +67,10 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def tf32_of_products() -> bool:
-    matmul = torch.backends.cuda.matmul
-    return matmul.fp32_precision == "tf32" if NEW else matmul.allow_tf32
-
-
-def tf32_of_convolutions() -> bool:
-    cudnn = torch.backends.cudnn
-    return cudnn.conv.fp32_precision == "tf32" if NEW else cudnn.allow_tf32
-
-
-def sums() -> list[bool]:
-    matmul = torch.backends.cuda.matmul
-    return [getattr(matmul, name) for name in SUMS if hasattr(matmul, name)]
-
-
-def everything() -> list[Any]:
-    """All that a program can read of the switches, by both families of names."""
-    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
-    readers: list[Callable[[], Any]] = [
-        *(tf32_of_products, tf32_of_convolutions, sums),
-        *(torch.get_float32_matmul_precision, lambda: cuda.matmul.allow_tf32, lambda: cudnn.allow_tf32),
-    ]
-    if NEW:
-        owners = torch.backends, cudnn, cuda.matmul, cudnn.conv, cudnn.rnn
-        readers += [lambda owner=owner: owner.fp32_precision for owner in owners]
-    values = []
-    for read in readers:
-        try:
-            values.append(read())
-        except RuntimeError as error:  # PyTorch says so of settings by both families
-            values.append(str(error).partition("\n")[0])
-    return values
-
-
 def allow(*names: str) -> None:
     for name in names:
         if hasattr(torch.backends.cuda.matmul, name):
             setattr(torch.backends.cuda.matmul, name, True)
-
-
-def set_precision(owner: Any, value: str = "tf32") -> None:
-    owner.fp32_precision = value
 
 
 # What a program may have set before it calls the package.
@@ -141,11 +108,11 @@ def _defaults() -> Iterator[None]:
 
 @pytest.fixture(params=USER)
 def user(request) -> list[Any]:
-    """`everything` after a program's settings."""
+    """`all_switches` after a program's settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that names are old
         USER[request.param]()
-    return everything()
+    return all_switches()
 
 
 def state_of(config: Config) -> dict[str, torch.Tensor]:
@@ -188,7 +155,7 @@ def test_fp32_multiplies_in_float32_whatever_a_program_has_set(user, name, produ
     products = products_of(SYSTEMS[name], "fp32")
     assert any("conv" in p.name for p in products) and len({p.name for p in products}) > 2
     assert not [p for p in products if p.tf32 or p.rough_sums or p.dtype != torch.float32]
-    assert everything() == user
+    assert all_switches() == user
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["float32", "TF32"])
@@ -199,10 +166,10 @@ def test_switches_are_as_before_after_a_block_and_after_an_error(user, tf32):
         with gpu_products(tf32=not tf32):
             assert tf32_of_products() is tf32_of_convolutions() is not tf32
         assert tf32_of_products() is tf32_of_convolutions() is tf32
-    assert everything() == user
+    assert all_switches() == user
     with pytest.raises(KeyError), gpu_products(tf32=tf32):
         raise KeyError
-    assert everything() == user
+    assert all_switches() == user
 
 
 @pytest.mark.skipif(not NEW, reason="older than PyTorch 2.9: the switches are independent")
@@ -210,8 +177,8 @@ def test_a_switch_that_follows_a_general_one_goes_on_doing_so():
     """In a process of its own: PyTorch's defaults follow, but what was set once by hand does not."""
     program = """
 import contextlib, itertools, sys, torch
-sys.path += ["tests", "tests/networks", "bench"]
-from test_engine_precision import everything, set_precision
+sys.path.append("tests")
+from helpers.precision_switches import all_switches, set_precision
 from bcnet_fast.ops.precision import gpu_products
 
 def later(general, start, block):
@@ -219,7 +186,7 @@ def later(general, start, block):
     with block:
         pass
     set_precision(general, "ieee")
-    values = everything()
+    values = all_switches()
     set_precision(general, "none")
     return values
 
@@ -295,7 +262,7 @@ def test_training_in_tf32_uses_it_everywhere(name, user, monkeypatch):
     monkeypatch.setattr(training, "require_units", lambda *_: None)
     products = products_of_training(SYSTEMS[name], "tf32")
     assert products and all(p.tf32 and not p.rough_sums for p in products)
-    assert everything() == user
+    assert all_switches() == user
 
 
 # ---- Devices

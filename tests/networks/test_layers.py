@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import error
+from helpers.accuracy import error
 from torch import nn
 
 import bcnet_fast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import BOUNDS, error
+from helpers.accuracy import BOUNDS, error
 
 from bcnet_fast.networks.trainable.onednn_linear import linear, onednn_operator, two_layers
 

@@ -4,63 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.networks import SMALL, ablated, golden_fields
 from support import seeded
 
 import bcnet_fast
 from bcnet_fast import infer
-from bcnet_fast.config import BCNetConfig
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.networks.reference.dense_sampling import sampling_weights
 from bcnet_fast.networks.reference.layers import DifferenceAttention, sinusoid
-
-SMALL = BCNetConfig(
-    feature_dim=10,
-    window=24,
-    base_channels=16,
-    width=12,
-    heads=2,
-    head_dim=8,
-    feedforward=20,
-    boundary_layers=2,
-    clip_channels=4,
-    bins=5,
-    max_duration=16,
-)
-SWITCHES = ("frame_level", "self_attention", "difference_attention")
-
-
-def ablated(config: BCNetConfig) -> dict[str, BCNetConfig]:
-    """The network with every combination of the switches, by what it is without; the whole one is the first."""
-    made = {}
-    for values in itertools.product((True, False), repeat=len(SWITCHES)):
-        chosen = dict(zip(SWITCHES, values, strict=True))
-        name = ", ".join(switch for switch, on in chosen.items() if not on)
-        made[f"without {name}" if name else "whole"] = dataclasses.replace(config, **chosen)
-    return made
-
-
-def golden_fields(golden: Path) -> dict[str, np.ndarray]:
-    stored = np.load(golden / "bcnet" / "model.npz")
-    actionness, start, end = stored["bpm"].T
-    regression, classification = stored["confidence_a"].T
-    return {
-        "start": start,
-        "end": end,
-        "actionness": actionness,
-        "frame_action": stored["frame_cls_a"],
-        "frame_background": stored["frame_cls_b"],
-        "regression": regression,
-        "classification": classification,
-        "background": stored["confidence_b"],
-    }
 
 
 # float64: sums in another order, 4e-13 measured. float32: the release itself is up to 1.1e-4 off on the unbounded

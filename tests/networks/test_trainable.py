@@ -9,15 +9,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import error
-from test_engine import MANY
-from test_engine_maps import MODELS
-from test_reference import SMALL, ablated
-from torch.utils.data import default_collate
+from helpers.accuracy import error
+from helpers.networks import MANY, MAP_MODELS, SMALL, ablated, objective
 
-from bcnet_fast.config import ModelConfig
-from bcnet_fast.geometry.anchors import make_anchors
-from bcnet_fast.geometry.proposal_map import proposal_map
 from bcnet_fast.networks import reference
 from bcnet_fast.networks import trainable as models
 from bcnet_fast.networks.outputs import Output
@@ -26,8 +20,6 @@ from bcnet_fast.networks.trainable.bcnet import anchor_plan
 from bcnet_fast.networks.trainable.map_heads import cells_plan, valid_cells
 from bcnet_fast.ops.anchor_sampling import _sources
 from bcnet_fast.presets import DATA_SETS, PRESETS
-from bcnet_fast.training.losses import bcnet_loss, map_loss
-from bcnet_fast.training.targets import map_targets, window_targets
 
 CONFIGS = {
     "bcnet": SMALL,
@@ -36,7 +28,7 @@ CONFIGS = {
     "bcnet, odd sizes": dataclasses.replace(SMALL, feature_dim=7, width=9, window=5, max_duration=3),
     "bcnet, no background": dataclasses.replace(SMALL, background_constraint=False),
     **{f"bcnet, {name}": config for name, config in ablated(SMALL).items() if name != "whole"},
-    **MODELS,
+    **MAP_MODELS,
 }
 
 
@@ -157,18 +149,6 @@ def test_inference_before_training_changes_nothing(name, kind):
         cache.cache_clear()
     _, alone = with_gradients(network, features)
     assert all(torch.equal(a, b) for a, b in zip(after, alone, strict=True))
-
-
-def objective(config: ModelConfig, segments: list[list[list[float]]]):
-    """The loss of an output for windows with these instances."""
-    if config.name == "bcnet":
-        anchors = make_anchors(config.window, config.max_duration)
-        targets = default_collate([window_targets(of_one, anchors, config.window) for of_one in segments])
-        return lambda output: bcnet_loss(output, targets)["total"]
-    cells = proposal_map(config)
-    targets = default_collate([map_targets(of_one, cells, config.window) for of_one in segments])
-    valid = torch.from_numpy(cells.valid)
-    return lambda output: map_loss(output, targets, valid)["total"]
 
 
 BARE = "bcnet, without frame_level, self_attention, difference_attention"

@@ -13,7 +13,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import BOUNDS, ROOT, dtype, error, needs_triton
+from helpers.accuracy import BOUNDS, dtype, error
+from helpers.backends import needs_triton
+from helpers.paths import ROOT
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import add_layer_norm, reference, use_backend

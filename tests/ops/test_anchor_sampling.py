@@ -10,9 +10,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import BOUNDS, error
+from helpers.accuracy import BOUNDS, error
+from helpers.sampling_plans import PLANS
 from support.seeded import generator
-from test_sampling_plan import PLANS
 
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions

@@ -16,7 +16,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import BOUNDS, ROOT, dtype, error
+from helpers.accuracy import BOUNDS, dtype, error
+from helpers.paths import ROOT
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.geometry.anchors import make_anchors

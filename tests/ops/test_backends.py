@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from test_sampling_plan import PLANS
+from helpers.sampling_plans import PLANS
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 

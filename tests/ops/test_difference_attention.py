@@ -15,7 +15,9 @@ import sys
 
 import pytest
 import torch
-from conftest import BOUNDS, ROOT, dtype, error, needs_triton
+from helpers.accuracy import BOUNDS, dtype, error
+from helpers.backends import needs_triton
+from helpers.paths import ROOT
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import difference_attention, reference

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import needs_triton
-from test_engine import CONFIGS, CountedOperations, random_state
-from test_engine_maps import BMN, GTAD
+from helpers.backends import needs_triton
+from helpers.networks import BMN, CONFIGS, GTAD, CountedOperations, random_state
 
 from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, needs_triton
+from helpers.backends import needs_triton
+from helpers.paths import ROOT
 from support.plain_match import look_up, match_one_window
 
 from bcnet_fast.ops import MatchedProposals, match_proposals, use_backend

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_sampling_plan import PLANS
+from helpers.sampling_plans import PLANS
 
 from bcnet_fast.ops import add_layer_norm, anchor_sampling, difference_attention, match_proposals, reference
 from bcnet_fast.ops.reference import most_pairs

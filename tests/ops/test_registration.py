@@ -6,8 +6,8 @@ import ast
 
 import pytest
 import torch
-from conftest import ROOT
-from test_sampling_plan import PLANS
+from helpers.paths import ROOT
+from helpers.sampling_plans import PLANS
 
 from bcnet_fast.ops import add_layer_norm, anchor_projection, anchor_sampling, difference_attention, use_backend
 from bcnet_fast.ops.registration import LIBRARY, NAMESPACE

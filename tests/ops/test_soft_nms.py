@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.soft_nms import OPTIONS, good, random_sets
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import native as _native
@@ -16,7 +17,6 @@ from bcnet_fast.ops.soft_nms import METHODS, _soft_nms
 
 native_only = pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
 BACKENDS = ("reference", pytest.param("native", marks=native_only))
-SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 200)
 
 
 @pytest.fixture(scope="module")
@@ -68,32 +68,6 @@ def test_float64_is_the_release_of_bcnet(golden, backend, name, most):
     found = soft_nms(torch.from_numpy(rows[:, :2]), torch.from_numpy(scores), sigma=0.46, max_proposals=most)
     expected = stored[f"{name}_nms{most}"]
     assert_picks(found, expected[:, 1:], expected[:, 0], atol=1e-14)
-
-
-def random_sets(rng: np.random.Generator, dtype: torch.dtype, grid: bool, count: int = 120):
-    """Many sets, some empty. On the grid nearly everything is tied: scores, starts, ends, lengths of zero."""
-    sizes = rng.choice(SIZES, count)
-    n = sizes.sum()
-    if grid:
-        start, length = rng.integers(-4, 12, n) / 2, rng.choice([0, 0, 1, 1, 2, 3, 10], n)
-        scores = rng.choice([-0.5, 0.0, 0.125, 0.25, 0.25, 0.5, 1.0], n)
-    else:
-        start, length, scores = rng.uniform(-20, 20, n), rng.exponential(8, n), rng.uniform(-0.1, 1, n)
-        again = rng.integers(0, max(n, 1), n // 10)
-        start[again[::2]], length[again[::2]], scores[again[::2]] = start[again[0]], length[again[0]], scores[again[0]]
-    segments = torch.from_numpy(np.stack([start, start + length], 1)).to(dtype)
-    offsets = torch.from_numpy(np.concatenate([[0], sizes.cumsum()]))
-    return segments, torch.from_numpy(scores).to(dtype), offsets
-
-
-OPTIONS = (
-    {},
-    {"sigma": 0.46, "min_score": 0.05, "iou_threshold": 0.1},
-    {"sigma": 0.004, "iou_threshold": (0.1, 0.3), "length_epsilon": 0.0},
-    {"sigma": 3.0, "min_score": -1.0, "max_proposals": 5, "length_epsilon": 0.5},
-    {"iou_threshold": 0.5, "min_score": 0.2, "max_proposals": 0},
-    {"iou_threshold": (0.9, -0.2), "min_score": 0.001, "max_proposals": 20},
-)
 
 
 @native_only
@@ -257,10 +231,6 @@ def test_works_inside_torch_compile_as_one_graph(backend, rng):
         segments, scores = torch.from_numpy(rng.random((n, 2))).cumsum(1), torch.from_numpy(rng.random(n))
         kept, decayed, _ = soft_nms(segments * 2, scores.sigmoid(), min_score=0.3)
         torch.testing.assert_close(best(segments, scores), kept.sum(1) * decayed)
-
-
-def good():
-    return {"segments": torch.tensor([[0, 2], [1, 3.0]]), "scores": torch.tensor([0.5, 0.4])}
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from bcnet_fast.kernels._common import TARGETS
-from test_soft_nms import OPTIONS, good, random_sets
+from helpers.soft_nms import OPTIONS, good, random_sets
 
 from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError

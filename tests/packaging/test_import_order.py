@@ -1,10 +1,15 @@
-"""Imports point down only: commands, then the library, then networks, operators and data, then files, then errors."""
+"""Imports point down only: commands, then the library, then networks, operators and data, then files, then errors.
+
+Tests import the package, the benchmarks and their helpers, never each other.
+"""
 
 from __future__ import annotations
 
 import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
+
+from helpers.paths import ROOT
 
 import bcnet_fast
 
@@ -70,3 +75,20 @@ def test_only_commands_know_argparse():
     for name, path in modules().items():
         if "argparse" in path.read_text(encoding="utf-8"):
             assert LEVEL[name.split(".")[0]] == COMMANDS, name
+
+
+def test_no_test_file_is_imported():
+    """What tests share lives in tests/helpers, so that a test file can be moved, renamed or run alone."""
+    wrong = []
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(alias.name for alias in node.names)]
+            else:
+                continue
+            for name in names:
+                if any(part == "conftest" or part.startswith("test_") for part in name.split(".")):
+                    wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from helpers.training import release_targets
 from support.seeded import generator
-from test_targets import release_targets
 from torch.utils.data import default_collate
 
 from bcnet_fast.networks.outputs import BCNetOutput

@@ -6,26 +6,12 @@ import time
 
 import numpy as np
 import pytest
+from helpers.training import release_targets
 from torch.utils.data import default_collate
 
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.protocols import DEFAULT, RELEASES
 from bcnet_fast.training.targets import Targets, window_targets
-
-
-def release_targets(arrays) -> list[Targets]:
-    """The three golden windows, of THUMOS14 annotations in video frames."""
-    return [
-        window_targets(
-            arrays[f"gt_{index}"],
-            make_anchors(256, 64),
-            256,
-            first=5.0 * snippet,
-            stride=5.0,
-            rules=RELEASES["bcnet"].labels,
-        )
-        for index, snippet in enumerate(arrays["window_start_snippet"])
-    ]
 
 
 def test_release_targets_equal_the_public_codes(golden):
