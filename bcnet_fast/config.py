@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from .errors import InputError
-from .text import alternatives, did_you_mean
+from .text import alternatives, did_you_mean, nearest
 
 Section = TypeVar("Section")
 
@@ -169,7 +169,7 @@ class TrainConfig:
     decay_factor: Annotated[float, "factor of the learning rate after each decay_every epochs"] = 0.1
     weight_decay: Annotated[float, "Adam's weight decay"] = 1e-4
     gradient_clip: Annotated[float, "largest norm of all gradients together; 0: no limit"] = 0.0
-    ema: Annotated[float, "decay of a running mean of the weights, which is then validated and saved; 0: none"] = 0.0
+    ema: Annotated[float, "decay of a running mean of the weights, which then is the result; 0: none"] = 0.0
     # Weights and losses are float32 throughout.
     precision: Annotated[str, "fp32; on a GPU also tf32 (float32 products in TF32) and bf16 (autocast)"] = "fp32"
     seed: Annotated[int, "first weights, order and shifts of windows, dropout and sampling"] = 0
@@ -289,13 +289,13 @@ def _build(kinds: Mapping[str, type], section: str, values: Any, source: str) ->
 
 
 def _nearest_setting(kinds: Mapping[str, type], section: str, name: str) -> str:
-    """A hint at the setting that was meant: of that name in another section, or else of a similar one."""
+    """A hint at the setting that was meant: of that name in another section, or of a similar one."""
     names = setting_names(kinds)
-    elsewhere = [known for known in names if known.endswith(f".{name}")]
-    if elsewhere:
-        return f"; did you mean {elsewhere[0]}?"
-    here = [known for known in names if known.startswith(f"{section}.")]
-    return did_you_mean(f"{section}.{name}", names) or f"; the settings of {section} are {', '.join(here)}"
+    by_name = {known.partition(".")[2]: known for known in names}
+    near = nearest(name, by_name)
+    if near:
+        return f"; did you mean {by_name[near]}?"
+    return f"; the settings of {section} are {', '.join(known for known in names if known.startswith(f'{section}.'))}"
 
 
 def _converted(name: str, value: Any, default: Any) -> Any:

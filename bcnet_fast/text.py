@@ -25,5 +25,10 @@ def alternatives(names: Iterable[str]) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean infer?`, the known name nearest to a mistyped one; empty where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistyped one, or None where none is alike."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

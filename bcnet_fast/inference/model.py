@@ -300,7 +300,7 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
 def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
     if not Path(path).exists():
         raise InputError(
-            f"{path} is neither a file nor a preset, expected a bcnet_fast checkpoint (.safetensors), {DEMO!r} or one of "
+            f"{path} is neither a file nor a preset, expected a checkpoint (.safetensors), {DEMO}, or one of "
             f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
             f"{did_you_mean(str(path), (DEMO, *PRESET_NAMES))}"
         )
