@@ -12,6 +12,7 @@ from ..data.annotations import VideoAnnotation
 from ..data.features import from_array
 from ..data.timing import TimeResolver
 from ..protocols import protocol_for
+from ..text import count
 from .predict import Failure, Predictor, VideoProposals
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _for_each(name: str, value: Number, videos: int) -> Sequence[float | None]:
     """One value per video. ValueError: another number of values, or one that is not positive (offset: not finite)."""
     values = [value] * videos if value is None or np.isscalar(value) else list(value)  # pyright: ignore[reportArgumentType]
     if len(values) != videos:
-        raise ValueError(f"{name} has {len(values)} values, expected one for each of {videos} videos")
+        raise ValueError(f"{name} has {len(values)} values, expected one for each of {count(videos, 'video')}")
     for one in values:
         if one is not None and not (np.isfinite(one) and (name == "offset" or one > 0)):
             raise ValueError(f"{name} is {one}, expected a {'finite' if name == 'offset' else 'positive'} number")

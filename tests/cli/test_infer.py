@@ -65,7 +65,10 @@ def features(tmp_path, rng) -> Path:
 
 
 def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
+    """Run infer, replacing what an earlier run of the test wrote."""
     output = output or features.parent / "out.json"
+    if "--resume" not in more:
+        more = (*more, "--overwrite")
     return infer.main(flags(checkpoint, features, *more, output=output)), output
 
 
@@ -247,10 +250,69 @@ def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, feature
     writer.close()
     with pytest.raises(InputError, match=r"out.json.partial is from a run with other values of .*protocol"):
         run(checkpoint, features, "--resume")
-    with pytest.raises(InputError, match=r"out.json.partial has 1 finished video .* continue with --resume"):
-        run(checkpoint, features)
-    writer.partial.unlink()
+    with pytest.raises(InputError, match=r"out.json.partial has 1 finished video .* start again with --overwrite"):
+        infer.main(flags(checkpoint, features))
+    assert run(checkpoint, features, "--overwrite")[0] == 0
+    assert len(results_of(output)["c"]) > 0 and not writer.partial.exists()
+
+
+def test_a_finished_output_is_neither_replaced_nor_computed_again(checkpoint, features, capsys):
+    output = run(checkpoint, features)[1]
+    expected, written = output.read_bytes(), output.stat().st_mtime_ns
+    with pytest.raises(InputError, match=r"out.json exists; replace it with --overwrite, or complete it with --resume"):
+        infer.main(flags(checkpoint, features))
+    with pytest.raises(InputError, match=r"--resume keeps .* --overwrite replaces"):
+        infer.main(flags(checkpoint, features, "--resume", "--overwrite"))
+    capsys.readouterr()
     assert run(checkpoint, features, "--resume")[0] == 0
+    out = capsys.readouterr().out
+    assert "resumed: 4 of 4 videos are already done" in out and "4 videos, 0 windows" in out
+    assert output.read_bytes() == expected and output.stat().st_mtime_ns == written
+    assert not list(features.parent.glob("*.partial"))
+
+
+def test_resume_completes_a_finished_output(checkpoint, features, capsys):
+    """Videos that failed, or came later, are added; the result is that of one run."""
+    expected = run(checkpoint, features)[1].read_bytes()
+    content = (features / "b.npy").read_bytes()
+    (features / "b.npy").write_bytes(b"not an array")
+    assert run(checkpoint, features)[0] == 1
+    (features / "b.npy").write_bytes(content)
+    capsys.readouterr()
+    assert run(checkpoint, features, "--resume")[0] == 0
+    assert "resumed: 3 of 4 videos are already done" in capsys.readouterr().out
+    assert (features.parent / "out.json").read_bytes() == expected
+
+
+def test_a_finished_output_of_other_settings_is_not_resumed(checkpoint, features):
+    output = run(checkpoint, features)[1]
+    expected = output.read_bytes()
+    with pytest.raises(InputError, match=r"out.json is from a run with other values of protocol; .* --overwrite"):
+        run(checkpoint, features, "--resume", "--protocol", "release")
+    assert output.read_bytes() == expected
+    output.write_text('{"results": {}}')
+    with pytest.raises(InputError, match=r"out.json does not say with which settings it was made"):
+        run(checkpoint, features, "--resume")
+    assert not list(features.parent.glob("*.partial"))
+
+
+def test_a_subset_of_the_archive(checkpoint, features, capsys):
+    table = features.parent / "times.csv"
+    table.write_text("video,fps,subset\na,25,Training\nb,25,validation\nc,25,validation\nx,25,test\n")
+    everything = results_of(run(checkpoint, features)[1])
+    code, output = run(checkpoint, features, "--times", table, "--subset", "Validation")
+    assert code == 0 and results_of(output) == {video: everything[video] for video in ("b", "c")}
+    assert "note: 2 videos left out, not in the subset 'Validation'" in capsys.readouterr().err
+    for more, message in (
+        (("--subset", "validation"), "--subset requires an annotation file with subsets"),
+        (
+            ("--times", table, "--subset", "train"),
+            "times.csv has the subsets Training, test, validation, expected 'train'",
+        ),
+        (("--times", table, "--subset", "test"), "has no video of the subset 'test' of .*times.csv"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(checkpoint, features, *more)
 
 
 @pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])

@@ -32,7 +32,7 @@ def test_the_bytes_of_the_partial_and_of_the_final_file(tmp_path):
         '"a": [{"score": 0.9, "segment": [1.0, 2.5]}],\n'
         '"b": [{"score": 0.9, "segment": [1.0, 2.5], "label": "run"}, '
         '{"score": 0.1, "segment": [0.125, 0.3], "label": "jump"}]\n'
-        '}, "external_data": {"used": true, "details": "how"}}\n'
+        '}, "external_data": {"used": true, "details": "how", "settings": {"fps": 25}}}\n'
     )
 
 
