@@ -27,7 +27,6 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text
-from ..text import did_you_mean
 
 # Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
 # label-idx of the ground-truth CSV.
@@ -130,7 +129,6 @@ def in_subset(videos: Mapping[str, VideoAnnotation], subset: str, source: str) -
         found = sorted({video.subset for video in videos.values() if video.subset is not None})
         raise InputError(
             f"{source} has {'the subsets ' + ', '.join(found) if found else 'no subsets'}, expected {subset!r}"
-            f"{did_you_mean(subset, found)}"
         )
     return kept
 

@@ -236,12 +236,12 @@ def test_the_systems_of_a_data_set_read_features_alike():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "error: nowhere: no such file or folder"),
+        (["nowhere"], "error: nowhere does not exist, expected a file or folder of features"),
         ([".", "--feature-dim", "0"], "error: --feature-dim is 0, expected at least 1"),
         (["x", "--fps", "0"], "error: --fps is 0.0, expected a positive number"),
         (["x", "--videos", "0"], "error: --videos is 0, expected at least 1"),
         (["x", "--workers", "-1"], "error: --workers is -1, expected at least 0"),
-        (["x", "--times", "gone.csv"], "error: gone.csv: no such file, expected ground truth"),
+        (["x", "--times", "gone.csv"], "error: gone.csv does not exist, expected ground truth"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
