@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BackendError, InputError
-from ..text import alternatives, did_you_mean
+from ..text import alternatives, did_you_mean, nearest
 
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
@@ -41,7 +41,9 @@ class Parser(argparse.ArgumentParser):
         for argument in args[: args.index("--")] if "--" in args else args:
             found = _FLAG.fullmatch(argument)
             if found and not self._is_known(found[1]):
-                self.error(f"unknown flag {found[1]}{did_you_mean(found[1], self._option_string_actions)}")
+                by_name = {known.lstrip("-"): known for known in self._option_string_actions}
+                near = nearest(found[1].lstrip("-"), by_name)
+                self.error(f"unknown flag {found[1]}" + (f"; did you mean {by_name[near]}?" if near else ""))
         return super().parse_known_args(args, namespace)
 
     def _is_known(self, flag: str) -> bool:

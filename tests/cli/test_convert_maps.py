@@ -232,11 +232,11 @@ def test_a_damaged_file_is_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((), "no checkpoint given"),
+        ((), "no checkpoint, expected --bpm and --abi, or --bmn, or --gtad"),
         (("--bpm",), "--bpm given"),
         (("--abi",), "--abi given"),
         (("--bmn", "--gtad"), "--bmn and --gtad given"),
-        (("--bpm", "--abi", "--bmn"), "--bpm and --abi and --bmn given"),
+        (("--bpm", "--abi", "--bmn"), "--bpm and --abi and --bmn cannot be converted as they are, expected"),
     ],
 )
 def test_one_network_is_converted_at_a_time(tmp_path, sources, message):

@@ -58,7 +58,7 @@ def test_what_was_meant_is_named(argv, message):
 def test_a_mistyped_setting_is_named(settings, message):
     with pytest.raises(InputError, match=message.replace("?", r"\?")):
         PRESETS["bcnet"]["small"].override(settings, "--set")
-    with pytest.raises(InputError, match="model.name is 'bcnte', expected bcnet, bmn or gtad"):
+    with pytest.raises(InputError, match=r"model\.name is 'bcnte', expected bcnet, bmn or gtad"):
         Config.from_dict({"preset": "x", "model": {"name": "bcnte"}})
 
 

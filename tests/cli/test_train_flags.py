@@ -172,7 +172,7 @@ def test_an_existing_training_is_refused_before_anything_is_read(tmp_path, monke
     flags = [*OWN, "--features", "gone", "--annotations", "gone.json", "--output", str(tmp_path / "run")]
     with pytest.raises(InputError, match="run holds a training; continue it with --resume, or choose another --output"):
         train.main(flags)
-    with pytest.raises(InputError, match="gone.json does not exist"):
+    with pytest.raises(InputError, match=r"gone\.json does not exist"):
         train.main([*flags, "--resume"])
 
 

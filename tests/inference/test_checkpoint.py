@@ -223,7 +223,7 @@ def test_unusable_arguments_are_named(saved, arguments, error, message):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_without_a_device_is_refused(saved):
-    with pytest.raises(InputError, match="--device is 'cuda', but torch .* sees 0 CUDA devices here"):
+    with pytest.raises(InputError, match=r"--device is 'cuda', but torch .* sees 0 CUDA devices here"):
         bcnet_fast.load(saved[0], device="cuda")
 
 

@@ -146,7 +146,7 @@ def test_launches_do_not_grow_with_the_batch():
 
 
 def test_what_cannot_be_had_is_named():
-    with pytest.raises(InputError, match="precision is 'int8', .* expected fp32, fp64, tf32, bf16 or fp16 for bmn"):
+    with pytest.raises(InputError, match=r"precision is 'int8', .* expected fp32, fp64, tf32, bf16 or fp16 for bmn"):
         bcnet_fast.load(map_config("bmn"), device="cpu", precision="int8")
     with pytest.raises(InputError, match="model is 'bsn', expected bcnet, bmn or gtad"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")

@@ -149,7 +149,7 @@ def test_two_processes_have_the_gradients_of_the_joint_batch(data, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
-    with pytest.raises(InputError, match="the loss is nan in epoch 1 .*; lower --learning-rate"):
+    with pytest.raises(InputError, match=r"the loss is nan in epoch 1 .*; lower --learning-rate"):
         train.main(arguments(data, tmp_path, settings=("train.learning_rate=1e30",)))
     assert not (tmp_path / "last.safetensors").exists()
 
