@@ -230,7 +230,7 @@ class Engine(System):
     def candidates(self, output: Output, lengths: Tensor) -> Any:
         of_system = match_candidates if isinstance(output, BCNetOutput) else cell_candidates
         with use_backend(self.model.backend):
-            return of_system(output, lengths.to(self.model.device), self.config, PROTOCOL)
+            return of_system(output, lengths.to(self.model.device), self.config, PROTOCOL.candidates)
 
     def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
         with use_backend(self.model.backend):
@@ -249,7 +249,7 @@ def loaded_reference(checkpoint: Path, device: str) -> Model:
     """The reference with its sampling matrix, which the first window makes: a constant when the network is traced."""
     model = bcnet_fast.load(checkpoint, device=device, backend="reference")
     with torch.no_grad():
-        model.run.network(example_for(model))
+        model.network(example_for(model))
     return model
 
 
@@ -262,7 +262,7 @@ def export_onnx(checkpoint: Path) -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.network = model.run.network
+            self.network = model.network
 
         def forward(self, features: Tensor) -> tuple[Tensor, ...]:
             return tuple(self.network(features).columns().values())
@@ -277,12 +277,12 @@ def export_onnx(checkpoint: Path) -> None:
 
 def reference(checkpoint: Path, device: str) -> System:
     model = bcnet_fast.load(checkpoint, device=device, backend="reference")
-    return plain(model.run.network, model.config, device)
+    return plain(model.network, model.config, device)
 
 
 def compiled(checkpoint: Path, device: str) -> System:
     model = loaded_reference(checkpoint, device)
-    return plain(torch.compile(model.run.network), model.config, device)
+    return plain(torch.compile(model.network), model.config, device)
 
 
 def exported(checkpoint: Path) -> tuple[Config, type[Output]]:

@@ -175,6 +175,19 @@ def test_matched_anchors_and_the_threshold_for_a_share(rng):
     )
 
 
+@pytest.mark.parametrize("system", ["bcnet", "bmn", "gtad"])
+def test_every_step_that_is_timed_of_the_package_runs(system):
+    from support.systems import Engine
+
+    model = bcnet_fast.load("synthetic", model=system, device="cpu")
+    engine, lengths = Engine(model), torch.tensor([96])
+    output = engine.network(torch.randn(1, 32, 96), lengths)
+    engine.candidates(output, lengths)
+    found = engine.postprocess(output, lengths)
+    segments, scores = engine.merge(found.segments, found.scores, found.decayed)
+    assert len(segments) == len(scores)
+
+
 def test_bcnet_is_timed_with_the_weights_of_the_golden_outputs(tmp_path):
     from support.systems import write_checkpoint
 

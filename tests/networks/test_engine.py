@@ -144,7 +144,7 @@ def test_without_difference_attention_only_the_needed_anchors_go_through_network
     config = ABLATED["many, without difference_attention"]
     path, features, _ = written(tmp_path, config, random_state(config.model))
     model = bcnet_fast.load(path, device="cpu")
-    kernels, rows = model.run.network.kernels, []
+    kernels, rows = model.network.kernels, []
     original = kernels.feed_forward_each
 
     def feed_forward_each(xs, networks, *, out):
@@ -152,7 +152,7 @@ def test_without_difference_attention_only_the_needed_anchors_go_through_network
         return original(xs, networks, out=out)
 
     kernels.feed_forward_each = feed_forward_each
-    which = torch.zeros(model.run.network.anchor_count, dtype=torch.bool)
+    which = torch.zeros(model.network.anchor_count, dtype=torch.bool)
     which[[3, 5, 8]] = True
     model.anchors(features[:1], model.boundaries(features[:1]), which[None])
     assert rows == [MANY.window, MANY.window, 3, 3]
@@ -170,7 +170,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
     def products(rewrites: Rewrites) -> list[tuple]:
         """The buffers that one window takes, one after the other."""
         model = bcnet_fast.load(path, device="cpu", rewrites=rewrites)
-        workspace, taken = model.run.network.kernels.workspace, []
+        workspace, taken = model.network.kernels.workspace, []
         original = workspace.take
 
         def take(buffer, *shape, **options):
@@ -286,7 +286,7 @@ def test_buffers_are_made_once_and_results_stay_as_they_are(case):
     model = bcnet_fast.load(path, device="cpu")
     lengths = torch.full((3,), features.shape[-1])
     model(features)
-    workspace = model.run.network.kernels.workspace
+    workspace = model.network.kernels.workspace
     buffers = dict(workspace.memory)
     first = model(features[:1])
     kept = {name: scores.clone() for name, scores in first.columns().items()}
