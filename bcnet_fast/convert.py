@@ -38,9 +38,8 @@ def parse(argv: list[str] | None) -> ConvertOptions:
     values = vars(parser.parse_args(argv))
     stated = [flag for flag in ("bpm", "abi", "bmn", "gtad") if values[flag] is not None]
     if stated not in (["bpm", "abi"], ["bmn"], ["gtad"]):
-        found = " and ".join(f"--{flag}" for flag in stated)
-        expected = "expected --bpm and --abi, or --bmn, or --gtad"
-        parser.error(f"{found} cannot be converted as they are, {expected}" if found else f"no checkpoint, {expected}")
+        found = ", ".join(f"--{flag}" for flag in stated) or "none"
+        parser.error(f"flags of weights: {found}; expected --bpm and --abi, or --bmn, or --gtad")
     if values["preset"] is None:
         if stated != ["bpm", "abi"]:
             parser.error(f"--preset is required with --{stated[0]}: {' or '.join(DATA_SETS)}")

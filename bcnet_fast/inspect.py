@@ -23,7 +23,7 @@ from .text import count, some
 DESCRIPTION = """\
 Show what feature files contain, per video and in total: shape, orientation, dtype, all-zero snippets, seconds per row,
 implied and stated duration, number of windows, and likely mistakes. The last lines are the flags for
-python -m bcnet_fast.infer.
+python -m bcnet_fast.infer, or for python -m bcnet_fast.train where no released network has the width of the features.
 
 Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed. With --times or
 --preset small, the width is the length that all arrays share, where there is only one.
@@ -124,7 +124,7 @@ def inspect(options: InspectOptions) -> int:
             _print_widths(stored, options)
         return 2
     _print_videos(reports, None if options.all else LISTED)
-    _print_summary(reports)
+    _print_summary(reports, config.model.window)
     if options.time.times:
         _print_table_use(archive.ids, resolver, options.time.times)
     _print_errors(errors, usable=True)
@@ -219,7 +219,7 @@ def _print_videos(reports: Sequence[VideoReport], listed: int | None) -> None:
     _print_table(rows, listed)
 
 
-def _print_summary(reports: Sequence[VideoReport]) -> None:
+def _print_summary(reports: Sequence[VideoReport], window: int) -> None:
     stored = Counter(report.stored for report in reports)
     rows, snippets = _span((r.rows for r in reports), 0), _span((r.snippets for r in reports), 0)
     implied, stated = _span((r.implied_s for r in reports), 1, " s"), _span((r.stated_s for r in reports), 1, " s")
@@ -228,7 +228,8 @@ def _print_summary(reports: Sequence[VideoReport]) -> None:
         f"; they differ in {sum(r.differs for r in compared)} of {count(len(compared), 'video')}" if compared else ""
     )
     print(f"\nusable: {count(len(reports), 'video')}")
-    print(f"  rows: {rows}; snippets: {snippets}; windows in total: {sum(r.windows for r in reports)}")
+    windows = f"windows of {window} snippets: {sum(r.windows for r in reports)}"
+    print(f"  rows: {rows}; snippets: {snippets}; {windows}")
     kinds = [f"{kind} ({count(number, 'video')})" for kind, number in stored.most_common()]
     print(f"  stored as: {', '.join(kinds)}")
     print(f"  NaN or infinite values: none; all-zero snippets: {sum(r.zero_rows for r in reports)}")
@@ -258,23 +259,37 @@ def _print_errors(errors: Sequence[InputError], *, usable: bool) -> None:
 def _print_flags(
     reports: Sequence[VideoReport], resolver: TimeResolver, options: InspectOptions, feature_dim: int
 ) -> None:
-    config = resolver.config
     mended, notes = suggest(reports, resolver)
-    system = {"--checkpoint": options.checkpoint} if options.checkpoint else {"--preset": config.preset}
-    flags = {"--features": options.path, **system, **_time_flags(options), **mended}
     try:
         for report in reports:
             resolver.resolve(report.video, report.snippets)
     except InputError as error:
         notes.append(f"missing: {error}")
-    if feature_dim != config.model.feature_dim:
-        flags["--feature-dim"] = str(feature_dim)
-        trained = f"a --checkpoint trained on {feature_dim} channels"
-        notes.append(f"these flags run random weights; useful output needs {trained}")
-    print(f"\nflags for {program('infer')}")
+    times = {**_time_flags(options), **mended}
+    if resolver.config.preset == FITTED and not options.checkpoint:
+        command, flags = "train", {"--preset": FITTED, "--features": options.path, **times}
+        if any(video.instances for video in resolver.table.values()):
+            flags["--annotations"] = flags.pop("--times")
+        else:
+            flags["--annotations"] = "FILE"
+            notes.append("FILE is your annotation file: docs/formats.md")
+        if options.feature_dim:
+            flags["--set"] = f"model.feature_dim={feature_dim}"
+    else:
+        command, flags = "infer", _infer_flags(options, resolver.config, times, feature_dim)
+        if "--feature-dim" in flags:
+            trained = f"a --checkpoint trained on {feature_dim} channels"
+            notes.append(f"these flags run random weights; useful output needs {trained}")
+    print(f"\nflags for {program(command)}")
     print("  " + _as_text(flags))
     for note in notes:
         print(f"  note: {note}")
+
+
+def _infer_flags(options: InspectOptions, config: Config, times: Mapping[str, str], feature_dim: int) -> dict[str, str]:
+    system = {"--checkpoint": options.checkpoint} if options.checkpoint else {"--preset": config.preset}
+    width = {"--feature-dim": str(feature_dim)} if feature_dim != config.model.feature_dim else {}
+    return {"--features": options.path, **system, **times, **width}
 
 
 def _print_table(rows: Sequence[Sequence[str]], listed: int | None) -> None:

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-_REDRAWN_S = 0.1  # seconds between two drawings of the line
+_REDRAWN_S = 0.1  # seconds between two drawings of the line on a terminal
+_LOGGED_S = 10.0  # least seconds between two lines in a log file
 
 
 def progress(
     items: Iterable[T], total: int, what: str, note: Callable[[], str] = lambda: "", *, hidden: bool = False
 ) -> Iterator[T]:
-    """Iterate with a line that is redrawn on a terminal, and with ten plain lines in a log file.
+    """Iterate with a line that is redrawn on a terminal; in a log file, with up to ten lines, none for short work.
 
     note: text beside it; called only when the line is drawn, because on a GPU it waits for the numbers in it.
     """
@@ -24,11 +25,18 @@ def progress(
     elif sys.stderr.isatty():
         yield from _on_terminal(items, total, what, note)
     else:
-        step = max(1, total // 10)
-        for count, item in enumerate(items, 1):
-            yield item
-            if count % step == 0 or count == total:
-                print(f"{count}/{total} {what} {note()}".rstrip(), file=sys.stderr, flush=True)
+        yield from _in_log(items, total, what, note)
+
+
+def _in_log(items: Iterable[T], total: int, what: str, note: Callable[[], str]) -> Iterator[T]:
+    began = logged = time.monotonic()
+    step = max(1, total // 10)
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if count % step == 0 and now - logged >= _LOGGED_S:
+            logged = now
+            print(_line(count, total, what, now - began, note()), file=sys.stderr, flush=True)
 
 
 def _on_terminal(items: Iterable[T], total: int, what: str, note: Callable[[], str]) -> Iterator[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,11 +56,11 @@ def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Con
     return config.override(options.settings, "--set")
 
 
-def stated_feature_dim(options: TrainOptions) -> int | None:
-    """Channels C, if --set or the TOML file states them."""
-    stated: list[Mapping[str, Any]] = [options.settings, read_toml(options.config) if options.config else {}]
-    widths = [settings.get("model", {}).get("feature_dim") for settings in stated]
-    return next((width for width in widths if width is not None), None)
+def stated(options: TrainOptions, section: str, name: str) -> Any:
+    """The value of a setting in --set, its short names or the TOML file; None: only the preset has one."""
+    files = [options.settings, read_toml(options.config) if options.config else {}]
+    values = [settings.get(section, {}).get(name) for settings in files]
+    return next((value for value in values if value is not None), None)
 
 
 def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:

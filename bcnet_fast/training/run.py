@@ -24,9 +24,16 @@ from ..text import count
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
 from .learning_curve import learning_curve
-from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated_feature_dim
+from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated
 from .run_folder import Run, require_usable
-from .subsets import open_archive, read_subsets, require_width, select_annotations, with_synthetic_videos
+from .subsets import (
+    open_archive,
+    read_subsets,
+    require_stride,
+    require_width,
+    select_annotations,
+    with_synthetic_videos,
+)
 from .trainer import Trainer
 from .validation import SHOWN_AN, validate
 
@@ -123,7 +130,8 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:
     archive = open_archive(options, config, None)
     times = options.time.resolver(config, archive, known=training)
-    return fitted_sizes(archive, training, times, stated_feature_dim(options))
+    require_stride(options, times, [video for video in archive.ids if video in training])
+    return fitted_sizes(archive, training, times, stated(options, "model", "feature_dim"))
 
 
 def _draw(output: Run) -> None:
@@ -157,6 +165,8 @@ def _print_summary(
     lengths = np.concatenate([video.lengths() for video in training.videos])
     model, longer = config.model, int((lengths > config.model.max_duration).sum())
     steps, settings = len(trainer.batches(len(windows), done)), config.train
+    decay = f", multiplied by {settings.decay_factor:g} every {count(settings.decay_every, 'epoch')}"
+    decay = decay if settings.decay_every < settings.epochs else ""
     size = sum(parameter.numel() for parameter in trainer.parameters.values())
     validated = sum(len(video.annotation.instances) for video in validation.videos)
     constraint = "with" if model.background_constraint else "without"
@@ -166,8 +176,7 @@ def _print_summary(
         f"training: {count(len(training.videos), 'video')}, {count(len(lengths), 'instance')}, {len(windows)} of "
         f"{windows.considered} windows of {model.window} snippets (those that show an instance), "
         f"{count(steps, 'step')} per epoch",
-        f"epochs: {settings.epochs}, learning rate {settings.learning_rate:g}, multiplied by {settings.decay_factor:g} "
-        f"every {count(settings.decay_every, 'epoch')}",
+        f"epochs: {settings.epochs}, learning rate {settings.learning_rate:g}{decay}",
         f"validation: {count(len(validation.videos), 'video')}, {count(validated, 'instance')}",
         f"training instances: half last up to {np.median(lengths):.1f} snippets, 95 % up to "
         f"{np.percentile(lengths, 95):.1f}, all up to {lengths.max():.1f}; {longer} are longer than model.max_duration "

@@ -16,13 +16,14 @@ from ..data.features import FeatureArchive, iterate, open_features
 from ..data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
 from ..data.timing import TimeResolver
 from ..errors import InputError
+from ..presets import DATA_SETS
 from ..progress import progress
 from ..protocols import WindowRules
 from ..storage.files import require_writable
-from ..text import count
+from ..text import count, some
 from .dataset import Subset, check_subset
 from .distributed import Processes
-from .options import TrainOptions
+from .options import TrainOptions, stated
 
 KEPT_BYTES = 2 << 30  # limit of training features in memory; others are read again for every window
 SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
@@ -116,8 +117,12 @@ def read_subsets(
     *,
     quiet: bool,
 ) -> tuple[Subset, Subset, TimeResolver]:
-    """Read every video of both subsets; also return the times of their snippets. InputError: a subset is empty."""
+    """Read every video of both subsets; also return the times of their snippets.
+
+    InputError: a subset is empty, or the stride of the features is unknown.
+    """
     times = options.time.resolver(config, archive, known={**chosen[1], **chosen[0]})
+    require_stride(options, times, [video for video in archive.ids if video in times.table])
     subsets = []
     for name, videos, kept in zip(("training", "validation"), chosen, (KEPT_BYTES, 0), strict=True):
         here = [video for video in archive.ids if video in videos]
@@ -129,8 +134,30 @@ def read_subsets(
         features = iterate(archive, here, workers=options.workers)
         loaded = progress(features, len(here), f"{name} videos read", hidden=quiet)
         subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
-    ids = [video for subset in subsets for video in subset.truth]
-    if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
+    if not quiet and _without_stride(times, [video for subset in subsets for video in subset.truth]):
         stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
         print(f"note: without --stride, assuming {stride}", file=sys.stderr)
     return *subsets, times
+
+
+def require_stride(options: TrainOptions, times: TimeResolver, videos: Sequence[str]) -> None:
+    """InputError: the stride of some of `videos` is unknown, and the preset is not one of a public data set.
+
+    The stride of such a preset belongs to the public features. For any other features it would be a guess, which
+    moves every instance and every proposal in time.
+    """
+    if options.preset in DATA_SETS and not options.fit or stated(options, "data", "stride"):
+        return
+    unknown = _without_stride(times, videos)
+    if unknown:
+        table = options.time.times or options.annotations
+        raise InputError(
+            f"--stride is required: {table} does not state the video frames between the feature rows of "
+            f"{count(len(unknown), 'video')} ({some(unknown)}); "
+            f"`bcnet inspect {options.features} --times {table}` shows the number"
+        )
+
+
+def _without_stride(times: TimeResolver, videos: Sequence[str]) -> list[str]:
+    """Videos whose stride only the preset states. Rescaled videos need none."""
+    return [video for video in videos if not times.config.data.rescale and times.facts(video).row_stride is None]

@@ -183,6 +183,7 @@ def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_
     weights = map_checkpoint(tmp_path, map_config("bmn", rescale=True, stride=16.0))
     table, output = tmp_path / "times.csv", tmp_path / "out.json"
     arguments = ["--checkpoint", weights, "--features", features / "c.npy", "--output", output, "--times", table]
+    arguments += ["--overwrite"]
 
     def segments(*more: object) -> np.ndarray:
         assert infer.main([str(part) for part in [*arguments, *more]]) == 0
