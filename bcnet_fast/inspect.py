@@ -228,7 +228,7 @@ def _print_summary(reports: Sequence[VideoReport], window: int) -> None:
         f"; they differ in {sum(r.differs for r in compared)} of {count(len(compared), 'video')}" if compared else ""
     )
     print(f"\nusable: {count(len(reports), 'video')}")
-    windows = f"windows of {window} snippets: {sum(r.windows for r in reports)}"
+    windows = f"windows in total: {sum(r.windows for r in reports)}, of {window} snippets"
     print(f"  rows: {rows}; snippets: {snippets}; {windows}")
     kinds = [f"{kind} ({count(number, 'video')})" for kind, number in stored.most_common()]
     print(f"  stored as: {', '.join(kinds)}")

@@ -144,10 +144,11 @@ def _options(values: dict[str, Any]) -> TrainOptions:
 def _state(settings: Settings, name: str, value: float) -> None:
     """Add the value of a flag to the settings. InputError: it is out of range, or --set states another one."""
     flag = name.replace("_", "-")
-    if name == "learning_rate" and not (0 < value < math.inf):
-        raise InputError(f"--{flag} is {value:g}, expected a number above 0")
     lowest = 0 if name == "seed" else 1
-    if value < lowest:
+    if name == "learning_rate":
+        if not 0 < value < math.inf:
+            raise InputError(f"--{flag} is {value:g}, expected a number above 0")
+    elif value < lowest:
         raise InputError(f"--{flag} is {value}, expected at least {lowest}")
     stated = settings.setdefault("train", {}).setdefault(name, value)
     if stated != value:

@@ -104,8 +104,8 @@ def suggest(reports: Sequence[VideoReport], resolver: TimeResolver) -> tuple[dic
         differ = differ or [report for report in unstated if report.frames_per_row]
         if unstated and not differ:
             return {}, [
-                f"missing: --stride, the video frames from one row to the next: nothing states it for {_named(unstated)}; "
-                "durations and frame rates in a file of --times would show it"
+                f"missing: --stride, the video frames from one row to the next, of {_named(unstated)}; "
+                "a --times FILE with durations and frame rates would show it"
             ]
     if not differ:
         unconfirmed = [report for report in unstated if report.stated_s is None]

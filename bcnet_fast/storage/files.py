@@ -23,7 +23,7 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file, expected {expected}")
+        raise InputError(f"{path} does not exist, expected {expected}")
     if not path.is_file():
         raise InputError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected {expected}")
     if not os.access(path, os.R_OK):

@@ -146,7 +146,7 @@ def require_stride(options: TrainOptions, times: TimeResolver, videos: Sequence[
     The stride of such a preset belongs to the public features. For any other features it would be a guess, which
     moves every instance and every proposal in time.
     """
-    if options.preset in DATA_SETS and not options.fit or stated(options, "data", "stride"):
+    if (options.preset in DATA_SETS and not options.fit) or stated(options, "data", "stride"):
         return
     unknown = _without_stride(times, videos)
     if unknown:

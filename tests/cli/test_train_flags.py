@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,8 +45,8 @@ def few_steps(monkeypatch):
 
 
 def run(own, output, *flags, model="bmn"):
-    sizes = TINY if model == "bmn" else []
-    return train.main([*OWN, "--model", model, *own, "--output", str(output), *flags, "--set", *sizes])
+    sizes = ["--set", *TINY] if model == "bmn" else []
+    return train.main([*OWN, "--model", model, *own, "--output", str(output), *flags, *sizes])
 
 
 def test_short_flags_override_preset_file_and_fit(tmp_path):
@@ -139,7 +141,12 @@ def test_a_log_has_one_line_for_each_epoch_with_the_time_that_is_left(own, tmp_p
     assert [bool(re.search(r"AUC [\d.]+( \(best\))?, \d+ s, \d+:\d\d left$", line)) for line in lines[:2]] == [True] * 2
     assert len(lines) == 3 and lines[2].endswith(" s")
     assert "steps of epoch" not in err
-    assert "epochs: 3, learning rate 0.002, multiplied by 0.1 every 9 epochs" in out
+    assert "epochs: 3, learning rate 0.002\n" in out
+    assert "videos read" not in err  # short work
+    decay = tmp_path / "decay.toml"
+    decay.write_text("[train]\ndecay_every = 2\n")
+    assert run(own, tmp_path / "again", "--epochs", "3", "--config", str(decay)) == 0
+    assert "epochs: 3, learning rate 0.002, multiplied by 0.1 every 2 epochs\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (32, "0:32"), (725, "12:05"), (3725, "1:02:05")])
@@ -163,6 +170,37 @@ def test_without_matplotlib_one_line_stands_in_for_the_picture(own, tmp_path, ca
     notes = [line for line in capsys.readouterr().err.splitlines() if "learning_curve.png" in line]
     assert len(notes) == 1 and "matplotlib" in notes[0]
     assert not (tmp_path / "run" / "learning_curve.png").exists()
+
+
+def without_strides(own):
+    """Own data of the same features, whose annotations do not state the stride."""
+    path = Path(own[3])
+    content = json.loads(path.read_text())
+    for entry in content["database"].values():
+        del entry["feature_stride"]
+    bare = path.with_name("bare.json")
+    bare.write_text(json.dumps(content))
+    return [*own[:3], str(bare)]
+
+
+@pytest.mark.parametrize(
+    "preset", [["--preset", "small"], ["--preset", "synthetic"], ["--preset", "thumos14", "--fit"]], ids="-".join
+)
+def test_a_stride_that_nothing_states_is_required(own, tmp_path, preset):
+    bare = without_strides(own)
+    with pytest.raises(InputError) as error:
+        train.main([*OWN, *preset, *bare, "--set", "model.feature_dim=7", "--output", str(tmp_path / "run")])
+    text = str(error.value)
+    assert text.startswith("--stride is required: ") and "bare.json does not state" in text and "\n" not in text
+    assert f"`bcnet inspect {own[1]} --times {bare[3]}` shows" in text
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stated", [["--stride", "8"], ["--set", "data.stride=8"]], ids="-".join)
+def test_a_trained_network_knows_the_stride_that_was_stated(own, tmp_path, stated):
+    assert run(without_strides(own), tmp_path / "run", "--epochs", "1", *stated, model="gtad") == 0
+    base = read_config(tmp_path / "run" / "best.safetensors").trained_on
+    assert base is not None and (base.fps, base.row_stride) == (25, 8)
 
 
 @pytest.mark.parametrize("left", ["state.safetensors", "best.safetensors"])
