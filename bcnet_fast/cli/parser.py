@@ -16,6 +16,15 @@ from ..text import alternatives, did_you_mean, nearest
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
+# Messages of argparse, and the same in the words of all others. Of a flag with two names, the first is the one to use.
+_PLAIN = [
+    (re.compile(r"^the following arguments are required: ([^,/]+)(?:/\S+)?(, .*)?$"), r"\1 is required"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: invalid int value: (.*)$"), r"\1 is \2, expected a whole number"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: invalid float value: (.*)$"), r"\1 is \2, expected a number"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: (?=expected)"), r"\1 has no value, "),
+    (re.compile(r"^ambiguous option: (\S+) could match (.*)$"), r"\1 is ambiguous, expected one of \2"),
+]
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults and keeps the line breaks of the description."""
@@ -33,6 +42,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
+        for pattern, plain in _PLAIN:
+            message = pattern.sub(plain, message)
         raise InputError(message if message.endswith("?") else f"{message}; see --help")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
@@ -52,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            name, choices = "/".join(action.option_strings), [str(choice) for choice in action.choices]
+            name, choices = action.option_strings[0], [str(choice) for choice in action.choices]
             expected = f"expected {alternatives(choices)}{did_you_mean(str(value), choices)}"
             self.error(f"{name} is {value!r:.80}, {expected}")
 

@@ -70,8 +70,10 @@ class ResultWriter:
             self._file = open(self.partial, "a+b")
         except OSError as error:
             raise self._failed(error) from error
+        new = False
         try:
             _lock(self._file, self.partial)
+            new = self._file.seek(0, os.SEEK_END) == 0
             if overwrite:
                 self._file.truncate(0)
             self._read(resume)
@@ -81,7 +83,7 @@ class ResultWriter:
                 if resume and self.output.is_file():
                     self._take_over()
         except BaseException:
-            self.close()
+            self.close(discard=new)
             raise
 
     def _read(self, resume: bool) -> None:

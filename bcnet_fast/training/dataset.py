@@ -141,11 +141,12 @@ def fitted_sizes(
             continue  # `check_subset` reports it
     common = set.intersection(*map(set, shapes)) - {1} if shapes else set()
     if feature_dim is None and len(common) != 1:
-        shown = f"have the shapes {', '.join(map(str, shapes[:_NAMED]))}" if shapes else "cannot be read"
-        raise InputError(
-            f"--fit: the arrays {shown}, expected exactly one axis of the same length in all; "
-            "state the width by --set model.feature_dim=C"
-        )
+        expected = "expected exactly one axis of the same length in all"
+        if shapes:
+            found = f"has arrays of the shapes {', '.join(str(list(shape)) for shape in shapes[:_NAMED])}"
+        else:
+            found = f"has no readable array of the {count(len(annotations), 'training video')}"
+        raise InputError(f"{archive.path} {found}, {expected}; state the width by --set model.feature_dim=C")
     fitted = {"model": {"feature_dim": common.pop() if feature_dim is None else feature_dim}}
     if lengths:
         longest = max(8, 8 * math.ceil(np.percentile(lengths, _COVERED) / 8))

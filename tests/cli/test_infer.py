@@ -204,7 +204,7 @@ def test_bmn_s_release_counts_whole_snippets_and_needs_the_number_of_frames(tmp_
 def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsys):
     output = features.parent / "out.json"
     arguments = ["--features", features / "c.npy", "--output", output, "--duration", 9, "--feature-dim", 10]
-    arguments += ["--preset", "activitynet13", "--model", "gtad"]
+    arguments += ["--preset", "activitynet13", "--model", "gtad", "--overwrite"]
     assert infer.main([str(part) for part in arguments]) == 0
     assert "gtad, preset activitynet13, random weights" in json.loads(output.read_text())["external_data"]["details"]
     assert "warning: without --checkpoint" in capsys.readouterr().err
@@ -339,7 +339,10 @@ def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features
     code, output = run(checkpoint, features)
     del expected["c"]
     assert code == 1 and results_of(output) == expected
-    assert "failed: c: video 'c': expected finite scores from the network" in capsys.readouterr().err
+    assert (
+        "failed: c: video 'c': the network's scores have NaN or infinity, expected finite ones"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
@@ -407,6 +410,7 @@ def test_time_comes_from_a_table_and_flags_go_before_it(checkpoint, features):
     table.write_text("video,fps,stride\n" + "".join(f"{video},50,5\n" for video in LENGTHS))
     output = features.parent / "out.json"
     arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--times", table]
+    arguments += ["--overwrite"]
     infer.main([str(a) for a in arguments])
     halved = results_of(output)
     seconds = results_of(run(checkpoint, features)[1])
@@ -432,7 +436,7 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
     [
         (["--output", "out.json"], "--features is required"),
         (["--features", "nowhere", "--output", "x.json"], "nowhere does not exist"),
-        (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see --help"),
+        (["--nonsense", "1"], "unknown flag --nonsense; see --help"),
         (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
         (["--preset", "thumos14"], "--preset is thumos14, expected small to fit .*small.safetensors"),
         (["--feature-dim", "11"], "--feature-dim is 11, expected 10 to fit"),
@@ -505,7 +509,7 @@ def test_odd_names_can_be_drawn(checkpoint, features):
 
 def test_an_assumed_stride_is_said(checkpoint, features, capsys):
     run(checkpoint, features)
-    assert "note: --stride is not given; assuming 5 video frames between rows" in capsys.readouterr().err
+    assert "note: without --stride, assuming 5 video frames between rows" in capsys.readouterr().err
     run(checkpoint, features, "--stride", 8)
     assert "note:" not in capsys.readouterr().err
 

@@ -59,7 +59,7 @@ def test_a_width_that_the_data_does_not_tell_is_stated_beside_fit(data, tmp_path
         np.save(file, np.load(file)[:40])
     flags = arguments(alike, tmp_path / "out", "--fit", model="bmn")
     flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.epochs=1", "train.batch_size=64"]
-    with pytest.raises(InputError, match=r"exactly one axis in common.*--set model.feature_dim=C"):
+    with pytest.raises(InputError, match=r"exactly one axis of the same length in all.*--set model.feature_dim=C"):
         train.main(flags)
     assert train.main([*flags, "model.feature_dim=8"]) == 0
     assert read_config(tmp_path / "out" / "best.safetensors").model.feature_dim == 8
