@@ -1,139 +1,141 @@
-"""CPU seconds of AR@AN, AUC and mAP beside those of the public evaluators, on the same files.
+"""AR@AN and mAP of this package beside plain loops, on generated result files of the public data sets' sizes.
 
-    python bench/evaluation.py            needs ../shared, the folder of real annotations beside the checkout
+    python bench/evaluation.py [--json FILE]          two minutes
 
-The public seconds are those that the reference figures note: NumPy 1.23 on another machine, one process, where this
-script measures its own on the machine at hand. The public code cannot run here: it stops on current NumPy. The
-ActivityNet and dense THUMOS14 files are generated first (about a minute). Both sides read the same plain JSON, and a
-time is reported only when the metric equals the public one to 1e-9.
+The loops (bench/support/plain_evaluation.py) go over thresholds, videos and entries as the public evaluators do, which
+stop on current NumPy; they have no pandas inside, so they are not slower than those. Both sides get the same parsed
+results in this process, and a time is reported only when the numbers agree to 1e-9. CPU seconds.
 """
 
 from __future__ import annotations
 
-import gzip
-import runpy
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from support.environment import environment
+from support.environment import begin
+from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.data.annotations import read_annotations
+from bcnet_fast.data.annotations import Instance, VideoAnnotation
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results
-from bcnet_fast.storage.files import read_json, require_writable, write_json
-
-ROOT = Path(__file__).resolve().parent.parent
-
-THUMOS_TRUTH, ACTIVITYNET_TRUTH = "thumos_anno_eval.json", "anet13_val_gt.json"
+from bcnet_fast.storage.files import write_json
 
 
 class Case(NamedTuple):
-    key: str  # in the reference figures
-    preset: str
-    results: str  # file name
-    truth: str  # file name
+    """Sizes as in the test set of THUMOS14 and the validation set of ActivityNet-1.3."""
+
+    metric: str
+    data: str  # whose settings of the metric
+    videos: int
+    instances: float  # a video, on average
+    classes: int
+    duration_s: float
+    listed: int  # entries a video
 
 
 CASES = (
-    Case("AR_thumos", "thumos14", "thumos.json", THUMOS_TRUTH),
-    Case("AR_thumos_dense", "thumos14", "thumos_dense.json", THUMOS_TRUTH),
-    Case("AR_anet", "activitynet13", "anet.json", ACTIVITYNET_TRUTH),
-    Case("AR_anet_uneven", "activitynet13", "anet_uneven.json", ACTIVITYNET_TRUTH),
-    Case("mAP_thumos_bcnet_rule", "thumos14", "thumos_det_bcnet.json", THUMOS_TRUTH),
-    Case("mAP_thumos_gtad_rule", "thumos14", "thumos_det_gtad.json", "gtad_thumos_gt.json"),
-    Case("mAP_anet", "activitynet13", "anet_det.json", ACTIVITYNET_TRUTH),
+    Case("AR@AN", "thumos14", 212, 15.8, 20, 220, 200),
+    Case("AR@AN", "thumos14", 212, 15.8, 20, 220, 1000),
+    Case("AR@AN", "activitynet13", 4728, 1.54, 200, 117, 100),
+    Case("mAP", "thumos14", 212, 15.8, 20, 220, 400),
+    Case("mAP", "activitynet13", 4728, 1.54, 200, 117, 100),
 )
 
 
-def make_inputs(reference: Path, annotations: Path, folder: Path, seed: int) -> None:
-    """Write every result file of CASES as plain JSON."""
-    generator = runpy.run_path(str(reference / "gen_synth.py"))
-    made = {}
-    for kind in ("thumos", "thumos_dense", "anet", "anet_uneven"):
-        print(f"generating {kind}", file=sys.stderr)
-        made[kind] = generator["make"](kind, seed, str(annotations))
-        generator["dump"](made[kind], str(folder / f"{kind}.json"))
-    labels = generator["anet_labels"](seed, str(annotations))
-    generator["dump"](generator["anet_detections"](made["anet"], labels), str(folder / "anet_det.json"))
-    for rule in ("bcnet", "gtad"):
-        packed = (reference / "results" / f"thumos_det_{rule}_{seed}.json.gz").read_bytes()
-        (folder / f"thumos_det_{rule}.json").write_bytes(gzip.decompress(packed))
+def make(case: Case, seed: int = 0) -> tuple[dict[str, VideoAnnotation], dict[str, list[dict[str, Any]]]]:
+    """Ground truth, and entries of which a third lies near an instance and the others anywhere."""
+    rng = np.random.default_rng(seed)
+    truth, results = {}, {}
+    for video in range(case.videos):
+        count = 1 + rng.poisson(case.instances - 1)
+        middle, length = rng.uniform(0, case.duration_s, count), case.duration_s * rng.beta(1, 6, count) + 0.2
+        label = rng.integers(case.classes)
+        spans = np.column_stack([middle - length / 2, middle + length / 2])
+        instances = tuple(Instance(*span, f"class {label}") for span in spans.tolist())
+        truth[f"video {video}"] = VideoAnnotation(f"video {video}", case.duration_s, instances=instances)
+        near = spans[rng.integers(count, size=case.listed // 3)]
+        near = near + rng.normal(0, 0.15, near.shape) * np.diff(near)
+        places = rng.uniform(0, case.duration_s, (case.listed - len(near), 2))
+        found = np.sort(np.concatenate([near, places]))
+        found[:, 1] += 0.1
+        labels = np.where(rng.random(len(found)) < 0.7, label, rng.integers(case.classes, size=len(found)))
+        results[f"video {video}"] = [
+            {"segment": span, "score": score, "label": f"class {of}"}
+            for span, score, of in zip(found.tolist(), rng.random(len(found)).tolist(), labels, strict=True)
+        ]
+    return truth, results
 
 
-def timed(case: Case, results: Path, truth: Path, expected: dict[str, Any]) -> tuple[float, float, float]:
-    """Seconds to load and to evaluate, and the largest difference from the public numbers."""
-    protocol = METRICS[case.preset]
+def cpu_seconds(function: Callable[[], Any]) -> tuple[float, Any]:
     began = time.process_time()
-    ground_truth, found = read_annotations(truth, protocol.subset), read_results(results)
-    loaded = time.process_time()
-    if case.key.startswith("AR"):
-        recall = average_recall(
-            ground_truth, found, tiou_thresholds=protocol.recall_thresholds, max_proposals=protocol.max_proposals
-        )
-        ours, public = recall.average_recall, expected["avg_recall_curve"]
-    else:
-        ours = mean_average_precision(ground_truth, found, tiou_thresholds=protocol.map_thresholds).mean
-        public = list(expected["mAP"].values())
-    done = time.process_time()
-    return loaded - began, done - loaded, float(np.abs(ours - np.array(public)).max())
+    value = function()
+    return time.process_time() - began, value
 
 
-def measure(reference: dict[str, Any], folder: Path, annotations: Path, repeats: int) -> Iterator[dict[str, Any]]:
-    for case in CASES:
-        expected = reference[case.key]
-        runs = [timed(case, folder / case.results, annotations / case.truth, expected) for _ in range(repeats)]
-        load_s, evaluate_s, error = np.median(runs, axis=0)
-        if error > 1e-9:
-            raise InputError(f"{case.key}: expected the public numbers to 1e-9, found a difference of {error:.3g}")
-        public = expected["cpu_seconds"]
-        yield {
-            "metric": case.key,
-            "entries": expected.get("n_proposals", expected.get("n_predictions")),
-            "public_load_s": public["load"],
-            "public_evaluate_s": public["evaluate"],
-            "load_s": load_s,
-            "evaluate_s": evaluate_s,
-            "speedup": public["evaluate"] / evaluate_s,
-            "speedup_with_load": (public["load"] + public["evaluate"]) / (load_s + evaluate_s),
-            "difference": error,
-        }
+def measure(case: Case, file: Path, repeats: int) -> dict[str, Any]:
+    """Seconds of both sides; InputError where their numbers differ by more than 1e-9."""
+    settings = METRICS[case.data]
+    truth, entries = make(case)
+    write_json(file, {"results": entries})
+    read_s, results = cpu_seconds(lambda: read_results(file))
+
+    def recall() -> np.ndarray:
+        limits = {"tiou_thresholds": settings.recall_thresholds, "max_proposals": settings.max_proposals}
+        return average_recall(truth, results, **limits).average_recall
+
+    def precision() -> np.ndarray:
+        found = mean_average_precision(truth, results, tiou_thresholds=settings.map_thresholds)
+        return found.average_precision[np.argsort(found.labels)]
+
+    def loop_recall() -> np.ndarray:
+        return plain_recall(truth, entries, settings.recall_thresholds, settings.max_proposals, settings.max_proposals)
+
+    def loop_precision() -> np.ndarray:  # by label, in their order
+        return np.array(list(plain_precision(truth, entries, settings.map_thresholds).values()))
+
+    ours, loops = (recall, loop_recall) if case.metric == "AR@AN" else (precision, loop_precision)
+    loop_s, expected = cpu_seconds(loops)
+    runs = [cpu_seconds(ours) for _ in range(repeats)]
+    difference = float(np.abs(runs[0][1] - expected).max())
+    if not difference <= 1e-9:
+        raise InputError(f"{case.metric}, {case.data}: the loops give other numbers, by up to {difference:.3g}")
+    evaluate_s = float(np.median([seconds for seconds, _ in runs]))
+    return {
+        **case._asdict(),
+        "entries": case.videos * case.listed,
+        "loops_s": loop_s,
+        "read_s": read_s,
+        "evaluate_s": evaluate_s,
+        "speedup": loop_s / evaluate_s,
+        "difference": difference,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--shared", metavar="DIR", type=Path, default=ROOT.parent / "shared", help="the folder of data")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs, of which the median is shown")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs, of which the median is shown")
     parser.add_argument("--json", metavar="FILE", help="write the rows")
     args = parser.parse_args(argv)
-    if args.json:
-        require_writable(args.json)
-    folder, annotations = args.shared / "golden" / "evaluation", args.shared / "data" / "annotations"
-    reference = read_json(folder / "golden.json", "the reference figures")
-    record = environment()
-    print(f"{record['device']}, Python {record['python']}, NumPy {np.__version__}, {record['date']}")
-    print("CPU seconds; public: NumPy 1.23 on another machine; x: public / ours, evaluation alone and with loading")
-    print(f"{'':<30}{'public':>18}{'ours':>18}")
-    print(
-        f"{'metric':<22}{'entries':>8}{'load':>9}{'evaluate':>9}{'load':>9}{'evaluate':>9}{'x':>7}{'x with load':>13}"
-    )
+    record = begin(1, [args.json]) | {"numpy": np.__version__}
+    print("CPU seconds")
+    print(f"{'metric, data':<24}{'entries':>9}{'loops':>9}{'ours':>9}{'x':>7}{'read file':>11}{'difference':>12}")
     rows = []
-    with tempfile.TemporaryDirectory() as made:
-        make_inputs(folder, annotations, Path(made), reference["meta"]["seed"])
-        for row in measure(reference, Path(made), annotations, args.repeats):
-            seconds = "".join(
-                f"{row[name]:>9.2f}" for name in ("public_load_s", "public_evaluate_s", "load_s", "evaluate_s")
-            )
-            speedups = f"{row['speedup']:>7.0f}{row['speedup_with_load']:>13.0f}"
-            print(f"{row['metric']:<22}{row['entries']:>8}{seconds}{speedups}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in CASES:
+            row = measure(case, Path(folder, "results.json"), args.repeats)
             rows.append(row)
+            print(
+                f"{f'{case.metric}, {case.data}':<24}{row['entries']:>9}{row['loops_s']:>9.2f}{row['evaluate_s']:>9.3f}"
+                f"{row['speedup']:>7.0f}{row['read_s']:>11.2f}{row['difference']:>12.1e}",
+                flush=True,
+            )
     if args.json:
-        write_json(args.json, {"environment": {**record, "numpy": np.__version__}, "rows": rows}, indent=1)
+        write_json(args.json, {"environment": record, "rows": rows}, indent=1)
     return 0
 
 

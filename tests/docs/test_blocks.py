@@ -1,40 +1,51 @@
-"""Every Python block of README, CONTRIBUTING and the docs runs, in the order of its page, on small files."""
+"""The Python blocks of README, CONTRIBUTING and the docs run, and so do the commands of the example."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
 import json
 import re
+import runpy
+import shlex
 import shutil
-from importlib import resources
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
 
-from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.data import synthetic
+from bcnet_fast.inference.model import demo_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"^(?:\$ |    )python (-m bcnet_fast|examples)(?:\.|/)(\w+)((?:[^\n\\]|\\\n)*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """What the pages take for given: features, annotations, a checkpoint and result files."""
+    """What the pages take for given: a demo, a converted checkpoint, and the example with what its commands write."""
     folder = tmp_path_factory.mktemp("files")
-    videos = list(make_videos(2, seed=7, subset="test"))
-    write_dataset(folder, videos)
-    shutil.copy(str(resources.files("bcnet_fast") / "assets" / "demo.safetensors"), folder / "bcnet.safetensors")
-    results = {
-        video.annotation.id: [
-            {"segment": [instance.start, instance.end], "score": 0.5 + 0.1 * place, "label": instance.label}
-            for place, instance in enumerate(video.annotation.instances[:5])
-        ]
-        for video in videos
-    }
-    (folder / "bcnet_demo").mkdir()
-    for name in ("out.json", "detections.json", "bcnet_demo/proposals.json"):
-        (folder / name).write_text(json.dumps({"results": results}), encoding="utf-8")
+    for name in ("bcnet_demo", "example"):
+        videos = list(synthetic.make_videos(2, seed=7, subset="validation"))
+        synthetic.write_dataset(folder / name, videos)
+        results = {
+            video.annotation.id: [
+                {"segment": [instance.start, instance.end], "score": 0.5 + 0.1 * place, "label": instance.label}
+                for place, instance in enumerate(video.annotation.instances[:5])
+            ]
+            for video in videos
+        }
+        for file in ("proposals.json", "out.json", "detections.json"):
+            (folder / name / file).write_text(json.dumps({"results": results}), encoding="utf-8")
+    rows = (f"{video.annotation.id},action_{n},{0.1 * (n + 1):.1f}" for video in videos for n in range(5))
+    (folder / "example/class_scores.csv").write_text("\n".join(["video,label,score", *rows]), encoding="utf-8")
+    for new in ("features", "example/run"):
+        (folder / new).mkdir()
+    for checkpoint in ("bcnet.safetensors", "example/run/best.safetensors"):
+        shutil.copy(demo_checkpoint(), folder / checkpoint)
     return folder
 
 
@@ -44,9 +55,64 @@ def test_some_pages_have_blocks():
 
 @pytest.mark.parametrize("page", WITH_BLOCKS, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_python_blocks_run(page, files, tmp_path, monkeypatch):
-    monkeypatch.chdir(shutil.copytree(files, tmp_path / "here"))
+    # The README's needs no file at all.
+    here = tmp_path / "here"
+    here.mkdir() if page.name == "README.md" else shutil.copytree(files, here)
+    monkeypatch.chdir(here)
     text, names = page.read_text(encoding="utf-8"), {}
     for found in BLOCK.finditer(text):
         # As many empty lines in front as the page has, so that a traceback shows the page's own line number.
         lines = "\n" * text[: found.start(1)].count("\n")
         exec(compile(lines + found[1], str(page), "exec"), names)
+
+
+def commands(page: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page that work on the example: module or script, and its arguments."""
+    found = []
+    for kind, name, arguments in COMMAND.findall((ROOT / page).read_text(encoding="utf-8")):
+        words = shlex.split(arguments.removesuffix(".py").replace("\\\n", " "), comments=True)
+        if kind == "examples" or any(word.startswith("example/") for word in words):
+            found.append((name, words))
+    return found
+
+
+def run(name: str, arguments: list[str]) -> None:
+    if name.startswith("make_"):
+        runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+        return
+    if name == "train":
+        arguments = [*arguments, "--epochs", "1", "--batch-size", "2"]
+    assert importlib.import_module(f"bcnet_fast.{name}").main(arguments) == 0, arguments
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        ["README.md"],
+        ["docs/get_started.md", "docs/how_to/own_features.md", "docs/how_to/class_labels.md", "docs/how_to/evaluate.md"],
+    ],
+    ids=["README", "docs"],
+)
+def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_path, monkeypatch, capsys):
+    """On five short videos, for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    made = synthetic.make_videos
+
+    def few(count: int, *, seed: int, subset: str):
+        return itertools.islice(made(count, seed=seed, subset=subset), 3 if subset == "training" else 2)
+
+    monkeypatch.setattr(synthetic, "make_videos", few)
+    everything = [command for page in pages for command in commands(page)]
+    assert len(everything) >= 5
+    done: list[list[str]] = []
+    for name, arguments in everything:
+        with contextlib.suppress(ValueError):
+            output = arguments[arguments.index("--output") + 1]
+            if any(output in earlier for earlier in done):
+                arguments = [*arguments, "--overwrite"]  # the same output on two pages
+        run(name, arguments)
+        done.append(arguments)
+    printed = capsys.readouterr().out
+    log = Path("example/run/log.csv").read_text().splitlines()
+    recall = dict(zip(log[0].split(","), log[1].split(","), strict=True))["AR@100"]
+    assert f"{100 * float(recall):.2f}" in printed

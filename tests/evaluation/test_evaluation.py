@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast import evaluate, evaluation
 from bcnet_fast.cli.parser import run
@@ -128,51 +129,6 @@ def _random_problem(seed: int) -> tuple[dict[str, VideoAnnotation], dict[str, li
     return _truth(truth), results
 
 
-def _loop_tiou(first: list[float], second: Instance) -> float:
-    inter = max(0.0, min(first[1], second.end) - max(first[0], second.start))
-    return inter / (first[1] - first[0] + second.end - second.start - inter)
-
-
-def _loop_recall(truth: dict, results: dict, thresholds: tuple[float, ...], an: int, points: int) -> np.ndarray:
-    videos = {name: video.instances for name, video in truth.items() if video.instances}
-    total = sum(len(entries) for entries in results.values())
-    ratio = an * len(videos) / total
-    kept = {}
-    for name in videos:
-        entries = sorted(results.get(name, []), key=lambda entry: -entry["score"])
-        kept[name] = entries[: min(int(len(entries) * ratio), len(entries))]
-    total_kept = sum(len(entries) for entries in kept.values())
-    curve = []
-    for point in range(1, points + 1):
-        share = point / points * (an * len(videos) / total_kept)
-        found = 0
-        for name, instances in videos.items():
-            taken = kept[name][: int(len(kept[name]) * share)]
-            for instance in instances:
-                best = max((_loop_tiou(entry["segment"], instance) for entry in taken), default=0.0)
-                found += sum(best >= threshold for threshold in thresholds)
-        curve.append(found / len(thresholds) / sum(map(len, videos.values())))
-    return np.array(curve)
-
-
-def _loop_precision(truth: dict, results: dict, threshold: float) -> dict[str, float]:
-    precisions = {}
-    for label in {instance.label for video in truth.values() for instance in video.instances}:
-        free = {n: [i for i in video.instances if i.label == label] for n, video in truth.items()}
-        positives = sum(map(len, free.values()))
-        ranked = [(e["score"], n, e["segment"]) for n, es in results.items() for e in es if e["label"] == label]
-        found, precision = 0, []
-        for rank, (_, name, segment) in enumerate(sorted(ranked, reverse=True), 1):
-            instances = free.get(name, [])
-            best = max(instances, key=lambda instance: _loop_tiou(segment, instance), default=None)
-            if best is not None and _loop_tiou(segment, best) >= threshold:
-                instances.remove(best)
-                found += 1
-                precision.append(found / rank)
-        precisions[label] = sum(max(precision[i:]) for i in range(len(precision))) / positives
-    return precisions
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_recall_equals_plain_loops(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     truth, results = _random_problem(seed)
@@ -180,7 +136,7 @@ def test_recall_equals_plain_loops(seed: int, monkeypatch: pytest.MonkeyPatch) -
     # Few pairs at a time: the parts must fit together.
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 50)
     result = average_recall(truth, results, tiou_thresholds=thresholds, max_proposals=an, points=points)
-    np.testing.assert_allclose(result.average_recall, _loop_recall(truth, results, thresholds, an, points), **EXACT)
+    np.testing.assert_allclose(result.average_recall, plain_recall(truth, results, thresholds, an, points), **EXACT)
     assert result.videos_without_ground_truth[-1] == "stranger"
 
 
@@ -190,10 +146,10 @@ def test_precision_equals_plain_loops(seed: int, monkeypatch: pytest.MonkeyPatch
     thresholds = (0.1, 0.5, 0.75)
     monkeypatch.setattr(matching, "_PAIRS_AT_ONCE", 50)
     result = mean_average_precision(truth, results, tiou_thresholds=thresholds)
-    for column, threshold in enumerate(thresholds):
-        expected = _loop_precision(truth, results, threshold)
-        found = dict(zip(result.labels, result.average_precision[:, column], strict=True))
-        assert found == pytest.approx(expected, abs=1e-9)
+    expected = plain_precision(truth, results, thresholds)
+    assert list(expected) == sorted(result.labels)
+    for label, precision in zip(result.labels, result.average_precision, strict=True):
+        np.testing.assert_allclose(precision, expected[label], **EXACT)
     assert result.unknown_labels == {"d": sum(e["label"] == "d" for es in results.values() for e in es)}
 
 

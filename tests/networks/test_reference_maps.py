@@ -54,9 +54,15 @@ def assert_close(found: torch.Tensor, expected: np.ndarray) -> None:
     torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-9, rtol=0)
 
 
+@pytest.fixture(scope="module")
+def inside(golden) -> np.lib.npyio.NpzFile:
+    """What the releases compute on the way to their outputs: a sample of the features, and every neighbour graph."""
+    return np.load(golden / "bmn_gtad" / "inside.npz")
+
+
 @pytest.mark.parametrize("name", ["bmn", *GTAD])
-def test_seeded_weights_are_those_of_the_golden_outputs(golden, shared, name):
-    known = json.loads((shared / "golden" / "bmn_gtad" / f"weight_check_s{SEED}.json").read_text())[name]
+def test_seeded_weights_are_those_of_the_golden_outputs(golden, name):
+    known = json.loads((golden / "bmn_gtad" / "weight_check.json").read_text())[name]
     state = seeded.map_state(golden / "bmn_gtad" / f"{name}_keys.json", SEED)
     assert state.keys() == known.keys()
     for key, tensor in state.items():
@@ -87,32 +93,30 @@ def test_gtad_gives_the_golden_outputs(golden, name, window):
     assert_close(output.end[0], known["end_g8"])
 
 
-def test_bmn_is_the_release_inside(golden, shared):
+def test_bmn_is_the_release_inside(golden, inside):
     _, seen = run(network(golden, "bmn", BMN), features("bmn", BMN), "x_1d_b", "x_1d_p", "x_3d_p")
-    known = np.load(shared / "golden" / "bmn_gtad" / f"bmn_forward_s{SEED}.npz")
-    assert_close(seen["x_1d_b"], known["base_feature"])
-    assert_close(seen["x_1d_p"], known["p1d_feature"])
-    assert_close(seen["x_3d_p"][::64, 0, ::7, ::7], known["p3d_sub"])
+    assert_close(seen["x_1d_b"][::8], inside["bmn.base"])
+    assert_close(seen["x_1d_p"][::8], inside["bmn.p1d"])
+    assert_close(seen["x_3d_p"][::64, 0, ::7, ::7], inside["bmn.p3d"])
 
 
 @pytest.mark.parametrize("name", GTAD)
-def test_gtad_is_the_release_inside(golden, shared, name):
+def test_gtad_is_the_release_inside(golden, inside, name):
     config, made = GTAD[name], network(golden, name, GTAD[name])
     kept = {}
     made.sample, sample = lambda *given: kept.setdefault("subgraph", sample(*given)), made.sample
     _, seen = run(made, features(name, config), "backbone1.1", "backbone1.2", "backbone2.0", "localization.1")
-    known = np.load(shared / "golden" / "bmn_gtad" / f"{name}_forward_s{SEED}.npz")
     every = 2 if config.window == 256 else 1
     for module, part in (("backbone1.1", "stem"), ("backbone1.2", "base"), ("backbone2.0", "gcnext")):
-        assert_close(seen[module][::4, ::every], known[f"{part}_sub"])
+        assert_close(seen[module][::8, ::every], inside[f"{name}.{part}"])
         graph = nearest(seen[module][None], config.neighbours)[0].sort(dim=-1).values
-        assert np.array_equal(graph.numpy(), known[f"knn_{part}"])
-    assert_close(kept["subgraph"][0, ::101, ::9, ::11], known["subgraph_sub"])
-    assert_close(seen["localization.1"][::64, ::9, ::11], known["loc0_sub"])
+        assert np.array_equal(graph.numpy(), inside[f"{name}.knn_{part}"])
+    assert_close(kept["subgraph"][0, ::404, ::9, ::11], inside[f"{name}.subgraph"])
+    assert_close(seen["localization.1"][::64, ::9, ::11], inside[f"{name}.loc0"])
 
 
 @pytest.mark.parametrize("name", GTAD)
-def test_the_engine_in_float32_has_the_release_s_graphs(golden, shared, name, monkeypatch):
+def test_the_engine_in_float32_has_the_release_s_graphs(golden, inside, name, monkeypatch):
     config, graphs = GTAD[name], []
 
     def noted(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -123,6 +127,5 @@ def test_the_engine_in_float32_has_the_release_s_graphs(golden, shared, name, mo
     monkeypatch.setattr(engine_of_gtad, "nearest", noted)
     state = network(golden, name, config).float().state_dict()
     Engine(config, state, torch.device("cpu"), "fp32", native=_native.module is not None)(features(name, config))
-    known = np.load(shared / "golden" / "bmn_gtad" / f"{name}_forward_s{SEED}.npz")
     for graph, part in zip(graphs, ("stem", "base", "gcnext"), strict=True):
-        assert np.array_equal(graph.sort(dim=-1).values.reshape(-1, 3).numpy(), known[f"knn_{part}"])
+        assert np.array_equal(graph.sort(dim=-1).values.reshape(-1, 3).numpy(), inside[f"{name}.knn_{part}"])
