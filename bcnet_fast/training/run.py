@@ -32,6 +32,7 @@ from .subsets import (
     require_stride,
     require_width,
     select_annotations,
+    with_features,
     with_synthetic_videos,
 )
 from .trainer import Trainer
@@ -130,7 +131,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:
     archive = open_archive(options, config, None)
     times = options.time.resolver(config, archive, known=training)
-    require_stride(options, times, [video for video in archive.ids if video in training])
+    require_stride(options, times, with_features(archive, "training", training))
     return fitted_sizes(archive, training, times, stated(options, "model", "feature_dim"))
 
 

@@ -125,12 +125,7 @@ def read_subsets(
     require_stride(options, times, [video for video in archive.ids if video in times.table])
     subsets = []
     for name, videos, kept in zip(("training", "validation"), chosen, (KEPT_BYTES, 0), strict=True):
-        here = [video for video in archive.ids if video in videos]
-        if not here:
-            raise InputError(
-                f"{options.features} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
-                f"expected {name} videos, such as {next(iter(videos))!r}"
-            )
+        here = with_features(archive, name, videos)
         features = iterate(archive, here, workers=options.workers)
         loaded = progress(features, len(here), f"{name} videos read", hidden=quiet)
         subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
@@ -138,6 +133,17 @@ def read_subsets(
         stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
         print(f"note: without --stride, assuming {stride}", file=sys.stderr)
     return *subsets, times
+
+
+def with_features(archive: FeatureArchive, name: str, videos: Mapping[str, VideoAnnotation]) -> list[str]:
+    """The annotated videos of a subset that have features. InputError: none has."""
+    here = [video for video in archive.ids if video in videos]
+    if not here:
+        raise InputError(
+            f"{archive.path} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
+            f"expected {name} videos, such as {next(iter(videos))!r}"
+        )
+    return here
 
 
 def require_stride(options: TrainOptions, times: TimeResolver, videos: Sequence[str]) -> None:

@@ -89,7 +89,12 @@ def run(name: str, arguments: list[str]) -> None:
     "pages",
     [
         ["README.md"],
-        ["docs/get_started.md", "docs/how_to/own_features.md", "docs/how_to/class_labels.md", "docs/how_to/evaluate.md"],
+        [
+            "docs/get_started.md",
+            "docs/how_to/own_features.md",
+            "docs/how_to/class_labels.md",
+            "docs/how_to/evaluate.md",
+        ],
     ],
     ids=["README", "docs"],
 )
