@@ -133,6 +133,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         return []
     if name == "config.trained_on" and before is None:  # of an older version, which did not store it
         return []
+    if name == "windows":  # a digest
+        return ["windows (of other videos, instances or times)"]
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         return [
