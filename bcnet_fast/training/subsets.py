@@ -85,7 +85,11 @@ def _select(
     try:
         return in_subset(annotations, wanted or usual, path)
     except InputError as error:
-        raise InputError(f"{error}; choose one with {flag}, or give --val-annotations") from error
+        has_subsets = any(video.subset for video in annotations.values())
+        hint = (
+            f"choose one with {flag}, or give" if has_subsets else "give the validation videos a file of their own with"
+        )
+        raise InputError(f"{error}; {hint} --val-annotations") from error
 
 
 def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:

@@ -84,9 +84,7 @@ def test_what_is_in_the_folder_is_neither_lost_nor_mixed(data, tmp_path):
     before = (tmp_path / "state.safetensors").read_bytes()
     with pytest.raises(InputError, match="holds a training; continue it with --resume, or choose another --output"):
         train.main(arguments(data, tmp_path))
-    with pytest.raises(
-        InputError, match=r"state.safetensors is .* expected the same: .*train.batch_size \(8, now 4\)"
-    ):
+    with pytest.raises(InputError, match=r"state.safetensors is .* expected the same: .*train.batch_size \(8, now 4\)"):
         train.main(arguments(data, tmp_path, "--resume", settings=("train.batch_size=4",)))
     with pytest.raises(InputError, match="expected the same: windows"):
         train.main(arguments(data, tmp_path, "--resume", "--train-subset", "validation"))
