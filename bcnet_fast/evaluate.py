@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 
-from .cli.parser import Parser, command_parser, run
+from .cli.parser import Parser, add_plot_flags, command_parser, run
 from .evaluation import METRICS
 from .evaluation.run import GROUND_TRUTH, EvaluateOptions, evaluate
 from .results.fusion import FUSION_RULES
@@ -69,7 +69,7 @@ def build_parser() -> Parser:
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all numbers at full precision")
-    output.add_argument("--plot", metavar="FILE", help="plot average recall against AN (.png, .svg or .pdf)")
+    add_plot_flags(output, "average recall against AN, average_recall.png,")
     return parser
 
 

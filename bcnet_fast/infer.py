@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from .cli import time_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.model import PRECISIONS
 from .inference.run import InferOptions, infer
@@ -82,12 +82,17 @@ def build_parser() -> Parser:
     )
 
     shown = parser.add_argument_group("pictures and subtitles")
-    shown.add_argument("--plot", metavar="DIR", help="write a timeline picture per video")
+    add_plot_flags(shown, "a timeline of each video")
     shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
     shown.add_argument(
-        "--best", type=int, default=InferOptions.best, metavar="N", help="proposals in pictures and subtitles"
+        "--best",
+        type=int,
+        metavar="N",
+        help="proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)",
     )
-    shown.add_argument("--ground-truth", metavar="FILE", help="annotations to draw in the pictures")
+    shown.add_argument(
+        "--ground-truth", metavar="FILE", help="annotations to draw in the pictures, with hits and misses"
+    )
 
     running = parser.add_argument_group("running")
     running.add_argument(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BackendError, InputError
+from ..results.figure import FORMATS
 from ..text import alternatives, did_you_mean, nearest
 
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
@@ -83,6 +84,16 @@ def command_parser(command: str, description: str | None) -> Parser:
     parser = Parser(prog=program(command), description=(description or "").replace(_MODULE, program("")))
     parser.add_argument("--version", action="version", version=f"bcnet_fast {__version__}")
     return parser
+
+
+def add_plot_flags(group: argparse._ArgumentGroup, pictures: str) -> None:
+    """Add --plot and --plot-format, which mean the same in every command; `pictures` says what is drawn."""
+    group.add_argument(
+        "--plot",
+        metavar="PATH",
+        help=f"draw {pictures} into this folder; a .png, .svg or .pdf is the file of one picture",
+    )
+    group.add_argument("--plot-format", choices=FORMATS, help="format of the pictures in the folder (default: png)")
 
 
 def require_at_least(options: object, **lowest: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from ..data.annotations import VideoAnnotation, in_subset, read_annotations, str
 from ..data.class_scores import read_class_scores
 from ..errors import InputError
 from ..presets import PRESETS
-from ..results.figure import require_picture_name
 from ..results.fusion import FUSION_RULES, fuse
+from ..results.pictures import optional_picture_path
 from ..results.reader import Results, read_results
 from ..storage.files import require_writable, write_json
 from ..text import count, some
@@ -48,6 +49,12 @@ class EvaluateOptions:
     video_info: str | None = None
     json: str | None = None
     plot: str | None = None
+    plot_format: str | None = None
+
+    @property
+    def picture(self) -> Path | None:
+        """The file of --plot. InputError: --plot or --plot-format cannot be used."""
+        return optional_picture_path(self.plot, self.plot_format, "average_recall")
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,9 @@ class Evaluation:
         options = self.options
         if options.json:
             write_json(options.json, {**self.stated, **self.numbers(), "warnings": self.warnings}, indent=1)
-        if options.plot:
+        if options.picture:
             meaning = GROUND_TRUTH[options.protocol]
-            ar_curve(self.recall, options.plot, title=f"{options.metric}, protocol {options.protocol}: {meaning}")
+            ar_curve(self.recall, options.picture, title=f"{options.metric}, protocol {options.protocol}: {meaning}")
 
     def table(self) -> str:
         """Numbers in percent, as a text table."""
@@ -140,11 +147,9 @@ class Evaluation:
 def evaluate(options: EvaluateOptions) -> Evaluation:
     """Compare a result file with the ground truth. InputError: a file or option cannot be used."""
     metrics, strip_prefix = METRICS[options.metric], PRESETS["bcnet"][options.metric].data.strip_prefix
-    for path in (options.json, options.plot):
+    for path in (options.json, options.picture):
         if path:
             require_writable(path)
-    if options.plot:
-        require_picture_name(options.plot)
 
     subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
     proposals = _proposals(options, strip_prefix, ground_truth)

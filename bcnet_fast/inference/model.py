@@ -7,9 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +26,6 @@ from ..ops.precision import gpu_products
 from ..presets import PRESET_NAMES, PRESETS
 from ..storage.checkpoint import StoredWeights, read_config
 from ..text import alternatives, count, did_you_mean
-
-if TYPE_CHECKING:
-    from .predict import VideoProposals
 
 DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -102,13 +98,6 @@ class Model:
         if isinstance(self.run, Reference):
             return self.run.network
         raise AttributeError('the engine is no nn.Module; load the model with backend="reference" for one')
-
-    @overload
-    def propose(self, features: np.ndarray | Tensor, **options: Any) -> VideoProposals: ...
-    @overload
-    def propose(self, features: Mapping[str, np.ndarray | Tensor], **options: Any) -> dict[str, VideoProposals]: ...
-    @overload
-    def propose(self, features: Sequence[np.ndarray | Tensor], **options: Any) -> list[VideoProposals]: ...
 
     def propose(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from ..protocols import DEFAULT, Protocol
 from ..results.writer import entries
 from ..text import count
 from .model import Model
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,20 +60,29 @@ class VideoProposals:
         """{video: [{"score", "segment"}]}, the value of `results` in a submission file."""
         return {self.video: entries(self.segments, self.scores)}
 
-    def plot(self, path: str | os.PathLike, ground_truth: Sequence[Instance] | None = None) -> None:
-        """Draw boundary probabilities, all proposals and, if given, the true instances; see `results.timeline`.
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        ground_truth: Sequence[Instance] | None = None,
+        *,
+        best: int | None = None,
+    ) -> Figure:
+        """Draw boundary probabilities, the `best` proposals and, if given, the true instances; see `results.timeline`.
 
-        The suffix of `path` chooses .png, .svg or .pdf. InputError: it has another one, or matplotlib is missing.
+        By default there are as many proposals as true instances, from 10 to 30. The suffix of `path` chooses .png, .svg
+        or .pdf; None writes no file. Returns the matplotlib figure. InputError: the suffix is another one, or the file
+        cannot be written.
         """
         from ..results.timeline import timeline
 
-        timeline(
+        return timeline(
             path,
             video_id=self.video,
             duration_s=self.duration,
             boundary=(self.boundary_times, self.boundary_start, self.boundary_end),
             proposals=np.column_stack([self.segments, self.scores]),
             ground_truth=ground_truth,
+            best=best,
         )
 
 

@@ -43,15 +43,11 @@ def propose(
     for name, value in (("every", every), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    facts = {
-        "fps": _for_each("fps", fps, len(arrays)),
-        "feature_stride": _for_each("stride", stride, len(arrays)),
-        "feature_offset": _for_each("offset", offset, len(arrays)),
-        "duration": _for_each("duration", duration, len(arrays)),
-    }
+    stated = {"fps": fps, "stride": stride, "offset": offset, "duration": duration}
+    columns = (_for_each(name, value, len(arrays)) for name, value in stated.items())
     table = {
-        video: VideoAnnotation(video, **{fact: values[number] for fact, values in facts.items()})
-        for number, video in enumerate(arrays)
+        video: VideoAnnotation(video, duration=seconds, fps=rate, feature_stride=step, feature_offset=first)
+        for video, rate, step, first, seconds in zip(arrays, *columns, strict=True)
     }
     times = TimeResolver(config, table=table, every=every)
     for video in arrays:
@@ -92,7 +88,7 @@ def _as_numpy(name: str, array: Array) -> np.ndarray:
 
 def _for_each(name: str, value: Number, videos: int) -> Sequence[float | None]:
     """One value per video. ValueError: another number of values, or one that is not positive (offset: not finite)."""
-    values = [value] * videos if value is None or np.isscalar(value) else list(value)  # pyright: ignore[reportArgumentType]
+    values = list(value) if isinstance(value, Sequence | np.ndarray | Tensor) else [value] * videos
     if len(values) != videos:
         raise ValueError(f"{name} has {len(values)} values, expected one for each of {count(videos, 'video')}")
     for one in values:

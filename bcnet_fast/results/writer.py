@@ -70,20 +70,25 @@ class ResultWriter:
             self._file = open(self.partial, "a+b")
         except OSError as error:
             raise self._failed(error) from error
-        new = False
         try:
             _lock(self._file, self.partial)
-            new = self._file.seek(0, os.SEEK_END) == 0
             if overwrite:
                 self._file.truncate(0)
             self._read(resume)
             if not self.done:
-                self._file.truncate(0)
-                self._append({"settings": settings})
-                if resume and self.output.is_file():
-                    self._take_over()
+                self._begin(resume)
         except BaseException:
-            self.close(discard=new)
+            self.close()
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        self._file.truncate(0)
+        try:
+            self._append({"settings": self.settings})
+            if resume and self.output.is_file():
+                self._take_over()
+        except BaseException:
+            self.partial.unlink()
             raise
 
     def _read(self, resume: bool) -> None:

@@ -385,6 +385,8 @@ def test_evaluate_prints_numbers_with_their_protocol(small_files: list[str], tmp
     # Class a: 3 instances and the second of v's two proposals is listed first; class b: all found up to tIoU 0.9.
     assert numbers["mean_average_precision"]["mAP"][0] == pytest.approx((1 / 3 * 1 / 1 * 1 + 1) / 2)
     assert (tmp_path / "ar.png").read_bytes().startswith(b"\x89PNG")
+    assert evaluate.main([*small_files, "--plot", str(tmp_path / "shown"), "--plot-format", "svg"]) == 0
+    assert (tmp_path / "shown" / "average_recall.svg").read_bytes().startswith(b"<?xml")
 
 
 def test_evaluate_by_opentad_counts_duplicates_once(small_files: list[str], capsys) -> None:
@@ -415,6 +417,8 @@ def test_evaluate_takes_the_only_subset_of_a_file(small_files: list[str], tmp_pa
         ),
         (["--class-scores", "nowhere.npy"], "nowhere.npy does not exist, expected class scores"),
         (["--plot", "picture.txt", "--proposals", "not read"], "picture.txt has suffix '.txt', expected .png"),
+        (["--plot-format", "pdf", "--proposals", "not read"], "--plot-format is pdf, expected --plot with it"),
+        (["--plot", "ar.png", "--plot-format", "pdf", "--proposals", "not read"], "expected no value, because --plot"),
         (
             ["--fusion", "sqrt", "--class-scores", "SCORES", "--proposals", "NEGATIVE"],
             "negative.json with .* a negative value",

@@ -169,7 +169,7 @@ def test_flags_that_synthetic_videos_do_not_have_are_refused(flags, message, tmp
         ),
         (
             ["--annotations", "plain.json"],
-            "plain.json has no subsets, expected 'training'; give the validation videos a file of their own with --val-annotations",
+            "plain.json has no subsets, expected 'training'; give the validation videos a file of their own",
         ),
         (["--train-subset", "test"], "has the subsets training, validation, expected 'test'"),
         (["--workers", "-1"], "--workers is -1, expected at least 0"),
