@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     parser.add_argument("--gtad", metavar="FILE", help="G-TAD checkpoint of the public release")
     parser.add_argument("--output", required=True, metavar="FILE", help=".safetensors file to write")
     parser.add_argument(
-        "--preset", choices=DATA_SETS, help="data set the network was trained on (default for BCNet: thumos14)"
+        "--preset", choices=DATA_SETS, help="data set that the network was trained on (default for BCNet: thumos14)"
     )
     return parser
 
@@ -36,13 +36,13 @@ def parse(argv: list[str] | None) -> ConvertOptions:
     """Parse flags to options. InputError: flags are missing or contradict each other."""
     parser = build_parser()
     values = vars(parser.parse_args(argv))
-    given = [flag for flag in ("bpm", "abi", "bmn", "gtad") if values[flag] is not None]
-    if given not in (["bpm", "abi"], ["bmn"], ["gtad"]):
-        found = " and ".join(f"--{flag}" for flag in given) or "no checkpoint"
-        parser.error(f"{found} given, expected --bpm and --abi, or --bmn, or --gtad")
+    stated = [flag for flag in ("bpm", "abi", "bmn", "gtad") if values[flag] is not None]
+    if stated not in (["bpm", "abi"], ["bmn"], ["gtad"]):
+        found = ", ".join(f"--{flag}" for flag in stated) or "none"
+        parser.error(f"flags of weights: {found}; expected --bpm and --abi, or --bmn, or --gtad")
     if values["preset"] is None:
-        if given != ["bpm", "abi"]:
-            parser.error(f"--preset is required with --{given[0]}: {' or '.join(DATA_SETS)}")
+        if stated != ["bpm", "abi"]:
+            parser.error(f"--preset is required with --{stated[0]}: {' or '.join(DATA_SETS)}")
         values["preset"] = "thumos14"
     return ConvertOptions(**values)
 

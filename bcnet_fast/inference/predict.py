@@ -239,7 +239,7 @@ class Predictor:
     def _overflow(self, video: CollectedVideo) -> Failure:
         return Failure(
             video.name,
-            f"video {video.name!r}: expected finite scores from the network, found NaN or infinity "
+            f"video {video.name!r}: the network's scores have NaN or infinity, expected finite ones "
             f"(largest feature value {video.largest:.3g}, precision {self.model.precision})",
         )
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
+from ..text import alternatives
 from . import native as _native
 
 BACKENDS = ("auto", "reference", "native", "triton")
@@ -53,7 +54,7 @@ def requested() -> str:
     """
     name = _override.get() or os.environ.get(VARIABLE) or "auto"
     if name not in (*BACKENDS, HOST):
-        raise BackendError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(f"backend is {name!r}, expected {alternatives(BACKENDS)}")
     return name
 
 
@@ -126,7 +127,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype | None = None) -> s
         return chosen
     why = unusable(op, name, device, dtype)
     if why is not None:
-        raise BackendError(f"backend {name!r} was asked for, but {why}")
+        raise BackendError(f"backend {name!r} cannot be used: {why}")
     return name
 
 

@@ -233,16 +233,18 @@ def test_a_damaged_file_is_one_clear_line(tmp_path):
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        ((), "no checkpoint given"),
-        (("--bpm",), "--bpm given"),
-        (("--abi",), "--abi given"),
-        (("--bmn", "--gtad"), "--bmn and --gtad given"),
-        (("--bpm", "--abi", "--bmn"), "--bpm and --abi and --bmn given"),
+        ((), "none"),
+        (("--bpm",), "--bpm"),
+        (("--abi",), "--abi"),
+        (("--bmn", "--gtad"), "--bmn, --gtad"),
+        (("--bpm", "--abi", "--bmn"), "--bpm, --abi, --bmn"),
     ],
 )
 def test_one_network_is_converted_at_a_time(tmp_path, sources, message):
     arguments = [part for flag in sources for part in (flag, str(tmp_path / "x.pth.tar"))]
-    with pytest.raises(InputError, match=f"{message}, expected --bpm and --abi, or --bmn, or --gtad; see --help"):
+    with pytest.raises(
+        InputError, match=f"flags of weights: {message}; expected --bpm and --abi, or --bmn, or --gtad; see --help"
+    ):
         convert.main([*arguments, "--output", str(tmp_path / "x.safetensors")])
 
 

@@ -323,7 +323,7 @@ def test_features_of_any_dtype_and_stride_and_an_empty_batch(case):
         half = features.to(dtype).requires_grad_()
         assert difference(model(half), model(half.detach().double())) == 0
     assert all(len(scores) == 0 for scores in model(features[:0]).columns().values())
-    with pytest.raises(ValueError, match=r"features: expected \[B, \d+, \d+\], found \[3, 1, 2\]"):
+    with pytest.raises(ValueError, match=r"features has shape \[3, 1, 2\], expected \[B, \d+, \d+\]"):
         model(torch.zeros(3, 1, 2))
 
 
@@ -368,7 +368,7 @@ def test_launches_do_not_grow_with_the_batch():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"precision": "int8", "backend": "triton"}, InputError, "precision 'int8': expected it on a CPU"),
+        ({"precision": "int8", "backend": "triton"}, InputError, "precision is 'int8' .*, expected a CPU"),
         ({"precision": "int8", "backend": "reference"}, InputError, "expected fp32 or fp64 with backend 'reference'"),
         ({"precision": "bf16", "backend": "reference"}, InputError, "expected fp32 or fp64 with backend 'reference'"),
     ],
@@ -382,9 +382,9 @@ def test_what_cannot_be_had_is_named(options, error, message):
 def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(_native, "module", None)
     monkeypatch.setattr(_native, "reason", "the native extension was not built")
-    with pytest.raises(InputError, match="precision 'int8': the native extension was not built"):
+    with pytest.raises(InputError, match="precision 'int8' cannot be used: the native extension was not built"):
         bcnet_fast.load(CONFIGS["small"], device="cpu", precision="int8")
-    with pytest.raises(BackendError, match="backend 'native' was asked for, but the native extension was not built"):
+    with pytest.raises(BackendError, match="backend 'native' cannot be used: the native extension was not built"):
         bcnet_fast.load(CONFIGS["small"], device="cpu", backend="native")
 
 

@@ -146,12 +146,12 @@ def test_launches_do_not_grow_with_the_batch():
 
 
 def test_what_cannot_be_had_is_named():
-    with pytest.raises(InputError, match="precision 'int8': expected one of fp32, fp64, tf32, bf16, fp16 for bmn"):
+    with pytest.raises(InputError, match=r"precision is 'int8', .* expected fp32, fp64, tf32, bf16 or fp16 for bmn"):
         bcnet_fast.load(map_config("bmn"), device="cpu", precision="int8")
-    with pytest.raises(InputError, match="model 'bsn': expected one of bcnet, bmn, gtad"):
+    with pytest.raises(InputError, match="model is 'bsn', expected bcnet, bmn or gtad"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")
     with pytest.raises(InputError, match="model 'bmn': expected gtad, which these weights are of"):
         bcnet_fast.load(map_config("gtad"), model="bmn", device="cpu")
     model = bcnet_fast.load(map_config("gtad"), model="gtad", device="cpu")
-    with pytest.raises(ValueError, match=r"features: expected \[B, 8, 23\], found \[1, 8, 22\]"):
+    with pytest.raises(ValueError, match=r"features has shape \[1, 8, 22\], expected \[B, 8, 23\]"):
         model(torch.zeros(1, 8, 22))

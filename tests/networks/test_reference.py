@@ -182,9 +182,9 @@ def test_only_the_difference_unit_brings_the_background_to_the_action(difference
         assert not torch.equal(getattr(after, name), getattr(before, name)), name
 
 
-def test_wrong_feature_shape_names_expected_and_found():
+def test_wrong_feature_shape_names_both_shapes():
     network = BCNet(SMALL)
-    with pytest.raises(ValueError, match=r"features: expected \[B, 10, 24\], found \[2, 24, 10\]"):
+    with pytest.raises(ValueError, match=r"features has shape \[2, 24, 10\], expected \[B, 10, 24\]"):
         network(torch.zeros(2, 24, 10))
 
 
