@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.installs import NOT_EDITABLE
 from helpers.paths import ROOT
 from helpers.training import SIZES
 
@@ -17,7 +18,10 @@ from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.inference.model import demo_checkpoint
 from bcnet_fast.ops import native
 
-ASK = "from bcnet_fast.ops import native; print(native.module and native.module.__file__); print(native.reason)"
+ASK = (
+    NOT_EDITABLE
+    + "from bcnet_fast.ops import native; print(native.module and native.module.__file__); print(native.reason)"
+)
 
 
 @pytest.fixture

@@ -10,17 +10,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers.installs import NOT_EDITABLE
 from helpers.paths import ROOT
 
 from bcnet_fast.ops import native
 
 PARTS = ("bcnet_fast", "kernels", "csrc", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 
-# An editable install of the checkout would answer for modules that a package on PYTHONPATH lacks.
-NOT_EDITABLE = """
-import sys
-sys.meta_path = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_EditableFinder"]
-"""
 IMPORT_ALL = """
 import importlib, pkgutil
 import bcnet_fast, bcnet_fast.kernels
