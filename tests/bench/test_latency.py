@@ -13,7 +13,7 @@ from helpers.networks import SMALL
 
 import bcnet_fast
 from bcnet_fast.config import Config
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -208,17 +208,17 @@ def test_help_works_and_an_unknown_variant_is_one_line(capsys):
     assert wrong.stderr.startswith("error: --only nothing: expected one of reference") and wrong.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+@pytest.mark.skipif(native.module is None, reason=str(native.reason))
 def test_timed_kernels_give_the_same_scores_and_tell_their_work():
     from engine_profile import KERNELS, timed_kernels
 
     model = bcnet_fast.load(Config("own", SMALL), device="cpu")
     features = torch.randn(1, SMALL.feature_dim, SMALL.window)
     expected, calls = model(features), []
-    module = _native.module
+    module = native.module
     with timed_kernels(calls):
         found = model(features)
-    assert _native.module is module
+    assert native.module is module
     assert all(torch.equal(found.columns()[name], scores) for name, scores in expected.columns().items())
     assert all(any(name.startswith(kernel.replace("_", " ")) for kernel in KERNELS) for name, *_ in calls)
     products = {name: count for name, count, _ in calls}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bcnet_fast import doctor
-from bcnet_fast.ops import backends as _dispatch
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import backends, native
 
 
 @pytest.fixture
@@ -19,11 +18,11 @@ def test_report_names_every_operator_and_backend_and_passes(capsys):
     assert doctor.main([]) == 0
     text = capsys.readouterr().out
     rows = [line.split("  ") for line in text.split("\n\n")[1].splitlines()]
-    for op, preference in _dispatch.PREFERENCE.items():
+    for op, preference in backends.PREFERENCE.items():
         names = " ".join("  ".join(row) for row in rows if row[0].strip() == op)
         assert all(backend in names for backends in preference.values() for backend in backends)
         assert "PASS" in names and "FAIL" not in names
-    assert doctor.CHECKS.keys() == _dispatch.PREFERENCE.keys()
+    assert doctor.CHECKS.keys() == backends.PREFERENCE.keys()
     for fact in ("python", "torch", "processor", "native extension"):
         assert fact in text
 
@@ -52,8 +51,8 @@ def test_the_self_test_sees_a_wrong_pick_and_a_wrong_score(monkeypatch):
 
 
 def test_a_missing_extension_is_explained(quick, monkeypatch, capsys):
-    monkeypatch.setattr(_native, "module", None)
-    monkeypatch.setattr(_native, "reason", "it was not built")
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "reason", "it was not built")
     assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "no: it was not built" in out
@@ -61,6 +60,6 @@ def test_a_missing_extension_is_explained(quick, monkeypatch, capsys):
 
 
 def test_a_request_that_cannot_be_met_is_explained(quick, monkeypatch, capsys):
-    monkeypatch.setenv(_dispatch.VARIABLE, "triton")
+    monkeypatch.setenv(backends.VARIABLE, "triton")
     assert doctor.main([]) == 0
     assert "soft_nms has no triton implementation for cpu" in capsys.readouterr().out

@@ -35,7 +35,7 @@ from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.networks.reference.bcnet import BCNet
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native as ops_native
 from bcnet_fast.proposals import ProposalGenerator
 from bcnet_fast.proposals.candidates import match_candidates
 from bcnet_fast.protocols import DEFAULT, RELEASES
@@ -70,8 +70,8 @@ def ablated_case(request, tmp_path):
 def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkeypatch):
     path, features, expected = case
     if backend == "auto":  # without a compiler
-        monkeypatch.setattr(_native, "module", None)
-        monkeypatch.setattr(_native, "reason", "not here")
+        monkeypatch.setattr(ops_native, "module", None)
+        monkeypatch.setattr(ops_native, "reason", "not here")
     rewrites = Rewrites(**{off: False} if off else {})
     model = bcnet_fast.load(path, device="cpu", precision="fp64", backend=backend, rewrites=rewrites)
     assert difference(model(features), expected) < TOLERANCES["fp64"]
@@ -81,8 +81,8 @@ def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkey
 def test_without_background_constraint_there_is_no_such_score(backend, monkeypatch):
     """And the confidence has no such factor: it is what a background score of 0 would give."""
     if backend == "auto":
-        monkeypatch.setattr(_native, "module", None)
-        monkeypatch.setattr(_native, "reason", "not here")
+        monkeypatch.setattr(ops_native, "module", None)
+        monkeypatch.setattr(ops_native, "reason", "not here")
     config = Config("plain", dataclasses.replace(SMALL, background_constraint=False))
     features, lengths = torch.randn(2, SMALL.feature_dim, SMALL.window), torch.full((2,), SMALL.window)
     made = []
@@ -110,8 +110,8 @@ def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, p
     """Of all anchors, and of the needed ones, where the others have the score 0."""
     path, features, expected = ablated_case
     if backend == "auto":
-        monkeypatch.setattr(_native, "module", None)
-        monkeypatch.setattr(_native, "reason", "not here")
+        monkeypatch.setattr(ops_native, "module", None)
+        monkeypatch.setattr(ops_native, "reason", "not here")
     model = bcnet_fast.load(path, device="cpu", precision=precision, backend=backend, rewrites=rewrites)
     full = model(features)
     assert full.columns().keys() == expected.columns().keys()
@@ -380,8 +380,8 @@ def test_what_cannot_be_had_is_named(options, error, message):
 
 
 def test_without_the_extension(monkeypatch):
-    monkeypatch.setattr(_native, "module", None)
-    monkeypatch.setattr(_native, "reason", "the native extension was not built")
+    monkeypatch.setattr(ops_native, "module", None)
+    monkeypatch.setattr(ops_native, "reason", "the native extension was not built")
     with pytest.raises(InputError, match="precision 'int8' cannot be used: the native extension was not built"):
         bcnet_fast.load(CONFIGS["small"], device="cpu", precision="int8")
     with pytest.raises(BackendError, match="backend 'native' cannot be used: the native extension was not built"):

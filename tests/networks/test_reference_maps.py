@@ -17,7 +17,7 @@ from bcnet_fast.networks.engine import gtad as engine_of_gtad
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.gtad import nearest
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 from bcnet_fast.presets import PRESETS
 
 SEED = 101
@@ -135,7 +135,7 @@ def test_the_engine_in_float32_has_the_release_s_graphs(inside, name, monkeypatc
 
     made_by_engine = engine_of_gtad.nearest
     monkeypatch.setattr(engine_of_gtad, "nearest", noted)
-    engine = Engine(config, state_of(name, config), torch.device("cpu"), "fp32", native=_native.module is not None)
+    engine = Engine(config, state_of(name, config), torch.device("cpu"), "fp32", native=native.module is not None)
     engine(features(name, config))
     for graph, part in zip(graphs, ("stem", "base", "gcnext"), strict=True):
         assert np.array_equal(graph.sort(dim=-1).values.reshape(-1, 3).numpy(), inside[f"{name}.knn_{part}"])

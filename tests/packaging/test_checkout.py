@@ -44,7 +44,7 @@ def checkout(tmp_path) -> Path:
 
 def asked(checkout: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout.parent / "site")}
-    command = [sys.executable, "-W", "ignore", "-c", ASK]
+    command = [sys.executable, "-W", "ignore", "-c", NOT_EDITABLE + ASK]
     return subprocess.run(
         command, cwd=checkout, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
