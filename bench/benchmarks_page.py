@@ -319,6 +319,17 @@ def evaluation(found: dict[str, Any]) -> str:
     return table(header, lines)
 
 
+def compat(found: dict[str, Any]) -> str:
+    sizes = list(dict.fromkeys(row["size"] for row in found["rows"]))
+    lines = []
+    for (function, name), rows in groups(found, "function", "set").items():
+        cells = [f"{number(row['loop_ms'])} → {number(row['ours_ms'])}{SPACE}({times(row['speedup'])})" for row in rows]
+        lines.append([function, name, *cells])
+    rate = statistics.mean(found["rate_gflops"])
+    note = f"*{found['environment']['instruction_set']}; large float32 products at {number(rate)} GFLOP/s.*\n\n"
+    return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
+
+
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -415,6 +426,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layers": lambda: each_machine("layers", layers),
     "training": lambda: each_machine("training", training),
     "evaluation": lambda: each_machine("evaluation", evaluation),
+    "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,

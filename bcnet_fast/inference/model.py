@@ -19,8 +19,7 @@ from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
 from ..networks.outputs import Output
 from ..networks.reference import NETWORKS
 from ..networks.reference.layers import shapes_only
-from ..ops import native as _native
-from ..ops import use_backend
+from ..ops import native, use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
 from ..presets import PRESET_NAMES, PRESETS
@@ -224,7 +223,7 @@ def load(
         raise BackendError(_unknown("backend", backend, BACKENDS))
     resolved = resolve_device(device)
     require_units(resolved, precision)
-    native = _by_native_kernels(resolved, precision, backend)
+    by_native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config):
         if model is not None and model not in PRESETS:
             raise InputError(_unknown("model", model, PRESETS))
@@ -247,7 +246,7 @@ def load(
         run: Engine | Reference = Reference(config, state, resolved, precision)
     else:
         with use_backend(backend):
-            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites, graph=graph)
+            run = Engine(config.model, state, resolved, precision, native=by_native, rewrites=rewrites, graph=graph)
     return Model(run, config, resolved, precision, backend)
 
 
@@ -275,12 +274,12 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
     exact = precision in ("fp32", "fp64")
     if backend == "reference" and not exact:
         raise InputError(f"precision is {precision!r}, expected fp32 or fp64 with backend 'reference'")
-    possible = device.type == "cpu" and _native.module is not None and backend in ("auto", "native")
-    if backend == "native" and device.type == "cpu" and _native.module is None:
-        raise BackendError(f"backend 'native' cannot be used: {_native.reason}")
+    possible = device.type == "cpu" and native.module is not None and backend in ("auto", "native")
+    if backend == "native" and device.type == "cpu" and native.module is None:
+        raise BackendError(f"backend 'native' cannot be used: {native.reason}")
     if precision == "int8" and not possible:
-        if _native.module is None:
-            raise InputError(f"precision 'int8' cannot be used: {_native.reason}")
+        if native.module is None:
+            raise InputError(f"precision 'int8' cannot be used: {native.reason}")
         where = f"on {device.type} with backend {backend!r}"
         raise InputError(f"precision is 'int8' {where}, expected a CPU with backend auto or native")
     return possible and (exact or precision == "int8")
@@ -303,7 +302,7 @@ def _warn_of_slow(device: torch.device, precision: str) -> None:
     slow = None
     if device.type == "cpu" and precision in ("bf16", "fp16"):
         slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
-    if precision == "int8" and not _native.module.BYTE_PRODUCTS:
+    if precision == "int8" and not native.module.BYTE_PRODUCTS:
         slow = (
             "is slower than fp32 here: the processor has no instruction for products of bytes (AVX-512 VNNI), or the "
             "extension was built by a compiler other than GCC"

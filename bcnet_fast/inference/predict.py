@@ -23,7 +23,7 @@ from ..proposals import ProposalGenerator, WindowProposals
 from ..protocols import DEFAULT, Protocol
 from ..results.writer import entries
 from ..text import count
-from .model import Model
+from .network import LoadedNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -129,7 +129,7 @@ class Window:
 class Predictor:
     """A model with the rules of a protocol: features of videos to proposals in seconds."""
 
-    def __init__(self, model: Model, protocol: Protocol = DEFAULT) -> None:
+    def __init__(self, model: LoadedNetwork, protocol: Protocol = DEFAULT) -> None:
         self.model, self.protocol = model, protocol
         self.proposals = ProposalGenerator(model.config, protocol)
 
@@ -252,7 +252,7 @@ def _finite(output: Output) -> tuple[Output, Tensor]:
 
 
 def predict(
-    model: Model,
+    model: LoadedNetwork,
     archive: FeatureArchive,
     videos: Sequence[str],
     times: TimeResolver,

@@ -17,7 +17,7 @@ import torch
 
 from ..errors import BackendError
 from ..text import alternatives
-from . import native as _native
+from . import native
 
 BACKENDS = ("auto", "reference", "native", "triton")
 # On CUDA only, and only by "auto": inputs are copied to the host, and the native code runs there.
@@ -85,9 +85,9 @@ def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | N
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and device.type == "cuda":
-        return _native.cuda_problem(device.index or 0)
+        return native.cuda_problem(device.index or 0)
     if backend in ("native", HOST):
-        return _native.reason
+        return native.reason
     if backend == "triton":
         return _triton_problem(device)
     return None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast import evaluate, evaluation
@@ -202,8 +203,7 @@ def test_public_recall_and_precision_on_part_of_activitynet(shared: Path, public
     _compare_precision(precision, public["mAP_anet_sub200"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["anet", "anet_uneven", "thumos_dense"])
+@sweep("kind", ["thumos_dense", "anet", "anet_uneven"])
 def test_public_recall_on_generated_proposals(shared: Path, public: dict, kind: str) -> None:
     """Also mAP of the whole ActivityNet validation set, and OpenTAD's recall."""
     annotations = shared / "data/annotations"

@@ -16,7 +16,7 @@ from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.map_cells import CONVOLUTIONS, MapCells
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
 from bcnet_fast.networks.reference import NETWORKS
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 
 
 @pytest.fixture(params=MAP_MODELS)
@@ -36,8 +36,8 @@ def test_every_rewrite_gives_the_reference_s_function(case, backend, monkeypatch
     """All cells of the map, those that are no proposals too."""
     path, features, expected = case
     if backend == "auto":  # without a compiler
-        monkeypatch.setattr(_native, "module", None)
-        monkeypatch.setattr(_native, "reason", "not here")
+        monkeypatch.setattr(native, "module", None)
+        monkeypatch.setattr(native, "reason", "not here")
     system = bcnet_fast.storage.checkpoint.read_config(path).model.name
     for off in (None, *REWRITES[system]):
         rewrites = Rewrites(**{off: False} if off else {})

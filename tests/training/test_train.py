@@ -15,7 +15,8 @@ import pytest
 import torch
 from helpers.ddp import GRADIENTS, gradients
 from helpers.networks import SWITCHES
-from helpers.training import SIZES, arguments, log_of, make_trainer
+from helpers.sweeps import sweep
+from helpers.training import arguments, log_of, make_trainer
 
 import bcnet_fast
 from bcnet_fast import infer, train
@@ -25,8 +26,11 @@ from bcnet_fast.storage.checkpoint import read_config
 from bcnet_fast.training import subsets
 
 
-@pytest.mark.parametrize("constraint", [True, False], ids=["constraint", "plain"])
-@pytest.mark.parametrize("model", SIZES)
+@sweep(
+    ("model", "constraint"),
+    [("bcnet", True), ("bmn", True), ("bmn", False), ("gtad", False), ("bcnet", False), ("gtad", True)],
+    keep=4,
+)
 def test_every_system_learns(data, tmp_path, model, constraint):
     """The loss falls, and the proposals are far better than those of the first weights."""
     constraint = f"model.background_constraint={json.dumps(constraint)}"
