@@ -117,7 +117,7 @@ def _one(**entry: object) -> dict:
     [
         ("", "has the columns ''"),
         ("{", "invalid JSON at line 1"),
-        ("[]", "unknown JSON layout"),
+        ("[]", "has another JSON layout"),
         ({}, "no video"),
         ({"results": {}}, "has entries with unknown keys"),
         ({"clip": {"score": 1}}, r"has entries with unknown keys \(score\)"),

@@ -106,9 +106,9 @@ def test_every_preset_survives_json(system, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"widht": 3}}, "x: model: unknown widht; expected some of name"),
+        ({"model": {"widht": 3}}, "x: there is no setting model.widht; did you mean model.width"),
         ({"model": {"width": "400"}}, "x: model.width is '400', expected a whole number"),
-        ({"modle": {}}, "x: expected the keys preset, model, data, proposals"),
+        ({"modle": {}}, "x has the keys .*, expected preset, model, data, proposals"),
         ({"model": None}, "x: model is None, expected an object with settings"),
         ({"data": [1]}, r"x: data is \[1\], expected an object with settings"),
         ({"model": {"window": 0}}, "x: model.window is 0, expected a whole number from 1 to 2147483647"),
@@ -118,12 +118,12 @@ def test_every_preset_survives_json(system, name):
         ({"model": {"frame_level": 1}}, "x: model.frame_level is 1, expected true or false"),
         ({"model": {"self_attention": "false"}}, "x: model.self_attention is 'false', expected true or false"),
         ({"model": {"difference_attention": None}}, "x: model.difference_attention is None, expected true or false"),
-        ({"model": {"name": "bmn", "frame_level": False}}, "x: model: unknown frame_level; expected some of name"),
+        ({"model": {"name": "bmn", "frame_level": False}}, "x: there is no setting model.frame_level; the settings"),
         ({"data": {"offset": float("nan")}}, "x: data.offset is nan, expected a finite number"),
-        ({"data": {"offset": 10**400}}, "x: data.offset: expected float"),
+        ({"data": {"offset": 10**400}}, "x: data.offset is 10*, expected a number"),
         ({"data": {"stride": 0}}, "x: data.stride is 0, expected a number above 0"),
         ({"proposals": {"iou_threshold": [0.5]}}, r"x: proposals.iou_threshold is \[0.5\], expected 2 numbers"),
-        ({"proposals": {"iou_threshold": ["a", 1]}}, "x: proposals.iou_threshold: expected float"),
+        ({"proposals": {"iou_threshold": ["a", 1]}}, "x: proposals.iou_threshold is .*, expected a number"),
     ],
 )
 def test_unknown_or_wrong_settings_are_named(change, message):
