@@ -15,11 +15,11 @@ from .errors import InputError
 Section = TypeVar("Section")
 
 _LARGEST = 2**31 - 1  # of a size or count
-_FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
+_FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at least 1
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
-_NOT_NEGATIVE = ("weight_decay", "gradient_clip")
-_SHARES = ("dropout", "ema")
+_NOT_NEGATIVE = ("weight_decay", "gradient_clip", "nms_threshold")
+_SHARES = ("dropout", "ema", "graph_dropout", "activity_dropout")
 _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
 
 
@@ -230,6 +230,116 @@ class Config:
             found = merged["model"]["name"]
             raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {found!r:.80}")
         return Config.from_dict(merged, source)
+
+
+@dataclass(frozen=True)
+class PGCNConfig:
+    """P-GCN (Zeng et al., ICCV 2019). The defaults are those of the public release for THUMOS14."""
+
+    name: str = "pgcn"
+    classes: int = 20  # K
+    feature_dim: int = 1024  # C, channels of a row; a completeness feature has three times as many
+    hidden: int = 512  # of both graph networks
+    graph_dropout: float = 0.7  # after the first layer of both graph networks
+    activity_dropout: float = 0.8  # before the activity scores
+
+
+@dataclass(frozen=True)
+class MUSESConfig:
+    """MUSES-Net (Liu et al., CVPR 2021). The defaults are those of the public release for THUMOS14."""
+
+    name: str = "muses"
+    classes: int = 20  # K
+    feature_dim: int = 1024  # C, channels of a row
+    channels: tuple[int, int] = (384, 512)  # of the two temporal aggregation layers
+    head_width: int = 384
+    activity_dropout: float = 0.8  # before the activity scores
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """How rows of features lie in a video, for P-GCN; the columns of MUSES-Net's features are always 8 frames apart."""
+
+    stride: int = 8  # row i covers the frames from stride * i to stride * i + clip
+    clip: int = 64
+    rescaled: int = 0  # with a number, so many rows cover every video, whatever its length
+
+
+@dataclass(frozen=True)
+class SamplePools:
+    """Which proposals a second-stage network is trained on."""
+
+    foreground_iou: float = 0.7  # above it
+    incomplete_iou: float = 0.3  # below it, and
+    incomplete_overlap: float = 0.01  # more of the proposal than this lies in the instance
+    background_iou: float = 0.01  # below it, and
+    background_coverage: float = 0.02  # more of the video than this is covered
+    passes: int = 20  # over the list in an epoch
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """From scores of proposals to detections."""
+
+    top: int = 2000  # pairs of proposal and class kept of a video
+    nms_threshold: float = 0.35  # of one stream; detections of a class overlap by at most this IoU
+
+
+@dataclass(frozen=True)
+class RegressionStats:
+    """Mean and standard deviation of the regression targets (location, log size) that a network was trained on."""
+
+    mean: tuple[float, float] = (0.0, 0.0)
+    std: tuple[float, float] = (1.0, 1.0)
+
+
+SECOND_STAGE_SYSTEMS: dict[str, type[PGCNConfig] | type[MUSESConfig]] = {"pgcn": PGCNConfig, "muses": MUSESConfig}
+
+
+@dataclass(frozen=True)
+class SecondStageConfig:
+    """A whole second-stage system: `SecondStageConfig.from_dict(config.to_dict()) == config`."""
+
+    preset: str
+    model: PGCNConfig | MUSESConfig = field(default_factory=PGCNConfig)
+    rows: FeatureRows = field(default_factory=FeatureRows)
+    pools: SamplePools = field(default_factory=SamplePools)
+    detections: DetectionConfig = field(default_factory=DetectionConfig)
+    regression: RegressionStats | None = None  # None: unknown, so that regression cannot be applied
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], source: str = "configuration") -> SecondStageConfig:
+        """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
+        _require_object(values, source)
+        names = [f.name for f in dataclasses.fields(SecondStageConfig)]
+        if set(values) - set(names) or "preset" not in values:
+            raise InputError(f"{source}: expected the keys {', '.join(names)}; found {sorted(values)}")
+        model = values.get("model", {})
+        _require_object(model, f"{source}: model")
+        name = model.get("name", "pgcn")
+        if name not in SECOND_STAGE_SYSTEMS:
+            raise InputError(
+                f"{source}: model.name: expected one of {', '.join(SECOND_STAGE_SYSTEMS)}, found {name!r:.80}"
+            )
+        classes = {
+            "model": SECOND_STAGE_SYSTEMS[name],
+            "rows": FeatureRows,
+            "pools": SamplePools,
+            "detections": DetectionConfig,
+        }
+        built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes.items()}
+        stats = values.get("regression")
+        regression = None if stats is None else _build(RegressionStats, stats, f"{source}: regression")
+        return SecondStageConfig(preset=str(values["preset"]), **built, regression=regression)
+
+
+def is_second_stage(values: Any) -> bool:
+    """Whether nested dicts, as read from a file, are a `SecondStageConfig` rather than a `Config`."""
+    model = values.get("model") if isinstance(values, dict) else None
+    return isinstance(model, dict) and model.get("name") in SECOND_STAGE_SYSTEMS
 
 
 def require_section(section: object, *kinds: type[Section]) -> Section:
