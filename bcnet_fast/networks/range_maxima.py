@@ -30,3 +30,13 @@ def range_maxima(x: Tensor, first: Tensor, end: Tensor) -> Tensor:
         ranges = torch.nonzero(level_of == level).squeeze(1)
         maxima[ranges] = torch.maximum(table[first[ranges]], table[end[ranges] - block])
     return maxima.view(*shape, x.shape[1])
+
+
+def proposal_features(features: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool what P-GCN reads of proposals: activity features [N, C] and completeness features [N, 3 C].
+
+    features: [T, C] of one video
+    rows: int64 [N, 3, 2], see `geometry.proposal_windows.pooled_rows`
+    """
+    windows = range_maxima(features, rows[..., 0], rows[..., 1] + 1)
+    return windows[:, 1].contiguous(), windows.flatten(1)

@@ -12,7 +12,7 @@ from support import seeded_second_stage as seeded
 from bcnet_fast.config import FeatureRows, MUSESConfig, PGCNConfig
 from bcnet_fast.data.proposal_list import ProposalVideo, read_proposal_list
 from bcnet_fast.geometry.proposal_windows import inference_ticks, pooled_rows
-from bcnet_fast.networks.range_maxima import range_maxima
+from bcnet_fast.networks.range_maxima import proposal_features
 from bcnet_fast.networks.reference import SECOND_STAGE
 
 SEED = 101
@@ -57,9 +57,7 @@ def pooled(
     features = torch.from_numpy(seeded.features(name, rows, SEED, **options))
     if ticks is None:
         ticks = inference_ticks(video.proposals, video.frames)
-    first, last = torch.from_numpy(pooled_rows(ticks, video.frames, rows, layout)).unbind(-1)
-    windows = range_maxima(features, first, last + 1)
-    return windows[:, 1].contiguous(), windows.flatten(1)
+    return proposal_features(features, torch.from_numpy(pooled_rows(ticks, video.frames, rows, layout)))
 
 
 def columns(output) -> dict[str, torch.Tensor]:
