@@ -16,7 +16,7 @@ from ..reference.pgcn import children_of, whole_trees
 from .rewrites import Rewrites
 
 ROOTS_AT_A_TIME = 256  # bounds the temporary memory of a graph
-EDGES_AT_A_TIME = 256  # both ends of so many edges fit a CPU's cache
+EDGES_AT_A_TIME = 128  # both ends of so many edges fit a CPU's cache
 
 
 class PGCNEngine:
