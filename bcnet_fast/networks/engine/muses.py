@@ -87,16 +87,15 @@ class MUSESEngine:
         return range_maxima(sequence.T.contiguous(), low, high)
 
 
-def merged_layer(state: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+def merged_layer(state: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
     """One convolution that equals the sum of a layer's branches: weight [O, I, 21] and bias [O], float64."""
-    biases = [state[f"{name}.branches.{branch}.bias"].double() for branch in range(len(BRANCHES))]
-    outputs, inputs = state[f"{name}.branches.0.weight"].shape[:2]
+    names = [f"{layer}.branches.{branch}" for branch in range(len(BRANCHES))]
+    outputs, inputs = state[f"{names[0]}.weight"].shape[:2]
     merged = torch.zeros(outputs, inputs, 2 * REACH + 1, dtype=torch.float64)
-    for branch, sizes in enumerate(BRANCHES):
-        weight = state[f"{name}.branches.{branch}.weight"].double().cpu()
-        for tap, offset in enumerate(tap_offsets(*sizes)):
-            merged[..., REACH + offset] += weight[:, :, 0, tap]
-    return merged, torch.stack(biases).sum(dim=0)
+    for name, branch in zip(names, BRANCHES, strict=True):
+        taps = torch.tensor([REACH + offset for offset in tap_offsets(*branch)])
+        merged.index_add_(2, taps, state[f"{name}.weight"].cpu().double().squeeze(2))
+    return merged, torch.stack([state[f"{name}.bias"].cpu().double() for name in names]).sum(dim=0)
 
 
 def _two_layers(x: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,11 +12,11 @@ from ...config import PGCNConfig
 from ...geometry.proposal_graph import SLOTS
 from ...profiling import stage
 from ..outputs import SecondStageOutput
-from ..reference.pgcn import children_of, whole_trees
+from ..proposal_trees import edge_cosines, tree_edges, weighted_rows
+from ..reference.pgcn import whole_trees
 from .rewrites import Rewrites
 
 ROOTS_AT_A_TIME = 256  # bounds the temporary memory of a graph
-EDGES_AT_A_TIME = 128  # both ends of so many edges fit a CPU's cache
 
 
 class PGCNEngine:
@@ -60,7 +60,7 @@ class PGCNEngine:
             nodes = torch.cat([roots, neighbours], dim=1)
             edges = nodes[:, None]
         else:
-            nodes, edges = neighbours, _edges(neighbours)
+            nodes, edges = neighbours, tree_edges(neighbours)
         with stage("edges"):
             weights = self._weights(activity, completeness, nodes, edges)
         scores = []
@@ -76,7 +76,7 @@ class PGCNEngine:
         """Weights of edges [R, rows, 1 + b] between the nodes [R, n] of graphs, for both kinds of features."""
         children = edges.shape[2] - 1
         if self.rewrites.edge_cosines:
-            cosines = _edge_cosines(activity, completeness, edges)
+            cosines = edge_cosines(activity, completeness, edges)
         else:
             cosines = [_dense_cosines(x, nodes, edges.shape[1]) for x in (activity, completeness)]
         share = torch.full((children + 1,), 1 / children, dtype=self.dtype, device=self.device)
@@ -115,8 +115,8 @@ class _Branch:
 
         edges, weights: [N, 1, 1 + b]
         """
-        hidden = torch.relu(_weighted_rows(x @ self.first, edges, weights).squeeze(1) + self.first_bias)
-        return self._scores(_weighted_rows(hidden, edges, weights), x)
+        hidden = torch.relu(weighted_rows(x @ self.first, edges, weights).squeeze(1) + self.first_bias)
+        return self._scores(weighted_rows(hidden, edges, weights), x)
 
     def __call__(self, x: Tensor, trees: Tensor, edges: Tensor, weights: Tensor) -> Tensor:
         """Scores [R, outputs].
@@ -135,11 +135,11 @@ class _Branch:
             nodes = trees.shape[1]
             projected = (x[trees] @ self.first).flatten(0, 1)
             places = torch.arange(len(projected), device=x.device).view(len(trees), nodes)
-            edges, rows = _edges(places), places
+            edges, rows = tree_edges(places), places
         else:
             projected, rows = shared, trees
         if self.rewrites.root_rows:
-            hidden = torch.relu(_weighted_rows(projected, edges, weights) + self.first_bias)
+            hidden = torch.relu(weighted_rows(projected, edges, weights) + self.first_bias)
             return self._scores((weights[:, :1] @ hidden), x[trees[:, 0]])
         adjacency = _dense_adjacency(weights, trees.shape[1])
         hidden = torch.relu(adjacency @ projected[rows] + self.first_bias)
@@ -154,52 +154,11 @@ class _Branch:
         return torch.addmm(scores + self.bias, feature, self.of_feature.T)
 
 
-def _edges(trees: Tensor) -> Tensor:
-    """Edges of the root and its children: trees [R, 1 + b + b^2] -> [R, 1 + b, 1 + b], the first to the node itself."""
-    children = children_of(trees.shape[1])
-    below = trees[:, 1:].unflatten(1, (children + 1, children))
-    return torch.cat([trees[:, : children + 1, None], below], dim=2)
-
-
-def _weighted_rows(x: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of rows of x [N, d]: rows, weights [..., k] -> [..., d]."""
-    sums = F.embedding_bag(rows.flatten(0, -2), x, mode="sum", per_sample_weights=weights.flatten(0, -2))
-    return sums.unflatten(0, rows.shape[:-1])
-
-
-def _edge_cosines(activity: Tensor, completeness: Tensor, edges: Tensor) -> list[Tensor]:
-    """Cosines of both kinds of features along edges [R, rows, 1 + b], each pair of proposals once."""
-    nodes, width = activity.shape
-    pairs, place = torch.unique(edges[..., :1] * nodes + edges, return_inverse=True)
-    left, right = pairs // nodes, pairs % nodes
-    parts = completeness.unflatten(1, (3, width))
-    of_parts = _dots(parts, left, right), _dots(parts)
-    # A proposal's activity feature usually is the middle of its completeness feature.
-    if torch.equal(activity, parts[:, 1]):
-        of_activity = [x[:, 1] for x in of_parts]
-    else:
-        of_activity = [_dots(activity[:, None], left, right)[:, 0], _dots(activity[:, None])[:, 0]]
-    cosines = []
-    for dots, squares in (of_activity, [x.sum(dim=1) for x in of_parts]):
-        length = squares.sqrt()
-        lengths = length[left] * length[right]
-        cosines.append(torch.where(lengths > 0, dots / lengths, 0)[place])
-    return cosines
-
-
-def _dots(x: Tensor, left: Tensor | None = None, right: Tensor | None = None) -> Tensor:
-    """Products of rows of x [N, parts, d], of each with itself without indices: [E, parts]."""
-    if left is None or right is None:
-        return x.square().sum(dim=-1)
-    ends = zip(left.split(EDGES_AT_A_TIME), right.split(EDGES_AT_A_TIME), strict=True)
-    return torch.cat([(x[i] * x[j]).sum(dim=-1) for i, j in ends])
-
-
 def _dense_cosines(x: Tensor, nodes: Tensor, rows: int) -> Tensor:
     """Cosines between all nodes [R, n] of each graph, of which those along edges are kept: [R, rows, 1 + b]."""
     unit = F.normalize(x, dim=1, eps=torch.finfo(x.dtype).tiny)
     numbers = torch.arange(nodes.shape[1], device=x.device)[None]
-    places = numbers if rows == 1 else _edges(numbers)[0]
+    places = numbers if rows == 1 else tree_edges(numbers)[0]
     chosen = places[:, :1] * nodes.shape[1] + places
     parts = [(unit[part] @ unit[part].mT).flatten(1)[:, chosen] for part in nodes.split(ROOTS_AT_A_TIME)]
     return torch.cat(parts)
@@ -207,7 +166,7 @@ def _dense_cosines(x: Tensor, nodes: Tensor, rows: int) -> Tensor:
 
 def _dense_adjacency(weights: Tensor, nodes: int) -> Tensor:
     """Weights [R, 1 + b, 1 + b] of edges as matrices [R, n, n]."""
-    places = _edges(torch.arange(nodes, device=weights.device)[None])[0]
+    places = tree_edges(torch.arange(nodes, device=weights.device)[None])[0]
     adjacency = weights.new_zeros(len(weights), nodes, nodes)
     adjacency[:, places[:, :1], places] = weights
     return adjacency
