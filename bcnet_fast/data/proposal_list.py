@@ -13,7 +13,6 @@ Labels count from 1. Times are frames. A proposal with label 0 overlaps no insta
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,6 +23,7 @@ from ..errors import InputError
 from ..storage.files import read_text
 
 _WHOLE = ("label", "start", "end")
+_LARGEST = 2**31 - 1  # of a number
 EXPECTED = "a proposal list (text blocks separated by lines that begin with #)"
 
 
@@ -92,8 +92,8 @@ class _Block:
         source = self._next("the path of a video")[1]
         (duration,), (rate,) = (self._numbers(name) for name in ("duration", "rate"))
         frames = duration * rate
-        if not (math.isfinite(frames) and frames >= 0):
-            raise self._error(self.line, "duration and rate of at least 0", f"{duration:g} and {rate:g}")
+        if not 0 <= frames <= _LARGEST:
+            raise self._error(self.line, "a number of frames, duration x rate, of at least 0", f"{frames:g}")
         frames = int(frames)
         instance_labels, instances, _ = _cut(self._table("instances", "label start end"), frames)
         proposals = self._table("proposals", "label best_iou overlap_self start end")
@@ -137,7 +137,7 @@ class _Block:
 
 
 def _fits(name: str, value: float) -> bool:
-    return math.isfinite(value) and (name not in _WHOLE or value.is_integer())
+    return abs(value) <= _LARGEST and (name not in _WHOLE or value.is_integer())
 
 
 def _cut(table: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

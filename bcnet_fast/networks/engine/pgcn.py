@@ -101,14 +101,11 @@ class _Branch:
         of_graph, of_feature = weight.double().chunk(2, dim=1)
         self.of_feature = prepared(of_feature)
         if engine.rewrites.folded_heads:
-            self.of_hidden, self.bias = (
-                prepared(of_graph @ second.double().T),
-                bias.double() + of_graph @ second_bias.double(),
-            )
+            self.of_hidden = prepared(of_graph @ second.double().T)
+            self.bias = prepared(bias.double() + of_graph @ second_bias.double())
         else:
             self.second, self.second_bias = prepared(second), prepared(second_bias)
-            self.of_graph, self.bias = prepared(of_graph), bias
-        self.bias = prepared(self.bias)
+            self.of_graph, self.bias = prepared(of_graph), prepared(bias)
 
     def shared(self, x: Tensor, edges: Tensor, weights: Tensor) -> Tensor:
         """Scores [N, outputs] where every proposal is a root and the first layer is one for all roots.
