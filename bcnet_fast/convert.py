@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--preset",
         choices=(*DATA_SETS, "muses"),
-        help="data set the network was trained on (default: BCNet thumos14; P-GCN and MUSES-Net by number of classes)",
+        help="data set that it was trained on (default: BCNet thumos14; P-GCN and MUSES-Net by number of classes)",
     )
     return parser
 
@@ -45,13 +45,13 @@ def parse(argv: list[str] | None) -> ConvertOptions:
     """Parse flags to options. InputError: flags are missing or contradict each other."""
     parser = build_parser()
     values = vars(parser.parse_args(argv))
-    given = [flag for flag in ("bpm", "abi", "bmn", "gtad", "pgcn", "muses") if values[flag] is not None]
-    if given not in (["bpm", "abi"], ["bmn"], ["gtad"], ["pgcn"], ["muses"]):
-        found = " and ".join(f"--{flag}" for flag in given) or "no checkpoint"
-        parser.error(f"{found} given, expected --bpm and --abi, or --bmn, --gtad, --pgcn or --muses")
-    if values["preset"] is None and given not in (["pgcn"], ["muses"]):
-        if given != ["bpm", "abi"]:
-            parser.error(f"--preset is required with --{given[0]}: {' or '.join(DATA_SETS)}")
+    stated = [flag for flag in ("bpm", "abi", "bmn", "gtad", "pgcn", "muses") if values[flag] is not None]
+    if stated not in (["bpm", "abi"], ["bmn"], ["gtad"], ["pgcn"], ["muses"]):
+        found = ", ".join(f"--{flag}" for flag in stated) or "none"
+        parser.error(f"flags of weights: {found}; expected --bpm and --abi, or --bmn, --gtad, --pgcn or --muses")
+    if values["preset"] is None and stated not in (["pgcn"], ["muses"]):
+        if stated != ["bpm", "abi"]:
+            parser.error(f"--preset is required with --{stated[0]}: {' or '.join(DATA_SETS)}")
         values["preset"] = "thumos14"
     return ConvertOptions(**values)
 

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 
 from .cli import time_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.model import PRECISIONS
 from .inference.run import InferOptions, infer
 from .ops.backends import BACKENDS
-from .presets import DATA_SETS, PRESETS
+from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
 
 
@@ -40,7 +40,7 @@ def build_parser() -> Parser:
         "--checkpoint", metavar="FILE", help="weights (.safetensors); required unless --preset is given"
     )
     network.add_argument("--model", choices=list(PRESETS), help="system (default: that of the checkpoint, or bcnet)")
-    network.add_argument("--preset", choices=DATA_SETS, help="sizes, windows and thresholds; weights are random")
+    network.add_argument("--preset", choices=PRESET_NAMES, help="sizes, windows and thresholds; weights are random")
     network.add_argument(
         "--feature-dim", type=int, metavar="C", help="channels, with random weights (default: those of the preset)"
     )
@@ -82,12 +82,17 @@ def build_parser() -> Parser:
     )
 
     shown = parser.add_argument_group("pictures and subtitles")
-    shown.add_argument("--plot", metavar="DIR", help="write a timeline picture per video")
+    add_plot_flags(shown, "a timeline of each video")
     shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
     shown.add_argument(
-        "--best", type=int, default=InferOptions.best, metavar="N", help="proposals in pictures and subtitles"
+        "--best",
+        type=int,
+        metavar="N",
+        help="proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)",
     )
-    shown.add_argument("--ground-truth", metavar="FILE", help="annotations to draw in the pictures")
+    shown.add_argument(
+        "--ground-truth", metavar="FILE", help="annotations to draw in the pictures, with hits and misses"
+    )
 
     running = parser.add_argument_group("running")
     running.add_argument(

@@ -1,11 +1,12 @@
 """Fill the tables of the documentation from bench/results, so that no figure is typed by hand.
 
-    python bench/benchmarks_page.py            rewrites the tables in README.md and docs/
-    python bench/benchmarks_page.py --check    changes nothing; exit code 1 when a page is out of date
+    python bench/benchmarks_page.py               rewrites the tables in README.md and docs/
+    python bench/benchmarks_page.py --pictures    also redraws the charts in docs/images/
+    python bench/benchmarks_page.py --check       changes nothing; exit code 1 when a page is out of date
 
 A page holds a pair of comments, `<!-- begin figures: NAME -->` and `<!-- end figures -->`; what stands between them is
 the table NAME of `TABLES`. A benchmark's results of one machine are one file, `<benchmark>_<machine>.json`; with files
-of several machines, a table is repeated for each of them.
+of several machines, a table is repeated for each of them, and the charts show the first one.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def machine(environment: dict[str, Any]) -> str:
-    facts = [environment["device"], f"{environment['threads']} threads", f"PyTorch {environment['torch']}"]
+    threads = f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}"
+    facts = [environment["device"], threads, f"PyTorch {environment['torch']}"]
     facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
     return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"
 
@@ -100,11 +102,18 @@ def groups(found: dict[str, Any], *keys: str) -> dict[tuple, list[dict[str, Any]
     return grouped
 
 
+def matched_anchors(row: dict[str, Any]) -> str:
+    """Part of a heading: how many anchors BCNet's boundaries match; empty for other systems."""
+    if row["boundary_threshold"] is None:
+        return ""
+    return f", {row['matched_percent']:.0f} % of the anchors matched"
+
+
 def latency(found: dict[str, Any]) -> str:
     parts = []
-    for (system, data, threshold), rows in groups(found, "system", "data", "boundary_threshold").items():
+    for (system, data, _), rows in groups(found, "system", "data", "boundary_threshold").items():
         base = rows[0]
-        matched = f", {base['matched_percent']:.0f} % of the anchors matched" if threshold is not None else ""
+        matched = matched_anchors(base)
         steps = [step for step in ("network", "window", "video") if median(base, step) is not None]
         header = [f"{system}, {data}{matched}", *(f"{step}, ms" for step in steps), "first window, s", "memory, MiB"]
         lines = [
@@ -310,6 +319,17 @@ def evaluation(found: dict[str, Any]) -> str:
     return table(header, lines)
 
 
+def compat(found: dict[str, Any]) -> str:
+    sizes = list(dict.fromkeys(row["size"] for row in found["rows"]))
+    lines = []
+    for (function, name), rows in groups(found, "function", "set").items():
+        cells = [f"{number(row['loop_ms'])} → {number(row['ours_ms'])}{SPACE}({times(row['speedup'])})" for row in rows]
+        lines.append([function, name, *cells])
+    rate = statistics.mean(found["rate_gflops"])
+    note = f"*{found['environment']['instruction_set']}; large float32 products at {number(rate)} GFLOP/s.*\n\n"
+    return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
+
+
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -406,6 +426,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layers": lambda: each_machine("layers", layers),
     "training": lambda: each_machine("training", training),
     "evaluation": lambda: each_machine("evaluation", evaluation),
+    "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
@@ -431,15 +452,36 @@ def filled(text: str) -> str:
     return SECTION.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[3]}", text)
 
 
+def draw(folder: Path) -> list[Path]:
+    """Draw every chart into a folder and return the files."""
+    # Only pictures need the package and matplotlib.
+    from support import charts
+
+    drawn = []
+    for name, benchmark, chart in (
+        ("latency", "latency", charts.latency),
+        ("latency_maps", "latency_maps", charts.latency),
+        ("operators", "ops", charts.operators),
+    ):
+        found = results(benchmark)[0]
+        drawn.append(folder / f"{name}.png")
+        chart(found["rows"], found["environment"], drawn[-1])
+    return drawn
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only compare")
+    parser.add_argument("--pictures", action="store_true", help="also redraw the charts in docs/images/")
     options = parser.parse_args(arguments)
     stale = [path for path in pages() if filled(text := path.read_text(encoding="utf-8")) != text]
     for path in stale:
         print(f"{'out of date' if options.check else 'written'}: {path.relative_to(ROOT)}")
         if not options.check:
             path.write_text(filled(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if options.pictures:
+        for path in draw(ROOT / "docs" / "images"):
+            print(f"written: {path.relative_to(ROOT)}")
     return 1 if options.check and stale else 0
 
 

@@ -52,9 +52,8 @@ from typing import Any
 import numpy as np
 import roofline
 import torch
-from support import floors, growth, rewrites, seeded
+from support import charts, floors, growth, rewrites, seeded
 from support.environment import begin
-from support.latency_plot import draw
 from support.process import run_apart
 from support.systems import (
     EXPORTS,
@@ -355,7 +354,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="less than a minute")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the times there")
-    parser.add_argument("--plot", metavar="FILE", help="draw the charts there (.png)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the chart there (.png, .svg or .pdf)")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: there is no CUDA device here")
@@ -395,7 +394,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.csv:
         write_csv(args.csv, csv_rows(rows, facts))
     if args.plot:
-        draw(rows, growth_rows, facts, args.plot)
+        charts.latency(rows, facts, args.plot)
         print(f"written: {args.plot}")
     return 0
 

@@ -27,7 +27,7 @@ import numpy as np
 import roofline
 import torch
 import torch.nn.functional as F
-from support import soft_nms_cases
+from support import charts, soft_nms_cases
 from support.environment import environment
 from support.plain_match import match_one_window, search
 from support.tables import print_table
@@ -38,10 +38,10 @@ from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
 from bcnet_fast.networks.reference.dense_sampling import sampling_weights
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import reference
+from bcnet_fast.ops import native, reference
 from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
+from bcnet_fast.results.figure import require_picture_name
 from bcnet_fast.storage.files import write_json
 
 Call = Callable[[], Any]
@@ -396,10 +396,10 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
 
 def kernel_ms(call: Call) -> float | None:
     """What of a call on the CPU is in the native extension; None where nothing is."""
-    if _native.module is None:
+    if native.module is None:
         return None
     seconds, totals, until = [], [], time.perf_counter() + 0.3
-    names = [name for name in dir(_native.module) if isinstance(getattr(_native.module, name), BuiltinFunctionType)]
+    names = [name for name in dir(native.module) if isinstance(getattr(native.module, name), BuiltinFunctionType)]
     with timed_extension(names, lambda _name, taken, *_, **__: seconds.append(taken)):
         while len(totals) < 3 or time.perf_counter() < until:
             seconds.clear()
@@ -422,57 +422,18 @@ def time_on_cuda(calls: dict[str, Call]) -> dict[str, Timing]:
     return {name: summarize(do_bench(call, return_mode="all")) for name, call in calls.items()}
 
 
-def plot(rows: list[dict[str, Any]], facts: dict[str, Any], path: Path) -> None:
-    """How many times faster each operator is than every other variant of its cases, as bars on a logarithmic axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        cases.setdefault((row["operator"], row["mode"], row["shape"]), []).append(row)
-    bars, titles = [], {}  # (label, ratio, colour) from the top down; a row without a bar has the title of a case
-    palette = {"reference": "#8c8c8c", "torch.compile": "#c9a227"}
-    for (operator, mode, shape), variants in cases.items():
-        own = next(r["median_ms"] for r in variants if r["variant"] == "bcnet_fast")
-        titles[len(bars)] = f"{operator}, {mode};  {shape};  {own:.3g} ms"
-        bars.append(("", np.nan, "none"))
-        for row in variants:
-            name = row["variant"]
-            if not name.startswith("bcnet_fast"):
-                bars.append((name, row["median_ms"] / own, palette.get(name, "#2f6f9f")))
-    labels, ratios, colours = zip(*bars, strict=True)
-    figure, axes = pyplot.subplots(figsize=(9, 0.22 * len(bars) + 1), layout="constrained")
-    axes.barh(range(len(bars)), np.array(ratios) - 1, left=1, color=colours)
-    for place, ratio in enumerate(ratios):
-        if place in titles:
-            axes.annotate(
-                titles[place], (0.01, place + 0.1), xycoords=("axes fraction", "data"), fontsize=8, weight="bold"
-            )
-        else:
-            text = f" {ratio:,.0f}x" if ratio >= 100 else f" {ratio:.2g}x"
-            axes.annotate(text, (max(ratio, 1), place), va="center", fontsize=8)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", ylim=(len(bars) - 0.4, -0.8), xlabel="times as long as bcnet_fast takes")
-    axes.set_yticks(range(len(bars)), labels, fontsize=8)
-    axes.tick_params(axis="y", length=0)
-    axes.margins(x=0.08)
-    axes.set_title(f"{facts['device']}, {facts['threads']} threads, torch {facts['torch']}, float32", fontsize=9)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="operators to time")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to run on")
     parser.add_argument("--quick", action="store_true", help="leave out what takes minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the chart there (.png)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the chart there (.png, .svg or .pdf)")
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BackendError("--device cuda: there is no CUDA device here")
+    if args.plot:
+        require_picture_name(args.plot)
 
     keep_freed_memory()
     torch.manual_seed(0)
@@ -491,7 +452,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(args.json, {"environment": facts, "rows": rows})
         print(f"written: {args.json}")
     if args.plot:
-        plot(rows, facts, args.plot)
+        charts.operators(rows, facts, args.plot)
         print(f"written: {args.plot}")
     return 0
 

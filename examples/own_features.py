@@ -16,7 +16,9 @@ def main() -> None:
     channels = model.config.model.feature_dim
 
     rng = np.random.default_rng(0)
-    features = {name: rng.standard_normal((rows, channels)) for name, rows in (("short_video", 60), ("long_video", 400))}
+    features = {
+        name: rng.standard_normal((rows, channels)) for name, rows in (("short_video", 60), ("long_video", 400))
+    }
     # 25 video frames a second, 8 frames from one row to the next. Lists give each video its own: fps=[25, 30].
     for name, found in model.propose(features, fps=25, stride=8).items():
         print(f"{name}, {found.duration:.1f} s, {len(found)} proposals; the best three:")

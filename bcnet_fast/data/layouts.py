@@ -16,6 +16,7 @@ import torch
 
 from ..errors import InputError
 from ..storage.files import require_file
+from ..storage.foreign import no_features
 from ..text import count
 
 # An extra: only the functions that need it import it.
@@ -32,25 +33,25 @@ TWO_STREAM_EVERY = 5
 def find_source(path: Path) -> Source:
     """Find the layout of `path`; files of single arrays stay closed. InputError: unknown layout, repeated video."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path} does not exist, expected a file or folder of features")
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
             return _Files({path.stem: path}, f"{path.suffix.lower()} file")
         if path.suffix.lower() in HDF5_SUFFIXES or _is_hdf5(path):
             return _Hdf5(path)
-        raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5")
+        raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5{no_features(path)}")
     try:
-        files = [Path(entry) for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith(".")]
+        is_file = {Path(entry): entry.is_file() for entry in os.scandir(path) if not entry.name.startswith(".")}
     except OSError as error:
         raise InputError(unreadable(path, "a folder of features", error)) from error
+    files = [entry for entry, regular in is_file.items() if regular]
     names = {file.name for file in files}
     if names & {f"{stream}_{subset}.h5" for stream in STREAMS for subset in SUBSETS}:
         return _TwoStream(path, names)
     files = [file for file in files if file.suffix.lower() in _READERS]
     suffixes = sorted({file.suffix.lower() for file in files})
     if not suffixes:
-        hint = "; for an HDF5 archive, give the file itself" if any(n.endswith(HDF5_SUFFIXES) for n in names) else ""
-        raise InputError(f"{path} has {count(len(names), 'file')} of other kinds, expected {_KINDS}{hint}")
+        raise InputError(f"{path} has no file of features, expected {_KINDS}{_what_is_there(sorted(is_file))}")
     videos: dict[str, Path] = {}
     for file in sorted(files):
         if file.stem in videos:
@@ -59,6 +60,17 @@ def find_source(path: Path) -> Source:
     if len(suffixes) > 1:
         raise InputError(f"{path} has {' and '.join(suffixes)} files, expected one kind")
     return _Files(videos, f"folder of {suffixes[0]} files")
+
+
+def _what_is_there(entries: list[Path]) -> str:
+    """A hint at what a folder without features holds: an archive, files of another kind, or folders."""
+    archive = next((entry.name for entry in entries if entry.suffix.lower() in HDF5_SUFFIXES), None)
+    if archive:
+        return f"; for an HDF5 archive, give the file itself, such as {archive}"
+    files = [entry for entry in entries if entry.is_file()]
+    if files:
+        return no_features(files[0]) or f"; it has {count(len(files), 'file')} of other kinds, such as {files[0].name}"
+    return f"; it has {count(len(entries), 'folder')}, such as {entries[0].name}: give one of them" if entries else ""
 
 
 def _is_hdf5(path: Path) -> bool:
@@ -189,7 +201,7 @@ class _TwoStream(Source):
             present = [name for name in pair if name in names]
             if len(present) == 1:
                 missing = next(name for name in pair if name not in names)
-                raise InputError(f"{folder}: {missing} is missing, expected it next to {present[0]}")
+                raise InputError(f"{folder} has {present[0]} but not {missing}, expected both")
             # The union, so that a video missing in one stream is reported.
             videos: set[str] = set()
             for name in present:
@@ -263,7 +275,7 @@ def _dataset(files: _Hdf5Files, path: Path, name: str) -> h5py.Dataset:
         dataset = files.get(path)[name]
     except (KeyError, OSError, RuntimeError) as error:
         if name not in files.get(path):
-            raise InputError(f"{where}: no such dataset") from error
+            raise InputError(f"{where} does not exist, expected a dataset of features") from error
         raise InputError(unreadable(where, "a dataset of features", error)) from error
     if not isinstance(dataset, h5py.Dataset) or dataset.shape is None:
         found = "an empty dataset" if isinstance(dataset, h5py.Dataset) else "a group"

@@ -41,7 +41,7 @@ class AverageRecall:
         """AR@AN: the value of the curve point for `an` proposals a video, a number between 0 and 1."""
         point = round(an / self.max_proposals * len(self.average_recall))
         if not 1 <= point <= len(self.average_recall):
-            raise ValueError(f"an: expected a number up to {self.max_proposals}, found {an}")
+            raise ValueError(f"an is {an}, expected at most {self.max_proposals}")
         return float(self.average_recall[point - 1])
 
 
@@ -51,18 +51,20 @@ def average_recall(
     *,
     tiou_thresholds: Sequence[float],
     max_proposals: float,
-    points: int | None = None,
+    points: float | None = None,
 ) -> AverageRecall:
     """Recall of ranked proposals against their average number a video, averaged over tIoU thresholds.
 
     `proposals` may also be what `Results.from_dict` takes. Labels do not matter: an instance annotated under two
-    classes counts twice. The curve ends at `max_proposals` a video on average and has `points` equally spaced points,
-    by default one for every whole number of proposals. ValueError without any instance.
+    classes counts twice. Point j of the curve takes the share j / `points` of `max_proposals` a video on average; by
+    default there is one for every whole number of proposals. Where `points` is not whole, the last point is the first
+    one beyond the end, as in OpenTAD. ValueError without any instance.
     """
     results = proposals if isinstance(proposals, Results) else Results.from_dict(proposals)
     truth = Truth.of(ground_truth)
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     points = int(max_proposals) if points is None else points
+    steps = np.arange(1, points + 1)
     n_videos, n_proposals = len(truth.video_names), len(results.scores)
 
     budget = max_proposals * float(n_videos)
@@ -87,15 +89,15 @@ def average_recall(
 
     # Point j takes the first taken[j] proposals of a video: an instance is found from the first j on with
     # taken[j] > first rank, and the same for all videos with equally long lists.
-    share = np.arange(1, points + 1) / float(points) * (budget / max(total_kept, 1))
-    newly_found = np.zeros((len(thresholds), points + 1), dtype=np.int64)
+    share = steps / float(points) * (budget / max(total_kept, 1))
+    newly_found = np.zeros((len(thresholds), len(steps) + 1), dtype=np.int64)
     kept_of_instance = kept[truth.video]
     for length in np.unique(kept):
         taken = np.minimum((length * share).astype(np.int64), length)
         first_point = np.searchsorted(taken, first_rank[:, kept_of_instance == length], side="right")
         for counts, of_threshold in zip(newly_found, first_point, strict=True):
-            counts += np.bincount(of_threshold, minlength=points + 1)
-    recall = np.cumsum(newly_found[:, :points], axis=1) / float(len(truth.video))
+            counts += np.bincount(of_threshold, minlength=len(steps) + 1)
+    recall = np.cumsum(newly_found[:, : len(steps)], axis=1) / float(len(truth.video))
 
     return AverageRecall(
         tiou_thresholds=thresholds,

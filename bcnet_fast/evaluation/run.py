@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from ..data.annotations import VideoAnnotation, in_subset, read_annotations, str
 from ..data.class_scores import read_class_scores
 from ..errors import InputError
 from ..presets import PRESETS
-from ..results.figure import require_picture_name
 from ..results.fusion import FUSION_RULES, fuse
+from ..results.pictures import optional_picture_path
 from ..results.reader import Results, read_results
 from ..storage.files import require_writable, write_json
 from ..text import count, some
@@ -39,7 +40,7 @@ class EvaluateOptions:
 
     proposals: str
     ground_truth: str
-    preset: str
+    metric: str  # a key of METRICS
     protocol: str = "default"
     subset: str | None = None
     class_scores: str | None = None
@@ -48,6 +49,12 @@ class EvaluateOptions:
     video_info: str | None = None
     json: str | None = None
     plot: str | None = None
+    plot_format: str | None = None
+
+    @property
+    def picture(self) -> Path | None:
+        """The file of --plot. InputError: --plot or --plot-format cannot be used."""
+        return optional_picture_path(self.plot, self.plot_format, "average_recall")
 
 
 @dataclass(frozen=True)
@@ -62,16 +69,16 @@ class Evaluation:
 
     @property
     def settings(self) -> MetricSettings:
-        return METRICS[self.options.preset]
+        return METRICS[self.options.metric]
 
     def write(self) -> None:
         """Write the files of --json and --plot, if requested."""
         options = self.options
         if options.json:
             write_json(options.json, {**self.stated, **self.numbers(), "warnings": self.warnings}, indent=1)
-        if options.plot:
+        if options.picture:
             meaning = GROUND_TRUTH[options.protocol]
-            ar_curve(self.recall, options.plot, title=f"{options.preset}, protocol {options.protocol}: {meaning}")
+            ar_curve(self.recall, options.picture, title=f"{options.metric}, protocol {options.protocol}: {meaning}")
 
     def table(self) -> str:
         """Numbers in percent, as a text table."""
@@ -139,12 +146,10 @@ class Evaluation:
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
     """Compare a result file with the ground truth. InputError: a file or option cannot be used."""
-    metrics, strip_prefix = METRICS[options.preset], PRESETS["bcnet"][options.preset].data.strip_prefix
-    for path in (options.json, options.plot):
+    metrics, strip_prefix = METRICS[options.metric], PRESETS["bcnet"][options.metric].data.strip_prefix
+    for path in (options.json, options.picture):
         if path:
             require_writable(path)
-    if options.plot:
-        require_picture_name(options.plot)
 
     subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
     proposals = _proposals(options, strip_prefix, ground_truth)
@@ -157,7 +162,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     if detections is not None:
         precision = mean_average_precision(ground_truth, detections, tiou_thresholds=metrics.map_thresholds)
     stated = {
-        "preset": options.preset,
+        "preset": options.metric,  # the name of this key is older than that of the flag
         "protocol": options.protocol,
         "proposals": options.proposals,
         "ground_truth": options.ground_truth,
@@ -213,7 +218,7 @@ def _detections(
         return proposals, "the labels of the file"
     if proposals.label is not None:
         raise InputError(f"{options.proposals} has labels; --class-scores requires proposals without labels")
-    top_k = _CLASSES[options.preset] if options.top_k is None else options.top_k
+    top_k = _CLASSES[options.metric] if options.top_k is None else options.top_k
     own_classes = options.fusion in ("bcnet", "gtad")
     if top_k < 1 or (own_classes and options.top_k is not None):
         expected = f"no value, because --fusion {options.fusion} uses 2 classes" if own_classes else "at least 1"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,16 +19,13 @@ from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
 from ..networks.outputs import Output
 from ..networks.reference import NETWORKS, SECOND_STAGE
 from ..networks.reference.layers import shapes_only
-from ..ops import native as _native
-from ..ops import use_backend
+from ..ops import native, use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
-from ..presets import DATA_SETS, PRESETS, SECOND_STAGE_PRESETS
+from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import StoredWeights, read_any_config
+from ..text import alternatives, count, did_you_mean
 from .second_stage_model import second_stage_model
-
-if TYPE_CHECKING:
-    from .predict import VideoProposals
 
 DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -103,13 +99,6 @@ class Model:
             return self.run.network
         raise AttributeError('the engine is no nn.Module; load the model with backend="reference" for one')
 
-    @overload
-    def propose(self, features: np.ndarray | Tensor, **options: Any) -> VideoProposals: ...
-    @overload
-    def propose(self, features: Mapping[str, np.ndarray | Tensor], **options: Any) -> dict[str, VideoProposals]: ...
-    @overload
-    def propose(self, features: Sequence[np.ndarray | Tensor], **options: Any) -> list[VideoProposals]: ...
-
     def propose(
         self,
         features: Any,
@@ -167,7 +156,7 @@ class Model:
     def _check(self, features: Tensor) -> None:
         expected = (self.config.model.feature_dim, self.config.model.window)
         if features.ndim != 3 or features.shape[1:] != expected:
-            raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
+            raise ValueError(f"features has shape {list(features.shape)}, expected [B, {expected[0]}, {expected[1]}]")
 
 
 def demo_checkpoint() -> Path:
@@ -185,12 +174,12 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name}: expected auto, cpu or cuda") from error
+        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count() or "none"
-        raise InputError(f"--device {name}: expected a CUDA device, found {found} (torch {torch.__version__})")
+        devices = count(torch.cuda.device_count(), "CUDA device")
+        raise InputError(f"--device is {name!r}, but torch {torch.__version__} sees {devices} here")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
@@ -232,16 +221,16 @@ def load(
         BackendError: a backend that is unknown or cannot be used here.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise InputError(_unknown("precision", precision, PRECISIONS))
     if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(_unknown("backend", backend, BACKENDS))
     resolved = resolve_device(device)
     require_units(resolved, precision)
-    native = _by_native_kernels(resolved, precision, backend)
+    by_native = _by_native_kernels(resolved, precision, backend)
     if not isinstance(checkpoint_or_preset, Config | SecondStageConfig):
         systems = {**PRESETS, **SECOND_STAGE_PRESETS}
         if model is not None and model not in systems:
-            raise InputError(f"model {model!r}: expected one of {', '.join(systems)}")
+            raise InputError(_unknown("model", model, systems))
         presets = systems[model or "bcnet"]
         checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
         if checkpoint_or_preset == DEMO:
@@ -252,32 +241,37 @@ def load(
     else:
         config, state = _stored(checkpoint_or_preset)
     if model is not None and model != config.model.name:
-        raise InputError(f"model {model!r}: expected {config.model.name}, which these weights are of")
+        raise InputError(f"model is {model!r}, expected {config.model.name!r}, the system of these weights")
     if isinstance(config, SecondStageConfig):
         return second_stage_model(config, state, resolved, precision, backend, rewrites)
     if precision == "int8" and config.model.name != "bcnet":
-        others = ", ".join(name for name in PRECISIONS if name != "int8")
-        raise InputError(f"precision 'int8': expected one of {others} for {config.model.name}; int8 is for bcnet")
+        others = alternatives(name for name in PRECISIONS if name != "int8")
+        raise InputError(f"precision is 'int8', which only bcnet has, expected {others} for {config.model.name}")
     _warn_of_slow(resolved, precision)
     if backend == "reference":
         run: Engine | Reference = Reference(config, state, resolved, precision)
     else:
         with use_backend(backend):
-            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites, graph=graph)
+            run = Engine(config.model, state, resolved, precision, native=by_native, rewrites=rewrites, graph=graph)
     return Model(run, config, resolved, precision, backend)
+
+
+def _unknown(argument: str, value: object, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"{argument} is {value!r:.80}, expected {alternatives(known)}{did_you_mean(str(value), known)}"
 
 
 def require_units(device: torch.device, precision: str) -> None:
     """InputError for a precision that the device has no arithmetic units for."""
     if precision == "tf32" and device.type != "cuda":
-        raise InputError(f"precision 'tf32': expected a CUDA device, found {device.type}")
+        raise InputError(f"precision is 'tf32' on {device.type}, expected a CUDA device")
     if precision in ("tf32", "bf16") and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
             raise InputError(
-                f"precision {precision!r}: expected a GPU of compute capability 8.0 or later, found {name} ({found}); "
-                "fp32 and fp16 run there"
+                f"precision is {precision!r} on {name} of compute capability {found}, expected 8.0 or later; fp32 and "
+                "fp16 run there"
             )
 
 
@@ -285,15 +279,15 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
     """Whether the engine runs on the C++ kernels; raises where what was asked for cannot be had."""
     exact = precision in ("fp32", "fp64")
     if backend == "reference" and not exact:
-        raise InputError(f"precision {precision!r}: expected fp32 or fp64 with backend 'reference'")
-    possible = device.type == "cpu" and _native.module is not None and backend in ("auto", "native")
-    if backend == "native" and device.type == "cpu" and _native.module is None:
-        raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
+        raise InputError(f"precision is {precision!r}, expected fp32 or fp64 with backend 'reference'")
+    possible = device.type == "cpu" and native.module is not None and backend in ("auto", "native")
+    if backend == "native" and device.type == "cpu" and native.module is None:
+        raise BackendError(f"backend 'native' cannot be used: {native.reason}")
     if precision == "int8" and not possible:
-        why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
-        raise InputError(
-            f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}"
-        )
+        if native.module is None:
+            raise InputError(f"precision 'int8' cannot be used: {native.reason}")
+        where = f"on {device.type} with backend {backend!r}"
+        raise InputError(f"precision is 'int8' {where}, expected a CPU with backend auto or native")
     return possible and (exact or precision == "int8")
 
 
@@ -306,8 +300,11 @@ def _network(config: Config | SecondStageConfig) -> nn.Module:
 
 def _stored(path: str | os.PathLike) -> tuple[Config | SecondStageConfig, StoredWeights]:
     if not Path(path).exists():
-        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(DATA_SETS)}"
-        raise InputError(f"{path}: expected {expected}; found nothing there")
+        raise InputError(
+            f"{path} is neither a file nor a preset, expected a checkpoint (.safetensors), {DEMO}, or one of "
+            f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
+            f"{did_you_mean(str(path), (DEMO, *PRESET_NAMES))}"
+        )
     config = read_any_config(path)
     with shapes_only():
         network = _network(config)
@@ -318,7 +315,7 @@ def _warn_of_slow(device: torch.device, precision: str) -> None:
     slow = None
     if device.type == "cpu" and precision in ("bf16", "fp16"):
         slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
-    if precision == "int8" and not _native.module.BYTE_PRODUCTS:
+    if precision == "int8" and not native.module.BYTE_PRODUCTS:
         slow = (
             "is slower than fp32 here: the processor has no instruction for products of bytes (AVX-512 VNNI), or the "
             "extension was built by a compiler other than GCC"

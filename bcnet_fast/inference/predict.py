@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from ..proposals import ProposalGenerator, WindowProposals
 from ..protocols import DEFAULT, Protocol
 from ..results.writer import entries
 from ..text import count
-from .model import Model
+from .network import LoadedNetwork
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,20 +60,29 @@ class VideoProposals:
         """{video: [{"score", "segment"}]}, the value of `results` in a submission file."""
         return {self.video: entries(self.segments, self.scores)}
 
-    def plot(self, path: str | os.PathLike, ground_truth: Sequence[Instance] | None = None) -> None:
-        """Draw boundary probabilities, all proposals and, if given, the true instances; see `results.timeline`.
+    def plot(
+        self,
+        path: str | os.PathLike | None = None,
+        ground_truth: Sequence[Instance] | None = None,
+        *,
+        best: int | None = None,
+    ) -> Figure:
+        """Draw boundary probabilities, the `best` proposals and, if given, the true instances; see `results.timeline`.
 
-        The suffix of `path` chooses .png, .svg or .pdf. InputError: it has another one, or matplotlib is missing.
+        By default there are as many proposals as true instances, from 10 to 30. The suffix of `path` chooses .png, .svg
+        or .pdf; None writes no file. Returns the matplotlib figure. InputError: the suffix is another one, or the file
+        cannot be written.
         """
         from ..results.timeline import timeline
 
-        timeline(
+        return timeline(
             path,
             video_id=self.video,
             duration_s=self.duration,
             boundary=(self.boundary_times, self.boundary_start, self.boundary_end),
             proposals=np.column_stack([self.segments, self.scores]),
             ground_truth=ground_truth,
+            best=best,
         )
 
 
@@ -117,7 +129,7 @@ class Window:
 class Predictor:
     """A model with the rules of a protocol: features of videos to proposals in seconds."""
 
-    def __init__(self, model: Model, protocol: Protocol = DEFAULT) -> None:
+    def __init__(self, model: LoadedNetwork, protocol: Protocol = DEFAULT) -> None:
         self.model, self.protocol = model, protocol
         self.proposals = ProposalGenerator(model.config, protocol)
 
@@ -227,7 +239,7 @@ class Predictor:
     def _overflow(self, video: CollectedVideo) -> Failure:
         return Failure(
             video.name,
-            f"video {video.name!r}: expected finite scores from the network, found NaN or infinity "
+            f"video {video.name!r}: the network's scores have NaN or infinity, expected finite ones "
             f"(largest feature value {video.largest:.3g}, precision {self.model.precision})",
         )
 
@@ -240,7 +252,7 @@ def _finite(output: Output) -> tuple[Output, Tensor]:
 
 
 def predict(
-    model: Model,
+    model: LoadedNetwork,
     archive: FeatureArchive,
     videos: Sequence[str],
     times: TimeResolver,

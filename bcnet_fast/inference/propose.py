@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,18 +12,15 @@ from ..data.features import from_array
 from ..data.timing import TimeResolver
 from ..protocols import protocol_for
 from ..text import count
+from .network import LoadedNetwork
 from .predict import Failure, Predictor, VideoProposals
-
-if TYPE_CHECKING:
-    from .model import Model
 
 Array = np.ndarray | Tensor
 Number = float | Sequence[float] | None
-Proposed = TypeVar("Proposed", VideoProposals, list[VideoProposals], dict[str, VideoProposals])
 
 
 def propose(
-    model: Model,
+    model: LoadedNetwork,
     features: Array | Sequence[Array] | Mapping[str, Array],
     *,
     fps: Number,
@@ -43,15 +39,11 @@ def propose(
     for name, value in (("every", every), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    facts = {
-        "fps": _for_each("fps", fps, len(arrays)),
-        "feature_stride": _for_each("stride", stride, len(arrays)),
-        "feature_offset": _for_each("offset", offset, len(arrays)),
-        "duration": _for_each("duration", duration, len(arrays)),
-    }
+    stated = {"fps": fps, "stride": stride, "offset": offset, "duration": duration}
+    columns = (_for_each(name, value, len(arrays)) for name, value in stated.items())
     table = {
-        video: VideoAnnotation(video, **{fact: values[number] for fact, values in facts.items()})
-        for number, video in enumerate(arrays)
+        video: VideoAnnotation(video, duration=seconds, fps=rate, feature_stride=step, feature_offset=first)
+        for video, rate, step, first, seconds in zip(arrays, *columns, strict=True)
     }
     times = TimeResolver(config, table=table, every=every)
     for video in arrays:
@@ -92,7 +84,7 @@ def _as_numpy(name: str, array: Array) -> np.ndarray:
 
 def _for_each(name: str, value: Number, videos: int) -> Sequence[float | None]:
     """One value per video. ValueError: another number of values, or one that is not positive (offset: not finite)."""
-    values = [value] * videos if value is None or np.isscalar(value) else list(value)  # pyright: ignore[reportArgumentType]
+    values = list(value) if isinstance(value, Sequence | np.ndarray | Tensor) else [value] * videos
     if len(values) != videos:
         raise ValueError(f"{name} has {len(values)} values, expected one for each of {count(videos, 'video')}")
     for one in values:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from .. import __version__
@@ -30,7 +29,9 @@ from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
 from ..results.fusion import fuse_video
+from ..results.pictures import PictureWriter, file_name
 from ..results.subtitles import write_subtitles
+from ..results.timeline import best_count
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import require_writable
@@ -60,10 +61,11 @@ class InferOptions:
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
-    # Folders of pictures and subtitles.
+    # A folder of pictures, or the file of one; a folder of subtitles.
     plot: str | None = None
+    plot_format: str | None = None
     srt: str | None = None
-    best: int = 10
+    best: int | None = None
     ground_truth: str | None = None
     batch_size: int = 8
     workers: int = 0
@@ -85,13 +87,16 @@ class InferReport:
     details: str
     failures: tuple[Failure, ...]
     profile: Profile | None
+    drawing_seconds: float = 0.0
 
     def summary(self) -> str:
-        """One line: output file, counts, speed and settings."""
+        """One line: output file, counts, speed (pictures not counted) and settings."""
+        computing = self.seconds - self.drawing_seconds
+        drawing = f" and {self.drawing_seconds:.1f} s for pictures" if self.drawing_seconds else ""
         return (
             f"{self.output}: {count(self.videos, 'video')}, {count(self.windows, 'window')}, "
             f"{count(self.proposals, 'proposal')}; "
-            f"{self.seconds:.1f} s, {self.windows / self.seconds:.2f} windows/s with loading; {self.details}"
+            f"{computing:.1f} s{drawing}, {self.windows / computing:.2f} windows/s with loading; {self.details}"
         )
 
 
@@ -114,8 +119,9 @@ def infer(options: InferOptions) -> InferReport:
     )
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
-    for folder in filter(None, (options.plot, options.srt)):
-        require_writable(Path(folder) / "picture.png")
+    pictures = PictureWriter(options.plot, options.plot_format, archive.ids, best=options.best, ground_truth=truth)
+    if options.srt:
+        require_writable(Path(options.srt) / "subtitles.srt")
     if options.trace:
         require_writable(options.trace)
     model = _load(options, config)
@@ -133,7 +139,8 @@ def infer(options: InferOptions) -> InferReport:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
-        run = _Run(options, Predictor(model, protocol_for(options.protocol, config)), truth, class_scores, writer)
+        predictor = Predictor(model, protocol_for(options.protocol, config))
+        run = _Run(options, predictor, truth, class_scores, writer, pictures)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
@@ -153,7 +160,15 @@ def infer(options: InferOptions) -> InferReport:
     if options.trace and profile is not None:
         profile.write_trace(options.trace)
     return InferReport(
-        options.output, len(writer.done), run.windows, proposals, seconds, details, tuple(failures), profile
+        options.output,
+        len(writer.done),
+        run.windows,
+        proposals,
+        seconds,
+        details,
+        tuple(failures),
+        profile,
+        pictures.seconds,
     )
 
 
@@ -167,8 +182,9 @@ class _Run:
         truth: dict[str, VideoAnnotation],
         class_scores: ClassScores | None,
         writer: ResultWriter,
+        pictures: PictureWriter,
     ) -> None:
-        self.options, self.predictor, self.writer = options, predictor, writer
+        self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
         self.truth, self.class_scores = truth, class_scores
         self.failures: list[Failure] = []
         self.windows = 0
@@ -194,31 +210,15 @@ class _Run:
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         with stage("pictures and subtitles"):
             if self.options.srt:
-                best = slice(self.options.best)
+                annotation = self.truth.get(result.video)
+                best = slice(best_count(len(annotation.instances) if annotation else 0, self.options.best))
                 shown = segments[best], scores[best], None if labels is None else labels[best]
-                write_subtitles(Path(self.options.srt) / f"{_file_name(result.video)}.srt", *shown)
-            if self.options.plot:
-                self._plot(result, Path(self.options.plot))
+                write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
+            boundary = result.boundary_times, result.boundary_start, result.boundary_end
+            self.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
         with stage("writing"):
             self.writer.add(result.video, segments, scores, labels)
         self.windows += result.windows
-
-    def _plot(self, result: VideoProposals, folder: Path) -> None:
-        from ..results.timeline import timeline
-
-        annotation = self.truth.get(result.video)
-        timeline(
-            folder / f"{_file_name(result.video)}.png",
-            video_id=result.video,
-            duration_s=result.duration,
-            boundary=(result.boundary_times, result.boundary_start, result.boundary_end),
-            proposals=np.column_stack([result.segments, result.scores])[: self.options.best],
-            ground_truth=annotation.instances if annotation else None,
-        )
-
-
-def _file_name(video: str) -> str:
-    return video.replace("/", "_")
 
 
 def resolve_config(options: InferOptions) -> Config:
@@ -289,8 +289,7 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
         if all(times.facts(video).row_stride is not None for video in archive.ids):
             return None
         return (
-            f"--stride is not given; assuming {config.data.stride:g} video frames between rows, "
-            f"as in preset {config.preset}"
+            f"without --stride, assuming {config.data.stride:g} video frames between rows, as in preset {config.preset}"
         )
     stated = [times.table[video] for video in times.matched(archive.ids)]
     taken = []
@@ -303,7 +302,7 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
 
 def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
     """Everything that determines the results; an interrupted run is resumed only if it is the same."""
-    names = ("fusion", "top_k", "precision", "protocol", "plot", "srt", "best")
+    names = ("fusion", "top_k", "precision", "protocol", "plot", "plot_format", "srt", "best")
     return {
         "version": __version__,
         "checkpoint": _sha256(options.checkpoint),

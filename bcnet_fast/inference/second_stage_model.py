@@ -18,6 +18,7 @@ from ..networks.outputs import SecondStageOutput
 from ..networks.reference import SECOND_STAGE
 from ..networks.reference.pgcn import whole_trees
 from ..ops.precision import gpu_products
+from ..text import alternatives
 
 ENGINES = {"pgcn": PGCNEngine, "muses": MUSESEngine}
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "tf32": torch.float32}
@@ -100,9 +101,9 @@ def second_stage_model(
     """Prepare a network. InputError, BackendError: a precision or backend that it does not have."""
     model = config.model
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)} for {model.name}")
+        raise InputError(f"precision is {precision!r}, expected {alternatives(PRECISIONS)} for {model.name}")
     if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)} for {model.name}")
+        raise BackendError(f"backend is {backend!r}, expected {alternatives(BACKENDS)} for {model.name}")
     dtype = PRECISIONS[precision]
     if backend == "reference":
         run = SecondStageReference(model, state, device, dtype)

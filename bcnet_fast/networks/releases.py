@@ -32,6 +32,8 @@ from ..errors import InputError
 from ..presets import DATA_SETS, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
 from ..storage.files import require_file, require_writable
+from ..storage.foreign import project_of
+from ..text import alternatives, some
 from .reference import NETWORKS, SECOND_STAGE
 from .reference.bcnet import BCNet
 from .reference.bmn import sampling_matrix
@@ -39,16 +41,19 @@ from .reference.layers import shapes_only
 
 # The released ABI network has a clip-level embedding that its forward pass does not use.
 UNUSED = {"abi.query.weight"}
-OPENTAD = "OpenTAD"
 # Prefix of parameter names -> network whose weights the file contains.
 KINDS = {
     "x_1d_b.": "BMN",
     "backbone1.": "G-TAD",
     "bpm_base.": "BCNet (BPM)",
     "frame_model.": "BCNet (ABI)",
-    "roi_head.proposal_roi_extractor.": OPENTAD,
     "Act_GCN.": "P-GCN",
     "backbone.layers.": "MUSES-Net",
+}
+# Why the networks of these names are not the ones of the releases.
+DIFFERENCES = {
+    "OpenTAD": "its BMN samples half as many channels, its G-TAD other intervals, and both have other layers and swap "
+    "the scores"
 }
 FLAGS = {
     "BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi", "P-GCN": "--pgcn",
@@ -103,14 +108,14 @@ def convert(options: ConvertOptions) -> Converted:
     elif options.muses is not None:
         state, config = convert_muses(options.muses, options.preset)
     else:
-        raise InputError("no checkpoint given, expected bpm and abi, or bmn, or gtad, or pgcn, or muses")
+        raise InputError("no checkpoint is stated, expected bpm and abi, or bmn, gtad, pgcn or muses")
     save_checkpoint(output, state, config)
     return Converted(output, config, len(state), sum(tensor.numel() for tensor in state.values()))
 
 
 def _preset(system: str, name: str | None) -> Config:
     if name not in PRESETS[system]:
-        raise InputError(f"--preset {name}: expected one of {', '.join(DATA_SETS)} for {system}")
+        raise InputError(f"--preset is {name}, expected {alternatives(DATA_SETS)} for {system}")
     return PRESETS[system][name]
 
 
@@ -129,16 +134,21 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: damaged, or holds other objects than tensors; expected {expected}") from error
+        hint = "; mmengine (mmaction2) wrote it, see docs/how_to/convert_weights.md" if "mmengine" in str(error) else ""
+        raise InputError(f"{path}: damaged, or holds other objects than tensors; expected {expected}{hint}") from error
     except Exception as error:  # a damaged file can raise almost anything
         raise InputError(f"{path}: damaged or of another format; expected {expected}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} holds {found}, expected {expected}")
+        keys = [str(key) for key in content] if isinstance(content, dict) else []
+        inside = [str(name) for part in content.values() if isinstance(part, dict) for name in part] if keys else []
+        project = project_of(keys + inside)
+        looks = f"; the weights look like those of {project}, which is not supported" if project else ""
+        holds = f"the keys {some(keys)}" if keys else f"a {type(content).__name__}"
+        raise InputError(f"{path} holds {holds}, expected {expected}{looks}")
     state = content["state_dict"]
     foreign = [str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if foreign:
-        raise InputError(f"{path}: not a tensor at state_dict keys {', '.join(foreign)}")
+        raise InputError(f"{path} has other objects than tensors at the state_dict keys {some(foreign)}")
     return {key.removeprefix("module."): value.float() for key, value in state.items()}, content
 
 
@@ -156,6 +166,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
         stored = {key: value for key, value in read_release(path).items() if f"{part}.{key}" not in UNUSED}
         if any(key.startswith(keys_of_other) for key in stored):
             raise InputError(f"{path} is the other network, expected {part.upper()}; swap --bpm and --abi")
+        _require_kind(stored, f"BCNet ({part.upper()})", path)
         for key, table in module.state_dict().items():
             if key.endswith(".pe"):
                 given = stored[key] if key in stored else table
@@ -172,7 +183,8 @@ def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tens
     (`geometry.proposal_map`) and the longest proposal; otherwise both are those of `config`. The mask is a constant and
     is dropped. InputError: the mask fits no map layout or has another T than `config`, or keys do not fit.
     """
-    state = _read_only(path, "BMN")
+    state = read_release(path)
+    _require_kind(state, "BMN", path)
     mask = state.pop("sample_mask", None)
     model = config.model
     assert isinstance(model, BMNConfig)
@@ -197,7 +209,8 @@ def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Ten
     Channels, bins and the kernel size over the map follow from the weights. T and D, on which no weight depends, are
     those of `config`. InputError lists keys that do not fit.
     """
-    state = _read_only(path, "G-TAD")
+    state = read_release(path)
+    _require_kind(state, "G-TAD", path)
     model = config.model
     assert isinstance(model, GTADConfig)
     base_channels = _size(state, "backbone1.0.weight", 0, model.base_channels)
@@ -228,7 +241,8 @@ def convert_pgcn(path: str | os.PathLike, preset: str | None) -> tuple[dict[str,
     Channels and classes follow from the weights. preset: None takes the preset with as many classes. InputError: keys
     do not fit, no preset has as many classes, or `reg_stats` is something else than two means and deviations.
     """
-    state, content = _only(*_read(path), path, "P-GCN")
+    state, content = _read(path)
+    _require_kind(state, "P-GCN", path)
     model = PGCNConfig()
     model = replace(
         model,
@@ -241,7 +255,8 @@ def convert_pgcn(path: str | os.PathLike, preset: str | None) -> tuple[dict[str,
 
 def convert_muses(path: str | os.PathLike, preset: str | None) -> tuple[dict[str, Tensor], SecondStageConfig]:
     """State dict of `networks.reference.muses.MUSES` and its configuration, as `convert_pgcn`."""
-    state, content = _only(*_read(path), path, "MUSES-Net")
+    state, content = _read(path)
+    _require_kind(state, "MUSES-Net", path)
     model = MUSESConfig()
     inner, outer = (
         _size(state, f"backbone.layers.{layer}.branches.0.weight", 0, default)
@@ -268,10 +283,10 @@ def _second_stage(
     if preset is None:
         fitting = [name for name, config in presets.items() if config.model.classes == model.classes]
         if not fitting:
-            raise InputError(f"{path} scores {model.classes} classes; give --preset, one of {', '.join(presets)}")
+            raise InputError(f"{path} scores {model.classes} classes, expected --preset with {alternatives(presets)}")
         preset = fitting[0]
     if preset not in presets:
-        raise InputError(f"--preset {preset}: expected one of {', '.join(presets)} for {model.name}")
+        raise InputError(f"--preset is {preset}, expected {alternatives(presets)} for {model.name}")
     with shapes_only():
         network = SECOND_STAGE[model.name](model)
     check_state(network, state, str(path))
@@ -282,30 +297,25 @@ def _regression_stats(stored: Any, path: str | os.PathLike) -> RegressionStats |
     if stored is None:
         return None
     if not isinstance(stored, Tensor) or stored.shape != (2, 2) or not stored.isfinite().all():
-        found = f"shape {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__
-        raise InputError(f"{path}: reg_stats: expected finite means and deviations [2, 2], found {found}")
+        found = f"a tensor {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__
+        raise InputError(f"{path}: reg_stats is {found}, expected finite means and deviations [2, 2]")
     (centre, size), (centre_std, size_std) = stored.double().tolist()
     return RegressionStats((centre, size), (centre_std, size_std))
 
 
-def _read_only(path: str | os.PathLike, kind: str) -> dict[str, Tensor]:
-    """`read_release`. InputError: parameter names show the weights of another network than `kind`."""
-    return _only(*_read(path), path, kind)[0]
-
-
-def _only(
-    state: dict[str, Tensor], content: dict, path: str | os.PathLike, kind: str
-) -> tuple[dict[str, Tensor], dict]:
-    """The arguments of a file that `_read` read. InputError: it has the weights of another network than `kind`."""
-    found = next((known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)), kind)
-    if found == OPENTAD:
-        raise InputError(
-            f"{path} has weights of OpenTAD, expected those of {kind}; OpenTAD is not supported: its BMN samples half "
-            "as many channels, its G-TAD other intervals, and both have other layers and swap the scores"
-        )
-    if found != kind:
-        raise InputError(f"{path} has weights of {found}, expected those of {kind}; give it to {FLAGS[found]}")
-    return state, content
+def _require_kind(state: Mapping[str, Tensor], kind: str, path: str | os.PathLike) -> None:
+    """InputError: parameter names show that the weights are not those of the network `kind`."""
+    found = [known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)]
+    if kind in found:
+        return
+    expected = f"expected those of {kind}"
+    if found:
+        raise InputError(f"{path} has weights of {found[0]}, {expected}; give it to {FLAGS[found[0]]}")
+    project = project_of(state)
+    if project is None:
+        raise InputError(f"{path} has weights of an unknown network ({some(list(state))}), {expected}")
+    why = f": {DIFFERENCES[project]}" if project in DIFFERENCES else ""
+    raise InputError(f"{path} has weights of {project}, {expected}; {project} is not supported{why}")
 
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int, otherwise: int) -> int:

@@ -76,12 +76,19 @@ class ResultWriter:
                 self._file.truncate(0)
             self._read(resume)
             if not self.done:
-                self._file.truncate(0)
-                self._append({"settings": settings})
-                if resume and self.output.is_file():
-                    self._take_over()
+                self._begin(resume)
         except BaseException:
             self.close()
+            raise
+
+    def _begin(self, resume: bool) -> None:
+        self._file.truncate(0)
+        try:
+            self._append({"settings": self.settings})
+            if resume and self.output.is_file():
+                self._take_over()
+        except BaseException:
+            self.partial.unlink()
             raise
 
     def _read(self, resume: bool) -> None:

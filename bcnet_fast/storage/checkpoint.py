@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
 from .files import atomic_path, parse_json, require_file
+from .foreign import project_of
 
 FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
@@ -90,9 +91,13 @@ def read_config(path: str | os.PathLike) -> Config:
 def read_any_config(path: str | os.PathLike) -> Config | SecondStageConfig:
     """The configuration of a checkpoint of any network. InputError as `read_config` raises it."""
     with _opened(path) as file:
-        metadata = file.metadata() or {}
+        metadata, names = file.metadata() or {}, list(file.keys())
+    if TRAINING_FORMAT in metadata:
+        raise InputError(f"{path} is the state of a training, expected {EXPECTED}, such as best.safetensors beside it")
     if FORMAT not in metadata:
-        raise InputError(f"{path} has no configuration in its metadata, expected {EXPECTED}")
+        project = project_of(names)
+        looks = f"; the weights look like those of {project}" if project else ""
+        raise InputError(f"{path} has no configuration in its metadata, expected {EXPECTED}{looks}")
     values = parse_json(metadata[FORMAT], path, "a configuration in the metadata")
     kind = SecondStageConfig if is_second_stage(values) else Config
     return kind.from_dict(values, str(path))

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .foreign import content_of
 
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file, expected {expected}")
+        raise InputError(f"{path} does not exist, expected {expected}")
     if not path.is_file():
         raise InputError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected {expected}")
     if not os.access(path, os.R_OK):
@@ -39,7 +40,7 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
             content = gzip.decompress(content)
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
+        raise InputError(f"{path} is not UTF-8 text, expected {expected}{content_of(content)}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
 

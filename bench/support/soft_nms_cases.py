@@ -5,29 +5,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bcnet_fast.errors import InputError
+from .compile_library import compile_library
 
 SIGMA, MIN_SCORE = 0.5, 0.001
 EPSILON = {torch.float32: 1e-6, torch.float64: 0.0}
 
 
 def compile_scalar(folder: Path) -> ctypes.CDLL:
-    """Build soft_nms_scalar.cpp as a shared library, with the optimisation that setuptools gives public extensions."""
-    library = folder / "soft_nms_scalar.so"
-    source = Path(__file__).with_name("soft_nms_scalar.cpp")
-    command = [os.environ.get("CXX", "c++"), "-O3", "-std=c++17", "-shared", "-fPIC", str(source), "-o", str(library)]
-    try:
-        subprocess.run(command, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise InputError(f"{source}: expected a C++ compiler to build the baseline with, found: {error}") from error
-    loaded = ctypes.CDLL(str(library))
+    """Build soft_nms_scalar.cpp as a shared library. InputError without a C++ compiler."""
+    loaded = compile_library(Path(__file__).with_name("soft_nms_scalar.cpp"), folder)
     for name, number in (("float", ctypes.c_float), ("double", ctypes.c_double)):
         function = getattr(loaded, f"soft_nms_scalar_{name}")
         pointer = ctypes.c_void_p

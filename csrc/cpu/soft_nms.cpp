@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cpu/soft_nms_rules.h"
+#include "cpu/soft_nms_set.h"
 #include "cpu/soft_nms_state.h"
 #include "cpu/soft_nms_ties.h"
 #include "runtime/parallel.h"
@@ -66,6 +67,13 @@ void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, s
                                                    first, indices + first, picked_scores + first);
     }
   });
+}
+
+std::int64_t soft_nms_of_set(const float* segments, const float* scores, std::int32_t count, const Rules<float>& rules,
+                             InstructionSet instruction_set, std::int64_t* indices, float* picked_scores) {
+  const KeepDenormals keep;  // as above
+  SetState<float> state(count);
+  return BCNET_VERSION(instruction_set, solve<float>)(segments, scores, count, rules, state, 0, indices, picked_scores);
 }
 
 template bool all_usable(const float*, const float*, std::int64_t, InstructionSet);

@@ -1,6 +1,7 @@
 // Greedy Soft-NMS of one set. Included once per instruction set.
 #include "cpu/soft_nms_decay.h"
 #include "cpu/soft_nms_layout_kernels.h"
+#include "simd/library_exponential.h"
 
 // With a flag as wide as a value, so that compilers vectorise the loop.
 template <typename T>
@@ -37,6 +38,18 @@ BCNET_INLINE void set_lane(N* line, int lane, N value) {
   store(vector, changed);
 }
 
+// The factors of Decay::library_gaussian, see decay_factor.
+template <typename V>
+BCNET_INLINE V library_decay_factor(V start, V end, V area, const Picked<float>& picked, const Rules<float>& rules) {
+  using I = Vector<std::int32_t, sizeof(V)>;
+  const V inter = minimum(end, splat<V>(picked.end)) - maximum(start, splat<V>(picked.start));
+  const V tiou = inter / ((picked.area + area) - inter);
+  // exp(-0) is 1.
+  const V counted = tiou >= picked.threshold ? tiou : V{}, square = -(counted * counted);
+  if (!signs_of<float>(square < 0.0f ? splat<I>(std::int32_t{-1}) : I{})) return splat<V>(1.0f);
+  return library_exp_nonpositive(rules.inverse_sigma != 0 ? square * rules.inverse_sigma : square / rules.sigma);
+}
+
 // Takes a copy of the rules, which the compiler need not read again after each store.
 template <Decay decay, typename T>
 BCNET_INLINE void decay_pairs_by(SetState<T>& state, std::int32_t pairs, const Rules<T> rules) {
@@ -58,8 +71,13 @@ BCNET_INLINE void decay_pairs_by(SetState<T>& state, std::int32_t pairs, const R
       const Block<T>& block = blocks[pair_block[i + k]];
       const Picked<T>& pick = log[pair_pick[i + k]];
       for (int p = 0; p < parts; ++p) {
-        factor[k][p] = decay_factor<decay>(load<V>(block.start + p * step), load<V>(block.end + p * step),
-                                           load<V>(block.area + p * step), pick, rules);
+        const V start = load<V>(block.start + p * step), end = load<V>(block.end + p * step);
+        const V area = load<V>(block.area + p * step);
+        if constexpr (decay == Decay::library_gaussian) {
+          factor[k][p] = library_decay_factor(start, end, area, pick, rules);
+        } else {
+          factor[k][p] = decay_factor<decay>(start, end, area, pick, rules);
+        }
       }
     }
     for (int k = 0; k < at_once; ++k) {
@@ -81,6 +99,8 @@ BCNET_NOINLINE void decay_pairs(SetState<T>& state, std::int32_t pairs, const Ru
     case Decay::gaussian: return decay_pairs_by<Decay::gaussian>(state, pairs, rules);
     case Decay::linear: return decay_pairs_by<Decay::linear>(state, pairs, rules);
     case Decay::hard: return decay_pairs_by<Decay::hard>(state, pairs, rules);
+    case Decay::library_gaussian:
+      if constexpr (std::is_same_v<T, float>) decay_pairs_by<Decay::library_gaussian>(state, pairs, rules);
   }
 }
 

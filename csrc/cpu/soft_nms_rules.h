@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -28,11 +29,15 @@ struct Picked {
 template <typename T>
 struct Rules {
   Decay decay;
+  T sigma;
+  T inverse_sigma;  // 1 / sigma where multiplying by it rounds as dividing by sigma does: powers of two; else 0
   T exponent_scale, threshold_low, threshold_slope, threshold_floor, lowest_score, epsilon;
   std::int64_t max_picks;
 
   explicit Rules(const SoftNmsOptions& o)
       : decay(o.decay),
+        sigma(static_cast<T>(o.sigma)),
+        inverse_sigma(exact_inverse(sigma)),
         exponent_scale(T(-1) / static_cast<T>(o.sigma)),
         threshold_low(static_cast<T>(o.threshold_low)),
         threshold_slope(static_cast<T>(o.threshold_high) - static_cast<T>(o.threshold_low)),
@@ -43,13 +48,19 @@ struct Rules {
         epsilon(static_cast<T>(o.epsilon)),
         max_picks(o.max_picks < 0 ? std::numeric_limits<std::int64_t>::max() : o.max_picks) {}
 
+  static T exact_inverse(T sigma) {
+    int exponent;
+    return std::frexp(sigma, &exponent) == T(0.5) && std::isnormal(T(1) / sigma) ? T(1) / sigma : T(0);
+  }
+
   // The score of a candidate in play, 0 for one that is too low.
   BCNET_INLINE T in_play(T score) const { return score >= lowest_score ? score : T(0); }
 
   BCNET_INLINE T area(T start, T end) const { return (end - start) + epsilon; }
 
   BCNET_INLINE Picked<T> picked(T start, T end) const {
-    const T threshold = threshold_low + threshold_slope * (end - start);
+    const T length = decay == Decay::library_gaussian ? area(start, end) : end - start;
+    const T threshold = threshold_low + threshold_slope * length;
     return {start, end, area(start, end), threshold > threshold_floor ? threshold : threshold_floor};
   }
 };

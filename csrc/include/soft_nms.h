@@ -7,7 +7,8 @@
 
 namespace bcnet_fast {
 
-enum class Decay : int { gaussian = 0, linear = 1, hard = 2 };
+// library_gaussian is for nms_1d.h alone: the factor is expf(-(tIoU * tIoU) / sigma) of the C library.
+enum class Decay : int { gaussian = 0, linear = 1, hard = 2, library_gaussian = 3 };
 
 struct SoftNmsOptions {
   Decay decay;

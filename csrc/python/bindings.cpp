@@ -22,6 +22,7 @@ void define_add_layer_norm(py::module_& module);
 void define_difference_attention(py::module_& module);
 void define_layers(py::module_& module);
 void define_match_proposals(py::module_& module);
+void define_nms_1d(py::module_& module);
 void define_soft_nms(py::module_& module);
 }  // namespace bcnet_fast
 
@@ -51,5 +52,6 @@ PYBIND11_MODULE(_C, module) {
   bcnet_fast::define_anchor_sampling(module);
   bcnet_fast::define_add_layer_norm(module);
   bcnet_fast::define_match_proposals(module);
+  bcnet_fast::define_nms_1d(module);
   bcnet_fast::define_soft_nms(module);
 }

@@ -120,20 +120,20 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, capsys):
     assert "has weights of P-GCN, expected those of BMN; give it to --pgcn" in refused(
         tmp_path, {"state_dict": pgcn}, capsys, "--bmn", "--preset", "thumos14"
     )
-    assert "scores 3 classes; give --preset, one of thumos14, activitynet13" in refused(
+    assert "scores 3 classes, expected --preset with thumos14 or activitynet13" in refused(
         tmp_path, {"state_dict": pgcn}, capsys, "--pgcn"
     )
-    assert "--preset muses: expected one of thumos14, activitynet13 for pgcn" in refused(
+    assert "--preset is muses, expected thumos14 or activitynet13 for pgcn" in refused(
         tmp_path, {"state_dict": pgcn}, capsys, "--pgcn", "--preset", "muses"
     )
-    assert "--preset muses: expected one of thumos14, activitynet13 for bmn" in refused(
+    assert "--preset is muses, expected thumos14 or activitynet13 for bmn" in refused(
         tmp_path, {"state_dict": pgcn}, capsys, "--bmn", "--preset", "muses"
     )
     flags = "--pgcn", "--preset", "thumos14"
     assert "missing: Act_GCN.gc2.bias" in refused(
         tmp_path, {"state_dict": {k: v for k, v in pgcn.items() if k != "Act_GCN.gc2.bias"}}, capsys, *flags
     )
-    assert "reg_stats: expected finite means and deviations [2, 2], found shape [4]" in refused(
+    assert "reg_stats is a tensor [4], expected finite means and deviations [2, 2]" in refused(
         tmp_path, {"state_dict": pgcn, "reg_stats": torch.zeros(4)}, capsys, *flags
     )
 
@@ -153,7 +153,7 @@ def test_both_kinds_of_networks_are_told_apart(tmp_path):
         InputError, match="weights of pgcn, which scores proposals of another network; expected a network"
     ):
         read_config(path)
-    with pytest.raises(InputError, match="model 'bcnet': expected pgcn, which these weights are of"):
+    with pytest.raises(InputError, match="model is 'bcnet', expected 'pgcn', the system of these weights"):
         bcnet_fast.load(path, model="bcnet")
 
 
@@ -169,11 +169,17 @@ def test_a_configuration_survives_its_file(tmp_path, system):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"preset": "x", "model": {"name": "pgcn", "classes": 0}}, "model.classes: expected int from 1"),
-        ({"preset": "x", "model": {"name": "bmn"}}, "model.name: expected one of pgcn, muses, found 'bmn'"),
-        ({"preset": "x", "detections": {"nms_threshold": -0.1}}, "nms_threshold: expected a number of at least 0"),
-        ({"model": {"name": "pgcn"}}, "expected the keys preset, model"),
-        ({"preset": "x", "regression": {"mean": [0.0]}}, "regression.mean: expected 2 numbers"),
+        (
+            {"preset": "x", "model": {"name": "pgcn", "classes": 0}},
+            "model.classes is 0, expected a whole number from 1",
+        ),
+        ({"preset": "x", "model": {"name": "bmn"}}, "model.name is 'bmn', expected pgcn or muses"),
+        (
+            {"preset": "x", "detections": {"nms_threshold": -0.1}},
+            "nms_threshold is -0.1, expected a number of at least 0",
+        ),
+        ({"model": {"name": "pgcn"}}, "has the keys .*, expected preset, model"),
+        ({"preset": "x", "regression": {"mean": [0.0]}}, "regression.mean is .*, expected 2 numbers"),
     ],
 )
 def test_an_impossible_configuration_is_refused(values, message):

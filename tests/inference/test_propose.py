@@ -58,6 +58,9 @@ def test_the_best_and_their_picture(model, tmp_path):
     assert len(found.top(10**6)) == len(found) > 3
     best.plot(tmp_path / "video.png")
     assert (tmp_path / "video.png").read_bytes().startswith(b"\x89PNG")
+    figure = found.plot(best=4)
+    assert [path.name for path in tmp_path.iterdir()] == ["video.png"]
+    assert "4 best proposals" in [text.get_text() for text in figure.texts]
 
 
 def test_a_training_s_times_are_the_default(model):

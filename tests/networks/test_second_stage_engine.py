@@ -161,9 +161,9 @@ def test_inputs_of_another_shape_are_refused(system, change, message):
 
 
 def test_what_the_second_stage_lacks_is_refused():
-    with pytest.raises(InputError, match="precision 'bf16': expected one of fp32, fp64, tf32 for pgcn"):
+    with pytest.raises(InputError, match="precision is 'bf16', expected fp32, fp64 or tf32 for pgcn"):
         bcnet_fast.load(MODELS["pgcn"], device="cpu", precision="bf16")
-    with pytest.raises(BackendError, match="backend 'triton': expected one of auto, reference for muses"):
+    with pytest.raises(BackendError, match="backend is 'triton', expected auto or reference for muses"):
         bcnet_fast.load(MODELS["muses"], device="cpu", backend="triton")
-    with pytest.raises(InputError, match="model 'pgn': expected one of bcnet, bmn, gtad, pgcn, muses"):
+    with pytest.raises(InputError, match="model is 'pgn', expected bcnet, bmn, gtad, pgcn or muses; did you mean pgcn"):
         bcnet_fast.load("thumos14", model="pgn")
