@@ -18,11 +18,11 @@ from .text import alternatives, did_you_mean, nearest
 Section = TypeVar("Section")
 
 _LARGEST = 2**31 - 1  # of a size or count
-_FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
+_FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at least 1
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
-_NOT_NEGATIVE = ("weight_decay", "gradient_clip")
-_SHARES = ("dropout", "ema")
+_NOT_NEGATIVE = ("weight_decay", "gradient_clip", "nms_threshold")
+_SHARES = ("dropout", "ema", "graph_dropout", "activity_dropout")
 _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
@@ -235,6 +235,114 @@ class Config:
             other = merged["model"]["name"]
             raise InputError(f"{source}: model.name is {other!r:.80}, expected {self.model.name!r}; --model selects it")
         return Config.from_dict(merged, source)
+
+
+@dataclass(frozen=True)
+class PGCNConfig:
+    """P-GCN (Zeng et al., ICCV 2019). The defaults are those of the public release for THUMOS14."""
+
+    name: Annotated[str, "the system"] = "pgcn"
+    classes: Annotated[int, "K, classes of the detections"] = 20
+    feature_dim: Annotated[int, "C, channels of a row; a completeness feature has three times as many"] = 1024
+    hidden: Annotated[int, "hidden channels of both graph networks"] = 512
+    graph_dropout: Annotated[float, "dropout after the first layer of both graph networks, in training"] = 0.7
+    activity_dropout: Annotated[float, "dropout before the activity scores, in training"] = 0.8
+
+
+@dataclass(frozen=True)
+class MUSESConfig:
+    """MUSES-Net (Liu et al., CVPR 2021). The defaults are those of the public release for THUMOS14."""
+
+    name: Annotated[str, "the system"] = "muses"
+    classes: Annotated[int, "K, classes of the detections"] = 20
+    feature_dim: Annotated[int, "C, channels of a row"] = 1024
+    channels: Annotated[tuple[int, int], "channels of the two temporal aggregation layers"] = (384, 512)
+    head_width: Annotated[int, "hidden channels of the heads"] = 384
+    activity_dropout: Annotated[float, "dropout before the activity scores, in training"] = 0.8
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """How rows of features lie in a video, for P-GCN; the columns of MUSES-Net's features are always 8 frames apart."""
+
+    stride: Annotated[int, "video frames from one row to the next"] = 8
+    clip: Annotated[int, "video frames that a row covers"] = 64
+    rescaled: Annotated[int, "this many rows cover every video, whatever its length; 0: by stride and clip"] = 0
+
+
+@dataclass(frozen=True)
+class SamplePools:
+    """Which proposals a second-stage network is trained on."""
+
+    foreground_iou: Annotated[float, "foreground has a larger IoU with an instance"] = 0.7
+    incomplete_iou: Annotated[float, "incomplete proposals have a smaller IoU"] = 0.3
+    incomplete_overlap: Annotated[float, "and a larger share of them lies in the instance"] = 0.01
+    background_iou: Annotated[float, "background has a smaller IoU"] = 0.01
+    background_coverage: Annotated[float, "and covers a larger share of the video"] = 0.02
+    passes: Annotated[int, "passes over the list in an epoch"] = 20
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """From scores of proposals to detections."""
+
+    top: Annotated[int, "pairs of proposal and class kept of a video"] = 2000
+    nms_threshold: Annotated[float, "largest IoU of two detections of a class, for one stream"] = 0.35
+
+
+@dataclass(frozen=True)
+class RegressionStats:
+    """Mean and standard deviation of the regression targets (location, log size) that a network was trained on."""
+
+    mean: Annotated[tuple[float, float], "means"] = (0.0, 0.0)
+    std: Annotated[tuple[float, float], "standard deviations"] = (1.0, 1.0)
+
+
+SECOND_STAGE_SYSTEMS: dict[str, type[PGCNConfig] | type[MUSESConfig]] = {"pgcn": PGCNConfig, "muses": MUSESConfig}
+
+
+@dataclass(frozen=True)
+class SecondStageConfig:
+    """A whole second-stage system: `SecondStageConfig.from_dict(config.to_dict()) == config`."""
+
+    preset: str
+    model: PGCNConfig | MUSESConfig = field(default_factory=PGCNConfig)
+    rows: FeatureRows = field(default_factory=FeatureRows)
+    pools: SamplePools = field(default_factory=SamplePools)
+    detections: DetectionConfig = field(default_factory=DetectionConfig)
+    regression: RegressionStats | None = None  # None: unknown, so that regression cannot be applied
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], source: str = "configuration") -> SecondStageConfig:
+        """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
+        _require_object(values, source)
+        names = [f.name for f in dataclasses.fields(SecondStageConfig)]
+        if set(values) - set(names) or "preset" not in values:
+            raise InputError(f"{source} has the keys {sorted(values)}, expected {', '.join(names)}")
+        model = values.get("model", {})
+        _require_object(model, f"{source}: model")
+        name = model.get("name", "pgcn")
+        if name not in SECOND_STAGE_SYSTEMS:
+            raise InputError(f"{source}: model.name is {name!r:.80}, expected {alternatives(SECOND_STAGE_SYSTEMS)}")
+        kinds = {
+            "model": SECOND_STAGE_SYSTEMS[name],
+            "rows": FeatureRows,
+            "pools": SamplePools,
+            "detections": DetectionConfig,
+        }
+        built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
+        stats = values.get("regression")
+        regression = None if stats is None else _build({"regression": RegressionStats}, "regression", stats, source)
+        return SecondStageConfig(preset=str(values["preset"]), **built, regression=regression)
+
+
+def is_second_stage(values: Any) -> bool:
+    """Whether nested dicts, as read from a file, are a `SecondStageConfig` rather than a `Config`."""
+    model = values.get("model") if isinstance(values, dict) else None
+    return isinstance(model, dict) and model.get("name") in SECOND_STAGE_SYSTEMS
 
 
 def section_kinds(model: str) -> dict[str, type]:

@@ -10,8 +10,14 @@ from .config import (
     BMNConfig,
     Config,
     DataConfig,
+    DetectionConfig,
+    FeatureRows,
     GTADConfig,
     MapProposalConfig,
+    MUSESConfig,
+    PGCNConfig,
+    SamplePools,
+    SecondStageConfig,
     TrainConfig,
 )
 
@@ -154,3 +160,29 @@ FITTED = "small"  # the preset that takes its sizes from the data
 
 
 DATA_SETS = ("thumos14", "activitynet13")  # the public ones, of which there are released weights and metrics
+
+
+# Second-stage networks, by system, then by data set, as in their public releases.
+SECOND_STAGE_PRESETS: dict[str, dict[str, SecondStageConfig]] = {
+    "pgcn": {
+        "thumos14": SecondStageConfig("thumos14", PGCNConfig()),
+        "activitynet13": SecondStageConfig(
+            "activitynet13",
+            PGCNConfig(classes=200),
+            FeatureRows(rescaled=100),
+            SamplePools(
+                incomplete_iou=0.6, incomplete_overlap=0.0, background_iou=0.1, background_coverage=0.0, passes=5
+            ),
+            DetectionConfig(top=100, nms_threshold=0.4),
+        ),
+    },
+    "muses": {
+        "thumos14": SecondStageConfig("thumos14", MUSESConfig(), detections=DetectionConfig(nms_threshold=0.4)),
+        "muses": SecondStageConfig(
+            "muses",
+            MUSESConfig(classes=25),
+            pools=SamplePools(passes=1),
+            detections=DetectionConfig(top=500, nms_threshold=0.4),
+        ),
+    },
+}

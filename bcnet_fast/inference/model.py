@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, SecondStageConfig
 from ..errors import BackendError, InputError
 from ..networks.engine.engine import Engine
 from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
 from ..networks.outputs import Output
-from ..networks.reference import NETWORKS
+from ..networks.reference import NETWORKS, SECOND_STAGE
 from ..networks.reference.layers import shapes_only
 from ..ops import native, use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
-from ..presets import PRESET_NAMES, PRESETS
-from ..storage.checkpoint import StoredWeights, read_config
+from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
+from ..storage.checkpoint import StoredWeights, read_any_config
 from ..text import alternatives, count, did_you_mean
+from .second_stage_model import second_stage_model
 
 DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -185,7 +186,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def load(
-    checkpoint_or_preset: str | os.PathLike | Config,
+    checkpoint_or_preset: str | os.PathLike | Config | SecondStageConfig,
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
@@ -193,10 +194,11 @@ def load(
     model: str | None = None,
     rewrites: Rewrites = ALL_REWRITES,
     graph: bool = True,
-) -> Model:
+) -> Model | Any:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
-    "demo" is the small network that is shipped with the package, trained on synthetic videos.
+    "demo" is the small network that is shipped with the package, trained on synthetic videos. A checkpoint of P-GCN or
+    MUSES-Net gives a `SecondStageModel`, in fp32, fp64 or tf32 and with the backends "auto" and "reference".
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
@@ -206,7 +208,8 @@ def load(
             frame level in float32.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
-        model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
+        model: "bcnet", "bmn", "gtad", "pgcn" or "muses": whose preset it is (None: BCNet's), or what the checkpoint
+            must be of.
         rewrites: the engine's rewrites, each of which can be switched off (docs/engine.md).
         graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
 
@@ -224,20 +227,23 @@ def load(
     resolved = resolve_device(device)
     require_units(resolved, precision)
     by_native = _by_native_kernels(resolved, precision, backend)
-    if not isinstance(checkpoint_or_preset, Config):
-        if model is not None and model not in PRESETS:
-            raise InputError(_unknown("model", model, PRESETS))
-        presets = PRESETS[model or "bcnet"]
+    if not isinstance(checkpoint_or_preset, Config | SecondStageConfig):
+        systems = {**PRESETS, **SECOND_STAGE_PRESETS}
+        if model is not None and model not in systems:
+            raise InputError(_unknown("model", model, systems))
+        presets = systems[model or "bcnet"]
         checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
         if checkpoint_or_preset == DEMO:
             checkpoint_or_preset = demo_checkpoint()
-    if isinstance(checkpoint_or_preset, Config):
+    if isinstance(checkpoint_or_preset, Config | SecondStageConfig):
         config = checkpoint_or_preset
-        state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
+        state: Mapping[str, Tensor] = _network(config).state_dict()
     else:
         config, state = _stored(checkpoint_or_preset)
     if model is not None and model != config.model.name:
         raise InputError(f"model is {model!r}, expected {config.model.name!r}, the system of these weights")
+    if isinstance(config, SecondStageConfig):
+        return second_stage_model(config, state, resolved, precision, backend, rewrites)
     if precision == "int8" and config.model.name != "bcnet":
         others = alternatives(name for name in PRECISIONS if name != "int8")
         raise InputError(f"precision is 'int8', which only bcnet has, expected {others} for {config.model.name}")
@@ -285,16 +291,23 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
     return possible and (exact or precision == "int8")
 
 
-def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
+def _network(config: Config | SecondStageConfig) -> nn.Module:
+    """The reference network of a configuration, with random weights."""
+    if isinstance(config, SecondStageConfig):
+        return SECOND_STAGE[config.model.name](config.model)
+    return NETWORKS[config.model.name](config.model)
+
+
+def _stored(path: str | os.PathLike) -> tuple[Config | SecondStageConfig, StoredWeights]:
     if not Path(path).exists():
         raise InputError(
             f"{path} is neither a file nor a preset, expected a checkpoint (.safetensors), {DEMO}, or one of "
             f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
             f"{did_you_mean(str(path), (DEMO, *PRESET_NAMES))}"
         )
-    config = read_config(path)
+    config = read_any_config(path)
     with shapes_only():
-        network = NETWORKS[config.model.name](config.model)
+        network = _network(config)
     return config, StoredWeights(path, network)
 
 

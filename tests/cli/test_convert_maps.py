@@ -242,9 +242,8 @@ def test_a_damaged_file_is_one_clear_line(tmp_path):
 )
 def test_one_network_is_converted_at_a_time(tmp_path, sources, message):
     arguments = [part for flag in sources for part in (flag, str(tmp_path / "x.pth.tar"))]
-    with pytest.raises(
-        InputError, match=f"flags of weights: {message}; expected --bpm and --abi, or --bmn, or --gtad; see --help"
-    ):
+    expected = "expected --bpm and --abi, or --bmn, --gtad, --pgcn or --muses"
+    with pytest.raises(InputError, match=f"flags of weights: {message}; {expected}; see --help"):
         convert.main([*arguments, "--output", str(tmp_path / "x.safetensors")])
 
 

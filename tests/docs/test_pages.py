@@ -17,8 +17,14 @@ from bcnet_fast.config import (
     BCNetConfig,
     BMNConfig,
     DataConfig,
+    DetectionConfig,
+    FeatureRows,
     GTADConfig,
     MapProposalConfig,
+    MUSESConfig,
+    PGCNConfig,
+    RegressionStats,
+    SamplePools,
     TrainConfig,
 )
 
@@ -98,6 +104,12 @@ def test_every_setting_has_a_row(site_hooks):
         AnchorProposalConfig,
         MapProposalConfig,
         TrainConfig,
+        PGCNConfig,
+        MUSESConfig,
+        FeatureRows,
+        SamplePools,
+        DetectionConfig,
+        RegressionStats,
     ):
         for field in dataclasses.fields(section):
             assert f"| `{field.name}` |" in page, f"{section.__name__}.{field.name}"
