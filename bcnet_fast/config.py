@@ -1,17 +1,19 @@
 """Every number that defines a system, in frozen dataclasses.
 
-A checkpoint carries its configuration in its metadata, so the command line need not repeat it.
+A checkpoint carries its configuration in its metadata, so the command line need not repeat it. The annotation of a
+field is its meaning in one line, which `train --list-settings` and the documentation show.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from .errors import InputError
-from .text import brief
+from .text import alternatives, brief, did_you_mean, nearest
 
 Section = TypeVar("Section")
 
@@ -36,23 +38,24 @@ _MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
 _LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
 _LARGEST_PLAN = 2**28  # points that all cells or anchors sample
 _LARGEST_WEIGHT = 2**28  # elements
-_FROM_0 = ("seed",)  # whole numbers that may be 0; all others are at least 1
+_FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at least 1
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
-_NOT_NEGATIVE = ("weight_decay", "gradient_clip")
-_SHARES = ("dropout", "ema")
+_NOT_NEGATIVE = ("weight_decay", "gradient_clip", "nms_threshold")
+_SHARES = ("dropout", "ema", "graph_dropout", "activity_dropout")
 _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes that all three networks have."""
 
-    name: str
-    feature_dim: int  # C, channels of a snippet's feature
-    window: int  # T, snippets the network sees at once
-    max_duration: int  # D, snippets of the longest anchor or boundary pair
-    background_constraint: bool  # a background score for every anchor lowers its confidence (paper, section 3.2)
+    name: Annotated[str, "the system: bcnet, bmn or gtad"]
+    feature_dim: Annotated[int, "C, channels of a snippet's feature"]
+    window: Annotated[int, "T, snippets that the network sees at once"]
+    max_duration: Annotated[int, "D, snippets of the longest anchor or boundary pair"]
+    background_constraint: Annotated[bool, "a background score of every anchor lowers its confidence (paper, 3.2)"]
 
 
 @dataclass(frozen=True)
@@ -62,24 +65,23 @@ class BCNetConfig(ModelConfig):
     name: str = "bcnet"
     feature_dim: int = 2048
     window: int = 256
-    max_duration: int = 64  # anchors are shorter, boundary pairs at most this far apart
+    max_duration: Annotated[int, "D, snippets: anchors are shorter, boundary pairs at most this far apart"] = 64
     background_constraint: bool = True
-    base_channels: int = 512  # of the first two convolutions of a backbone
-    width: int = 400  # of the frame-level attention layers
-    heads: int = 8
-    head_dim: int = 64
-    feedforward: int = 2048
-    boundary_layers: int = 12
-    clip_channels: int = 64  # of an anchor's sampled vectors
-    bins: int = 32  # N, sampled vectors of an anchor
-    points_per_bin: int = 3
-    dropout: float = 0.1
-    # Ablations of the action-background interaction (paper, Tables 6 and 7). Without the frame level, anchors sample
-    # the backbone's sequence with its positions. Without an attention unit, its input goes unchanged to the
-    # feed-forward networks after it, at both levels.
-    frame_level: bool = True
-    self_attention: bool = True
-    difference_attention: bool = True
+    base_channels: Annotated[int, "channels of the first two convolutions of a backbone"] = 512
+    width: Annotated[int, "channels of the frame-level attention layers"] = 400
+    heads: Annotated[int, "attention heads"] = 8
+    head_dim: Annotated[int, "channels of an attention head"] = 64
+    feedforward: Annotated[int, "hidden channels of the feed-forward networks"] = 2048
+    boundary_layers: Annotated[int, "attention layers of the boundary prediction"] = 12
+    clip_channels: Annotated[int, "channels of an anchor's sampled vectors"] = 64
+    bins: Annotated[int, "N, sampled vectors of an anchor"] = 32
+    points_per_bin: Annotated[int, "sampling points behind one sampled vector"] = 3
+    dropout: Annotated[float, "dropout after the position encodings, in training"] = 0.1
+    # Ablations of the action-background interaction (paper, Tables 6 and 7). Without an attention unit, its input goes
+    # unchanged to the feed-forward networks after it, at both levels.
+    frame_level: Annotated[bool, "frame-level interaction; without it, anchors sample the backbone's sequence"] = True
+    self_attention: Annotated[bool, "self-attention units of both levels"] = True
+    difference_attention: Annotated[bool, "difference-attention units of both levels"] = True
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,12 @@ class BMNConfig(ModelConfig):
     window: int = 100
     max_duration: int = 100
     background_constraint: bool = False
-    base_channels: int = 256  # of the sequence
-    sampled_channels: int = 512  # of a cell of the map after the projection of its sampled vectors
-    map_channels: int = 128  # of a cell in the convolutions over the map
-    bins: int = 32  # N, sampled vectors of a cell
-    points_per_bin: int = 3
-    map_layout: str = "start_end"  # or "duration_start", see `geometry.proposal_map`
+    base_channels: Annotated[int, "channels of the sequence"] = 256
+    sampled_channels: Annotated[int, "channels of a map cell after the projection of its sampled vectors"] = 512
+    map_channels: Annotated[int, "channels of a map cell in the convolutions over the map"] = 128
+    bins: Annotated[int, "N, sampled vectors of a map cell"] = 32
+    points_per_bin: Annotated[int, "sampling points behind one sampled vector"] = 3
+    map_layout: Annotated[str, "what row and column of the map stand for: start_end or duration_start"] = "start_end"
 
 
 @dataclass(frozen=True)
@@ -108,26 +110,27 @@ class GTADConfig(ModelConfig):
     window: int = 256
     max_duration: int = 64
     background_constraint: bool = False
-    base_channels: int = 256  # of the sequence
-    block_channels: int = 128  # inside a graph block
-    block_groups: int = 32
-    neighbours: int = 3  # of a node in the graph, itself included
-    sampled_channels: int = 512  # of a cell of the map after the projection of its sampled vectors
-    map_channels: int = 128  # of a cell in the convolutions over the map
-    map_kernel: int = 3  # of these convolutions, 1 or 3
-    inner_bins: int = 16  # sampled vectors of a cell from the sequence
-    context_bins: int = 16  # and from the mean of its neighbours
+    base_channels: Annotated[int, "channels of the sequence"] = 256
+    block_channels: Annotated[int, "channels inside a graph block"] = 128
+    block_groups: Annotated[int, "groups of the grouped convolutions in a graph block"] = 32
+    neighbours: Annotated[int, "neighbours of a node in the graph, itself included"] = 3
+    sampled_channels: Annotated[int, "channels of a map cell after the projection of its sampled vectors"] = 512
+    map_channels: Annotated[int, "channels of a map cell in the convolutions over the map"] = 128
+    map_kernel: Annotated[int, "kernel size of the convolutions over the map, 1 or 3"] = 3
+    inner_bins: Annotated[int, "vectors of a map cell sampled from the sequence"] = 16
+    context_bins: Annotated[int, "vectors of a map cell sampled from the mean of its neighbours"] = 16
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """How the rows of a feature file become the windows that the network sees."""
 
-    rescale: bool = False  # the whole video linearly rescaled to `window` snippets, instead of sliding windows
-    window_stride: int = 128  # snippets between the starts of neighbouring windows
-    stride: float = 5.0  # video frames between neighbouring snippets
-    offset: float = 0.0  # video frame of snippet boundary 0
-    strip_prefix: bool = False  # ActivityNet's feature files are named v_<id>, its annotations <id>
+    rescale: Annotated[bool, "rescale the whole video to one window, instead of sliding windows"] = False
+    window_stride: Annotated[int, "snippets between the starts of neighbouring windows"] = 128
+    stride: Annotated[float, "video frames between neighbouring snippets, where nothing else states them"] = 5.0
+    offset: Annotated[float, "video frame of snippet boundary 0, where nothing else states it"] = 0.0
+    # ActivityNet's feature files are named v_<id>, its annotations <id>.
+    strip_prefix: Annotated[bool, "remove the prefix v_ of video names, as ActivityNet needs it"] = False
 
 
 @dataclass(frozen=True)
@@ -149,46 +152,47 @@ class TimeBase:
 class ProposalConfig:
     """From scores to a ranked list (paper, section 3.6)."""
 
-    sigma: float = 0.46  # of the Gaussian Soft-NMS
-    iou_threshold: tuple[float, float] = (0.0, 0.0)  # decay only above low + (high - low) * width / window
-    window_top: int = 120  # proposals kept of a window
-    top: int = 1000  # proposals kept of a video
-    max_snippets: float | None = 60.0  # proposals of this length and longer are dropped
+    sigma: Annotated[float, "width of the Gaussian Soft-NMS"] = 0.46
+    # Of a proposal that fills a share of the window: low + (high - low) * share.
+    iou_threshold: Annotated[tuple[float, float], "tIoU from which scores decay: low, high"] = (0.0, 0.0)
+    window_top: Annotated[int, "proposals kept of a window"] = 120
+    top: Annotated[int, "proposals kept of a video"] = 1000
+    max_snippets: Annotated[float | None, "drop proposals of this length and longer; null keeps all"] = 60.0
 
 
 @dataclass(frozen=True)
 class AnchorProposalConfig(ProposalConfig):
     """BCNet: pairs of boundaries, each with the anchor that matches it best."""
 
-    boundary_threshold: float = 0.7
-    min_classification: float = 0.9  # alpha1 of Eq. 12
-    min_regression: float = 0.8  # alpha2 of Eq. 12
+    boundary_threshold: Annotated[float, "least probability of a boundary; local maxima need none"] = 0.7
+    min_classification: Annotated[float, "alpha1 of Eq. 12: above both, the anchor refines the boundary pair"] = 0.9
+    min_regression: Annotated[float, "alpha2 of Eq. 12, for the other score of the anchor"] = 0.8
 
 
 @dataclass(frozen=True)
 class MapProposalConfig(ProposalConfig):
     """BMN and G-TAD: the cells of their maps."""
 
-    boundary_peaks: bool = False  # only cells between a likely start and a likely end (BSN's rule)
-    boundary_scores: bool = True  # the confidence has the probabilities of start and end as factors
+    boundary_peaks: Annotated[bool, "keep only cells between a likely start and a likely end (BSN's rule)"] = False
+    boundary_scores: Annotated[bool, "multiply the confidence by the probabilities of start and end"] = True
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How a network is trained, with Adam. The defaults are those of BCNet (paper, section 4.2)."""
 
-    epochs: int = 10  # as in the release
-    batch_size: int = 16  # windows in a step, of all processes together
-    shift_windows: bool = False  # move windows anew in each epoch, by up to half a `window_stride`
-    learning_rate: float = 1e-4  # of the first epochs
-    decay_every: int = 10  # epochs after which the learning rate becomes `decay_factor` of itself
-    decay_factor: float = 0.1
-    weight_decay: float = 1e-4
-    gradient_clip: float = 0.0  # largest norm of all gradients together; 0 is no limit
-    ema: float = 0.0  # decay of the running mean of the weights, which then is the result; 0 is no mean
-    # "bf16": products in bfloat16 (autocast), weights and losses in float32; "tf32": float32 in TF32, on a GPU
-    precision: str = "fp32"
-    seed: int = 0  # initial weights, order of windows, dropout and sampling
+    epochs: Annotated[int, "passes over the training windows"] = 10
+    batch_size: Annotated[int, "windows in a step, of all processes together"] = 16
+    shift_windows: Annotated[bool, "move windows anew in each epoch, by up to half a window_stride"] = False
+    learning_rate: Annotated[float, "Adam's learning rate in the first epochs"] = 1e-4
+    decay_every: Annotated[int, "epochs between two multiplications of the learning rate by decay_factor"] = 10
+    decay_factor: Annotated[float, "factor of the learning rate after each decay_every epochs"] = 0.1
+    weight_decay: Annotated[float, "Adam's weight decay"] = 1e-4
+    gradient_clip: Annotated[float, "largest norm of all gradients together; 0: no limit"] = 0.0
+    ema: Annotated[float, "decay of a running mean of the weights, which then is the result; 0: none"] = 0.0
+    # Weights and losses are float32 throughout.
+    precision: Annotated[str, "fp32; on a GPU also tf32 (float32 products in TF32) and bf16 (autocast)"] = "fp32"
+    seed: Annotated[int, "first weights, order and shifts of windows, dropout and sampling"] = 0
 
 
 SYSTEMS: dict[str, tuple[type[ModelConfig], type[ProposalConfig]]] = {
@@ -224,19 +228,19 @@ class Config:
         sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("preset", "trained_on"))
         unknown = set(values) - {"preset", "trained_on", *sections}
         if unknown or "preset" not in values:
-            raise InputError(f"{source}: expected the keys preset, {', '.join(sections)}; found {sorted(values)}")
+            raise InputError(f"{source} has the keys {sorted(values)}, expected preset, {', '.join(sections)}")
         model = values.get("model", {})
         _require_object(model, f"{source}: model")
         name = model.get("name", "bcnet")
         if not isinstance(name, str) or name not in SYSTEMS:
-            raise InputError(f"{source}: model.name: expected one of {', '.join(SYSTEMS)}, found {brief(name)}")
-        classes = zip(sections, (SYSTEMS[name][0], DataConfig, SYSTEMS[name][1], TrainConfig), strict=True)
-        built = {key: _build(cls, values.get(key, {}), f"{source}: {key}") for key, cls in classes}
+            raise InputError(f"{source}: model.name is {brief(name)}, expected {alternatives(SYSTEMS)}")
+        kinds = section_kinds(name)
+        built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
         base = values.get("trained_on")
-        trained_on = None if base is None else _build(TimeBase, base, f"{source}: trained_on")
+        trained_on = None if base is None else _build({"trained_on": TimeBase}, "trained_on", base, source)
         preset = values["preset"]
         if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
-            raise InputError(f"{source}: preset: expected a short name, found {brief(preset)}")
+            raise InputError(f"{source}: preset is {brief(preset)}, expected a short name")
         config = Config(preset=preset, **built, trained_on=trained_on)
         config.require_possible(source)
         return config
@@ -246,23 +250,154 @@ class Config:
         model = self.model
         for name, wrong, expected in _contradictions(model):
             if wrong:
-                raise InputError(f"{source}: model.{name}: expected {expected}, found {getattr(model, name)}")
+                raise InputError(f"{source}: model.{name} is {getattr(model, name)}, expected {expected}")
 
     def override(self, values: dict[str, Any], source: str) -> Config:
         """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
         _require_object(values, source)
         merged = self.to_dict()
         sections = [name for name in merged if name not in ("preset", "trained_on")]
-        unknown = [name for name in values if name not in sections]
-        if unknown:
-            raise InputError(f"{source}: expected settings of {', '.join(sections)}; found {', '.join(unknown)}")
         for section, settings in values.items():
+            if section not in sections:
+                expected = f"expected one of {', '.join(sections)}{did_you_mean(section, sections)}"
+                raise InputError(f"{source}: there is no section {section!r}, {expected}")
             _require_object(settings, f"{source}: {section}")
             merged[section] |= settings
         if merged["model"]["name"] != self.model.name:
-            found = merged["model"]["name"]
-            raise InputError(f"{source}: model.name: expected {self.model.name!r}, found {brief(found)}")
+            other = merged["model"]["name"]
+            raise InputError(
+                f"{source}: model.name is {brief(other)}, expected {self.model.name!r}; --model selects it"
+            )
         return Config.from_dict(merged, source)
+
+
+@dataclass(frozen=True)
+class PGCNConfig:
+    """P-GCN (Zeng et al., ICCV 2019). The defaults are those of the public release for THUMOS14."""
+
+    name: Annotated[str, "the system"] = "pgcn"
+    classes: Annotated[int, "K, classes of the detections"] = 20
+    feature_dim: Annotated[int, "C, channels of a row; a completeness feature has three times as many"] = 1024
+    hidden: Annotated[int, "hidden channels of both graph networks"] = 512
+    graph_dropout: Annotated[float, "dropout after the first layer of both graph networks, in training"] = 0.7
+    activity_dropout: Annotated[float, "dropout before the activity scores, in training"] = 0.8
+
+
+@dataclass(frozen=True)
+class MUSESConfig:
+    """MUSES-Net (Liu et al., CVPR 2021). The defaults are those of the public release for THUMOS14."""
+
+    name: Annotated[str, "the system"] = "muses"
+    classes: Annotated[int, "K, classes of the detections"] = 20
+    feature_dim: Annotated[int, "C, channels of a row"] = 1024
+    channels: Annotated[tuple[int, int], "channels of the two temporal aggregation layers"] = (384, 512)
+    head_width: Annotated[int, "hidden channels of the heads"] = 384
+    activity_dropout: Annotated[float, "dropout before the activity scores, in training"] = 0.8
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """How rows of features lie in a video, for P-GCN; the columns of MUSES-Net's features are always 8 frames apart."""
+
+    stride: Annotated[int, "video frames from one row to the next"] = 8
+    clip: Annotated[int, "video frames that a row covers"] = 64
+    rescaled: Annotated[int, "this many rows cover every video, whatever its length; 0: by stride and clip"] = 0
+
+
+@dataclass(frozen=True)
+class SamplePools:
+    """Which proposals a second-stage network is trained on."""
+
+    foreground_iou: Annotated[float, "foreground has a larger IoU with an instance"] = 0.7
+    incomplete_iou: Annotated[float, "incomplete proposals have a smaller IoU"] = 0.3
+    incomplete_overlap: Annotated[float, "and a larger share of them lies in the instance"] = 0.01
+    background_iou: Annotated[float, "background has a smaller IoU"] = 0.01
+    background_coverage: Annotated[float, "and covers a larger share of the video"] = 0.02
+    passes: Annotated[int, "passes over the list in an epoch"] = 20
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """From scores of proposals to detections."""
+
+    top: Annotated[int, "pairs of proposal and class kept of a video"] = 2000
+    nms_threshold: Annotated[float, "largest IoU of two detections of a class, for one stream"] = 0.35
+
+
+@dataclass(frozen=True)
+class RegressionStats:
+    """Mean and standard deviation of the regression targets (location, log size) that a network was trained on."""
+
+    mean: Annotated[tuple[float, float], "means"] = (0.0, 0.0)
+    std: Annotated[tuple[float, float], "standard deviations"] = (1.0, 1.0)
+
+
+SECOND_STAGE_SYSTEMS: dict[str, type[PGCNConfig] | type[MUSESConfig]] = {"pgcn": PGCNConfig, "muses": MUSESConfig}
+
+
+@dataclass(frozen=True)
+class SecondStageConfig:
+    """A whole second-stage system: `SecondStageConfig.from_dict(config.to_dict()) == config`."""
+
+    preset: str
+    model: PGCNConfig | MUSESConfig = field(default_factory=PGCNConfig)
+    rows: FeatureRows = field(default_factory=FeatureRows)
+    pools: SamplePools = field(default_factory=SamplePools)
+    detections: DetectionConfig = field(default_factory=DetectionConfig)
+    regression: RegressionStats | None = None  # None: unknown, so that regression cannot be applied
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], source: str = "configuration") -> SecondStageConfig:
+        """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
+        _require_object(values, source)
+        names = [f.name for f in dataclasses.fields(SecondStageConfig)]
+        if set(values) - set(names) or "preset" not in values:
+            raise InputError(f"{source} has the keys {sorted(values)}, expected {', '.join(names)}")
+        model = values.get("model", {})
+        _require_object(model, f"{source}: model")
+        name = model.get("name", "pgcn")
+        if not isinstance(name, str) or name not in SECOND_STAGE_SYSTEMS:
+            raise InputError(f"{source}: model.name is {brief(name)}, expected {alternatives(SECOND_STAGE_SYSTEMS)}")
+        kinds = {
+            "model": SECOND_STAGE_SYSTEMS[name],
+            "rows": FeatureRows,
+            "pools": SamplePools,
+            "detections": DetectionConfig,
+        }
+        built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
+        stats = values.get("regression")
+        regression = None if stats is None else _build({"regression": RegressionStats}, "regression", stats, source)
+        return SecondStageConfig(preset=str(values["preset"]), **built, regression=regression)
+
+
+def is_second_stage(values: Any) -> bool:
+    """Whether nested dicts, as read from a file, are a `SecondStageConfig` rather than a `Config`."""
+    model = values.get("model") if isinstance(values, dict) else None
+    return isinstance(model, dict) and model.get("name") in SECOND_STAGE_SYSTEMS
+
+
+def section_kinds(model: str) -> dict[str, type]:
+    """The dataclasses of a system's settings, by section."""
+    of_model, of_proposals = SYSTEMS[model]
+    return {"model": of_model, "data": DataConfig, "proposals": of_proposals, "train": TrainConfig}
+
+
+def setting_names(kinds: Mapping[str, type]) -> list[str]:
+    """Names of all settings in some sections, such as `train.epochs`."""
+    return [f"{section}.{f.name}" for section, kind in kinds.items() for f in dataclasses.fields(kind)]
+
+
+def meanings(section: type) -> dict[str, str]:
+    """The meaning of each field of a section in one line."""
+    known: dict[str, str] = {}
+    # A subclass that only changes a default keeps the meaning.
+    for base in reversed(section.__mro__):
+        hints = get_type_hints(base, include_extras=True)
+        known |= {name: hint.__metadata__[0] for name, hint in hints.items() if get_origin(hint) is Annotated}
+    return known
 
 
 def require_section(section: object, *kinds: type[Section]) -> Section:
@@ -315,17 +450,16 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
 
 def _require_object(values: Any, source: str) -> None:
     if not isinstance(values, dict):
-        raise InputError(f"{source}: expected an object with settings, found {brief(values)}")
+        raise InputError(f"{source} is {brief(values)}, expected an object with settings")
 
 
-def _build(cls: type, values: Any, source: str) -> Any:
-    _require_object(values, source)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise InputError(f"{source}: unknown {', '.join(unknown)}; expected some of {', '.join(fields)}")
+def _build(kinds: Mapping[str, type], section: str, values: Any, source: str) -> Any:
+    _require_object(values, f"{source}: {section}")
+    fields = {f.name: f for f in dataclasses.fields(kinds[section])}
     clean = {}
     for name, value in values.items():
+        if name not in fields:
+            raise InputError(f"{source}: there is no setting {section}.{name}{_nearest_setting(kinds, section, name)}")
         default = fields[name].default
         try:
             if value is None and name in _NULLABLE:
@@ -333,23 +467,33 @@ def _build(cls: type, values: Any, source: str) -> Any:
             else:
                 clean[name] = _converted(name, value, 0.0 if default is None else default)
         except ValueError as error:
-            raise InputError(f"{source}.{name}: expected {error}, found {brief(value)}") from None
-    return cls(**clean)
+            raise InputError(f"{source}: {section}.{name} is {brief(value)}, expected {error}") from None
+    return kinds[section](**clean)
+
+
+def _nearest_setting(kinds: Mapping[str, type], section: str, name: str) -> str:
+    """A hint at the setting that was meant: of that name in another section, or of a similar one."""
+    names = setting_names(kinds)
+    by_name = {known.partition(".")[2]: known for known in names}
+    near = nearest(name, by_name)
+    if near:
+        return f"; did you mean {by_name[near]}?"
+    return f"; the settings of {section} are {', '.join(known for known in names if known.startswith(f'{section}.'))}"
 
 
 def _converted(name: str, value: Any, default: Any) -> Any:
     """`value` in the type of `default`; ValueError says what the setting `name` must be."""
     if isinstance(default, tuple):
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
-            raise ValueError(f"{len(default)} numbers")
+            raise ValueError(f"{len(default)} numbers, such as {list(default)}")
         return tuple(_converted(name, one, of_default) for one, of_default in zip(value, default, strict=True))
     if isinstance(default, float) and type(value) is int and abs(value) <= _LARGEST:
         value = float(value)
     if type(value) is not type(default):
-        raise ValueError(type(default).__name__)
+        raise ValueError(_TYPES[type(default)])
     low, high = 0 if name in _FROM_0 else 1, _BOUNDS.get(name, _LARGEST)
     if type(value) is int and not low <= value <= high:
-        raise ValueError(f"int from {low} to {high}")
+        raise ValueError(f"a whole number from {low} to {high}")
     if type(value) is float and not math.isfinite(value):
         raise ValueError("a finite number")
     if name in _POSITIVE and value <= 0:
@@ -359,7 +503,7 @@ def _converted(name: str, value: Any, default: Any) -> Any:
     if type(value) is float and abs(value) > _LARGEST_FLOAT:
         raise ValueError(f"a number of at most {_LARGEST_FLOAT:g}")
     if name in _CHOICES and value not in _CHOICES[name]:
-        raise ValueError(f"one of {', '.join(map(str, _CHOICES[name]))}")
+        raise ValueError(alternatives(map(str, _CHOICES[name])))
     if name in _NOT_NEGATIVE and value < 0:
         raise ValueError("a number of at least 0")
     if name in _SHARES and not 0 <= value < 1:

@@ -21,9 +21,8 @@ from . import __version__, ops
 from .cli.parser import command_parser, run
 from .errors import BackendError
 from .geometry.proposal_map import bmn_intervals
-from .ops import backends as _dispatch
-from .ops import native as _native
-from .ops import reference
+from .ops import backends as ops_backends
+from .ops import native, reference
 from .ops.sampling_plan import interpolated_plan
 from .text import count
 
@@ -63,20 +62,20 @@ def facts() -> Iterator[tuple[str, str]]:
     else:
         built = f"torch was built for CUDA {torch.version.cuda}, but there is no device" if torch.version.cuda else ""
         yield "cuda", f"none ({built or 'torch was built without CUDA'})"
-    if _native.module is None:
-        yield "native extension", f"no: {_native.reason}"
+    if native.module is None:
+        yield "native extension", f"no: {native.reason}"
     else:
-        sets = ", ".join(_native.module.INSTRUCTION_SETS)
+        sets = ", ".join(native.module.INSTRUCTION_SETS)
         yield (
             "native extension",
-            f"yes, built by {_native.module.COMPILER}; instruction sets: {sets} (the first is used)",
+            f"yes, built by {native.module.COMPILER}; instruction sets: {sets} (the first is used)",
         )
-    module, reason = _native.cuda()
+    module, reason = native.cuda()
     if module is None:
         yield "CUDA extension", f"no: {reason}"
     else:
         yield "CUDA extension", f"yes, built by {module.COMPILER}"
-    yield _dispatch.VARIABLE, os.environ.get(_dispatch.VARIABLE, "not set (auto)")
+    yield ops_backends.VARIABLE, os.environ.get(ops_backends.VARIABLE, "not set (auto)")
 
 
 def _check_soft_nms(device: torch.device) -> float:
@@ -167,26 +166,26 @@ CHECKS: dict[str, tuple[Callable[[torch.device], float], float]] = {
 
 def backends() -> Iterator[tuple[str, str, str, str]]:
     """Yield (operator, device, backend, remark) of every backend; for a usable one the remark is its self-test."""
-    for op, preference in _dispatch.PREFERENCE.items():
+    for op, preference in ops_backends.PREFERENCE.items():
         for kind, names in preference.items():
             device = torch.device(kind)
             if kind == "cuda" and not torch.cuda.is_available():
                 yield op, kind, " > ".join(names), "no CUDA device"
                 continue
             try:
-                chosen = _dispatch.choose(op, device)
+                chosen = ops_backends.choose(op, device)
             except BackendError as error:
                 chosen = None
                 yield op, kind, "none", str(error)
             for name in names:
-                remark = _dispatch.unusable(op, name, device) or _self_test(op, name, device)
+                remark = ops_backends.unusable(op, name, device) or _self_test(op, name, device)
                 yield op, kind, name + (" (chosen)" if name == chosen else ""), remark
 
 
 def _self_test(op: str, backend: str, device: torch.device) -> str:
     check, allowed = CHECKS[op]
     try:
-        with _dispatch.use_backend(backend):
+        with ops_backends.use_backend(backend):
             error = check(device)
     except Exception as failure:  # Any failure of a backend belongs in the report.
         return f"FAIL, {type(failure).__name__}: {failure}"

@@ -1,9 +1,9 @@
 """Compute average recall (AR@AN), AUC and mAP of a result file by the THUMOS14 or ActivityNet-1.3 protocol.
 
-    python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --preset thumos14
+    python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --metric thumos14
         AR@AN and AUC; also mAP if the proposals have labels
 
-    python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --preset thumos14 \\
+    python -m bcnet_fast.evaluate --proposals FILE.json --ground-truth FILE --metric thumos14 \\
             --class-scores uNet_test.npy --fusion bcnet
         mAP of the proposals with the classes of a video classifier
 
@@ -29,11 +29,12 @@ def build_parser() -> Parser:
     )
     parser.add_argument("--ground-truth", metavar="FILE", required=True, help="annotated instances")
     parser.add_argument(
+        "--metric",
         "--preset",
         choices=list(METRICS),
         required=True,
         help="thumos14: AR@50..1000, tIoU 0.5:0.05:1, mAP at 0.3:0.1:0.7; "
-        "activitynet13: AR@1..100, tIoU 0.5:0.05:0.95 for AR and mAP",
+        "activitynet13: AR@1..100, tIoU 0.5:0.05:0.95 for AR and mAP (--preset is the older name of this flag)",
     )
     parser.add_argument(
         "--protocol",
@@ -73,7 +74,7 @@ def build_parser() -> Parser:
 
 
 def parse(argv: list[str] | None) -> EvaluateOptions:
-    """Parse flags to options. InputError: a flag is missing or has no such choice."""
+    """Parse flags to options. InputError: a flag is missing or has another value than its choices."""
     return EvaluateOptions(**vars(build_parser().parse_args(argv)))
 
 

@@ -21,7 +21,7 @@ from .errors import InputError
 from .inference.model import PRECISIONS
 from .inference.run import InferOptions, infer
 from .ops.backends import BACKENDS
-from .presets import DATA_SETS, PRESETS
+from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
 from .text import shown
 
@@ -41,7 +41,7 @@ def build_parser() -> Parser:
         "--checkpoint", metavar="FILE", help="weights (.safetensors); required unless --preset is given"
     )
     network.add_argument("--model", choices=list(PRESETS), help="system (default: that of the checkpoint, or bcnet)")
-    network.add_argument("--preset", choices=DATA_SETS, help="sizes, windows and thresholds; weights are random")
+    network.add_argument("--preset", choices=PRESET_NAMES, help="sizes, windows and thresholds; weights are random")
     network.add_argument(
         "--feature-dim", type=int, metavar="C", help="channels, with random weights (default: those of the preset)"
     )

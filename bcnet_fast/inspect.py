@@ -7,16 +7,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, program, require_at_least, run
+from .config import Config
 from .data.features import FeatureArchive, StoredArray, iterate, open_features
 from .data.inspection import VideoReport, describe, suggest
 from .data.source import ReadLimits
 from .data.timing import TimeOptions, TimeResolver
 from .errors import InputError
-from .presets import DATA_SETS, PRESETS
+from .presets import DATA_SETS, FITTED, PRESET_NAMES, PRESETS
 from .progress import progress
 from .storage.checkpoint import read_config
 from .text import count, shown, some
@@ -24,9 +24,10 @@ from .text import count, shown, some
 DESCRIPTION = """\
 Show what feature files contain, per video and in total: shape, orientation, dtype, all-zero snippets, seconds per row,
 implied and stated duration, number of windows, and likely mistakes. The last lines are the flags for
-python -m bcnet_fast.infer.
+python -m bcnet_fast.infer, or for python -m bcnet_fast.train where no released network has the width of the features.
 
-Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed.
+Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed. With --times or
+--preset small, the width is the length that all arrays share, where there is only one.
 Exit code: 0 all videos are usable, 1 some are not (listed), 2 none is."""
 DEFAULT_PRESET = "thumos14"
 SYSTEM = PRESETS["bcnet"]  # the other systems read features in the same way
@@ -52,7 +53,7 @@ def build_parser() -> Parser:
     parser = command_parser("inspect", DESCRIPTION)
     parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
-    system.add_argument("--preset", choices=DATA_SETS, help="preset that will use the features")
+    system.add_argument("--preset", choices=PRESET_NAMES, help="preset that will use the features")
     system.add_argument("--checkpoint", metavar="FILE", help="checkpoint that will use the features")
     parser.add_argument("--feature-dim", type=int, metavar="C", help="channels per row (default: those of the preset)")
     parser.add_argument("--videos", type=int, metavar="N", help="read only the first N videos (default: all)")
@@ -89,15 +90,9 @@ def inspect(options: InspectOptions) -> int:
         raise InputError(
             f"--feature-dim is {feature_dim}, expected {config.model.feature_dim} to fit {options.checkpoint}"
         )
-    if feature_dim is None and (options.preset or options.checkpoint):
+    if feature_dim is None and (options.checkpoint or options.preset not in (None, FITTED)):
         feature_dim = config.model.feature_dim
-    archive = open_features(
-        options.path,
-        feature_dim=feature_dim,
-        every=options.time.every_for(config),
-        strip_prefix=config.data.strip_prefix,
-        limits=options.limits,
-    )
+    archive = _open(options, config, feature_dim)
     resolver = options.time.resolver(config, archive)
     resolver.require_match(archive.ids, options.path, options.time.times)
     videos = archive.ids[: options.videos]
@@ -105,12 +100,14 @@ def inspect(options: InspectOptions) -> int:
     print(f"{options.path}: {archive.kind}, {count(len(archive.ids), 'video')}{part}")
     if feature_dim is None:
         stored, errors = _stored(archive, videos)
-        if stored:
-            _print_shapes(stored, None if options.all else LISTED)
-        _print_errors(errors, usable=bool(stored))
-        if stored:
-            _print_widths(stored, archive.path)
-        return 0 if not errors else 1 if stored else 2
+        common = set.intersection(*(set(array.shape) for array in stored.values())) - {1} if stored else set()
+        if len(common) != 1 or (options.time.times is None and options.preset is None):
+            return _list_shapes(options, archive, resolver, stored, errors)
+        (feature_dim,) = common
+        archive = _open(options, config, feature_dim)
+    if not (options.checkpoint or options.preset) and feature_dim != config.model.feature_dim:
+        config = SYSTEM[FITTED]
+        resolver = options.time.resolver(config, archive)
 
     thinned = f", one of every {archive.every} rows used" if archive.every > 1 else ""
     chosen = "" if options.preset or options.checkpoint else " (default)"
@@ -127,15 +124,40 @@ def inspect(options: InspectOptions) -> int:
         stored, _ = _stored(archive, videos)
         if any(feature_dim not in array.shape for array in stored.values()):
             _print_shapes(stored, LISTED)
-            _print_widths(stored, archive.path)
+            _print_widths(stored, options)
         return 2
     _print_videos(reports, None if options.all else LISTED)
-    _print_summary(reports)
+    _print_summary(reports, config.model.window)
     if options.time.times:
         _print_table_use(archive.ids, resolver, options.time.times)
     _print_errors(errors, usable=True)
     _print_flags(reports, resolver, options, feature_dim)
     return 1 if errors else 0
+
+
+def _open(options: InspectOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
+    every, strip_prefix = options.time.every_for(config), config.data.strip_prefix
+    return open_features(
+        options.path, feature_dim=feature_dim, every=every, strip_prefix=strip_prefix, limits=options.limits
+    )
+
+
+def _list_shapes(
+    options: InspectOptions,
+    archive: FeatureArchive,
+    resolver: TimeResolver,
+    stored: Mapping[str, StoredArray],
+    errors: Sequence[InputError],
+) -> int:
+    """Print what is known without a width, and return the exit code."""
+    if stored:
+        _print_shapes(stored, None if options.all else LISTED)
+    _print_errors(errors, usable=bool(stored))
+    if stored:
+        if options.time.times:
+            _print_table_use(archive.ids, resolver, options.time.times)
+        _print_widths(stored, options)
+    return 0 if not errors else 1 if stored else 2
 
 
 def _stored(archive: FeatureArchive, videos: Sequence[str]) -> tuple[dict[str, StoredArray], list[InputError]]:
@@ -159,7 +181,7 @@ def _print_shapes(stored: Mapping[str, StoredArray], listed: int | None) -> None
     _print_table([("video", "shape", "dtype"), *rows], listed)
 
 
-def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
+def _print_widths(stored: Mapping[str, StoredArray], options: InspectOptions) -> None:
     """Print possible numbers of channels, and the commands to continue with."""
     lengths = Counter(length for array in stored.values() for length in set(array.shape) - {1})
     most = max(lengths.values(), default=0)
@@ -171,10 +193,26 @@ def _print_widths(stored: Mapping[str, StoredArray], path: Path) -> None:
         print(
             f"\nno axis has the same length in most of the {count(len(stored), 'video')}: they do not belong together"
         )
+    times = _as_text(_time_flags(options))
     for width in widths:
-        presets = [f"--preset {name}" for name, config in SYSTEM.items() if config.model.feature_dim == width]
-        for flag in presets or [f"--feature-dim {width}"]:
-            print(f"  {program('inspect')} {shlex.quote(str(path))} {flag}")
+        presets = [f"--preset {name}" for name in DATA_SETS if SYSTEM[name].model.feature_dim == width]
+        stated = f"--preset {FITTED} " if options.preset == FITTED else ""
+        for flag in (not stated and presets) or [f"{stated}--feature-dim {width}"]:
+            print(f"  {program('inspect')} {shlex.quote(options.path)} {flag} {times}".rstrip())
+
+
+def _time_flags(options: InspectOptions) -> dict[str, str]:
+    """The flags of rows and time that were stated, for a command to continue with."""
+    stated = {"every": options.time.every, **asdict(options.time.flags), "times": options.time.times}
+    return {
+        f"--{name}": value if isinstance(value, str) else f"{value:g}"
+        for name, value in stated.items()
+        if value is not None
+    }
+
+
+def _as_text(flags: Mapping[str, str]) -> str:
+    return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items())
 
 
 def _print_videos(reports: Sequence[VideoReport], listed: int | None) -> None:
@@ -186,7 +224,7 @@ def _print_videos(reports: Sequence[VideoReport], listed: int | None) -> None:
     _print_table(rows, listed)
 
 
-def _print_summary(reports: Sequence[VideoReport]) -> None:
+def _print_summary(reports: Sequence[VideoReport], window: int) -> None:
     stored = Counter(report.stored for report in reports)
     rows, snippets = _span((r.rows for r in reports), 0), _span((r.snippets for r in reports), 0)
     implied, stated = _span((r.implied_s for r in reports), 1, " s"), _span((r.stated_s for r in reports), 1, " s")
@@ -195,7 +233,8 @@ def _print_summary(reports: Sequence[VideoReport]) -> None:
         f"; they differ in {sum(r.differs for r in compared)} of {count(len(compared), 'video')}" if compared else ""
     )
     print(f"\nusable: {count(len(reports), 'video')}")
-    print(f"  rows: {rows}; snippets: {snippets}; windows in total: {sum(r.windows for r in reports)}")
+    windows = f"windows in total: {sum(r.windows for r in reports)}, of {window} snippets"
+    print(f"  rows: {rows}; snippets: {snippets}; {windows}")
     kinds = [f"{kind} ({count(number, 'video')})" for kind, number in stored.most_common()]
     print(f"  stored as: {', '.join(kinds)}")
     print(f"  NaN or infinite values: none; all-zero snippets: {sum(r.zero_rows for r in reports)}")
@@ -225,28 +264,37 @@ def _print_errors(errors: Sequence[InputError], *, usable: bool) -> None:
 def _print_flags(
     reports: Sequence[VideoReport], resolver: TimeResolver, options: InspectOptions, feature_dim: int
 ) -> None:
-    config = resolver.config
     mended, notes = suggest(reports, resolver)
-    system = {"--checkpoint": options.checkpoint} if options.checkpoint else {"--preset": config.preset}
-    flags = {"--features": options.path, **system}
-    stated = {"every": options.time.every, **asdict(options.time.flags), "times": options.time.times}
-    for name, value in stated.items():
-        if value is not None:
-            flags[f"--{name}"] = value if isinstance(value, str) else f"{value:g}"
-    flags.update(mended)
     try:
         for report in reports:
             resolver.resolve(report.video, report.snippets)
     except InputError as error:
         notes.append(f"missing: {error}")
-    if feature_dim != config.model.feature_dim:
-        flags["--feature-dim"] = str(feature_dim)
-        trained = f"a --checkpoint trained on {feature_dim} channels"
-        notes.append(f"these flags run random weights; useful output needs {trained}")
-    print(f"\nflags for {program('infer')}")
-    print("  " + " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items()))
+    times = {**_time_flags(options), **mended}
+    if resolver.config.preset == FITTED and not options.checkpoint:
+        command, flags = "train", {"--preset": FITTED, "--features": options.path, **times}
+        if any(video.instances for video in resolver.table.values()):
+            flags["--annotations"] = flags.pop("--times")
+        else:
+            flags["--annotations"] = "FILE"
+            notes.append("FILE is your annotation file: docs/formats.md")
+        if options.feature_dim:
+            flags["--set"] = f"model.feature_dim={feature_dim}"
+    else:
+        command, flags = "infer", _infer_flags(options, resolver.config, times, feature_dim)
+        if "--feature-dim" in flags:
+            trained = f"a --checkpoint trained on {feature_dim} channels"
+            notes.append(f"these flags run random weights; useful output needs {trained}")
+    print(f"\nflags for {program(command)}")
+    print("  " + _as_text(flags))
     for note in notes:
         print(f"  note: {note}")
+
+
+def _infer_flags(options: InspectOptions, config: Config, times: Mapping[str, str], feature_dim: int) -> dict[str, str]:
+    system = {"--checkpoint": options.checkpoint} if options.checkpoint else {"--preset": config.preset}
+    width = {"--feature-dim": str(feature_dim)} if feature_dim != config.model.feature_dim else {}
+    return {"--features": options.path, **system, **times, **width}
 
 
 def _print_table(rows: Sequence[Sequence[str]], listed: int | None) -> None:

@@ -2,29 +2,98 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .config import (
     AnchorProposalConfig,
     BCNetConfig,
     BMNConfig,
     Config,
     DataConfig,
+    DetectionConfig,
+    FeatureRows,
     GTADConfig,
     MapProposalConfig,
+    MUSESConfig,
+    PGCNConfig,
+    SamplePools,
+    SecondStageConfig,
     TrainConfig,
 )
 
 _THUMOS14, _ACTIVITYNET13 = DataConfig(), DataConfig(rescale=True, window_stride=100, stride=16.0, strip_prefix=True)
 
 
-_SYNTHETIC = DataConfig(window_stride=48, stride=8.0)
+_SMALL_DATA = DataConfig(window_stride=48, stride=8.0)
 
 
-_SYNTHETIC_TRAINING = TrainConfig(
+_SMALL_TRAINING = TrainConfig(
     epochs=12, batch_size=16, shift_windows=True, learning_rate=2e-3, decay_every=9, weight_decay=0.0
 )
 
 
-# By system, then by data set.
+# Networks for a few dozen videos or a CPU, at the sizes that fit generated videos. For a user's own features, --fit
+# replaces width, window and longest proposal.
+_SMALL = {
+    "bcnet": Config(
+        "small",
+        BCNetConfig(
+            feature_dim=32,
+            window=96,
+            max_duration=32,
+            base_channels=64,
+            width=64,
+            heads=2,
+            head_dim=32,
+            feedforward=128,
+            boundary_layers=3,
+            clip_channels=8,
+            bins=16,
+        ),
+        _SMALL_DATA,
+        AnchorProposalConfig(top=200, max_snippets=None),
+        _SMALL_TRAINING,
+    ),
+    "bmn": Config(
+        "small",
+        BMNConfig(
+            feature_dim=32,
+            window=96,
+            max_duration=32,
+            base_channels=64,
+            sampled_channels=64,
+            map_channels=32,
+            bins=16,
+            map_layout="duration_start",
+        ),
+        _SMALL_DATA,
+        MapProposalConfig(top=200, max_snippets=None),
+        _SMALL_TRAINING,
+    ),
+    "gtad": Config(
+        "small",
+        GTADConfig(
+            feature_dim=32,
+            window=96,
+            max_duration=32,
+            base_channels=64,
+            block_channels=32,
+            block_groups=8,
+            sampled_channels=64,
+            map_channels=32,
+            inner_bins=8,
+            context_bins=8,
+        ),
+        _SMALL_DATA,
+        # Unlike in the presets of its release, with the probabilities of start and end as factors, as in the other
+        # two systems: a small map alone ranks worse.
+        MapProposalConfig(top=200, max_snippets=None),
+        _SMALL_TRAINING,
+    ),
+}
+
+
+# By system, then by kind of data.
 PRESETS: dict[str, dict[str, Config]] = {
     "bcnet": {
         "thumos14": Config("thumos14", BCNetConfig(), _THUMOS14, AnchorProposalConfig()),
@@ -36,25 +105,8 @@ PRESETS: dict[str, dict[str, Config]] = {
             _ACTIVITYNET13,
             AnchorProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
         ),
-        "synthetic": Config(
-            "synthetic",
-            BCNetConfig(
-                feature_dim=32,
-                window=96,
-                max_duration=32,
-                base_channels=64,
-                width=64,
-                heads=2,
-                head_dim=32,
-                feedforward=128,
-                boundary_layers=3,
-                clip_channels=8,
-                bins=16,
-            ),
-            _SYNTHETIC,
-            AnchorProposalConfig(top=200, max_snippets=None),
-            _SYNTHETIC_TRAINING,
-        ),
+        "small": _SMALL["bcnet"],
+        "synthetic": replace(_SMALL["bcnet"], preset="synthetic"),
     },
     "bmn": {
         # The public release has no THUMOS14 code: the map and the training are those of OpenTAD, the map also that of
@@ -74,22 +126,8 @@ PRESETS: dict[str, dict[str, Config]] = {
             MapProposalConfig(sigma=0.4, iou_threshold=(0.5, 0.9), window_top=100, top=100, max_snippets=None),
             TrainConfig(epochs=9, learning_rate=1e-3, decay_every=6),
         ),
-        "synthetic": Config(
-            "synthetic",
-            BMNConfig(
-                feature_dim=32,
-                window=96,
-                max_duration=32,
-                base_channels=64,
-                sampled_channels=64,
-                map_channels=32,
-                bins=16,
-                map_layout="duration_start",
-            ),
-            _SYNTHETIC,
-            MapProposalConfig(top=200, max_snippets=None),
-            _SYNTHETIC_TRAINING,
-        ),
+        "small": _SMALL["bmn"],
+        "synthetic": replace(_SMALL["bmn"], preset="synthetic"),
     },
     "gtad": {
         "thumos14": Config(
@@ -109,26 +147,8 @@ PRESETS: dict[str, dict[str, Config]] = {
             ),
             TrainConfig(learning_rate=4e-3, decay_every=5),
         ),
-        "synthetic": Config(
-            "synthetic",
-            GTADConfig(
-                feature_dim=32,
-                window=96,
-                max_duration=32,
-                base_channels=64,
-                block_channels=32,
-                block_groups=8,
-                sampled_channels=64,
-                map_channels=32,
-                inner_bins=8,
-                context_bins=8,
-            ),
-            _SYNTHETIC,
-            # Unlike in the presets of its release, with the probabilities of start and end as factors, as in the other
-            # two systems: a small map alone ranks worse.
-            MapProposalConfig(top=200, max_snippets=None),
-            _SYNTHETIC_TRAINING,
-        ),
+        "small": _SMALL["gtad"],
+        "synthetic": replace(_SMALL["gtad"], preset="synthetic"),
     },
 }
 
@@ -136,4 +156,33 @@ PRESETS: dict[str, dict[str, Config]] = {
 PRESET_NAMES = tuple(PRESETS["bcnet"])
 
 
+FITTED = "small"  # the preset that takes its sizes from the data
+
+
 DATA_SETS = ("thumos14", "activitynet13")  # the public ones, of which there are released weights and metrics
+
+
+# Second-stage networks, by system, then by data set, as in their public releases.
+SECOND_STAGE_PRESETS: dict[str, dict[str, SecondStageConfig]] = {
+    "pgcn": {
+        "thumos14": SecondStageConfig("thumos14", PGCNConfig()),
+        "activitynet13": SecondStageConfig(
+            "activitynet13",
+            PGCNConfig(classes=200),
+            FeatureRows(rescaled=100),
+            SamplePools(
+                incomplete_iou=0.6, incomplete_overlap=0.0, background_iou=0.1, background_coverage=0.0, passes=5
+            ),
+            DetectionConfig(top=100, nms_threshold=0.4),
+        ),
+    },
+    "muses": {
+        "thumos14": SecondStageConfig("thumos14", MUSESConfig(), detections=DetectionConfig(nms_threshold=0.4)),
+        "muses": SecondStageConfig(
+            "muses",
+            MUSESConfig(classes=25),
+            pools=SamplePools(passes=1),
+            detections=DetectionConfig(top=500, nms_threshold=0.4),
+        ),
+    },
+}

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
-_REDRAWN_S = 0.1  # seconds between two drawings of the line
+_REDRAWN_S = 0.1  # seconds between two drawings of the line on a terminal
+_LOGGED_S = 10.0  # least seconds between two lines in a log file
 
 
 def progress(
     items: Iterable[T], total: int, what: str, note: Callable[[], str] = lambda: "", *, hidden: bool = False
 ) -> Iterator[T]:
-    """Iterate with a line that is redrawn on a terminal, and with ten plain lines in a log file.
+    """Iterate with a line that is redrawn on a terminal; in a log file, with up to ten lines, none for short work.
 
     note: text beside it; called only when the line is drawn, because on a GPU it waits for the numbers in it.
     """
@@ -24,11 +25,18 @@ def progress(
     elif sys.stderr.isatty():
         yield from _on_terminal(items, total, what, note)
     else:
-        step = max(1, total // 10)
-        for count, item in enumerate(items, 1):
-            yield item
-            if count % step == 0 or count == total:
-                print(f"{count}/{total} {what} {note()}".rstrip(), file=sys.stderr, flush=True)
+        yield from _in_log(items, total, what, note)
+
+
+def _in_log(items: Iterable[T], total: int, what: str, note: Callable[[], str]) -> Iterator[T]:
+    began = logged = time.monotonic()
+    step = max(1, total // 10)
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if count % step == 0 and now - logged >= _LOGGED_S:
+            logged = now
+            print(_line(count, total, what, now - began, note()), file=sys.stderr, flush=True)
 
 
 def _on_terminal(items: Iterable[T], total: int, what: str, note: Callable[[], str]) -> Iterator[T]:
@@ -49,11 +57,18 @@ def _on_terminal(items: Iterable[T], total: int, what: str, note: Callable[[], s
 
 def _line(count: int, total: int, what: str, seconds: float, note: str) -> str:
     """Count, speed and the time that is left, such as `40/120 videos  33 %  2.5/s  0:32 left`."""
-    left = round(seconds / count * max(total - count, 0))
+    left = seconds / count * max(total - count, 0)
     parts = [f"{count}/{total} {what}", f"{100 * count // max(total, 1)} %", f"{count / max(seconds, 1e-9):.3g}/s"]
-    if left:
-        parts.append(f"{left // 60}:{left % 60:02d} left")
+    if round(left):
+        parts.append(f"{clock(left)} left")
     return "  ".join([*parts, note]).rstrip()
+
+
+def clock(seconds: float) -> str:
+    """`0:32`, `12:05` or `1:02:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def _draw(line: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -34,3 +35,20 @@ def brief(value: Any, length: int = 80) -> str:
         return repr(value)[:length]
     except (ValueError, RecursionError, MemoryError):  # Python writes integers of at most 4300 digits
         return f"a {type(value).__name__}"
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean infer?`, the known name nearest to a mistyped one; empty where none is near."""
+    near = nearest(name, known)
+    return f"; did you mean {near}?" if near else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like a mistyped one, or None where none is alike."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1)), None)

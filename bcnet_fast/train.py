@@ -1,23 +1,26 @@
 """Train BCNet, BMN or G-TAD on your own features: a feature archive and one annotation file.
 
+    python -m bcnet_fast.train --preset small --features PATH --annotations FILE --output DIR
+        train a small network on your own features, of any width; its sizes follow from the features and instances
+
     python -m bcnet_fast.train --preset synthetic --output DIR
         train a small network on generated videos, in minutes on two cores; number, lengths and gaps of their instances
         follow --annotations FILE, or else THUMOS14
 
     python -m bcnet_fast.train --model bcnet --preset thumos14 --features PATH --annotations FILE --output DIR \\
-            --set model.feature_dim=1024 train.epochs=20
-        start from a preset and override some settings
+            --epochs 20 --set model.feature_dim=1024 train.ema=0.999
+        start from the network of the paper and override some settings
 
-    python -m bcnet_fast.train --model bmn --preset synthetic --fit --features PATH --annotations FILE --output DIR
-        train a small network whose sizes follow from your features and instances
+    python -m bcnet_fast.train --model bmn --preset small --list-settings
+        print every setting with its default and meaning
 
     torchrun --nproc-per-node 2 -m bcnet_fast.train ...
-        train in several processes, one per GPU; train.batch_size is the total over all processes
+        train in several processes, one per GPU; the batch size is the total over all processes
 
 Each epoch ends with inference on the validation subset. DIR then contains best.safetensors, the checkpoint with the
-highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors, that of the last epoch, and log.csv with all losses and
-recalls. Both checkpoints work with infer. To continue after an interruption, add --resume to the same command.
-docs/training.md describes every step from features to numbers.
+highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors, that of the last epoch, log.csv with all losses and
+recalls, and learning_curve.png. Both checkpoints work with infer. To continue after an interruption, add --resume to
+the same command. docs/training.md describes every step from features to numbers.
 
 Exit code: 0 success, 2 bad input.
 """
@@ -25,16 +28,22 @@ Exit code: 0 success, 2 bad input.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from typing import Any
 
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.settings import list_settings
+from .config import section_kinds, setting_names
 from .errors import InputError
-from .presets import PRESET_NAMES, PRESETS
+from .presets import FITTED, PRESET_NAMES, PRESETS
 from .protocols import NAMES
 from .training.options import FEWEST_STEPS, Settings, TrainOptions
 from .training.run import train
+
+# Settings of the section train that have a flag of their own.
+SHORT = ("epochs", "batch_size", "learning_rate", "seed")
 
 
 def build_parser() -> Parser:
@@ -62,12 +71,17 @@ def build_parser() -> Parser:
 
     system = parser.add_argument_group("system")
     system.add_argument("--model", choices=list(PRESETS), default=TrainOptions.model, help="system")
-    system.add_argument("--preset", choices=PRESET_NAMES, required=True, help="settings to start from")
+    system.add_argument(
+        "--preset",
+        choices=PRESET_NAMES,
+        help="settings to start from: thumos14 and activitynet13 are the networks of the papers, small is one for your "
+        "own features, synthetic the same one for generated videos",
+    )
     system.add_argument(
         "--fit",
         action="store_true",
         help="choose feature width, window and longest proposal from the data, to cover 95 %% of the instances, and "
-        f"more epochs if those of the preset are fewer than {FEWEST_STEPS} steps",
+        f"more epochs if those of the preset are fewer than {FEWEST_STEPS} steps; --preset {FITTED} always does",
     )
     system.add_argument("--config", metavar="FILE.toml", help="settings that override the preset")
     system.add_argument(
@@ -76,7 +90,12 @@ def build_parser() -> Parser:
         action="extend",
         default=[],
         metavar="SECTION.NAME=VALUE",
-        help="settings that override preset and file, such as model.window=128 or train.ema=0.999",
+        help="settings that override preset, --fit and file, such as model.window=128 or train.ema=0.999",
+    )
+    system.add_argument(
+        "--list-settings",
+        action="store_true",
+        help="print every setting of --model and --preset with its default and meaning, and exit",
     )
     system.add_argument(
         "--protocol",
@@ -84,6 +103,11 @@ def build_parser() -> Parser:
         default=TrainOptions.protocol,
         help="rules for windows, labels and losses: docs/protocols.md",
     )
+    short = parser.add_argument_group("short names of settings (they override preset, --fit and file)")
+    short.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
+    short.add_argument("--batch-size", type=int, metavar="N", help="train.batch_size: windows in a step")
+    short.add_argument("--learning-rate", type=float, metavar="R", help="train.learning_rate")
+    short.add_argument("--seed", type=int, metavar="N", help="train.seed")
     time_flags.add_arguments(parser)
     read_flags.add_arguments(parser)
 
@@ -100,9 +124,19 @@ def build_parser() -> Parser:
 
 
 def parse(argv: list[str]) -> TrainOptions:
-    """Parse flags to options. InputError: a flag is missing or out of range."""
-    values = vars(build_parser().parse_args(argv))
-    settings = _parse_settings(values.pop("set"))
+    """Parse flags to options. InputError: a flag is missing, out of range or contradicts another."""
+    return _options(vars(build_parser().parse_args(argv)))
+
+
+def _options(values: dict[str, Any]) -> TrainOptions:
+    del values["list_settings"]
+    if values["preset"] is None:
+        raise InputError(f"--preset is required: {FITTED} for your own features, synthetic for generated videos")
+    settings = _parse_settings(values.pop("set"), values["model"])
+    for name in SHORT:
+        value = values.pop(name)
+        if value is not None:
+            _state(settings, name, value)
     options = TrainOptions(
         time=time_flags.take_options(values), limits=read_flags.take_limits(values), settings=settings, **values
     )
@@ -110,14 +144,30 @@ def parse(argv: list[str]) -> TrainOptions:
     return options
 
 
-def _parse_settings(settings: list[str]) -> Settings:
+def _state(settings: Settings, name: str, value: float) -> None:
+    """Add the value of a flag to the settings. InputError: it is out of range, or --set states another one."""
+    flag = name.replace("_", "-")
+    lowest = 0 if name == "seed" else 1
+    if name == "learning_rate":
+        if not 0 < value < math.inf:
+            raise InputError(f"--{flag} is {value:g}, expected a number above 0")
+    elif value < lowest:
+        raise InputError(f"--{flag} is {value}, expected at least {lowest}")
+    stated = settings.setdefault("train", {}).setdefault(name, value)
+    if stated != value:
+        raise InputError(f"--{flag} is {value:g}, but --set train.{name}={stated}: expected only one of them")
+
+
+def _parse_settings(settings: list[str], model: str) -> Settings:
     """Turn ["section.name=value"] into {section: {name: value}}. A value is JSON, or else text."""
     values: Settings = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         section, dot, name = name.partition(".")
         if not (section and dot and name and equals):
-            raise InputError(f"--set is {setting!r:.80}, expected SECTION.NAME=VALUE")
+            known = [full for full in setting_names(section_kinds(model)) if full.endswith(f".{section}")]
+            hint = f"; did you mean {known[0]}={text}?" if known and equals and not dot else ""
+            raise InputError(f"--set is {setting!r:.80}, expected SECTION.NAME=VALUE{hint}")
         try:
             value: Any = json.loads(text)
         except json.JSONDecodeError:
@@ -129,7 +179,11 @@ def _parse_settings(settings: list[str]) -> Settings:
 
 
 def main(argv: list[str] | None = None) -> int:
-    train(parse(sys.argv[1:] if argv is None else argv))
+    values = vars(build_parser().parse_args(sys.argv[1:] if argv is None else argv))
+    if values["list_settings"]:
+        print(list_settings(PRESETS[values["model"]][values["preset"] or FITTED]))
+    else:
+        train(_options(values))
     return 0
 
 

@@ -41,7 +41,7 @@ from triton.compiler import ASTSource
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
 from bcnet_fast.kernels import add_layer_norm, anchor_sampling, difference_attention, match_proposals
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 from bcnet_fast.ops.reference import most_pairs
 from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
@@ -307,7 +307,7 @@ def inspect_extension(path: str) -> dict[tuple[int, str], dict[str, int]]:
 
 def cuda_soft_nms(targets: list[int]) -> Iterator[dict[str, Any]]:
     """The rows of the CUDA extension's kernel, by the largest number of candidates in a set."""
-    module, reason = _native.cuda()
+    module, reason = native.cuda()
     if module is None:
         raise BackendError(reason)
     kernels = inspect_extension(module.__file__)

@@ -33,7 +33,7 @@ from support.timing import timed_extension
 
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 from bcnet_fast.storage.checkpoint import read_config
 from bcnet_fast.storage.files import write_json
 
@@ -44,7 +44,7 @@ def products(x: Any, *weights: Any) -> float:
     """Multiply-adds of rows with each weight; of paired rows and columns, Strassen's algorithm saves an eighth."""
 
     def saved(weight: Any) -> float:
-        pair_of_panels = 2 * _native.module.PANEL
+        pair_of_panels = 2 * native.module.PANEL
         paired = len(x) // 2 * 2 * (weight.outputs // pair_of_panels * pair_of_panels)
         return paired * weight.groups * weight.inputs / 8 if weight.strassen else 0.0
 
@@ -148,8 +148,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, metavar="N", help="default: as many as PyTorch takes")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args(argv)
-    if _native.module is None:
-        raise BackendError(_native.reason)
+    if native.module is None:
+        raise BackendError(native.reason)
     facts = begin(args.threads, (args.json,))
     rows, rate = measure()
     header = ["kernel", "calls", "ms", "GFLOP", "%", "lost"]

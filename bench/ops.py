@@ -38,8 +38,7 @@ from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
 from bcnet_fast.geometry.anchors import make_anchors, matching_table
 from bcnet_fast.networks.reference.dense_sampling import sampling_weights
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import reference
+from bcnet_fast.ops import native, reference
 from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
 from bcnet_fast.results.figure import require_picture_name
@@ -397,10 +396,10 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
 
 def kernel_ms(call: Call) -> float | None:
     """What of a call on the CPU is in the native extension; None where nothing is."""
-    if _native.module is None:
+    if native.module is None:
         return None
     seconds, totals, until = [], [], time.perf_counter() + 0.3
-    names = [name for name in dir(_native.module) if isinstance(getattr(_native.module, name), BuiltinFunctionType)]
+    names = [name for name in dir(native.module) if isinstance(getattr(native.module, name), BuiltinFunctionType)]
     with timed_extension(names, lambda _name, taken, *_, **__: seconds.append(taken)):
         while len(totals) < 3 or time.perf_counter() < until:
             seconds.clear()

@@ -23,8 +23,7 @@ from support.timing import alternate
 
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import soft_nms, use_backend
+from bcnet_fast.ops import native, soft_nms, use_backend
 
 
 def measure(library, name, inputs, offsets, dtype, threads, with_python):
@@ -41,12 +40,12 @@ def measure(library, name, inputs, offsets, dtype, threads, with_python):
 
         arrays = segments.numpy(), scores.numpy(), sets.numpy()
         options = 0, SIGMA, 0.0, 0.0, MIN_SCORE, -1, EPSILON[dtype], count
-        native = partial(_native.module.soft_nms, *arrays, *options)
+        kernel = partial(native.module.soft_nms, *arrays, *options)
         scalar = Scalar(library, segments, scores, offsets)
         (_, picked, indices), (expected, expected_scores) = public(), scalar()
         if not torch.equal(indices, expected) or not torch.allclose(picked, expected_scores, rtol=0, atol=1e-6):
             raise BackendError(f"{name}: native and scalar code do not pick the same")
-        calls = {"native": native, "ops.soft_nms": public, "scalar C++": scalar}
+        calls = {"native": kernel, "ops.soft_nms": public, "scalar C++": scalar}
         if with_python and count == 1:
             arguments = segments.tolist(), scores.tolist(), EPSILON[dtype]
             if dtype == torch.float64:
@@ -78,8 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--threads", type=int, default=2, metavar="N", help="threads for the batched case, beside 1")
     arguments = parser.parse_args(argv)
-    if _native.module is None:
-        raise BackendError(_native.reason)
+    if native.module is None:
+        raise BackendError(native.reason)
 
     rng = np.random.default_rng(0)
     videos = [clustered(rng) for _ in range(200)]
@@ -96,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         both = sorted({1, arguments.threads})
         rows += measure(library, "batch", batch, offsets, torch.float32, both, with_python=False)
     record = environment()
-    print(f"{record['device']}, {_native.module.INSTRUCTION_SETS[0]}, torch {record['torch']}; all picked alike")
+    print(f"{record['device']}, {native.module.INSTRUCTION_SETS[0]}, torch {record['torch']}; all picked alike")
     header = ["input", "dtype", "backend", "threads", "median ms", "20 %", "80 %", "x scalar", "native is x faster"]
     print_table(header, [row for row, _ in rows])
     if arguments.csv:

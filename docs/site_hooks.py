@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ast
-import itertools
+import dataclasses
+import inspect
 import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-CONFIG = Path(__file__).resolve().parent.parent / "bcnet_fast" / "config.py"
+from bcnet_fast import config
+
 HELP = re.compile(r"<!-- help: (\w+) -->")
 SETTINGS = re.compile(r"<!-- settings: (\w+) -->")
 
@@ -30,17 +30,11 @@ def help_of(command: str) -> str:
 
 
 def settings_of(name: str) -> str:
-    """The docstring of a dataclass of config.py, and its fields with their defaults and comments as a table."""
-    source = CONFIG.read_text(encoding="utf-8")
-    lines = source.splitlines()
-    found = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name)
+    """The docstring of a dataclass of config.py, and its fields with their defaults and meanings as a table."""
+    section = getattr(config, name)
+    meanings, own = config.meanings(section), inspect.get_annotations(section)
     rows = ["| setting | default | meaning |", "| --- | --- | --- |"]
-    for field in found.body:
-        if isinstance(field, ast.AnnAssign) and field.value is not None:
-            default, meaning = ast.unparse(field.value), lines[field.end_lineno - 1].partition("  # ")[2]
-            comments = itertools.takewhile(
-                lambda line: line.startswith("# "), map(str.strip, lines[field.lineno - 2 :: -1])
-            )
-            meaning = meaning or " ".join(line[2:] for line in reversed([*comments]))
-            rows.append(f"| `{ast.unparse(field.target)}` | `{default}` | {meaning} |")
-    return f"{ast.get_docstring(found)}\n\n" + "\n".join(rows)
+    for field in dataclasses.fields(section):
+        if field.name in own:
+            rows.append(f"| `{field.name}` | `{field.default!r}` | {meanings[field.name]} |")
+    return f"{inspect.getdoc(section)}\n\n" + "\n".join(rows)

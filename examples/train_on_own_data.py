@@ -1,7 +1,7 @@
 """Train on your own features and annotations, then predict with the result.
 
 A few synthetic videos stand in for your data: `features/<video>.npy` and one annotation file with the subsets
-`training` and `validation`. The settings make this a matter of seconds; real trainings leave out `--set`.
+`training` and `validation`. The settings make this a matter of seconds; real trainings leave out `--epochs`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def main() -> None:
         features, annotations = write_dataset(folder, videos)
 
         run = Path(folder) / "run"
-        # The same as: python -m bcnet_fast.train --model bmn --preset synthetic ...
+        # The same as: python -m bcnet_fast.train --model bmn --preset small ...
         train.main(
             [
-                *("--model", "bmn", "--preset", "synthetic", "--device", "cpu"),
+                *("--model", "bmn", "--preset", "small", "--device", "cpu"),
                 *("--features", str(features), "--annotations", str(annotations), "--output", str(run)),
-                *("--set", "train.epochs=2", "train.batch_size=4"),
+                *("--epochs", "2", "--batch-size", "4"),
             ]
         )
 

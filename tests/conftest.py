@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.paths import GOLDEN, ROOT
 from support import seeded
+from xdist.scheduler import LoadScopeScheduling
 
 # Without a GPU, Triton kernels run in its interpreter. The switch counts when triton is first imported, in some test
 # module; this file comes before them.
@@ -25,22 +26,26 @@ if not torch.cuda.is_available():
 
 from bcnet_fast import convert
 
+# Tests of such a file share what takes seconds to make: object files, an extension, a wheel, outputs of networks.
+ONE_PROCESS = (
+    "native/test_sanitizers",
+    "ops/test_soft_nms_cuda",
+    "packaging/test_packaging",
+    "networks/test_reference",
+)
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="all of the long sweeps, instead of one case of each")
+
+class Scheduling(LoadScopeScheduling):
+    """Shares out single tests, and some files as a whole, those first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    seen, left_out = set(), set()
-    for item in [item for item in items if item.get_closest_marker("slow")]:
-        sweep = item.nodeid.partition("[")[0]
-        if sweep in seen:
-            left_out.add(item)
-        seen.add(sweep)
-    config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture

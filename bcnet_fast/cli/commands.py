@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
 from .. import __version__
 from ..errors import InputError
+from ..text import did_you_mean
 
 COMMANDS = {
     "infer": "write proposals for every video of a feature archive; without flags, run the demo",
@@ -37,8 +37,7 @@ def dispatch(argv: list[str], start: str) -> int:
         print(f"bcnet_fast {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise InputError(f"unknown command {name!r}; {hint}")
+        hint = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        raise InputError(f"unknown command {name!r}{hint}")
     module = importlib.import_module(f"bcnet_fast.{name}")
     return module.main(rest)

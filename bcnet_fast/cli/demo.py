@@ -91,7 +91,7 @@ def _run_demo(folder: Path) -> int:
     print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
     print(
         f"next: {program('evaluate')} --proposals {output} --ground-truth {annotations} "
-        "--preset activitynet13 --subset demo"
+        "--metric activitynet13 --subset demo"
     )
     return 1 if report.failures else 0
 

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import argparse
 import io
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
-from ..text import shown
+from ..text import alternatives, did_you_mean, nearest, shown
 
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
+_FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
+
+# Messages of argparse, and the same in the words of all others. Of a flag with two names, the first is the one to use.
+_PLAIN = [
+    (re.compile(r"^the following arguments are required: ([^,/]+)(?:/\S+)?(, .*)?$"), r"\1 is required"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: invalid int value: (.*)$"), r"\1 is \2, expected a whole number"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: invalid float value: (.*)$"), r"\1 is \2, expected a number"),
+    (re.compile(r"^argument ([^:/]+)(?:/\S+)?: (?=expected)"), r"\1 has no value, "),
+    (re.compile(r"^ambiguous option: (\S+) could match (.*)$"), r"\1 is ambiguous, expected one of \2"),
+]
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -27,13 +38,36 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are one line, like all others, without the usage text."""
+    """Argument parser whose errors are one line, like all others, and name the flag or choice that was meant."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+        for pattern, plain in _PLAIN:
+            message = pattern.sub(plain, message)
+        raise InputError(message if message.endswith("?") else f"{message}; see --help")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        args = sys.argv[1:] if args is None else list(args)
+        # Before argparse looks at them: it would complain of a required flag where that one is mistyped.
+        for argument in args[: args.index("--")] if "--" in args else args:
+            found = _FLAG.fullmatch(argument)
+            if found and not self._is_known(found[1]):
+                by_name = {known.lstrip("-"): known for known in self._option_string_actions}
+                near = nearest(found[1].lstrip("-"), by_name)
+                self.error(f"unknown flag {found[1]}" + (f"; did you mean {by_name[near]}?" if near else ""))
+        return super().parse_known_args(args, namespace)
+
+    def _is_known(self, flag: str) -> bool:
+        """Whether a flag exists, or the beginning of one, which argparse completes."""
+        return any(known.startswith(flag) for known in self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name, choices = action.option_strings[0], [str(choice) for choice in action.choices]
+            expected = f"expected {alternatives(choices)}{did_you_mean(str(value), choices)}"
+            self.error(f"{name} is {value!r:.80}, {expected}")
 
 
 def started_by_script() -> bool:

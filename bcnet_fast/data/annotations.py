@@ -154,7 +154,9 @@ def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotati
     database = content.get("database", content) if isinstance(content, dict) else content
     if not isinstance(database, dict) or not all(isinstance(entry, dict) for entry in database.values()):
         keys = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: unknown JSON layout ({keys}), expected {_EXPECTED}")
+        results = isinstance(content, dict) and "results" in content
+        looks = "; it looks like a result file, as infer writes it" if results else ""
+        raise InputError(f"{path} has another JSON layout ({keys}), expected {_EXPECTED}{looks}")
     if not database:
         raise InputError(f"{path} has no video, expected {_EXPECTED}")
     known = {"annotations", "subset"}.union(*_JSON_KEYS.values())

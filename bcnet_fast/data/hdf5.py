@@ -70,7 +70,7 @@ class _Hdf5Files:
         try:
             elsewhere = _is_elsewhere(file, stored)
         except (KeyError, RuntimeError) as error:
-            raise InputError(f"{where}: no such dataset") from error
+            raise InputError(f"{where} does not exist, expected a dataset of features") from error
         if elsewhere and not self.trusted:
             raise InputError(f"{where} is a link to another file; if you trust it, allow it (--trust-hdf5-links)")
         found = file[stored]
@@ -146,7 +146,7 @@ class TwoStream(Source):
             present = [name for name in pair if name in names]
             if len(present) == 1:
                 missing = next(name for name in pair if name not in names)
-                raise InputError(f"{folder}: {missing} is missing, expected it next to {present[0]}")
+                raise InputError(f"{folder} has {present[0]} but not {missing}, expected both")
             # The union, so that a video missing in one stream is reported.
             videos: set[str] = set()
             for name in present:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..presets import FITTED
 from ..text import count, some
 from .features import FeatureSequence
 from .timing import TimeResolver
@@ -61,8 +62,8 @@ def describe(video: str, sequence: FeatureSequence, resolver: TimeResolver) -> V
     frames = facts.frames or (facts.duration * facts.fps if facts.duration and facts.fps else None)
 
     row_stride = facts.row_stride
-    if row_stride is None and not data.rescale:
-        row_stride = facts.stride  # that of the preset, which says nothing about rescaled videos
+    if row_stride is None and not data.rescale and resolver.config.preset != FITTED:
+        row_stride = facts.stride  # that of the preset, which says nothing about rescaled videos or a user's own
     row_s = row_stride / facts.fps if row_stride and facts.fps else None
     implied_s = rows * row_s if row_s else None
     if row_s is None and data.rescale and facts.duration:
@@ -97,9 +98,18 @@ def suggest(reports: Sequence[VideoReport], resolver: TimeResolver) -> tuple[dic
     if per_frame:
         reason = f"{_named(per_frame)}: one row per frame, the preset expects one per {stride}"
         return {"--every": stride, "--stride": "1"}, [f"{reason}: --every {stride} --stride 1"]
+    rescale = resolver.config.data.rescale
+    unstated = [r for r in reports if not rescale and resolver.facts(r.video).row_stride is None]
+    if resolver.config.preset == FITTED:
+        differ = differ or [report for report in unstated if report.frames_per_row]
+        if unstated and not differ:
+            return {}, [
+                f"missing: --stride, the video frames from one row to the next, of {_named(unstated)}; "
+                "a --times FILE with durations and frame rates would show it"
+            ]
     if not differ:
-        unconfirmed = [r for r in reports if r.stated_s is None and resolver.facts(r.video).row_stride is None]
-        if unconfirmed and not resolver.config.data.rescale:
+        unconfirmed = [report for report in unstated if report.stated_s is None]
+        if unconfirmed:
             return {}, [
                 f"{_named(unconfirmed)}: {stride} frames per row is the value of the preset, and nothing confirms it"
             ]

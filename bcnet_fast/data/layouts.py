@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..storage.arrays import open_npy, open_npz
 from ..storage.files import readable, require_file
+from ..storage.foreign import no_features
 from ..storage.pickles import bytes_of, is_plain, load_tensors
 from ..text import count
 from . import hdf5
@@ -24,26 +25,24 @@ from .source import ARRAY_NAMES, ReadLimits, Source
 def find_source(path: Path, limits: ReadLimits) -> Source:
     """Find the layout of `path`; files of single arrays stay closed. InputError: unknown layout, repeated video."""
     if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
+        raise InputError(f"{path} does not exist, expected a file or folder of features")
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
             return _Files({path.stem: path}, path.suffix.lower(), f"{path.suffix.lower()} file", limits)
         if path.suffix.lower() in hdf5.SUFFIXES or hdf5.is_hdf5(path):
             return hdf5.Hdf5(path, limits)
-        raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5")
+        raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5{no_features(path)}")
     # Whatever is named like a file of features is listed: links to nothing, folders and pipes are failures of their
     # own videos, and not dropped.
     with readable(path, "a folder of features"):
-        files = [Path(entry) for entry in os.scandir(path) if not entry.name.startswith(".")]
-    names = {file.name for file in files}
+        entries = [Path(entry) for entry in os.scandir(path) if not entry.name.startswith(".")]
+    names = {entry.name for entry in entries}
     if hdf5.is_two_stream(names):
         return hdf5.TwoStream(path, names, limits)
-    files = [file for file in files if file.suffix.lower() in _READERS]
+    files = [entry for entry in entries if entry.suffix.lower() in _READERS]
     suffixes = sorted({file.suffix.lower() for file in files})
     if not suffixes:
-        archives = any(name.endswith(hdf5.SUFFIXES) for name in names)
-        hint = "; for an HDF5 archive, give the file itself" if archives else ""
-        raise InputError(f"{path} has {count(len(names), 'file')} of other kinds, expected {_KINDS}{hint}")
+        raise InputError(f"{path} has no file of features, expected {_KINDS}{_what_is_there(sorted(entries))}")
     videos: dict[str, Path] = {}
     for file in sorted(files):
         if file.stem in videos:
@@ -52,6 +51,17 @@ def find_source(path: Path, limits: ReadLimits) -> Source:
     if len(suffixes) > 1:
         raise InputError(f"{path} has {' and '.join(suffixes)} files, expected one kind")
     return _Files(videos, suffixes[0], f"folder of {suffixes[0]} files", limits)
+
+
+def _what_is_there(entries: list[Path]) -> str:
+    """A hint at what a folder without features holds: an archive, files of another kind, or folders."""
+    archive = next((entry.name for entry in entries if entry.suffix.lower() in hdf5.SUFFIXES), None)
+    if archive:
+        return f"; for an HDF5 archive, give the file itself, such as {archive}"
+    files = [entry for entry in entries if entry.is_file()]
+    if files:
+        return no_features(files[0]) or f"; it has {count(len(files), 'file')} of other kinds, such as {files[0].name}"
+    return f"; it has {count(len(entries), 'folder')}, such as {entries[0].name}: give one of them" if entries else ""
 
 
 class _Files(Source):

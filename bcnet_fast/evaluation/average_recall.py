@@ -41,7 +41,7 @@ class AverageRecall:
         """AR@AN: the value of the curve point for `an` proposals a video, a number between 0 and 1."""
         point = round(an / self.max_proposals * len(self.average_recall))
         if not 1 <= point <= len(self.average_recall):
-            raise ValueError(f"an: expected a number up to {self.max_proposals}, found {an}")
+            raise ValueError(f"an is {an}, expected at most {self.max_proposals}")
         return float(self.average_recall[point - 1])
 
 

@@ -51,7 +51,7 @@ class Truth:
         videos = {name: video.instances for name, video in ground_truth.items() if video.instances}
         instances = [instance for of_video in videos.values() for instance in of_video]
         if not instances:
-            raise ValueError("ground_truth: expected annotated instances, found none")
+            raise ValueError("ground_truth has no annotated instance, expected at least one")
         codes: dict[str, int] = {}
         return Truth(
             video_names=tuple(videos),

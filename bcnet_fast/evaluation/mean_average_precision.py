@@ -54,7 +54,7 @@ def mean_average_precision(
     """
     results = detections if isinstance(detections, Results) else Results.from_dict(detections)
     if results.label is None and len(results.scores):
-        raise ValueError("detections: expected labels, found none (bcnet_fast.results.fusion.fuse adds them)")
+        raise ValueError("detections has no labels, which mAP requires; bcnet_fast.results.fusion.fuse adds them")
     truth = Truth.of(ground_truth)
     thresholds = np.asarray(tiou_thresholds, dtype=np.float64)
     n_classes = len(truth.label_names)

@@ -40,7 +40,7 @@ class EvaluateOptions:
 
     proposals: str
     ground_truth: str
-    preset: str
+    metric: str  # a key of METRICS
     protocol: str = "default"
     subset: str | None = None
     class_scores: str | None = None
@@ -69,7 +69,7 @@ class Evaluation:
 
     @property
     def settings(self) -> MetricSettings:
-        return METRICS[self.options.preset]
+        return METRICS[self.options.metric]
 
     def write(self) -> None:
         """Write the files of --json and --plot, if requested."""
@@ -78,7 +78,7 @@ class Evaluation:
             write_json(options.json, {**self.stated, **self.numbers(), "warnings": self.warnings}, indent=1)
         if options.picture:
             meaning = GROUND_TRUTH[options.protocol]
-            ar_curve(self.recall, options.picture, title=f"{options.preset}, protocol {options.protocol}: {meaning}")
+            ar_curve(self.recall, options.picture, title=f"{options.metric}, protocol {options.protocol}: {meaning}")
 
     def table(self) -> str:
         """Numbers in percent, as a text table."""
@@ -146,7 +146,7 @@ class Evaluation:
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
     """Compare a result file with the ground truth. InputError: a file or option cannot be used."""
-    metrics, strip_prefix = METRICS[options.preset], PRESETS["bcnet"][options.preset].data.strip_prefix
+    metrics, strip_prefix = METRICS[options.metric], PRESETS["bcnet"][options.metric].data.strip_prefix
     for path in (options.json, options.picture):
         if path:
             require_writable(path)
@@ -162,7 +162,7 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     if detections is not None:
         precision = mean_average_precision(ground_truth, detections, tiou_thresholds=metrics.map_thresholds)
     stated = {
-        "preset": options.preset,
+        "preset": options.metric,  # the name of this key is older than that of the flag
         "protocol": options.protocol,
         "proposals": options.proposals,
         "ground_truth": options.ground_truth,
@@ -218,7 +218,7 @@ def _detections(
         return proposals, "the labels of the file"
     if proposals.label is not None:
         raise InputError(f"{options.proposals} has labels; --class-scores requires proposals without labels")
-    top_k = _CLASSES[options.preset] if options.top_k is None else options.top_k
+    top_k = _CLASSES[options.metric] if options.top_k is None else options.top_k
     own_classes = options.fusion in ("bcnet", "gtad")
     if top_k < 1 or (own_classes and options.top_k is not None):
         expected = f"no value, because --fusion {options.fusion} uses 2 classes" if own_classes else "at least 1"

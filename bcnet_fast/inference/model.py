@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import Config, SecondStageConfig
 from ..errors import BackendError, InputError
 from ..networks.engine.engine import Engine
 from ..networks.engine.rewrites import ALL_REWRITES, Rewrites
 from ..networks.outputs import Output
-from ..networks.reference import NETWORKS
+from ..networks.reference import NETWORKS, SECOND_STAGE
 from ..networks.reference.layers import shapes_only
-from ..ops import native as _native
-from ..ops import use_backend
+from ..ops import native, use_backend
 from ..ops.backends import BACKENDS
 from ..ops.precision import gpu_products
-from ..presets import DATA_SETS, PRESETS
-from ..storage.checkpoint import StoredWeights, read_config
+from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
+from ..storage.checkpoint import StoredWeights, read_any_config
 from ..storage.files import readable
+from ..text import alternatives, count, did_you_mean
+from .second_stage_model import second_stage_model
 
 DEMO = "demo"  # name of the bundled checkpoint
 PRECISIONS = ("fp32", "fp64", "tf32", "bf16", "fp16", "int8")
@@ -156,7 +157,7 @@ class Model:
     def _check(self, features: Tensor) -> None:
         expected = (self.config.model.feature_dim, self.config.model.window)
         if features.ndim != 3 or features.shape[1:] != expected:
-            raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
+            raise ValueError(f"features has shape {list(features.shape)}, expected [B, {expected[0]}, {expected[1]}]")
 
 
 def demo_checkpoint() -> Path:
@@ -174,19 +175,19 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name}: expected auto, cpu or cuda") from error
+        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda") from error
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count() or "none"
-        raise InputError(f"--device {name}: expected a CUDA device, found {found} (torch {torch.__version__})")
+        devices = count(torch.cuda.device_count(), "CUDA device")
+        raise InputError(f"--device is {name!r}, but torch {torch.__version__} sees {devices} here")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return device
 
 
 def load(
-    checkpoint_or_preset: str | os.PathLike | Config,
+    checkpoint_or_preset: str | os.PathLike | Config | SecondStageConfig,
     *,
     device: str | torch.device = "auto",
     precision: str = "fp32",
@@ -194,10 +195,11 @@ def load(
     model: str | None = None,
     rewrites: Rewrites = ALL_REWRITES,
     graph: bool = True,
-) -> Model:
+) -> Model | Any:
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
-    "demo" is the small network that is shipped with the package, trained on synthetic videos.
+    "demo" is the small network that is shipped with the package, trained on synthetic videos. A checkpoint of P-GCN or
+    MUSES-Net gives a `SecondStageModel`, in fp32, fp64 or tf32 and with the backends "auto" and "reference".
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.
@@ -207,7 +209,8 @@ def load(
             frame level in float32.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
-        model: "bcnet", "bmn" or "gtad": whose preset it is (None: BCNet's), or what the checkpoint must be of.
+        model: "bcnet", "bmn", "gtad", "pgcn" or "muses": whose preset it is (None: BCNet's), or what the checkpoint
+            must be of.
         rewrites: the engine's rewrites, each of which can be switched off (docs/engine.md).
         graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
 
@@ -219,49 +222,57 @@ def load(
         BackendError: a backend that is unknown or cannot be used here.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise InputError(_unknown("precision", precision, PRECISIONS))
     if backend not in BACKENDS:
-        raise BackendError(f"backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(_unknown("backend", backend, BACKENDS))
     resolved = resolve_device(device)
     require_units(resolved, precision)
-    native = _by_native_kernels(resolved, precision, backend)
-    if not isinstance(checkpoint_or_preset, Config):
-        if model is not None and model not in PRESETS:
-            raise InputError(f"model {model!r}: expected one of {', '.join(PRESETS)}")
-        presets = PRESETS[model or "bcnet"]
+    by_native = _by_native_kernels(resolved, precision, backend)
+    if not isinstance(checkpoint_or_preset, Config | SecondStageConfig):
+        systems = {**PRESETS, **SECOND_STAGE_PRESETS}
+        if model is not None and model not in systems:
+            raise InputError(_unknown("model", model, systems))
+        presets = systems[model or "bcnet"]
         checkpoint_or_preset = presets.get(str(checkpoint_or_preset), checkpoint_or_preset)
         if checkpoint_or_preset == DEMO:
             checkpoint_or_preset = demo_checkpoint()
-    if isinstance(checkpoint_or_preset, Config):
+    if isinstance(checkpoint_or_preset, Config | SecondStageConfig):
         config = checkpoint_or_preset
-        state: Mapping[str, Tensor] = NETWORKS[config.model.name](config.model).state_dict()
+        state: Mapping[str, Tensor] = _network(config).state_dict()
     else:
         config, state = _stored(checkpoint_or_preset)
     if model is not None and model != config.model.name:
-        raise InputError(f"model {model!r}: expected {config.model.name}, which these weights are of")
+        raise InputError(f"model is {model!r}, expected {config.model.name!r}, the system of these weights")
+    if isinstance(config, SecondStageConfig):
+        return second_stage_model(config, state, resolved, precision, backend, rewrites)
     if precision == "int8" and config.model.name != "bcnet":
-        others = ", ".join(name for name in PRECISIONS if name != "int8")
-        raise InputError(f"precision 'int8': expected one of {others} for {config.model.name}; int8 is for bcnet")
+        others = alternatives(name for name in PRECISIONS if name != "int8")
+        raise InputError(f"precision is 'int8', which only bcnet has, expected {others} for {config.model.name}")
     _warn_of_slow(resolved, precision)
     if backend == "reference":
         run: Engine | Reference = Reference(config, state, resolved, precision)
     else:
         with use_backend(backend):
-            run = Engine(config.model, state, resolved, precision, native=native, rewrites=rewrites, graph=graph)
+            run = Engine(config.model, state, resolved, precision, native=by_native, rewrites=rewrites, graph=graph)
     return Model(run, config, resolved, precision, backend)
+
+
+def _unknown(argument: str, value: object, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"{argument} is {value!r:.80}, expected {alternatives(known)}{did_you_mean(str(value), known)}"
 
 
 def require_units(device: torch.device, precision: str) -> None:
     """InputError for a precision that the device has no arithmetic units for."""
     if precision == "tf32" and device.type != "cuda":
-        raise InputError(f"precision 'tf32': expected a CUDA device, found {device.type}")
+        raise InputError(f"precision is 'tf32' on {device.type}, expected a CUDA device")
     if precision in ("tf32", "bf16") and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < (8, 0):
             name, found = torch.cuda.get_device_name(device), ".".join(map(str, capability))
             raise InputError(
-                f"precision {precision!r}: expected a GPU of compute capability 8.0 or later, found {name} ({found}); "
-                "fp32 and fp16 run there"
+                f"precision is {precision!r} on {name} of compute capability {found}, expected 8.0 or later; fp32 and "
+                "fp16 run there"
             )
 
 
@@ -269,25 +280,35 @@ def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bo
     """Whether the engine runs on the C++ kernels; raises where what was asked for cannot be had."""
     exact = precision in ("fp32", "fp64")
     if backend == "reference" and not exact:
-        raise InputError(f"precision {precision!r}: expected fp32 or fp64 with backend 'reference'")
-    possible = device.type == "cpu" and _native.module is not None and backend in ("auto", "native")
-    if backend == "native" and device.type == "cpu" and _native.module is None:
-        raise BackendError(f"backend 'native' was asked for, but {_native.reason}")
+        raise InputError(f"precision is {precision!r}, expected fp32 or fp64 with backend 'reference'")
+    possible = device.type == "cpu" and native.module is not None and backend in ("auto", "native")
+    if backend == "native" and device.type == "cpu" and native.module is None:
+        raise BackendError(f"backend 'native' cannot be used: {native.reason}")
     if precision == "int8" and not possible:
-        why = f"on a CPU with backend auto or native, found {device.type}, {backend}"
-        raise InputError(
-            f"precision 'int8': expected it {why}" if _native.module else f"precision 'int8': {_native.reason}"
-        )
+        if native.module is None:
+            raise InputError(f"precision 'int8' cannot be used: {native.reason}")
+        where = f"on {device.type} with backend {backend!r}"
+        raise InputError(f"precision is 'int8' {where}, expected a CPU with backend auto or native")
     return possible and (exact or precision == "int8")
 
 
-def _stored(path: str | os.PathLike) -> tuple[Config, StoredWeights]:
+def _network(config: Config | SecondStageConfig) -> nn.Module:
+    """The reference network of a configuration, with random weights."""
+    if isinstance(config, SecondStageConfig):
+        return SECOND_STAGE[config.model.name](config.model)
+    return NETWORKS[config.model.name](config.model)
+
+
+def _stored(path: str | os.PathLike) -> tuple[Config | SecondStageConfig, StoredWeights]:
     if not Path(path).exists():
-        expected = f"a bcnet_fast checkpoint (.safetensors), or a preset: {', '.join(DATA_SETS)}"
-        raise InputError(f"{path}: expected {expected}; found nothing there")
-    config = read_config(path)
+        raise InputError(
+            f"{path} is neither a file nor a preset, expected a checkpoint (.safetensors), {DEMO}, or one of "
+            f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"
+            f"{did_you_mean(str(path), (DEMO, *PRESET_NAMES))}"
+        )
+    config = read_any_config(path)
     with readable(path, "a network that can be built"), shapes_only():
-        network = NETWORKS[config.model.name](config.model)
+        network = _network(config)
     return config, StoredWeights(path, network)
 
 
@@ -295,7 +316,7 @@ def _warn_of_slow(device: torch.device, precision: str) -> None:
     slow = None
     if device.type == "cpu" and precision in ("bf16", "fp16"):
         slow = "has no kernels of its own on a CPU; measured, it was slower than fp32 or hardly faster (docs/engine.md)"
-    if precision == "int8" and not _native.module.BYTE_PRODUCTS:
+    if precision == "int8" and not native.module.BYTE_PRODUCTS:
         slow = (
             "is slower than fp32 here: the processor has no instruction for products of bytes (AVX-512 VNNI), or the "
             "extension was built by a compiler other than GCC"

@@ -24,7 +24,7 @@ from ..protocols import DEFAULT, Protocol
 from ..results.writer import entries
 from ..storage.files import readable
 from ..text import count
-from .model import Model
+from .network import LoadedNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,7 +130,7 @@ class Window:
 class Predictor:
     """A model with the rules of a protocol: features of videos to proposals in seconds."""
 
-    def __init__(self, model: Model, protocol: Protocol = DEFAULT) -> None:
+    def __init__(self, model: LoadedNetwork, protocol: Protocol = DEFAULT) -> None:
         self.model, self.protocol = model, protocol
         self.proposals = ProposalGenerator(model.config, protocol)
 
@@ -240,7 +240,7 @@ class Predictor:
     def _overflow(self, video: CollectedVideo) -> Failure:
         return Failure(
             video.name,
-            f"video {video.name!r}: expected finite scores from the network, found NaN or infinity "
+            f"video {video.name!r}: the network's scores have NaN or infinity, expected finite ones "
             f"(largest feature value {video.largest:.3g}, precision {self.model.precision})",
         )
 
@@ -253,7 +253,7 @@ def _finite(output: Output) -> tuple[Output, Tensor]:
 
 
 def predict(
-    model: Model,
+    model: LoadedNetwork,
     archive: FeatureArchive,
     videos: Sequence[str],
     times: TimeResolver,

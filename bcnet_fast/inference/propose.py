@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -13,18 +12,15 @@ from ..data.features import from_array
 from ..data.timing import TimeResolver
 from ..protocols import protocol_for
 from ..text import count
+from .network import LoadedNetwork
 from .predict import Failure, Predictor, VideoProposals
-
-if TYPE_CHECKING:
-    from .model import Model
 
 Array = np.ndarray | Tensor
 Number = float | Sequence[float] | None
-Proposed = TypeVar("Proposed", VideoProposals, list[VideoProposals], dict[str, VideoProposals])
 
 
 def propose(
-    model: Model,
+    model: LoadedNetwork,
     features: Array | Sequence[Array] | Mapping[str, Array],
     *,
     fps: Number,

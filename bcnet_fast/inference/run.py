@@ -303,8 +303,7 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
         if all(times.facts(video).row_stride is not None for video in archive.ids):
             return None
         return (
-            f"--stride is not given; assuming {config.data.stride:g} video frames between rows, "
-            f"as in preset {config.preset}"
+            f"without --stride, assuming {config.data.stride:g} video frames between rows, as in preset {config.preset}"
         )
     stated = [times.table[video] for video in times.matched(archive.ids)]
     taken = []

@@ -77,3 +77,18 @@ class MapOutput(Output):
 
     confidence: Tensor
     background: Tensor | None = None
+
+
+@dataclass
+class SecondStageOutput:
+    """Scores of N proposals for K classes, from P-GCN or MUSES-Net.
+
+    activity: [N, K + 1] logits; 0 is background
+    completeness: [N, K], unbounded
+    regression: [N, K, 2], move of the centre and logarithm of the length's factor, in units of the training's
+        `RegressionStats`
+    """
+
+    activity: Tensor
+    completeness: Tensor
+    regression: Tensor

@@ -1,8 +1,8 @@
-"""Public checkpoints of BCNet, BMN and G-TAD as weights of the networks of this package.
+"""Public checkpoints of all networks as weights of the networks of this package.
 
 The releases store {'epoch', 'state_dict'}. BCNet has one file for each of its two networks, BPM (boundary prediction)
-and ABI (action-background interaction). BMN may also come from mmaction2. No code in the files runs: they are read with
-weights_only=True.
+and ABI (action-background interaction). BMN may also come from mmaction2. P-GCN and MUSES-Net store `reg_stats`, units
+of the regression. No code in the files runs: they are read with weights_only=True.
 """
 
 from __future__ import annotations
@@ -11,35 +11,54 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import BCNetConfig, BMNConfig, Config, GTADConfig
+from ..config import (
+    BCNetConfig,
+    BMNConfig,
+    Config,
+    GTADConfig,
+    MUSESConfig,
+    PGCNConfig,
+    RegressionStats,
+    SecondStageConfig,
+)
 from ..errors import InputError
-from ..presets import PRESETS
+from ..presets import DATA_SETS, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
 from ..storage.files import readable, require_file, require_writable
+from ..storage.foreign import project_of
 from ..storage.pickles import bytes_of, is_plain, load_tensors
-from ..text import brief
-from .reference import NETWORKS
+from ..text import alternatives, brief, some
+from .reference import NETWORKS, SECOND_STAGE
 from .reference.bcnet import BCNet
 from .reference.bmn import sampling_matrix
 from .reference.layers import shapes_only
 
 # The released ABI network has a clip-level embedding that its forward pass does not use.
 UNUSED = {"abi.query.weight"}
-OPENTAD = "OpenTAD"
 # Prefix of parameter names -> network whose weights the file contains.
 KINDS = {
     "x_1d_b.": "BMN",
     "backbone1.": "G-TAD",
     "bpm_base.": "BCNet (BPM)",
     "frame_model.": "BCNet (ABI)",
-    "roi_head.proposal_roi_extractor.": OPENTAD,
+    "Act_GCN.": "P-GCN",
+    "backbone.layers.": "MUSES-Net",
 }
-FLAGS = {"BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi"}
 _LARGEST = 4 << 30  # bytes of a file's tensors
+# Why the networks of these names are not the ones of the releases.
+DIFFERENCES = {
+    "OpenTAD": "its BMN samples half as many channels, its G-TAD other intervals, and both have other layers and swap "
+    "the scores"
+}
+FLAGS = {
+    "BMN": "--bmn", "G-TAD": "--gtad", "BCNet (BPM)": "--bpm", "BCNet (ABI)": "--abi", "P-GCN": "--pgcn",
+    "MUSES-Net": "--muses",
+}  # fmt: skip
 GROUPS = 4  # groups of the first convolution in all releases
 # Sum of the bins of a G-TAD cell -> inner and context bins, for the branches master and anet.
 GTAD_BINS = {32: (16, 16), 36: (32, 4)}
@@ -50,11 +69,13 @@ class ConvertOptions:
     """Options of `convert`. A field has the meaning of the flag of `python -m bcnet_fast.convert` of that name."""
 
     output: str
-    preset: str
+    preset: str | None  # None: of P-GCN and MUSES-Net, the preset with as many classes
     bpm: str | None = None  # requires abi
     abi: str | None = None
     bmn: str | None = None
     gtad: str | None = None
+    pgcn: str | None = None
+    muses: str | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ class Converted:
     """Result of `convert`."""
 
     path: Path
-    config: Config
+    config: Config | SecondStageConfig
     tensors: int
     values: int  # elements of all tensors
 
@@ -76,38 +97,60 @@ def convert(options: ConvertOptions) -> Converted:
         raise InputError(f"--output is {options.output}, expected a name ending in .safetensors")
     output = require_writable(options.output)
     if options.bmn is not None:
-        state, config = convert_bmn(options.bmn, PRESETS["bmn"][options.preset])
+        state, config = convert_bmn(options.bmn, _preset("bmn", options.preset))
     elif options.gtad is not None:
-        state, config = convert_gtad(options.gtad, PRESETS["gtad"][options.preset])
+        state, config = convert_gtad(options.gtad, _preset("gtad", options.preset))
     elif options.bpm is not None and options.abi is not None:
-        config = PRESETS["bcnet"][options.preset]
+        config = _preset("bcnet", options.preset)
         state = convert_bcnet(options.bpm, options.abi, config)
+    elif options.pgcn is not None:
+        state, config = convert_pgcn(options.pgcn, options.preset)
+    elif options.muses is not None:
+        state, config = convert_muses(options.muses, options.preset)
     else:
-        raise InputError("no checkpoint given, expected bpm and abi, or bmn, or gtad")
+        raise InputError("no checkpoint is stated, expected bpm and abi, or bmn, gtad, pgcn or muses")
     save_checkpoint(output, state, config)
     return Converted(output, config, len(state), sum(tensor.numel() for tensor in state.values()))
 
 
+def _preset(system: str, name: str | None) -> Config:
+    if name not in PRESETS[system]:
+        raise InputError(f"--preset is {name}, expected {alternatives(DATA_SETS)} for {system}")
+    return PRESETS[system][name]
+
+
 def read_release(path: str | os.PathLike) -> dict[str, Tensor]:
     """Read the state dict of a released `.pth.tar` and strip the DataParallel prefix of its keys."""
+    return _read(path)[0]
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
+    """`read_release`, and all that the file holds."""
     path = require_file(path, "a released checkpoint (.pth.tar)")
     expected = "a PyTorch file {'epoch', 'state_dict'} that holds tensors only"
     with readable(path, expected):
         content = load_tensors(path, _LARGEST)
         if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-            found = sorted(map(_named, content)) if isinstance(content, dict) else type(content).__name__
-            raise InputError(f"{path} holds {found}, expected {expected}")
+            keys = [_named(key) for key in content] if isinstance(content, dict) else []
+            inside = (
+                [_named(name) for part in content.values() if isinstance(part, dict) for name in part] if keys else []
+            )
+            project = project_of(keys + inside)
+            looks = f"; the weights look like those of {project}, which is not supported" if project else ""
+            holds = f"the keys {some(keys)}" if keys else f"a {type(content).__name__}"
+            raise InputError(f"{path} holds {holds}, expected {expected}{looks}")
         state = content["state_dict"]
         foreign = [_named(key) for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
         if foreign:
-            raise InputError(f"{path}: not a tensor at state_dict keys {', '.join(foreign)}")
+            raise InputError(f"{path} has other objects than tensors at the state_dict keys {some(foreign)}")
         size = sum(bytes_of(value) for value in state.values())
         if size > _LARGEST:
             raise InputError(f"{path} has {size / 2**30:.3g} GiB of tensors, expected at most {_LARGEST >> 30} GiB")
         odd = [f"{key} ({value.dtype})" for key, value in state.items() if value.dtype.is_complex]
         if odd:
-            raise InputError(f"{path}: no real numbers at state_dict keys {', '.join(odd)}")
-        return {key.removeprefix("module."): value.detach().resolve_neg().float() for key, value in state.items()}
+            raise InputError(f"{path} has no real numbers at the state_dict keys {some(odd)}")
+        weights = {key.removeprefix("module."): value.detach().resolve_neg().float() for key, value in state.items()}
+    return weights, content
 
 
 def _named(key: object) -> str:
@@ -128,6 +171,7 @@ def convert_bcnet(bpm: str | os.PathLike, abi: str | os.PathLike, config: Config
         stored = {key: value for key, value in read_release(path).items() if f"{part}.{key}" not in UNUSED}
         if any(key.startswith(keys_of_other) for key in stored):
             raise InputError(f"{path} is the other network, expected {part.upper()}; swap --bpm and --abi")
+        _require_kind(stored, f"BCNet ({part.upper()})", path)
         for key, table in module.state_dict().items():
             if key.endswith(".pe"):
                 given = stored[key] if key in stored else table
@@ -144,7 +188,8 @@ def convert_bmn(path: str | os.PathLike, config: Config) -> tuple[dict[str, Tens
     (`geometry.proposal_map`) and the longest proposal; otherwise both are those of `config`. The mask is a constant and
     is dropped. InputError: the mask fits no map layout or has another T than `config`, or keys do not fit.
     """
-    state = _read_only(path, "BMN")
+    state = read_release(path)
+    _require_kind(state, "BMN", path)
     mask = state.pop("sample_mask", None)
     model = config.model
     assert isinstance(model, BMNConfig)
@@ -169,7 +214,8 @@ def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Ten
     Channels, bins and the kernel size over the map follow from the weights. T and D, on which no weight depends, are
     those of `config`. InputError lists keys that do not fit.
     """
-    state = _read_only(path, "G-TAD")
+    state = read_release(path)
+    _require_kind(state, "G-TAD", path)
     model = config.model
     assert isinstance(model, GTADConfig)
     base_channels = _size(state, "backbone1.0.weight", 0, model.base_channels)
@@ -194,18 +240,87 @@ def convert_gtad(path: str | os.PathLike, config: Config) -> tuple[dict[str, Ten
     return state, config
 
 
-def _read_only(path: str | os.PathLike, kind: str) -> dict[str, Tensor]:
-    """`read_release`. InputError: parameter names show the weights of another network than `kind`."""
-    state = read_release(path)
-    found = next((known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)), kind)
-    if found == OPENTAD:
-        raise InputError(
-            f"{path} has weights of OpenTAD, expected those of {kind}; OpenTAD is not supported: its BMN samples half "
-            "as many channels, its G-TAD other intervals, and both have other layers and swap the scores"
-        )
-    if found != kind:
-        raise InputError(f"{path} has weights of {found}, expected those of {kind}; give it to {FLAGS[found]}")
-    return state
+def convert_pgcn(path: str | os.PathLike, preset: str | None) -> tuple[dict[str, Tensor], SecondStageConfig]:
+    """State dict of `networks.reference.pgcn.PGCN` and its configuration, from the public release.
+
+    Channels and classes follow from the weights. preset: None takes the preset with as many classes. InputError: keys
+    do not fit, no preset has as many classes, or `reg_stats` is something else than two means and deviations.
+    """
+    state, content = _read(path)
+    _require_kind(state, "P-GCN", path)
+    model = PGCNConfig()
+    model = replace(
+        model,
+        classes=_size(state, "completeness_fc.weight", 0, model.classes),
+        feature_dim=_size(state, "Act_GCN.gc1.weight", 0, model.feature_dim),
+        hidden=_size(state, "Act_GCN.gc1.weight", 1, model.hidden),
+    )
+    return state, _second_stage(state, content, model, preset, path)
+
+
+def convert_muses(path: str | os.PathLike, preset: str | None) -> tuple[dict[str, Tensor], SecondStageConfig]:
+    """State dict of `networks.reference.muses.MUSES` and its configuration, as `convert_pgcn`."""
+    state, content = _read(path)
+    _require_kind(state, "MUSES-Net", path)
+    model = MUSESConfig()
+    inner, outer = (
+        _size(state, f"backbone.layers.{layer}.branches.0.weight", 0, default)
+        for layer, default in zip((0, 2), model.channels, strict=True)
+    )
+    model = replace(
+        model,
+        classes=_size(state, "roi_head.completeness_fc.weight", 0, model.classes),
+        feature_dim=_size(state, "backbone.layers.0.branches.0.weight", 1, model.feature_dim),
+        channels=(inner, outer),
+        head_width=_size(state, "roi_head.Act_MLP.0.weight", 0, model.head_width),
+    )
+    return state, _second_stage(state, content, model, preset, path)
+
+
+def _second_stage(
+    state: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    model: PGCNConfig | MUSESConfig,
+    preset: str | None,
+    path: str | os.PathLike,
+) -> SecondStageConfig:
+    presets = SECOND_STAGE_PRESETS[model.name]
+    if preset is None:
+        fitting = [name for name, config in presets.items() if config.model.classes == model.classes]
+        if not fitting:
+            raise InputError(f"{path} scores {model.classes} classes, expected --preset with {alternatives(presets)}")
+        preset = fitting[0]
+    if preset not in presets:
+        raise InputError(f"--preset is {preset}, expected {alternatives(presets)} for {model.name}")
+    with shapes_only():
+        network = SECOND_STAGE[model.name](model)
+    check_state(network, state, str(path))
+    return replace(presets[preset], model=model, regression=_regression_stats(content.get("reg_stats"), path))
+
+
+def _regression_stats(stored: Any, path: str | os.PathLike) -> RegressionStats | None:
+    if stored is None:
+        return None
+    if not isinstance(stored, Tensor) or stored.shape != (2, 2) or not stored.isfinite().all():
+        found = f"a tensor {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__
+        raise InputError(f"{path}: reg_stats is {found}, expected finite means and deviations [2, 2]")
+    (centre, size), (centre_std, size_std) = stored.double().tolist()
+    return RegressionStats((centre, size), (centre_std, size_std))
+
+
+def _require_kind(state: Mapping[str, Tensor], kind: str, path: str | os.PathLike) -> None:
+    """InputError: parameter names show that the weights are not those of the network `kind`."""
+    found = [known for prefix, known in KINDS.items() if any(key.startswith(prefix) for key in state)]
+    if kind in found:
+        return
+    expected = f"expected those of {kind}"
+    if found:
+        raise InputError(f"{path} has weights of {found[0]}, {expected}; give it to {FLAGS[found[0]]}")
+    project = project_of(state)
+    if project is None:
+        raise InputError(f"{path} has weights of an unknown network ({some(list(state))}), {expected}")
+    why = f": {DIFFERENCES[project]}" if project in DIFFERENCES else ""
+    raise InputError(f"{path} has weights of {project}, {expected}; {project} is not supported{why}")
 
 
 def _size(state: Mapping[str, Tensor], name: str, axis: int, otherwise: int) -> int:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ..errors import BackendError
-from . import native as _native
+from ..text import alternatives
+from . import native
 
 BACKENDS = ("auto", "reference", "native", "triton")
 # On CUDA only, and only by "auto": inputs are copied to the host, and the native code runs there.
@@ -53,7 +54,7 @@ def requested() -> str:
     """
     name = _override.get() or os.environ.get(VARIABLE) or "auto"
     if name not in (*BACKENDS, HOST):
-        raise BackendError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+        raise BackendError(f"backend is {name!r}, expected {alternatives(BACKENDS)}")
     return name
 
 
@@ -84,9 +85,9 @@ def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | N
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and device.type == "cuda":
-        return _native.cuda_problem(device.index or 0)
+        return native.cuda_problem(device.index or 0)
     if backend in ("native", HOST):
-        return _native.reason
+        return native.reason
     if backend == "triton":
         return _triton_problem(device)
     return None
@@ -126,7 +127,7 @@ def choose(op: str, device: torch.device, dtype: torch.dtype | None = None) -> s
         return chosen
     why = unusable(op, name, device, dtype)
     if why is not None:
-        raise BackendError(f"backend {name!r} was asked for, but {why}")
+        raise BackendError(f"backend {name!r} cannot be used: {why}")
     return name
 
 

@@ -129,7 +129,9 @@ def read_results(path: str | os.PathLike) -> Results:
     content = parse_json(text, path, expected, unique_keys=False)
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         found = f"the keys {', '.join(list(content)[:5])}" if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} has {found}, expected {expected}")
+        annotations = isinstance(content, dict) and "database" in content
+        looks = "; it looks like an annotation file, which --ground-truth takes" if annotations else ""
+        raise InputError(f"{path} has {found}, expected {expected}{looks}")
     if not content["results"]:
         raise InputError(f"{path} has no video, expected {expected}")
     with readable(path, expected):

@@ -16,9 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..config import Config
+from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
 from .files import atomic_path, parse_json, readable, require_file
+from .foreign import project_of
 
 FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
@@ -26,7 +27,7 @@ TRAINING_FORMAT = "bcnet_fast_training"  # metadata key of a training state
 _FLOATS = ("F32", "F16", "BF16", "F64")  # dtypes of weights
 
 
-def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config) -> None:
+def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config | SecondStageConfig) -> None:
     """Write weights and configuration, atomically. InputError: the file cannot be written."""
     _save(path, state, FORMAT, config.to_dict())
 
@@ -76,12 +77,32 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
 
 
 def read_config(path: str | os.PathLike) -> Config:
-    """The configuration of a checkpoint. InputError names the file when it is missing, damaged, or something else."""
+    """The configuration of a checkpoint of a proposal network.
+
+    InputError names the file when it is missing, damaged, or something else.
+    """
+    config = read_any_config(path)
+    if isinstance(config, SecondStageConfig):
+        raise InputError(
+            f"{path} has weights of {config.model.name}, which scores proposals of another network; "
+            f"expected a network that makes proposals ({', '.join(SYSTEMS)})"
+        )
+    return config
+
+
+def read_any_config(path: str | os.PathLike) -> Config | SecondStageConfig:
+    """The configuration of a checkpoint of any network. InputError as `read_config` raises it."""
     with _opened(path) as file:
-        metadata = file.metadata() or {}
+        metadata, names = file.metadata() or {}, list(file.keys())
+    if TRAINING_FORMAT in metadata:
+        raise InputError(f"{path} is the state of a training, expected {EXPECTED}, such as best.safetensors beside it")
     if FORMAT not in metadata:
-        raise InputError(f"{path} has no configuration in its metadata, expected {EXPECTED}")
-    return Config.from_dict(parse_json(metadata[FORMAT], path, "a configuration in the metadata"), str(path))
+        project = project_of(names)
+        looks = f"; the weights look like those of {project}" if project else ""
+        raise InputError(f"{path} has no configuration in its metadata, expected {EXPECTED}{looks}")
+    values = parse_json(metadata[FORMAT], path, "a configuration in the metadata")
+    kind = SecondStageConfig if is_second_stage(values) else Config
+    return kind.from_dict(values, str(path))
 
 
 class StoredWeights(Mapping[str, Tensor]):

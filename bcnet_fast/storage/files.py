@@ -17,6 +17,7 @@ from typing import Any, TextIO
 
 from ..errors import InputError
 from ..text import brief
+from .foreign import content_of
 
 LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
 _PART = 1 << 20  # bytes read or unpacked at once
@@ -43,8 +44,8 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
     if not path.exists():
-        found = " is a link to nothing" if path.is_symlink() else ": no such file"
-        raise InputError(f"{path}{found}, expected {expected}")
+        found = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise InputError(f"{path} {found}, expected {expected}")
     if not path.is_file():
         raise InputError(f"{path} is a {'folder' if path.is_dir() else 'device'}, expected {expected}")
     if not os.access(path, os.R_OK):
@@ -67,7 +68,9 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
                     raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MiB of text, expected {expected}")
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not UTF-8 text, expected {expected}") from error
+            raise InputError(
+                f"{path} is not UTF-8 text, expected {expected}{content_of(bytes(content[:64]))}"
+            ) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
 

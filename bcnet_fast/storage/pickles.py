@@ -45,9 +45,14 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # whose message explains how to run the code
+            hint = (
+                "; mmengine (mmaction2) wrote it, see docs/how_to/convert_weights.md"
+                if "mmengine" in str(error)
+                else ""
+            )
             raise InputError(
                 f"{path}: damaged, or holds other objects than tensors; expected tensors only, because pickled code is "
-                "never run"
+                f"never run{hint}"
             ) from error
 
 

@@ -18,12 +18,12 @@ from ..errors import InputError
 from ..geometry.anchors import make_anchors
 from ..geometry.proposal_map import proposal_map
 from ..protocols import Protocol, WindowRules
-from ..text import some
+from ..text import count, some
 from .targets import WindowTargets, map_targets, window_targets
 
 VISIBLE = 0.9  # a training window shows more than this part of some instance, as in the public releases
 _COVERED = 95  # percent of the instances that the longest proposal of fitted sizes covers: 64 snippets on THUMOS14
-_NAMED = 3  # videos in a remark
+_NAMED = 3  # shapes in an error
 # Snippets. Instances farther from a window than this do not change its labels, which look 3 snippets away.
 _MARGIN = 4
 
@@ -97,17 +97,18 @@ def check_subset(
         videos.append(Video(replace(annotation, instances=instances), len(features), segments[reached], stride, kept))
 
     if not videos and failures:
-        more = f" (and {len(failures) - 1} more videos)" if len(failures) > 1 else ""
+        more = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
         raise InputError(f"{next(iter(failures.values()))}{more}")
     if not any(len(video.segments) for video in videos):
-        raise InputError(f"{name}: expected annotated instances, found none in {len(videos)} videos with features")
+        without = f"the {count(len(videos), 'video')} with features have no annotated instance"
+        raise InputError(f"{name}: {without}, expected at least one")
     idle = [video.annotation.id for video in videos if not len(video.segments)]
     remarks = [
         _remark("without features", [identity for identity in annotations if identity not in seen]),
         _remark("without instances", idle),
         *(f"left out: {reason}" for reason in failures.values()),
-        f"{empty} instances without extent dropped" if empty else "",
-        f"{outside} instances lie where there are no features" if outside else "",
+        f"dropped {count(empty, 'instance')} without extent" if empty else "",
+        f"dropped {count(outside, 'instance')} outside of the features" if outside else "",
     ]
     return Subset(name, videos, [f"{name}: {remark}" for remark in remarks if remark])
 
@@ -140,11 +141,12 @@ def fitted_sizes(
             continue  # `check_subset` reports it
     common = set.intersection(*map(set, shapes)) - {1} if shapes else set()
     if feature_dim is None and len(common) != 1:
-        found = ", ".join(map(str, shapes[:_NAMED])) or "none that can be read"
-        raise InputError(
-            f"--fit: expected arrays that have the length of exactly one axis in common, found the shapes {found}; "
-            "say which it is by --set model.feature_dim=C"
-        )
+        expected = "expected exactly one axis of the same length in all"
+        if shapes:
+            found = f"has arrays of the shapes {', '.join(str(list(shape)) for shape in shapes[:_NAMED])}"
+        else:
+            found = f"has no readable array of the {count(len(annotations), 'training video')}"
+        raise InputError(f"{archive.path} {found}, {expected}; state the width by --set model.feature_dim=C")
     fitted = {"model": {"feature_dim": common.pop() if feature_dim is None else feature_dim}}
     if lengths:
         longest = max(8, 8 * math.ceil(np.percentile(lengths, _COVERED) / 8))
@@ -154,7 +156,7 @@ def fitted_sizes(
 
 
 def _remark(what: str, names: Sequence[str]) -> str:
-    return f"{len(names)} videos {what} ({some(names)})" if names else ""
+    return f"{count(len(names), 'video')} {what} ({some(names)})" if names else ""
 
 
 def as_seen(features: np.ndarray, config: Config) -> np.ndarray:
@@ -196,8 +198,8 @@ class TrainingWindows(Dataset):
             self.windows += [(number, start) for start in starts if _shows_an_instance(video, start, window)]
         if not self.windows:
             raise InputError(
-                f"model.window: expected windows that show more than {VISIBLE:.0%} of an instance, found none among "
-                f"{self.considered} windows of {window} snippets; take a longer one"
+                f"none of {count(self.considered, 'window')} of {window} snippets shows more than {VISIBLE:.0%} of an "
+                "instance, expected a longer model.window"
             )
         self.starts = [start for _, start in self.windows]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ from ..config import Config, TrainConfig
 from ..data.source import ReadLimits
 from ..data.timing import TimeOptions
 from ..errors import InputError
-from ..presets import PRESETS
+from ..presets import FITTED, PRESETS
 from ..storage.files import read_toml
 
 FEWEST_STEPS = 150  # optimizer steps of a training with --fit
@@ -23,7 +22,8 @@ Settings = dict[str, dict[str, Any]]  # {section: {name: value}}, as `Config.ove
 class TrainOptions:
     """Options of `train`. A field has the meaning of the flag of `python -m bcnet_fast.train` with the same name.
 
-    `settings` holds the values of --set. Without `features`, synthetic videos are generated.
+    `settings` holds the values of --set and of its short names such as --epochs. Without `features`, synthetic videos
+    are generated.
     """
 
     preset: str
@@ -44,20 +44,25 @@ class TrainOptions:
     device: str = "auto"
     workers: int = 0
 
+    @property
+    def fits(self) -> bool:
+        """Whether sizes and epochs follow from the data, as the preset `small` always has it."""
+        return self.fit or self.preset == FITTED
+
 
 def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Config:
-    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set."""
+    """Settings of the preset, overridden by --fit, then by the TOML file, then by --set and its short names."""
     config = PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
     if options.config:
         config = config.override(read_toml(options.config), options.config)
     return config.override(options.settings, "--set")
 
 
-def stated_feature_dim(options: TrainOptions) -> int | None:
-    """Channels C, if --set or the TOML file states them."""
-    stated: list[Mapping[str, Any]] = [options.settings, read_toml(options.config) if options.config else {}]
-    widths = [settings.get("model", {}).get("feature_dim") for settings in stated]
-    return next((width for width in widths if width is not None), None)
+def stated(options: TrainOptions, section: str, name: str) -> Any:
+    """The value of a setting in --set, its short names or the TOML file; None: only the preset has one."""
+    files = [options.settings, read_toml(options.config) if options.config else {}]
+    values = [settings.get(section, {}).get(name) for settings in files]
+    return next((value for value in values if value is not None), None)
 
 
 def fitted_epochs(preset: TrainConfig, batch_size: int, windows: int) -> dict[str, int]:

@@ -18,13 +18,23 @@ from ..errors import InputError
 from ..inference.model import load, resolve_device
 from ..ops import native
 from ..presets import PRESETS
+from ..progress import clock
 from ..protocols import protocol_for
 from ..text import count, shown
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
-from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated_feature_dim
-from .run_folder import Run
-from .subsets import open_archive, read_subsets, require_width, select_annotations, with_synthetic_videos
+from .learning_curve import learning_curve
+from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated
+from .run_folder import Run, require_usable
+from .subsets import (
+    open_archive,
+    read_subsets,
+    require_stride,
+    require_width,
+    select_annotations,
+    with_features,
+    with_synthetic_videos,
+)
 from .trainer import Trainer
 from .validation import SHOWN_AN, validate
 
@@ -34,7 +44,9 @@ def train(options: TrainOptions) -> None:
 
     InputError: a file or option cannot be used.
     """
-    resolve_config(options)  # wrong settings are an error before synthetic videos are generated
+    # What is wrong is an error before any file is read and before synthetic videos are generated.
+    resolve_config(options)
+    require_usable(options.output, resume=options.resume)
     device = _device_of_this_process(options.device)
     with Processes.join(device) as processes:
         if options.features is None:
@@ -58,7 +70,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     """Train on existing features and annotations, in processes that have already joined."""
     config = resolve_config(options)
     chosen = select_annotations(options, config)
-    fitted = _fitted(options, config, chosen[0]) if options.fit else {}
+    fitted = _fitted(options, config, chosen[0]) if options.fits else {}
     config = resolve_config(options, fitted)
     require_covered(config)
     protocol = protocol_for(options.protocol, config)
@@ -68,7 +80,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         options, config, archive, chosen, protocol.windows, quiet=not processes.first
     )
     windows = TrainingWindows(archive, training.videos, config, protocol)
-    if options.fit:
+    if options.fits:
         preset = PRESETS[options.model][options.preset].train
         epochs = fitted_epochs(preset, config.train.batch_size, len(windows))
         config = resolve_config(options, fitted | {"train": epochs})
@@ -84,6 +96,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         if note := native.missing_note():
             print(f"note: {note}", file=sys.stderr)
         _print_summary(options, config, training, validation, windows, trainer, done)
+    began = time.perf_counter()
     for epoch in range(done, epochs):
         started = time.perf_counter()
         losses = trainer.epoch(windows, epoch, options.workers)
@@ -100,9 +113,11 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         row |= {f"AR@{an}": 100 * recall.at(an) for an in SHOWN_AN} | {"AUC": recall.auc}
         better = output.finish_epoch(row, trainer.weights(), trainer.state())
         numbers = ", ".join(f"{name} {row[name]:.2f}" for name in (*(f"AR@{an}" for an in SHOWN_AN), "AUC"))
+        now = time.perf_counter()
+        left = (now - began) / (epoch + 1 - done) * (epochs - epoch - 1)
         print(
             f"epoch {epoch + 1}/{epochs}: loss {losses['total']:.4f}, {numbers}{' (best)' if better else ''}, "
-            f"{time.perf_counter() - started:.0f} s",
+            f"{now - started:.0f} s" + (f", {clock(left)} left" if epoch + 1 < epochs else ""),
             flush=True,
         )
         for failure in failures:
@@ -110,12 +125,23 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     if processes.first:
         number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
         print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")
+        _draw(output)
 
 
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:
     archive = open_archive(options, config, None)
     times = options.time.resolver(config, archive, known=training)
-    return fitted_sizes(archive, training, times, stated_feature_dim(options))
+    require_stride(options, times, with_features(archive, "training", training))
+    return fitted_sizes(archive, training, times, stated(options, "model", "feature_dim"))
+
+
+def _draw(output: Run) -> None:
+    try:
+        learning_curve(output.rows, output.folder / "learning_curve.png")
+    except ImportError:
+        print(
+            "note: no learning_curve.png, which needs: pip install matplotlib; log.csv has its numbers", file=sys.stderr
+        )
 
 
 def _digest(windows: TrainingWindows) -> str:
@@ -139,7 +165,9 @@ def _print_summary(
 ) -> None:
     lengths = np.concatenate([video.lengths() for video in training.videos])
     model, longer = config.model, int((lengths > config.model.max_duration).sum())
-    steps = len(trainer.batches(len(windows), done))
+    steps, settings = len(trainer.batches(len(windows), done)), config.train
+    decay = f", multiplied by {settings.decay_factor:g} every {count(settings.decay_every, 'epoch')}"
+    decay = decay if settings.decay_every < settings.epochs else ""
     size = sum(parameter.numel() for parameter in trainer.parameters.values())
     validated = sum(len(video.annotation.instances) for video in validation.videos)
     constraint = "with" if model.background_constraint else "without"
@@ -149,6 +177,7 @@ def _print_summary(
         f"training: {count(len(training.videos), 'video')}, {count(len(lengths), 'instance')}, {len(windows)} of "
         f"{windows.considered} windows of {model.window} snippets (those that show an instance), "
         f"{count(steps, 'step')} per epoch",
+        f"epochs: {settings.epochs}, learning rate {settings.learning_rate:g}{decay}",
         f"validation: {count(len(validation.videos), 'video')}, {count(validated, 'instance')}",
         f"training instances: half last up to {np.median(lengths):.1f} snippets, 95 % up to "
         f"{np.percentile(lengths, 95):.1f}, all up to {lengths.max():.1f}; {longer} are longer than model.max_duration "

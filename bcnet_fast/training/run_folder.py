@@ -2,8 +2,9 @@
 
     best.safetensors    the checkpoint of the epoch with the highest validation AUC
     last.safetensors    that of the last finished epoch
-    state.safetensors   weights, the optimizer's moments and the log so far: what --resume goes on from
+    state.safetensors   weights, the optimizer's moments and the log so far: what --resume continues from
     log.csv             the losses and the validation recall of every epoch
+    learning_curve.png  the same as a picture, once all epochs are done
     tensorboard/        the same for TensorBoard, where it is installed
 
 Every file is replaced as a whole, the state as the last one: after a kill at any moment, the epoch that was not
@@ -32,10 +33,13 @@ Row = dict[str, float]
 _STATE = "state.safetensors"
 
 
-def require_new(folder: str | os.PathLike) -> None:
-    """InputError if there is a training in the folder."""
-    if (Path(folder) / _STATE).exists():
-        raise InputError(f"{folder}: holds a training; go on with --resume, or take another --output")
+def require_usable(folder: str | os.PathLike, *, resume: bool) -> None:
+    """InputError: the folder is a file, or it holds a training that is not to be resumed."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output {folder} is a file, expected a folder for the training")
+    if not resume and any((folder / name).exists() for name in (_STATE, "best.safetensors")):
+        raise InputError(f"{folder} holds a training; continue it with --resume, or choose another --output")
 
 
 class Run:
@@ -52,12 +56,11 @@ class Run:
         return self.folder / f"{name}.safetensors"
 
     def begin(self, *, resume: bool) -> dict[str, Tensor] | None:
-        """Check that the folder can be used; returns the tensors to go on from, or None for a new training.
+        """Check that the folder can be used; returns the tensors to continue from, or None for a new training.
 
         InputError: a training is there already, or one of other settings is to be resumed.
         """
-        if not resume:
-            require_new(self.folder)
+        require_usable(self.folder, resume=resume)
         state = self.folder / _STATE
         if not state.exists():
             return None
@@ -74,7 +77,9 @@ class Run:
         before["config"] = _as_json(Config.from_dict(before["config"], str(state)).to_dict())
         differences = _differences(before, self.settings)
         if differences:
-            raise InputError(f"{state}: expected a training of the same settings, found other {'; '.join(differences)}")
+            raise InputError(
+                f"{state} is of a training with other settings, expected the same: {'; '.join(differences)}"
+            )
         self.rows = rows
         return tensors
 
@@ -132,11 +137,13 @@ def _tensorboard(folder: Path, epoch: int) -> Any:
 
 
 def _differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """Settings that differ, as text; more epochs may be asked for."""
+    """Settings that differ, as text; the number of epochs may change."""
     if name == "config.train.epochs" or before == now:
         return []
     if name == "config.trained_on" and before is None:  # of an older version, which did not store it
         return []
+    if name == "windows":  # a digest
+        return ["windows (of other videos, instances or times)"]
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         return [

@@ -16,14 +16,14 @@ from ..data.features import FeatureArchive, iterate, open_features
 from ..data.synthetic import SyntheticConfig, make_videos, statistics_of, write_dataset
 from ..data.timing import TimeResolver
 from ..errors import InputError
+from ..presets import DATA_SETS
 from ..progress import progress
 from ..protocols import WindowRules
 from ..storage.files import require_writable
-from ..text import count
+from ..text import count, some
 from .dataset import Subset, check_subset
 from .distributed import Processes
-from .options import TrainOptions
-from .run_folder import require_new
+from .options import TrainOptions, stated
 
 KEPT_BYTES = 2 << 30  # limit of training features in memory; others are read again for every window
 SYNTHETIC_VIDEOS = {"training": 120, "validation": 40}
@@ -35,14 +35,12 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
     InputError: a flag requires --features.
     """
     if options.preset != "synthetic":
-        raise InputError("--features is required; only --preset synthetic generates videos")
+        raise InputError(f"--features is required with --preset {options.preset}; only synthetic generates videos")
     for flag, value in (("--val-annotations", options.val_annotations), ("--val-subset", options.val_subset)):
         if value is not None:
             raise InputError(f"{flag} requires --features")
     if options.train_subset is not None and options.annotations is None:
         raise InputError("--train-subset requires --annotations")
-    if not options.resume:
-        require_new(options.output)  # the videos of an existing training must not be replaced
     kind, like = SyntheticConfig(), "THUMOS14"
     if options.annotations is not None:
         real, like = read_annotations(options.annotations), options.annotations
@@ -87,7 +85,11 @@ def _select(
     try:
         return in_subset(annotations, wanted or usual, path)
     except InputError as error:
-        raise InputError(f"{error}; choose one with {flag}, or give --val-annotations") from error
+        has_subsets = any(video.subset for video in annotations.values())
+        hint = (
+            f"choose one with {flag}, or give" if has_subsets else "give the validation videos a file of their own with"
+        )
+        raise InputError(f"{error}; {hint} --val-annotations") from error
 
 
 def open_archive(options: TrainOptions, config: Config, feature_dim: int | None) -> FeatureArchive:
@@ -110,7 +112,7 @@ def require_width(archive: FeatureArchive, config: Config, training: Mapping[str
     if config.model.feature_dim not in stored.shape:
         raise InputError(
             f"{stored.path} has shape {list(stored.shape)}, expected {config.model.feature_dim} channels; "
-            "set model.feature_dim with --set, or use --fit"
+            "state the width by --set model.feature_dim=C, or add --fit"
         )
 
 
@@ -123,21 +125,53 @@ def read_subsets(
     *,
     quiet: bool,
 ) -> tuple[Subset, Subset, TimeResolver]:
-    """Read every video of both subsets; also return the times of their snippets. InputError: a subset is empty."""
+    """Read every video of both subsets; also return the times of their snippets.
+
+    InputError: a subset is empty, or the stride of the features is unknown.
+    """
     times = options.time.resolver(config, archive, known={**chosen[1], **chosen[0]})
+    require_stride(options, times, [video for video in archive.ids if video in times.table])
     subsets = []
     for name, videos, kept in zip(("training", "validation"), chosen, (KEPT_BYTES, 0), strict=True):
-        here = [video for video in archive.ids if video in videos]
-        if not here:
-            raise InputError(
-                f"{options.features} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
-                f"expected {name} videos, such as {next(iter(videos))!r}"
-            )
+        here = with_features(archive, name, videos)
         features = iterate(archive, here, workers=options.workers)
         loaded = progress(features, len(here), f"{name} videos read", hidden=quiet)
         subsets.append(check_subset(name, videos, loaded, times, rules, kept_bytes=kept))
-    ids = [video for subset in subsets for video in subset.truth]
-    if not quiet and not config.data.rescale and any(times.facts(video).row_stride is None for video in ids):
+    if not quiet and _without_stride(times, [video for subset in subsets for video in subset.truth]):
         stride = f"{config.data.stride:g} video frames between rows, as in preset {config.preset}"
-        print(f"note: --stride is not given; assuming {stride}", file=sys.stderr)
+        print(f"note: without --stride, assuming {stride}", file=sys.stderr)
     return *subsets, times
+
+
+def with_features(archive: FeatureArchive, name: str, videos: Mapping[str, VideoAnnotation]) -> list[str]:
+    """The annotated videos of a subset that have features. InputError: none has."""
+    here = [video for video in archive.ids if video in videos]
+    if not here:
+        raise InputError(
+            f"{archive.path} has {count(len(archive.ids), 'video')}, such as {archive.ids[0]!r}, "
+            f"expected {name} videos, such as {next(iter(videos))!r}"
+        )
+    return here
+
+
+def require_stride(options: TrainOptions, times: TimeResolver, videos: Sequence[str]) -> None:
+    """InputError: the stride of some of `videos` is unknown, and the preset is not one of a public data set.
+
+    The stride of such a preset belongs to the public features. For any other features it would be a guess, which
+    moves every instance and every proposal in time.
+    """
+    if (options.preset in DATA_SETS and not options.fit) or stated(options, "data", "stride"):
+        return
+    unknown = _without_stride(times, videos)
+    if unknown:
+        table = options.time.times or options.annotations
+        raise InputError(
+            f"--stride is required: {table} does not state the video frames between the feature rows of "
+            f"{count(len(unknown), 'video')} ({some(unknown)}); "
+            f"`bcnet inspect {options.features} --times {table}` shows the number"
+        )
+
+
+def _without_stride(times: TimeResolver, videos: Sequence[str]) -> list[str]:
+    """Videos whose stride only the preset states. Rescaled videos need none."""
+    return [video for video in videos if not times.config.data.rescale and times.facts(video).row_stride is None]

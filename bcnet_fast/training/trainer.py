@@ -11,6 +11,7 @@ the gradient of the joint batch, for any loss.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -42,7 +43,7 @@ def build_network(config: ModelConfig) -> nn.Module:
     try:
         network = models.build(config)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"model: expected sizes that go together, found {error}") from error
+        raise InputError(f"the settings of model do not fit together: {error}") from error
     if isinstance(config, BCNetConfig):
         initialise(network)
     return network
@@ -170,8 +171,10 @@ class Trainer:
             )
 
         steps = zip(batches, loader, strict=True)
+        # In a log file, the line at the end of the epoch is enough.
+        hidden = not (self.processes.first and sys.stderr.isatty())
         for batch, (features, targets) in progress(
-            steps, len(batches), f"steps of epoch {epoch + 1}", note, hidden=not self.processes.first
+            steps, len(batches), f"steps of epoch {epoch + 1}", note, hidden=hidden
         ):
             rows = [len(part) for part in np.array_split(batch, self.processes.count)]
             features = features.to(self.device, non_blocking=True)
@@ -186,8 +189,8 @@ class Trainer:
         means = dict(zip(names, (total / done).tolist(), strict=True))
         if not all(np.isfinite(list(means.values()))):
             raise InputError(
-                f"train.learning_rate: expected one with which the loss stays finite, found {means['total']} in epoch "
-                f"{epoch + 1} with {self.learning_rate(epoch):g}"
+                f"the loss is {means['total']} in epoch {epoch + 1} with learning rate {self.learning_rate(epoch):g}, "
+                "expected a finite number; lower --learning-rate"
             )
         return means
 

@@ -31,8 +31,7 @@ from bcnet_fast.inference.model import Model
 from bcnet_fast.networks.outputs import BCNetOutput, MapOutput, Output
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.releases import convert_bcnet
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import use_backend
+from bcnet_fast.ops import native, use_backend
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.proposals import ProposalGenerator, WindowProposals
 from bcnet_fast.proposals.candidates import cell_candidates, match_candidates
@@ -348,7 +347,7 @@ def variants(device: str, system: str) -> dict[str, Callable[[Path, str], System
     precisions = ["fp32", "bf16"]
     if device == "cuda":
         precisions.append("fp16")  # in which a window takes PyTorch minutes on most processors
-    elif _native.module and system == "bcnet":
+    elif native.module and system == "bcnet":
         precisions.append("int8")
     return found | {f"bcnet_fast {name}": engine(name) for name in precisions}
 

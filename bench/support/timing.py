@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 
 
 class Timing(NamedTuple):
@@ -41,7 +41,7 @@ def keep_freed_memory() -> None:
 def timed_extension(names: Iterable[str], record: Callable[..., None]) -> Iterator[None]:
     """Inside the block, these functions of the native extension tell each call: record(name, seconds, *arguments,
     **options)."""
-    module = _native.module
+    module = native.module
 
     def timed(name: str) -> Callable[..., Any]:
         function = getattr(module, name)
@@ -55,11 +55,11 @@ def timed_extension(names: Iterable[str], record: Callable[..., None]) -> Iterat
         return call
 
     plain = {name: getattr(module, name) for name in dir(module)}
-    _native.module = SimpleNamespace(**plain | {name: timed(name) for name in names})
+    native.module = SimpleNamespace(**plain | {name: timed(name) for name in names})
     try:
         yield
     finally:
-        _native.module = module
+        native.module = module
 
 
 def alternate(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from contact.runner import Run
 from contact.steps import STEPS
 from helpers.backends import needs_triton
 from helpers.paths import ROOT
+from helpers.sweeps import sweep
 
 FAKE = ROOT / "tests" / "helpers" / "fake_cuda.py"
-FIRST = ("environment", "add_layer_norm", "soft_nms", "engine_graphs", "engine_streams", "engine_threads", "kernels")
+FIRST = ("environment", "add_layer_norm", "engine_graphs")
 # Processes of their own, a second device, compilers, and the device that the doctor's backends ask for are not faked.
 NOT_FAKED = ("doctor", "sanitizer", "engine_exit", "engine_devices", "rival_tensorrt", "rival_compile")
 OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAKED))
@@ -19,8 +19,7 @@ OTHERS = tuple(step.name for step in STEPS if step.name not in (*FIRST, *NOT_FAK
 pytestmark = needs_triton("add_layer_norm")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("names", [FIRST, OTHERS], ids=["first", "others"])
+@sweep("names", [FIRST, OTHERS], ids=["first", "others"])
 def test_steps_run_on_a_device_that_passes_for_a_gpu(tmp_path, names):
     steps = [
         dataclasses.replace(
@@ -40,4 +39,5 @@ def test_steps_run_on_a_device_that_passes_for_a_gpu(tmp_path, names):
         assert results["environment"].facts["device"].startswith("NVIDIA H100")
         assert {row["precision"] for row in results["engine_graphs"].rows} == {"fp32", "tf32", "fp16", "bf16"}
         assert all(row["graph"] and row["side stream"] for row in results["add_layer_norm"].rows)
+    else:
         assert "kernels_tf32.csv" in results["kernels"].files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -35,9 +36,9 @@ def _times(path: Path, text: str) -> str:
     return str(path)
 
 
-def _flags(output: str) -> str:
-    """The line of flags for infer."""
-    return output.split("flags for python -m bcnet_fast.infer\n")[1].splitlines()[0].strip()
+def _flags(output: str, command: str = "infer") -> str:
+    """The line of flags for a command."""
+    return output.split(f"flags for python -m bcnet_fast.{command}\n")[1].splitlines()[0].strip()
 
 
 def test_consistent_archive_gives_the_flags_that_were_used(tmp_path, capsys):
@@ -164,12 +165,52 @@ def test_nan_in_every_video_leads_to_no_guess_of_the_width(tmp_path, capsys):
     assert "unusable: 1 video" in errors and "61440 NaN" in errors and "axis" not in output
 
 
-def test_another_width_than_the_preset_needs_its_own_checkpoint(tmp_path, capsys):
+def test_features_of_another_width_than_a_released_network_get_flags_for_training(tmp_path, capsys):
     folder = _folder(tmp_path / "x", {"a": 30}, channels=28)
     assert main([str(folder), "--feature-dim", "28", "--fps", "30", "--stride", "5"]) == 0
+    start = f"--preset small --features {folder} --fps 30 --stride 5"
+    assert _flags(capsys.readouterr().out, "train") == f"{start} --annotations FILE --set model.feature_dim=28"
+    assert main([str(folder), "--preset", "thumos14", "--feature-dim", "28", "--fps", "30", "--stride", "5"]) == 0
     output = capsys.readouterr().out
     note = "these flags run random weights; useful output needs a --checkpoint trained on 28 channels"
     assert f"note: {note}" in output and _flags(output).endswith("--feature-dim 28")
+
+
+def test_the_table_gives_the_width_and_the_stride_of_own_features(tmp_path, capsys):
+    folder = _folder(tmp_path / "my x", {"a": 100, "b": 200}, channels=28)
+    database = {
+        name: {"duration": duration, "fps": 25, "annotations": [{"segment": [1, 9], "label": "run"}]}
+        for name, duration in (("a", 64.3), ("b", 128.1))
+    }
+    table = _times(tmp_path / "truth.json", json.dumps({"database": database}))
+    for preset in ([], ["--preset", "small"]):
+        assert main([str(folder), "--times", table, *preset]) == 0
+        output = capsys.readouterr().out
+        assert f"{table}: has 2 of 2 videos" in output and "with remarks: 0 videos" in output
+        assert "note: 2 videos (a, b): the stated durations fit 16 frames per row: --stride 16" in output
+        flags = f"--preset small --features '{folder}' --stride 16 --annotations {table}"
+        assert _flags(output, "train") == flags
+
+
+@pytest.mark.parametrize("times", [False, True])
+def test_a_stride_that_nothing_states_is_missing_and_not_guessed(tmp_path, capsys, times):
+    folder = _folder(tmp_path / "x", {"a": 100, "b": 90}, channels=28)
+    table = ["--times", _times(tmp_path / "t.csv", "video,fps\na,25\nb,30\n")] if times else []
+    assert main([str(folder), "--preset", "small", *table]) == 0
+    output = capsys.readouterr().out
+    assert "note: missing: --stride, the video frames from one row to the next, of 2 videos (a, b)" in output
+    assert "time per row: unknown" in output and "--stride" not in _flags(output, "train")
+    assert ("has no known frame rate" in output) != times
+
+
+def test_the_suggested_command_repeats_the_table(tmp_path, capsys):
+    folder = _folder(tmp_path / "x", {"a": 28, "b": 28}, channels=400)
+    table = _times(tmp_path / "my t.csv", "video,fps,duration\na,25,9\nb,25,9\n")
+    assert main([str(folder), "--times", table, "--every", "2"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "python -m bcnet_fast.inspect" in line]
+    start = f"python -m bcnet_fast.inspect {folder}"
+    assert f"{start} --feature-dim 28 --every 2 --times '{table}'" in lines
+    assert f"{start} --preset activitynet13 --every 2 --times '{table}'" in lines
 
 
 def test_shapes_alone_need_no_width(tmp_path, capsys):
@@ -236,12 +277,12 @@ def test_the_systems_of_a_data_set_read_features_alike():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "error: nowhere: no such file or folder"),
+        (["nowhere"], "error: nowhere does not exist, expected a file or folder of features"),
         ([".", "--feature-dim", "0"], "error: --feature-dim is 0, expected at least 1"),
         (["x", "--fps", "0"], "error: --fps is 0.0, expected a positive number"),
         (["x", "--videos", "0"], "error: --videos is 0, expected at least 1"),
         (["x", "--workers", "-1"], "error: --workers is -1, expected at least 0"),
-        (["x", "--times", "gone.csv"], "error: gone.csv: no such file, expected ground truth"),
+        (["x", "--times", "gone.csv"], "error: gone.csv does not exist, expected ground truth"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):

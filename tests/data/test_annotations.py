@@ -117,7 +117,7 @@ def _one(**entry: object) -> dict:
     [
         ("", "has the columns ''"),
         ("{", "invalid JSON at line 1"),
-        ("[]", "unknown JSON layout"),
+        ("[]", "has another JSON layout"),
         ({}, "no video"),
         ({"results": {}}, "has entries with unknown keys"),
         ({"clip": {"score": 1}}, r"has entries with unknown keys \(score\)"),
@@ -156,7 +156,7 @@ def test_broken_gzip_missing_file_and_missing_subset_are_named(tmp_path: Path) -
     (tmp_path / "cut.gz").write_bytes(gzip.compress(json.dumps(ACTIVITYNET).encode())[:40])
     with pytest.raises(InputError, match=r"cut\.gz: damaged gzip"):
         read_annotations(tmp_path / "cut.gz")
-    with pytest.raises(InputError, match=r"none\.json: no such file"):
+    with pytest.raises(InputError, match=r"none\.json does not exist"):
         read_annotations(tmp_path / "none.json")
     with pytest.raises(InputError, match="the subsets Validation, training, expected 'test'"):
         _read(tmp_path / "truth", ACTIVITYNET, subset="test")

@@ -154,7 +154,7 @@ def test_two_stream_layout_reports_what_is_missing(tmp_path, rng):
     archive = open_features(tmp_path, feature_dim=2 * C)
     loaded = dict(iterate(archive, archive.ids))
     assert isinstance(loaded["a"], FeatureSequence)
-    assert str(loaded["b"]) == f"{tmp_path / 'rgb_test.h5'}: b: no such dataset"
+    assert str(loaded["b"]) == f"{tmp_path / 'rgb_test.h5'}: b does not exist, expected a dataset of features"
     with pytest.raises(InputError, match=r"flow_test.h5 \+ rgb_test.h5: a has shape \[49, 12\], expected 99 channels"):
         open_features(tmp_path, feature_dim=99).load("a")
 
@@ -162,7 +162,7 @@ def test_two_stream_layout_reports_what_is_missing(tmp_path, rng):
     with pytest.raises(InputError, match="video 'a' is in val and test, expected one subset"):
         open_features(tmp_path, feature_dim=2 * C)
     (tmp_path / "rgb_val.h5").unlink()
-    with pytest.raises(InputError, match=r"rgb_val.h5 is missing, expected it next to flow_val.h5"):
+    with pytest.raises(InputError, match=r"has flow_val.h5 but not rgb_val.h5, expected both"):
         open_features(tmp_path, feature_dim=2 * C)
 
 
@@ -235,7 +235,7 @@ def test_damaged_files_are_refused(tmp_path, rng, suffix, damage):
         path.mkdir()
     message = _refused(path)
     if damage == "missing":
-        assert message == f"{path}: no such file or folder"
+        assert message == f"{path} does not exist, expected a file or folder of features"
 
 
 def test_position_of_a_bad_value_counts_rows_of_the_file(tmp_path):
@@ -279,7 +279,7 @@ def test_several_arrays_need_a_known_name(tmp_path):
 
 
 def test_archives_that_cannot_be_listed_are_refused(tmp_path):
-    assert "has 0 files of other kinds, expected .npy, .npz, .csv, .pt" in _refused(tmp_path)
+    assert "has no file of features, expected .npy, .npz, .csv, .pt" in _refused(tmp_path)
     (tmp_path / "a.h5").touch()
     assert "for an HDF5 archive, give the file itself" in _refused(tmp_path)
     np.save(tmp_path / "a.npy", np.zeros((3, C)))

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bcnet_fast.data.annotations import read_annotations
+from bcnet_fast.data.class_scores import read_class_scores
+
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -38,6 +41,16 @@ def test_train_on_own_data(printed):
     text = printed("train_on_own_data")
     assert "epoch 2/2" in text
     assert re.search(r"^[1-9]\d* proposals for 6 videos$", text, re.MULTILINE)
+
+
+def test_make_example_data(printed):
+    assert "60 videos" in printed("make_example_data")
+    annotations = read_annotations("example/annotations.json")
+    assert {video.subset for video in annotations.values()} == {"training", "validation"}
+    assert {path.stem for path in Path("example/features").glob("*.npy")} == set(annotations)
+    scores = read_class_scores("example/class_scores.csv")
+    assert set(scores.videos) == set(annotations)
+    assert {i.label for video in annotations.values() for i in video.instances} == set(scores.labels)
 
 
 def test_evaluate_results(printed):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast import evaluate, evaluation
@@ -202,8 +203,7 @@ def test_public_recall_and_precision_on_part_of_activitynet(shared: Path, public
     _compare_precision(precision, public["mAP_anet_sub200"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["anet", "anet_uneven", "thumos_dense"])
+@sweep("kind", ["thumos_dense", "anet", "anet_uneven"])
 def test_public_recall_on_generated_proposals(shared: Path, public: dict, kind: str) -> None:
     """Also mAP of the whole ActivityNet validation set, and OpenTAD's recall."""
     annotations = shared / "data/annotations"
@@ -322,7 +322,7 @@ def test_gtad_rule_cuts_to_the_video() -> None:
         pytest.param('{"results": ' + "1" * 5000 + "}", "a number has too many digits", id="digits"),
         pytest.param('{"results": ' + "[" * 200_000, "JSON is nested too deeply", id="nested"),
         ("[1]", "has list, expected"),
-        (None, "no such file"),
+        (None, "does not exist"),
     ],
 )
 def test_evaluate_names_unusable_proposals(tmp_path: Path, content: str | None, message: str, capsys) -> None:
@@ -415,7 +415,7 @@ def test_evaluate_takes_the_only_subset_of_a_file(small_files: list[str], tmp_pa
             ["--class-scores", "SCORES", "--fusion", "gtad", "--top-k", "1"],
             "--top-k is 1, expected no value, because --fusion gtad",
         ),
-        (["--class-scores", "nowhere.npy"], "nowhere.npy: no such file, expected class scores"),
+        (["--class-scores", "nowhere.npy"], "nowhere.npy does not exist, expected class scores"),
         (["--plot", "picture.txt", "--proposals", "not read"], "picture.txt has suffix '.txt', expected .png"),
         (["--plot-format", "pdf", "--proposals", "not read"], "--plot-format is pdf, expected --plot with it"),
         (["--plot", "ar.png", "--plot-format", "pdf", "--proposals", "not read"], "expected no value, because --plot"),

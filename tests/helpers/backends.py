@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bcnet_fast.ops import backends
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import backends, native
 
-needs_native = pytest.mark.skipif(_native.module is None, reason=f"the native extension is not here: {_native.reason}")
+needs_native = pytest.mark.skipif(native.module is None, reason=f"the native extension is not here: {native.reason}")
 NATIVE = pytest.param("native", marks=needs_native)
 
 

@@ -8,12 +8,12 @@ import torch
 from helpers.accuracy import BOUNDS
 from helpers.accuracy import error as tensor_error
 
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 
-if _native.module is None:
-    pytest.skip(str(_native.reason), allow_module_level=True)
+if native.module is None:
+    pytest.skip(str(native.reason), allow_module_level=True)
 
-module = _native.module
+module = native.module
 EPS = 1e-5
 # Rounding errors of a sum of n products grow with sqrt(n): in float32, 4e-7 of all results at n = 256. Sums are made
 # in parts of so many and stay at that, so that two layers are within the bound for one operator.

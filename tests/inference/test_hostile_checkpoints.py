@@ -39,25 +39,55 @@ def checkpoint(path, system: str, section: str, **changes) -> None:
 @pytest.mark.parametrize(
     ("system", "section", "changes", "message"),
     [
-        ("bcnet", "model", {"boundary_layers": 100_000}, "boundary_layers: expected int from 1 to 256, found 100000"),
-        ("bcnet", "model", {"window": 1_000_000}, "window: expected int from 1 to 4096, found 1000000"),
-        ("bcnet", "model", {"bins": 10_000_000}, "bins: expected int from 1 to 1024, found 10000000"),
-        ("bcnet", "model", {"window": 4096, "max_duration": 4096}, "max_duration: expected at most 32768 anchors"),
-        ("bcnet", "model", {"window": 2048, "max_duration": 700}, "max_duration: expected a smaller one, or a smaller"),
-        ("bcnet", "model", {"bins": 1024, "clip_channels": 4096}, "bins: expected smaller weights"),
-        ("bcnet", "model", {"width": 16_384, "heads": 1024, "head_dim": 16_384}, "width: expected smaller weights"),
-        ("bcnet", "model", {"max_duration": 2}, "max_duration: expected at least 3 snippets, found 2"),
-        ("bmn", "model", {"window": 4096}, "window: expected at most 1048576 cells"),
-        ("bmn", "model", {"window": 1024, "bins": 1024}, "window: expected at most 268435456 sampled points"),
-        ("bmn", "model", {"window": 1000, "points_per_bin": 1024}, "window: expected at most 268435456 sampled points"),
-        ("gtad", "model", {"window": 4096, "max_duration": 4096}, "window: expected at most 1048576 cells"),
-        ("gtad", "model", {"window": 1024, "max_duration": 1024}, "window: expected at most 268435456 sampled points"),
-        ("gtad", "model", {"window": 1}, "window: expected at least 2 snippets, found 1"),
-        ("gtad", "model", {"neighbours": 24}, "neighbours: expected at most model.window = 23, found 24"),
-        ("gtad", "model", {"block_groups": 3}, "block_groups: expected a divisor of model.block_channels = 8, found 3"),
-        ("gtad", "proposals", {"sigma": 1e-308}, "sigma: expected a number of at least 1e-09, found 1e-308"),
-        ("gtad", "data", {"offset": 1e300}, "offset: expected a number of at most 1e+09, found 1e+300"),
-        ("bmn", "proposals", {"top": 2**31 - 1}, "top: expected int from 1 to 1000000, found 2147483647"),
+        (
+            "bcnet",
+            "model",
+            {"boundary_layers": 100_000},
+            "boundary_layers is 100000, expected a whole number from 1 to 256",
+        ),
+        ("bcnet", "model", {"window": 1_000_000}, "window is 1000000, expected a whole number from 1 to 4096"),
+        ("bcnet", "model", {"bins": 10_000_000}, "bins is 10000000, expected a whole number from 1 to 1024"),
+        (
+            "bcnet",
+            "model",
+            {"window": 4096, "max_duration": 4096},
+            "max_duration is 4096, expected at most 32768 anchors",
+        ),
+        (
+            "bcnet",
+            "model",
+            {"window": 2048, "max_duration": 700},
+            "max_duration is 700, expected a smaller one, or a smaller",
+        ),
+        ("bcnet", "model", {"bins": 1024, "clip_channels": 4096}, "bins is 1024, expected smaller weights"),
+        (
+            "bcnet",
+            "model",
+            {"width": 16_384, "heads": 1024, "head_dim": 16_384},
+            "width is 16384, expected smaller weights",
+        ),
+        ("bcnet", "model", {"max_duration": 2}, "max_duration is 2, expected at least 3 snippets"),
+        ("bmn", "model", {"window": 4096}, "window is 4096, expected at most 1048576 cells"),
+        ("bmn", "model", {"window": 1024, "bins": 1024}, "window is 1024, expected at most 268435456 sampled points"),
+        (
+            "bmn",
+            "model",
+            {"window": 1000, "points_per_bin": 1024},
+            "window is 1000, expected at most 268435456 sampled points",
+        ),
+        ("gtad", "model", {"window": 4096, "max_duration": 4096}, "window is 4096, expected at most 1048576 cells"),
+        (
+            "gtad",
+            "model",
+            {"window": 1024, "max_duration": 1024},
+            "window is 1024, expected at most 268435456 sampled points",
+        ),
+        ("gtad", "model", {"window": 1}, "window is 1, expected at least 2 snippets"),
+        ("gtad", "model", {"neighbours": 24}, "neighbours is 24, expected at most model.window = 23"),
+        ("gtad", "model", {"block_groups": 3}, "block_groups is 3, expected a divisor of model.block_channels = 8"),
+        ("gtad", "proposals", {"sigma": 1e-308}, "sigma is 1e-308, expected a number of at least 1e-09"),
+        ("gtad", "data", {"offset": 1e300}, "offset is 1e+300, expected a number of at most 1e+09"),
+        ("bmn", "proposals", {"top": 2**31 - 1}, "top is 2147483647, expected a whole number from 1 to 1000000"),
         ("bmn", "model", {"window": 512, "max_duration": 512}, None),
     ],
 )
@@ -94,7 +124,7 @@ def test_weights_that_are_no_floats_are_listed(tmp_path, dtype):
 
 @pytest.mark.parametrize("preset", [["a"], "x" * 81, "a\x1b[31m", None])
 def test_a_preset_is_a_short_name(preset):
-    with pytest.raises(InputError, match="x: preset: expected a short name") as error:
+    with pytest.raises(InputError, match=r"x: preset is .*, expected a short name") as error:
         Config.from_dict({"preset": preset}, "x")
     assert str(error.value).isprintable()
 
@@ -105,7 +135,7 @@ def test_a_value_that_cannot_be_written_is_named_by_its_type(value):
     for _ in range(50_000):
         nested = [nested]
     for one in (value, nested):
-        with pytest.raises(InputError, match=r"x: model\.window: expected int, found|expected int from"):
+        with pytest.raises(InputError, match=r"x: model\.window is .*, expected a whole number"):
             Config.from_dict({"preset": "own", "model": {"window": one}}, "x")
 
 

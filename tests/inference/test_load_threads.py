@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.sweeps import sweep
 from torch import nn
 
 import bcnet_fast
@@ -43,7 +44,7 @@ def is_initialised(module: nn.Module) -> bool:
     return weight.device.type == "cpu" and bool(weight.isfinite().all()) and 0.01 < weight.std().item() < 2
 
 
-@pytest.mark.parametrize("kind", MODULES)
+@sweep("kind", MODULES)
 def test_modules_built_during_load_are_initialised(checkpoint, kind):
     path, config = checkpoint
     done, wrong = threading.Event(), []

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers.paths import ROOT
 
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILT = Path(_native.module.__file__) if _native.module else None
+BUILT = Path(native.module.__file__) if native.module else None
 
 
 def copy_sources(to: Path) -> Path:
@@ -56,14 +56,14 @@ def test_every_source_file_belongs_to_an_extension():
     assert known == {path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu")}
 
 
-@pytest.mark.skipif(BUILT is None, reason=str(_native.reason))
+@pytest.mark.skipif(BUILT is None, reason=str(native.reason))
 def test_a_build_from_other_sources_is_refused_with_a_warning_and_a_package_without_sources_is_not(tmp_path):
     tree = copy_sources(tmp_path)
     package = tree / "bcnet_fast"
     (package / "ops").mkdir(parents=True)
     for folder in (package, package / "ops"):
         (folder / "__init__.py").touch()
-    shutil.copy(_native.__file__, package / "ops" / "native.py")
+    shutil.copy(native.__file__, package / "ops" / "native.py")
     shutil.copy(BUILT, package / BUILT.name)
 
     def loaded() -> tuple[str, str]:
@@ -85,7 +85,7 @@ def test_a_build_from_other_sources_is_refused_with_a_warning_and_a_package_with
     assert loaded() == ("True", "")
 
 
-@pytest.mark.skipif(BUILT is None, reason=str(_native.reason))
+@pytest.mark.skipif(BUILT is None, reason=str(native.reason))
 def test_the_next_build_compiles_again_what_was_built_from_other_sources(tmp_path):
     tree = copy_sources(tmp_path)
     for name in ("pyproject.toml", "README.md"):

@@ -15,8 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers.paths import ROOT
+from helpers.sweeps import sweep
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 
 GEMM = ["gemm/int8_product.cpp", "gemm/packed_weight.cpp", "gemm/strassen.cpp"]
@@ -35,23 +36,30 @@ PROGRAMS = {
 # addresses are calls, and the other sanitizer does not look at what the address sanitizer sees too. The thread
 # sanitizer needs real threads from the emulation; it knows no fences, as it says in a warning. The other gets the code
 # for older devices.
-SANITIZERS = {
-    "address,undefined": [
-        *("-O0", "-fno-sanitize-recover=undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
-        *("--param=asan-instrumentation-with-call-threshold=0", "-D__CUDA_ARCH__=750"),
-    ],
-    "thread": ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"],
+ADDRESS, THREAD = "address,undefined", "thread"
+ADDRESS_FLAGS = [
+    *("-O0", "-fno-sanitize-recover=undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
+    *("--param=asan-instrumentation-with-call-threshold=0", "-D__CUDA_ARCH__=750"),
+]
+THREAD_FLAGS = ["-O1", "-DBCNET_EMULATE_WITH_THREADS", "-Wno-tsan"]
+# The code for AVX takes three times as long to compile as the rest, and shares out its work by the same code.
+BASELINE = ["-include", str(ROOT / "tests/native/sanitized/baseline.h")]
+# Each build: its sanitizer and the flags.
+BUILDS = {
+    "address": (ADDRESS, [*ADDRESS_FLAGS, *BASELINE]),
+    "thread": (THREAD, [*THREAD_FLAGS, *BASELINE]),
+    "address, every instruction set": (ADDRESS, ADDRESS_FLAGS),
 }
 FLAGS = ["-std=c++17", "-g1", "-Wno-psabi", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-pthread"]
 FOLDERS = [f"-I{ROOT / folder}" for folder in ("csrc", "tests/native/cuda_emulation", "tests/native/sanitized")]
 
 
-@pytest.fixture(scope="session", params=SANITIZERS)
-def sanitizer(request, tmp_path_factory) -> str:
-    """The name of a sanitizer that works here."""
+@pytest.fixture(scope="session")
+def build(request, tmp_path_factory) -> str:
+    """The name of a build whose sanitizer works here."""
     folder = tmp_path_factory.mktemp("sanitizer")
     (folder / "empty.cpp").write_text("int main() {}")
-    name = request.param
+    name, _ = BUILDS[request.param]
     if sys.platform != "linux" or shutil.which(COMPILER) is None:
         pytest.skip("needs Linux and a C++ compiler")
     try:
@@ -60,7 +68,7 @@ def sanitizer(request, tmp_path_factory) -> str:
         subprocess.run([folder / "empty"], check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no {name} sanitizer here: {error.stderr.decode()[-200:]}")
-    return name
+    return request.param
 
 
 def sources(name: str) -> list[Path]:
@@ -68,17 +76,14 @@ def sources(name: str) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def compiled(sanitizer, tmp_path_factory):
-    """A function from source files to object files, each compiled once for the sanitizer.
-
-    Those of all programs are begun with the first: most of the time goes to one large file or another.
-    """
+def compiled(build, tmp_path_factory):
+    """A function from source files to object files, each compiled once for the build."""
     folder, objects = tmp_path_factory.mktemp("objects"), {}
-    every = sorted({path for name in PROGRAMS for path in sources(name)}, key=lambda path: -path.stat().st_size)
 
     def compile_file(path: Path) -> Path:
         to = folder / f"{path.parent.name}_{path.name}.o"
-        flags = [*FLAGS, *FOLDERS, f"-fsanitize={sanitizer}", *SANITIZERS[sanitizer]]
+        sanitizer, more = BUILDS[build]
+        flags = [*FLAGS, *FOLDERS, f"-fsanitize={sanitizer}", *more]
         # `-x c++`, because a .cu file is C++ only to the emulation.
         command = [COMPILER, *flags, "-c", "-x", "c++", path, "-o", to]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -86,7 +91,7 @@ def compiled(sanitizer, tmp_path_factory):
         return to
 
     def compile_files(paths: list[Path]) -> list[Path]:
-        for path in [*paths, *every]:
+        for path in paths:
             if path not in objects:
                 objects[path] = pool.submit(compile_file, path)
         return [objects[path].result() for path in paths]
@@ -96,22 +101,30 @@ def compiled(sanitizer, tmp_path_factory):
     pool.shutdown(cancel_futures=True)
 
 
-def run(name: str, sanitizer: str, objects: list[Path], folder: Path) -> subprocess.CompletedProcess[str]:
+def run(name: str, build: str, objects: list[Path], folder: Path) -> subprocess.CompletedProcess[str]:
     program = folder / name
-    subprocess.run([COMPILER, f"-fsanitize={sanitizer}", *objects, "-o", program, "-pthread", "-ldl"], check=True)
+    subprocess.run(
+        [COMPILER, f"-fsanitize={BUILDS[build][0]}", *objects, "-o", program, "-pthread", "-ldl"], check=True
+    )
     # Leaks are looked for with ptrace, which many containers forbid.
     environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run([program], env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture(scope="session")
-def finished(sanitizer, compiled, tmp_path_factory):
+def finished(build, compiled, tmp_path_factory):
     """A function from a program's name to the program when it has run."""
     folder = tmp_path_factory.mktemp("programs")
-    return functools.cache(lambda name: run(name, sanitizer, compiled(sources(name)), folder))
+    return functools.cache(lambda name: run(name, build, compiled(sources(name)), folder))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+# Threads on a CPU share out items of a queue, as "parallel" does; those of a GPU share memory.
+THREADED = ("parallel", "soft_nms_cuda")
+ALWAYS = [("address", name) for name in PROGRAMS] + [("thread", name) for name in THREADED]
+OTHERS = [(build, name) for build in BUILDS for name in PROGRAMS if (build, name) not in ALWAYS]
+
+
+@sweep(("build", "name"), ALWAYS + OTHERS, keep=len(ALWAYS), indirect=["build"])
 def test_no_bad_access_no_undefined_behaviour_and_no_race(name, finished):
     done = finished(name)
     assert done.returncode == 0, done.stderr
@@ -119,19 +132,20 @@ def test_no_bad_access_no_undefined_behaviour_and_no_race(name, finished):
 
 # What each sanitizer must see when it is put into the kernel: a read behind the array; one buffer where there are two.
 MISTAKES = {
-    "address,undefined": ("set.move(nth_survivor(rank)", "set.move(nth_survivor(rank) + 100000", "AddressSanitizer"),
+    "address": ("set.move(nth_survivor(rank)", "set.move(nth_survivor(rank) + 100000", "AddressSanitizer"),
     "thread": ("bitmaps + picks % 2 * words", "bitmaps + 0 * picks", "data race"),
 }
 
 
-def test_sanitizers_see_a_mistake_in_a_kernel(sanitizer, compiled, tmp_path):
-    right, wrong, message = MISTAKES[sanitizer]
+@pytest.mark.parametrize("build", MISTAKES, indirect=True)
+def test_sanitizers_see_a_mistake_in_a_kernel(build, compiled, tmp_path):
+    right, wrong, message = MISTAKES[build]
     text = (ROOT / "csrc/cuda/soft_nms.cu").read_text(encoding="utf-8")
     assert text.count(right) == 1
     mistaken = tmp_path / "soft_nms.cu"
     mistaken.write_text(text.replace(right, wrong), encoding="utf-8")
     driver, on_cpu, _ = sources("soft_nms_cuda")
-    done = run("mistaken", sanitizer, compiled([driver, on_cpu, mistaken]), tmp_path)
+    done = run("mistaken", build, compiled([driver, on_cpu, mistaken]), tmp_path)
     assert done.returncode != 0
     assert message in done.stderr
 
@@ -165,9 +179,9 @@ def compiled_for_arm(tmp_path_factory):
 
 
 @pytest.mark.arm
-@pytest.mark.parametrize("sanitizer", ["address,undefined"], indirect=True)
+@pytest.mark.parametrize("build", ["address"], indirect=True)
 @pytest.mark.parametrize("name", ON_ARM)
-def test_arm_computes_what_this_machine_computes(name, sanitizer, finished, compiled_for_arm, tmp_path):
+def test_arm_computes_what_this_machine_computes(name, finished, compiled_for_arm, tmp_path):
     # Static, because the emulator would look for the libraries of ARM on this machine.
     program = tmp_path / name
     objects = compiled_for_arm(sources(name))

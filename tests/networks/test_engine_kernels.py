@@ -53,7 +53,7 @@ def all_scores(model: Model, features: torch.Tensor) -> list[Output]:
     scores = [model(features)]
     if model.run.skips_anchors:
         boundaries = model.boundaries(features)
-        needed = torch.arange(model.network.anchor_count) % 3 == 0
+        needed = torch.arange(model.run.network.anchor_count) % 3 == 0
         scores.append(model.anchors(features, boundaries, needed.expand(len(features), -1)))
     return scores
 
@@ -84,7 +84,7 @@ def test_poison_shows_a_read_of_an_overwritten_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Workspace, "poison", True)
     model = bcnet_fast.load(path, device="cpu", precision="fp64")
     assert not model(features).start.isnan().any()
-    workspace = model.network.kernels.workspace
+    workspace = model.run.network.kernels.workspace
     take = workspace.take
     wrong = {BCNetBuffer.SELF_ATTENDED: BCNetBuffer.ORIGINAL_ATTENDED}
     workspace.take = lambda buffer, *shape, **options: take(wrong.get(buffer, buffer), *shape, **options)

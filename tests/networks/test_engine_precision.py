@@ -301,7 +301,7 @@ def test_a_network_knows_the_index_of_its_gpu(gpus, name):
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_a_gpu_without_the_units_is_refused(gpus, precision):
     made = gpus((7, 5))
-    message = rf"precision '{precision}': expected a GPU of compute capability 8.0 or later, found Some GPU \(7.5\)"
+    message = rf"precision is '{precision}' on Some GPU of compute capability 7.5, expected 8.0 or later"
     with pytest.raises(InputError, match=message):
         bcnet_fast.load(SYSTEMS["bcnet"], device="cuda", precision=precision)
     config = SYSTEMS["bcnet"].override({"train": {"precision": precision}}, "test")
@@ -312,7 +312,7 @@ def test_a_gpu_without_the_units_is_refused(gpus, precision):
 
 
 def test_a_cpu_has_no_tf32():
-    with pytest.raises(InputError, match="precision 'tf32': expected a CUDA device, found cpu"):
+    with pytest.raises(InputError, match="precision is 'tf32' on cpu, expected a CUDA device"):
         bcnet_fast.load(SYSTEMS["bcnet"], device="cpu", precision="tf32")
-    with pytest.raises(InputError, match="precision 'tf32': expected a CUDA device, found cpu"):
+    with pytest.raises(InputError, match="precision is 'tf32' on cpu, expected a CUDA device"):
         Trainer(SYSTEMS["bcnet"].override({"train": {"precision": "tf32"}}, "test"), DEFAULT, CPU)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import SMALL, ablated, golden_fields
+from helpers.sweeps import sweep
 from support import seeded
 
 import bcnet_fast
@@ -22,9 +23,9 @@ from bcnet_fast.networks.reference.layers import DifferenceAttention, sinusoid
 
 # float64: sums in another order, 4e-13 measured. float32: the release itself is up to 1.1e-4 off on the unbounded
 # regression and 3e-5 on probabilities.
-@pytest.mark.parametrize(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
+@sweep(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
 def test_converted_release_gives_the_golden_outputs(released, golden, precision, tolerance, regression):
-    model = bcnet_fast.load(released, device="cpu", precision=precision)
+    model = bcnet_fast.load(released, device="cpu", precision=precision, backend="reference")
     output = model(torch.from_numpy(seeded.network_input(101)))
     for name, expected in golden_fields(golden).items():
         error = np.abs(getattr(output, name)[0].double().numpy() - expected).max()
@@ -181,9 +182,9 @@ def test_only_the_difference_unit_brings_the_background_to_the_action(difference
         assert not torch.equal(getattr(after, name), getattr(before, name)), name
 
 
-def test_wrong_feature_shape_names_expected_and_found():
+def test_wrong_feature_shape_names_both_shapes():
     network = BCNet(SMALL)
-    with pytest.raises(ValueError, match=r"features: expected \[B, 10, 24\], found \[2, 24, 10\]"):
+    with pytest.raises(ValueError, match=r"features has shape \[2, 24, 10\], expected \[B, 10, 24\]"):
         network(torch.zeros(2, 24, 10))
 
 

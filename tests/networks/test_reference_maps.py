@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
+from helpers.paths import GOLDEN
+from helpers.sweeps import sweep
 from support import seeded
 
 from bcnet_fast.config import GTADConfig, ModelConfig
@@ -14,21 +17,27 @@ from bcnet_fast.networks.engine import gtad as engine_of_gtad
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.gtad import nearest
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import native
 from bcnet_fast.presets import PRESETS
 
 SEED = 101
 BMN, ANET = PRESETS["bmn"]["activitynet13"].model, PRESETS["gtad"]["activitynet13"].model
 # The branch master's network on ActivityNet's sequences.
 T100 = GTADConfig(feature_dim=400, window=100, max_duration=100)
-GTAD = {"gtad_anet": ANET, "gtad_thumos": PRESETS["gtad"]["thumos14"].model, "gtad_t100": T100}
+GTAD = {"gtad_anet": ANET, "gtad_t100": T100, "gtad_thumos": PRESETS["gtad"]["thumos14"].model}
+MODELS = {"bmn": BMN, **GTAD}
 
 
-def network(golden, name: str, config: ModelConfig) -> torch.nn.Module:
-    """The reference in float64 with the seeded weights that the golden outputs were computed with."""
-    made = NETWORKS[config.name](config)
-    made.load_state_dict(seeded.map_state(golden / "bmn_gtad" / f"{name}_keys.json", SEED, g8=config.name == "gtad"))
-    return made.double().eval()
+# What lies inside the networks of which outputs are known.
+INSIDE = {
+    "bmn": ("x_1d_b", "x_1d_p", "x_3d_p"),
+    "gtad": ("backbone1.1", "backbone1.2", "backbone2.0", "localization.1"),
+}
+
+
+def state_of(name: str, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The seeded weights that the golden outputs were computed with."""
+    return seeded.map_state(GOLDEN / "bmn_gtad" / f"{name}_keys.json", SEED, g8=config.name == "gtad")
 
 
 def features(case: str, config: ModelConfig) -> torch.Tensor:
@@ -36,18 +45,22 @@ def features(case: str, config: ModelConfig) -> torch.Tensor:
     return torch.from_numpy(drawn).double()
 
 
-def run(made: torch.nn.Module, given: torch.Tensor, *names: str):
-    """The output, and what some modules returned, by name."""
-    seen = {}
-    hooks = [
-        made.get_submodule(name).register_forward_hook(lambda module, _, out, name=name: seen.update({name: out[0]}))
-        for name in names
-    ]
+@functools.cache
+def run(name: str, window: str):
+    """The output of the reference in float64, and what some modules returned, by name."""
+    config = MODELS[name]
+    network, seen = NETWORKS[config.name](config), {}
+    network.load_state_dict(state_of(name, config))
+    network.double().eval()
+    for module in INSIDE[config.name]:
+        network.get_submodule(module).register_forward_hook(
+            lambda _, given, out, module=module: seen.update({module: out[0]})
+        )
+    if config.name == "gtad":
+        sample = network.sample
+        network.sample = lambda *given: seen.setdefault("subgraph", sample(*given))
     with torch.no_grad():
-        output = made(given)
-    for hook in hooks:
-        hook.remove()
-    return output, seen
+        return network(features(name + window, config)), seen
 
 
 def assert_close(found: torch.Tensor, expected: np.ndarray) -> None:
@@ -72,7 +85,7 @@ def test_seeded_weights_are_those_of_the_golden_outputs(golden, name):
 
 
 def test_bmn_gives_the_golden_outputs(golden):
-    output, _ = run(network(golden, "bmn", BMN), features("bmn", BMN))
+    output, _ = run("bmn", "")
     known = np.load(golden / "bmn_gtad" / "bmn_forward.npz")
     assert_close(output.confidence[0], known["confidence_map"])
     assert_close(output.start[0], known["start"])
@@ -80,43 +93,40 @@ def test_bmn_gives_the_golden_outputs(golden):
     assert output.background is None
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("name", "window"),
     [("gtad_anet", ""), ("gtad_t100", ""), ("gtad_thumos", ""), ("gtad_thumos", "_winB")],
+    keep=2,
 )
 def test_gtad_gives_the_golden_outputs(golden, name, window):
-    config = GTAD[name]
-    output, _ = run(network(golden, name, config), features(name + window, config))
+    output, _ = run(name, window)
     known = np.load(golden / "bmn_gtad" / f"{name}_forward{window}.npz")
     assert_close(output.confidence[0], known["iou_map_g8"])
     assert_close(output.start[0], known["start_g8"])
     assert_close(output.end[0], known["end_g8"])
 
 
-def test_bmn_is_the_release_inside(golden, inside):
-    _, seen = run(network(golden, "bmn", BMN), features("bmn", BMN), "x_1d_b", "x_1d_p", "x_3d_p")
+def test_bmn_is_the_release_inside(inside):
+    _, seen = run("bmn", "")
     assert_close(seen["x_1d_b"][::8], inside["bmn.base"])
     assert_close(seen["x_1d_p"][::8], inside["bmn.p1d"])
     assert_close(seen["x_3d_p"][::64, 0, ::7, ::7], inside["bmn.p3d"])
 
 
-@pytest.mark.parametrize("name", GTAD)
-def test_gtad_is_the_release_inside(golden, inside, name):
-    config, made = GTAD[name], network(golden, name, GTAD[name])
-    kept = {}
-    made.sample, sample = lambda *given: kept.setdefault("subgraph", sample(*given)), made.sample
-    _, seen = run(made, features(name, config), "backbone1.1", "backbone1.2", "backbone2.0", "localization.1")
+@sweep("name", GTAD, keep=2)
+def test_gtad_is_the_release_inside(inside, name):
+    config, (_, seen) = GTAD[name], run(name, "")
     every = 2 if config.window == 256 else 1
     for module, part in (("backbone1.1", "stem"), ("backbone1.2", "base"), ("backbone2.0", "gcnext")):
         assert_close(seen[module][::8, ::every], inside[f"{name}.{part}"])
         graph = nearest(seen[module][None], config.neighbours)[0].sort(dim=-1).values
         assert np.array_equal(graph.numpy(), inside[f"{name}.knn_{part}"])
-    assert_close(kept["subgraph"][0, ::404, ::9, ::11], inside[f"{name}.subgraph"])
+    assert_close(seen["subgraph"][0, ::404, ::9, ::11], inside[f"{name}.subgraph"])
     assert_close(seen["localization.1"][::64, ::9, ::11], inside[f"{name}.loc0"])
 
 
 @pytest.mark.parametrize("name", GTAD)
-def test_the_engine_in_float32_has_the_release_s_graphs(golden, inside, name, monkeypatch):
+def test_the_engine_in_float32_has_the_release_s_graphs(inside, name, monkeypatch):
     config, graphs = GTAD[name], []
 
     def noted(x: torch.Tensor, count: int) -> torch.Tensor:
@@ -125,7 +135,7 @@ def test_the_engine_in_float32_has_the_release_s_graphs(golden, inside, name, mo
 
     made_by_engine = engine_of_gtad.nearest
     monkeypatch.setattr(engine_of_gtad, "nearest", noted)
-    state = network(golden, name, config).float().state_dict()
-    Engine(config, state, torch.device("cpu"), "fp32", native=_native.module is not None)(features(name, config))
+    engine = Engine(config, state_of(name, config), torch.device("cpu"), "fp32", native=native.module is not None)
+    engine(features(name, config))
     for graph, part in zip(graphs, ("stem", "base", "gcnext"), strict=True):
         assert np.array_equal(graph.sort(dim=-1).values.reshape(-1, 3).numpy(), inside[f"{name}.knn_{part}"])

@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.accuracy import BOUNDS, error
 from helpers.sampling_plans import PLANS
+from helpers.sweeps import sweep
 from support.seeded import generator
 
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
-from bcnet_fast.ops import anchor_projection, anchor_sampling, use_backend
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import anchor_projection, anchor_sampling, native, use_backend
 from bcnet_fast.ops.anchor_groups import anchor_groups
 from bcnet_fast.ops.anchor_sampling import cheaper_strategy
 from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
@@ -29,8 +29,8 @@ SIZES = {"one": (1, 1, 1), "prime": (2, 7, 37), "blocks": (1, 64, 64), "past-blo
 
 @pytest.fixture(params=["reference", "native"])
 def backend(request):
-    if request.param == "native" and _native.module is None:
-        pytest.skip(_native.reason)
+    if request.param == "native" and native.module is None:
+        pytest.skip(native.reason)
     with use_backend(request.param):
         yield request.param
 
@@ -93,7 +93,7 @@ def test_half_precision_sums_in_float32(backend, strategy, dtype):
         assert all(error(r, e) < BOUNDS[dtype] and r.dtype == dtype for r, e in zip(got, expected, strict=True))
 
 
-@pytest.mark.parametrize("instruction_set", _native.module.INSTRUCTION_SETS if _native.module else [])
+@pytest.mark.parametrize("instruction_set", native.module.INSTRUCTION_SETS if native.module else [])
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_every_instruction_set_and_number_of_threads(instruction_set, threads):
     for name in ("bcnet", "bmn", "any", "empty"):
@@ -103,7 +103,7 @@ def test_every_instruction_set_and_number_of_threads(instruction_set, threads):
         projected = torch.einsum("btc,nco->bnto", rows, weight).contiguous()
         groups = anchor_groups(plan)
         out, of_projected = torch.empty(grad.shape), torch.empty(projected.shape)
-        run = _native.module
+        run = native.module
         run.gather(projected.numpy(), *groups, bias.numpy(), out.numpy(), False, threads, instruction_set)
         run.gather_backward(grad.numpy(), *groups, of_projected.numpy(), threads, instruction_set)
         dense = plan.dense().double()
@@ -204,7 +204,7 @@ def test_the_cheaper_strategy_is_chosen():
     assert cheaper_strategy(aligned_plan(gtad_regions(256, 64), 256), 256, 512, "cpu") == "project"
 
 
-@pytest.mark.parametrize("name", ["bcnet", "gtad"])
+@sweep("name", ["gtad", "bcnet"])
 def test_operators_pass_opcheck(backend, name):
     plan = PLANS[name]()
     features, weight, bias, grad_sampled, grad = inputs(plan, (2, 5, 8))

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import mmap
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -316,16 +312,3 @@ def test_table_of_compiled_kernels_covers_every_variant():
             launch = tiles, str(config.num_warps), str(config.num_stages), f"sm_{target}"
             for dtype_name in dtypes[unit]:
                 assert (f"difference_attention_{name}", dtype_name, f"{size}/{size}", *launch) in compiled
-
-
-@TRITON
-def test_compiles_ahead_of_time_to_tensor_core_products():
-    pytest.importorskip("triton", minversion="3.2")
-    # In a process of its own: this one may have the compiler replaced by the interpreter.
-    code = "import aot, json; print(json.dumps(aot.measure(('difference_attention', 90, 0))))"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT / "bench", env=os.environ, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    row = json.loads(result.stdout)
-    assert row["dtype"] == "fp16" and row["wgmma"] > 0 and row["load128"] > 0 and row["spill_bytes"] == 0

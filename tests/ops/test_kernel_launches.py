@@ -17,8 +17,7 @@ from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.reference import NETWORKS
-from bcnet_fast.ops import backends as _dispatch
-from bcnet_fast.ops import use_backend
+from bcnet_fast.ops import backends, use_backend
 
 layer_norm_operator, sampling_operators, attention_operator = (
     importlib.import_module(f"bcnet_fast.ops.{name}")  # `from bcnet_fast.ops import` gives functions of these names
@@ -109,7 +108,7 @@ def probe(monkeypatch):
 
     def forget() -> None:
         common.launch_problem.cache_clear()
-        _dispatch._warn_of_reference.cache_clear()
+        backends._warn_of_reference.cache_clear()
 
     def install(kind: str = "", value: Any = None) -> None:
         monkeypatch.setattr(common, "torch", PretendGPU(**({kind: value} if kind == "shared_kib" else {})))
@@ -128,8 +127,8 @@ def test_a_gpu_that_can_run_kernels_gets_them(probe):
     probe()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [_dispatch.choose(op, GPU) for op in OPERATORS] == ["triton"] * 4
-        assert _dispatch.choose("add_layer_norm", GPU, torch.float64) == "reference"  # which Triton never does
+        assert [backends.choose(op, GPU) for op in OPERATORS] == ["triton"] * 4
+        assert backends.choose("add_layer_norm", GPU, torch.float64) == "reference"  # which Triton never does
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -137,12 +136,12 @@ def test_where_no_kernel_runs_the_reference_does_and_one_warning_says_why(probe,
     fault, reason = PROBLEMS[problem]
     probe(*fault)
     with pytest.warns(UserWarning, match=f"add_layer_norm runs as plain PyTorch or NumPy on cuda:0, .*: {reason}"):
-        assert _dispatch.choose("add_layer_norm", GPU) == "reference"
+        assert backends.choose("add_layer_norm", GPU) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert _dispatch.choose("add_layer_norm", GPU) == "reference"
+        assert backends.choose("add_layer_norm", GPU) == "reference"
     with use_backend("triton"), pytest.raises(BackendError, match=f"backend 'triton' was asked for, but {reason}"):
-        _dispatch.choose("add_layer_norm", GPU)
+        backends.choose("add_layer_norm", GPU)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -21,8 +21,7 @@ from helpers.backends import needs_triton
 from helpers.paths import ROOT
 from support.plain_match import look_up, match_one_window
 
-from bcnet_fast.ops import MatchedProposals, match_proposals, use_backend
-from bcnet_fast.ops import native as _native
+from bcnet_fast.ops import MatchedProposals, match_proposals, native, use_backend
 from bcnet_fast.ops.match_proposals import _outputs
 from bcnet_fast.ops.reference import most_pairs
 
@@ -33,7 +32,7 @@ SHAPES = [
     *((1, 1, 1, 1), (2, 2, 1, 3), (3, 3, 7, 2), (2, 4, 4, 5), (3, 17, 1, 9), (2, 29, 13, 11), (1, 33, 33, 7)),
     *((1, 48, 31, 130), (1, 65, 70, 1)),
 ]
-native_only = pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+native_only = pytest.mark.skipif(native.module is None, reason=str(native.reason))
 with_triton = needs_triton("match_proposals")
 BACKENDS = ("reference", pytest.param("native", marks=native_only), pytest.param("triton", marks=with_triton))
 
@@ -217,7 +216,7 @@ def call_native(tensors, lengths, options, instructions: str) -> MatchedProposal
     given = [None if t is None else t.numpy() for t in (*scores, anchors.double(), table, lengths)]
     outputs = _outputs(scores[0], table)
     arrays = [output.numpy() for output in outputs]
-    _native.module.match_proposals(*given, *options.values(), 1, *arrays, instruction_set=instructions)
+    native.module.match_proposals(*given, *options.values(), 1, *arrays, instruction_set=instructions)
     return MatchedProposals(*outputs)
 
 
@@ -231,7 +230,7 @@ def test_every_instruction_set_finds_the_same_pairs(poisoned, rng, dtype):
         for probability in tensors[:2]:
             probability[(probability == 0) & (torch.rand(probability.shape) < 0.5)] = -0.0
         lengths = torch.from_numpy(rng.integers(0, size[1] + 1, size[0]))
-        for instructions in _native.module.INSTRUCTION_SETS:
+        for instructions in native.module.INSTRUCTION_SETS:
             for threshold, least, longest, clamp in (
                 (0.7, 0.5, 4.5, False),
                 (0.25, -1.0, None, True),
@@ -256,7 +255,7 @@ def test_every_instruction_set_sees_what_does_not_fit(rng):
     options = dict(enumerate((0.7, 0.9, 0.8, None, False)))
     bad = [(tensor, math.nan) for tensor in tensors[:6]] + [(tensors[0], math.inf), (tensors[4], -math.inf)]
     bad += [(tensors[6], 5), (tensors[6], -1), (lengths, 38), (lengths, -1)]
-    for instructions in _native.module.INSTRUCTION_SETS:
+    for instructions in native.module.INSTRUCTION_SETS:
         call_native(tensors, lengths, options, instructions)
         for tensor, value in bad:
             flat = tensor.view(-1)
@@ -391,7 +390,7 @@ def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
         arrays = [*tensors, *outputs]
         if changed is not None:
             arrays[changed] = array
-        _native.module.match_proposals(*arrays[:8], *options, *arrays[8:])
+        native.module.match_proposals(*arrays[:8], *options, *arrays[8:])
 
     call()
     call(7, None)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.sweeps import sweep
 
 from bcnet_fast.errors import BackendError
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import soft_nms, use_backend
+from bcnet_fast.ops import native, soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS, _soft_nms
 
-native_only = pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+native_only = pytest.mark.skipif(native.module is None, reason=str(native.reason))
 BACKENDS = ("reference", pytest.param("native", marks=native_only))
 
 
@@ -72,7 +72,7 @@ def test_float64_is_the_release_of_bcnet(golden, backend, name, most):
 
 @native_only
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@sweep("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_native_has_the_bits_of_the_reference(rng, dtype, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
         segments, scores, offsets = random_sets(rng, dtype, grid)
@@ -143,9 +143,9 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(rng, dtype):
     segments, scores, offsets = random_sets(rng, dtype, grid=False)
     arrays = segments.numpy(), scores.numpy(), offsets.numpy()
     runs = [
-        _native.module.soft_nms(*arrays, method, 0.5, 0.0, 0.0, 0.001, -1, 0.0, threads, instruction_set)
+        native.module.soft_nms(*arrays, method, 0.5, 0.0, 0.0, 0.001, -1, 0.0, threads, instruction_set)
         for threads in (1, 2, 5)
-        for instruction_set in _native.module.INSTRUCTION_SETS
+        for instruction_set in native.module.INSTRUCTION_SETS
         for method in range(3)
     ]
     for method in range(3):
@@ -271,7 +271,7 @@ def test_bad_input_is_named(backend, change, error, message):
 
 @native_only
 def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
-    call = _native.module.soft_nms
+    call = native.module.soft_nms
     segments, scores, offsets = np.zeros((4, 2)), np.zeros(4), np.array([0, 4])
     rest = (0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, 1)
     call(segments, scores, offsets, *rest)
@@ -295,8 +295,8 @@ def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
 
 
 def test_an_unusable_backend_is_an_error_only_when_asked_for_by_name(monkeypatch):
-    monkeypatch.setattr(_native, "module", None)
-    monkeypatch.setattr(_native, "reason", "the native extension was not built")
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "reason", "the native extension was not built")
     assert soft_nms(**good())[2].tolist() == [0, 1]
     with use_backend("native"), pytest.raises(BackendError, match="was not built"):
         soft_nms(**good())

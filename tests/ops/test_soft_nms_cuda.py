@@ -19,16 +19,15 @@ import numpy as np
 import pytest
 import torch
 from bcnet_fast.kernels._common import TARGETS
+from helpers.paths import ROOT
 from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.sweeps import sweep
 
 from bcnet_fast import doctor
 from bcnet_fast.errors import BackendError
-from bcnet_fast.ops import backends as _dispatch
-from bcnet_fast.ops import native as _native
-from bcnet_fast.ops import soft_nms, use_backend
+from bcnet_fast.ops import backends, native, soft_nms, use_backend
 from bcnet_fast.ops.soft_nms import METHODS
 
-ROOT = Path(__file__).resolve().parents[2]
 COMPILER = os.environ.get("CXX", "c++")
 OP = sys.modules["bcnet_fast.ops.soft_nms"]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
@@ -82,7 +81,7 @@ def cuda_soft_nms(emulated, monkeypatch):
             return [t.numpy() for t in OP._run_cuda(*map(torch.from_numpy, (segments, scores, offsets)), *rest, 0)]
 
         with monkeypatch.context() as patch:
-            patch.setattr(_native, "cuda", lambda: (module, None))
+            patch.setattr(native, "cuda", lambda: (module, None))
             patch.setattr(OP, "choose", lambda *_: "native")
             patch.setattr(OP, "_run_native", run_cuda)
             return soft_nms(*args, **options)
@@ -96,7 +95,7 @@ def assert_same(found, expected, *what):
 
 
 @DTYPES
-@pytest.mark.parametrize("limit", LIMITS)
+@sweep("limit", ["mixed", "shared", "workspace"])
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
 def test_thousands_of_sets_have_the_bits_of_the_cpu(rng, cuda_soft_nms, dtype, limit, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
@@ -209,7 +208,7 @@ def test_table_of_compiled_kernels_covers_every_target_without_spills():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
+@pytest.mark.skipif(native.cuda()[0] is None, reason=str(native.cuda()[1]))
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @DTYPES
 @pytest.mark.parametrize("grid", [True, False], ids=["ties", "continuous"])
@@ -228,45 +227,45 @@ def test_the_device_has_the_bits_of_the_cpu(rng, dtype, grid):
             soft_nms(**{name: tensor.cuda() for name, tensor in (good() | change).items()})
 
 
-@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
+@pytest.mark.skipif(native.cuda()[0] is None, reason=str(native.cuda()[1]))
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_the_extension_loads_without_a_device_and_says_so_when_called():
-    module, _ = _native.cuda()
+    module, _ = native.cuda()
     plan = module.plan_soft_nms_float32(1, 1, 1, 48 * 1024)
     with pytest.raises(RuntimeError, match="soft_nms: CUDA: "):
         module.soft_nms_float32(0, 0, 0, 1, 1, 0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, plan, 0, 0, 0, 0, 0, 0)
-    why = _dispatch.unusable("soft_nms", "native", torch.device("cuda", 0))
+    why = backends.unusable("soft_nms", "native", torch.device("cuda", 0))
     assert "the CUDA extension cannot use the device (soft_nms: CUDA: " in why
 
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    monkeypatch.setattr(_native, "cuda", lambda: (None, "the CUDA extension was not built"))
-    _native.cuda_problem.cache_clear()
-    _dispatch._warn_of_reference.cache_clear()
+    monkeypatch.setattr(native, "cuda", lambda: (None, "the CUDA extension was not built"))
+    native.cuda_problem.cache_clear()
+    backends._warn_of_reference.cache_clear()
     yield torch.device("cuda", 0)
-    _native.cuda_problem.cache_clear()
-    _dispatch._warn_of_reference.cache_clear()
+    native.cuda_problem.cache_clear()
+    backends._warn_of_reference.cache_clear()
 
 
 def test_a_missing_extension_is_explained_and_the_native_code_of_the_host_takes_over(no_extension, monkeypatch):
     assert dict(doctor.facts())["CUDA extension"] == "no: the CUDA extension was not built"
     with use_backend("native"), pytest.raises(BackendError, match="the CUDA extension was not built"):
-        _dispatch.choose("soft_nms", no_extension)
+        backends.choose("soft_nms", no_extension)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        if _native.module is not None:
-            assert _dispatch.choose("soft_nms", no_extension) == "host"
-    monkeypatch.setattr(_native, "module", None)
-    monkeypatch.setattr(_native, "reason", "the native extension was not built")
+        if native.module is not None:
+            assert backends.choose("soft_nms", no_extension) == "host"
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "reason", "the native extension was not built")
     with pytest.warns(UserWarning, match="soft_nms runs as plain PyTorch or NumPy on cuda:0.*: the CUDA extension was"):
-        assert _dispatch.choose("soft_nms", no_extension) == "reference"
+        assert backends.choose("soft_nms", no_extension) == "reference"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # one warning is enough
-        assert _dispatch.choose("soft_nms", no_extension) == "reference"
+        assert backends.choose("soft_nms", no_extension) == "reference"
 
 
-@pytest.mark.skipif(_native.module is None, reason=str(_native.reason))
+@pytest.mark.skipif(native.module is None, reason=str(native.reason))
 def test_the_hosts_native_code_has_the_bits_of_the_cpu(rng, monkeypatch):
     """On a CPU tensor, since nothing but the copies differs on a GPU; the NumPy loop must not run."""
     segments, scores, offsets = random_sets(rng, torch.float32, grid=True, count=40)
@@ -276,11 +275,11 @@ def test_the_hosts_native_code_has_the_bits_of_the_cpu(rng, monkeypatch):
     assert_same(soft_nms(segments, scores, offsets=offsets, sigma=0.4, min_score=0.01), expected)
 
 
-@pytest.mark.skipif(_native.cuda()[0] is None, reason=str(_native.cuda()[1]))
+@pytest.mark.skipif(native.cuda()[0] is None, reason=str(native.cuda()[1]))
 @pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
 def test_the_extension_needs_no_cuda_toolkit_where_it_runs():
     """So a wheel that was built beside nvcc runs on machines that have a driver alone."""
-    module, _ = _native.cuda()
+    module, _ = native.cuda()
     table = subprocess.run(["readelf", "-d", module.__file__], capture_output=True, text=True, check=True).stdout
     needed = {line.partition("[")[2].partition(".so")[0] for line in table.splitlines() if "(NEEDED)" in line}
     assert needed <= {"libc", "libm", "libdl", "librt", "libpthread", "libgcc_s", "libstdc++", "ld-linux-x86-64"}

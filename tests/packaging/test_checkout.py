@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.installs import NOT_EDITABLE
+from helpers.paths import ROOT
+from helpers.training import SIZES
 
 from bcnet_fast import infer, train
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.inference.model import demo_checkpoint
 from bcnet_fast.ops import native
 
-ROOT = Path(__file__).resolve().parents[2]
-ASK = "from bcnet_fast.ops import native; print(native.module and native.module.__file__); print(native.reason)"
+ASK = (
+    NOT_EDITABLE
+    + "from bcnet_fast.ops import native; print(native.module and native.module.__file__); print(native.reason)"
+)
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def checkout(tmp_path) -> Path:
 
 def asked(checkout: Path) -> list[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout.parent / "site")}
-    command = [sys.executable, "-W", "ignore", "-c", ASK]
+    command = [sys.executable, "-W", "ignore", "-c", NOT_EDITABLE + ASK]
     return subprocess.run(
         command, cwd=checkout, env=environment, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -65,7 +70,7 @@ def test_commands_say_that_they_are_slow_without_the_extension(tmp_path, monkeyp
     infer.main([*times, "--checkpoint", str(demo_checkpoint()), "--output", str(tmp_path / "a.json"), "--fps", "25"])
     note = "note: the native extension was not built; until then PyTorch and Python do its work, several times slower\n"
     assert note in capsys.readouterr().err
-    settings = ["train.epochs=1", "model.boundary_layers=1", "model.width=16"]
+    settings = [*SIZES["bcnet"], "train.epochs=1"]
     flags = [*times, "--preset", "synthetic", "--annotations", str(annotations), "--val-annotations", str(annotations)]
     train.main([*flags, "--val-subset", "training", "--output", str(tmp_path / "run"), "--set", *settings])
     assert note in capsys.readouterr().err

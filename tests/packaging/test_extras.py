@@ -81,7 +81,10 @@ def test_progress_on_a_terminal_is_one_line_that_is_redrawn(monkeypatch):
     assert all(len(line.rstrip("\n")) == 39 for line in lines) and drawn.count("\n") == 1
 
 
-def test_progress_in_a_log_file_is_ten_lines(capsys):
+def test_progress_in_a_log_file_is_ten_lines_of_long_work_and_none_of_short(capsys, monkeypatch):
+    assert list(progress(range(40), 40, "videos")) == list(range(40))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("bcnet_fast.progress._LOGGED_S", 0.0)
     assert list(progress(range(40), 40, "videos")) == list(range(40))
     lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"{count}/40 videos" for count in range(4, 41, 4)]
+    assert [line.split(" %")[0] for line in lines] == [f"{4 * n}/40 videos  {10 * n}" for n in range(1, 11)]

@@ -19,9 +19,9 @@ LEVELS = (
     ("errors", "config", "presets", "protocols", "progress", "text", "kernels"),
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
-    ("networks", "layers", "compat"),
+    ("networks", "layers"),
     ("proposals",),
-    ("inference", "training", "evaluation", "results"),
+    ("inference", "training", "evaluation", "results", "compat"),
     ("cli", "infer", "train", "evaluate", "convert", "inspect", "doctor", "__main__"),
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}

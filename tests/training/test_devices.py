@@ -8,6 +8,7 @@ import weakref
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.training import arguments
 
 from bcnet_fast import train
 from bcnet_fast.training import run
@@ -27,7 +28,7 @@ def test_a_process_of_several_is_bound_to_its_gpu(monkeypatch, device, bound):
     assert joined["backend"] == ("gloo" if bound is None else "nccl") and joined["device_id"] == bound
 
 
-def test_a_network_ends_with_its_validation(monkeypatch, tmp_path):
+def test_a_network_ends_with_its_validation(data, monkeypatch, tmp_path):
     """Its memory, and on a GPU its graphs, must not add to those of the next epoch."""
     engines: list[weakref.ref] = []
     validate = run.validate
@@ -39,8 +40,6 @@ def test_a_network_ends_with_its_validation(monkeypatch, tmp_path):
         return validate(model, *arguments)
 
     monkeypatch.setattr(run, "validate", watched)
-    monkeypatch.setattr("bcnet_fast.training.subsets.SYNTHETIC_VIDEOS", {"training": 3, "validation": 2})
-    flags = ["--preset", "synthetic", "--output", str(tmp_path / "run"), "--set", "train.epochs=2"]
-    assert train.main(flags) == 0
+    assert train.main(arguments(data, tmp_path)) == 0
     gc.collect()
     assert len(engines) == 2 and all(engine() is None for engine in engines)

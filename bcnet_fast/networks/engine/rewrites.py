@@ -35,6 +35,19 @@ class Rewrites:
     strassen: bool = True
     # BMN and G-TAD: cells of the map that are no proposals are computed only where valid ones read them.
     valid_cells: bool = True
+    # P-GCN: a proposal occurs in many graphs, so the first layer's product is computed once for each proposal, not for
+    # each node. With all slots as neighbours, so is the whole first layer.
+    shared_nodes: bool = True
+    # P-GCN: only the root's row of the last layer is read, hence only the rows of root and children of the first.
+    root_rows: bool = True
+    # P-GCN: the second layer is linear, so the heads' weights absorb its weight and bias.
+    folded_heads: bool = True
+    # P-GCN: cosines along edges, each pair of proposals once, instead of between all nodes of every graph.
+    edge_cosines: bool = True
+    # MUSES-Net: the four branches of a layer are one convolution of 21 taps.
+    merged_taps: bool = True
+    # MUSES-Net: two look-ups in a table of maxima over 2^k columns instead of a scan for each bin.
+    maxima_table: bool = True
 
 
 # The switches that concern each system.
@@ -42,5 +55,7 @@ REWRITES = {
     "bcnet": ("project_sampling", "matched_anchors", "batched_original", "folded_norm", "strassen"),
     "bmn": ("project_sampling", "valid_cells"),
     "gtad": ("project_sampling", "valid_cells"),
+    "pgcn": ("shared_nodes", "root_rows", "folded_heads", "edge_cosines"),
+    "muses": ("merged_taps", "maxima_table"),
 }
 ALL_REWRITES = Rewrites()

@@ -144,7 +144,7 @@ class BCNet(nn.Module):
         """Raise ValueError unless `features` is [B, C, T] with the configured C and T."""
         expected = (self.config.feature_dim, self.config.window)
         if features.ndim != 3 or features.shape[1:] != expected:
-            raise ValueError(f"features: expected [B, {expected[0]}, {expected[1]}], found {list(features.shape)}")
+            raise ValueError(f"features has shape {list(features.shape)}, expected [B, {expected[0]}, {expected[1]}]")
 
     def forward(self, features: Tensor) -> BCNetOutput:
         self.check(features)

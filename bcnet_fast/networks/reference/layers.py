@@ -200,6 +200,14 @@ def convolution(channels_in: int, channels_out: int) -> nn.Conv1d:
     return nn.Conv1d(channels_in, channels_out, kernel_size=3, padding=1, groups=groups)
 
 
+def linear_head(inputs: int, outputs: int) -> nn.Linear:
+    """A layer that gives scores of a second-stage network, with its small initial weights."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=0.001)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def backbone(channels: int, hidden: int, width: int) -> nn.Sequential:
     """Three convolutions with ReLU: [B, C, T] -> [B, width, T]."""
     layers: list[nn.Module] = []

@@ -9,11 +9,15 @@ from __future__ import annotations
 from torch import nn
 
 from ...config import ModelConfig
+from ..reference.muses import MUSES
 from .bcnet import BCNet
 from .bmn import BMN
 from .gtad import GTAD
+from .pgcn import PGCN
 
 NETWORKS = {"bcnet": BCNet, "bmn": BMN, "gtad": GTAD}
+# On a CPU, the merged convolution of the engine's MUSES-Net gains nothing in a training step.
+SECOND_STAGE = {"pgcn": PGCN, "muses": MUSES}
 
 
 def build(config: ModelConfig) -> nn.Module:

@@ -1,0 +1,106 @@
+"""The graph of P-GCN: which proposals of a video are neighbours of which.
+
+A node has ten candidate slots, eight for proposals that overlap it and two for the nearest that do not. The network
+sees either a tree drawn from the slots (`draw_trees`), as in the public code, or all slots with equal weights. Segments
+count whole frames: one from frame s to frame e is e - s + 1 long.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+OVERLAPPING, DISTANT = 8, 2  # candidate slots of both kinds
+SLOTS = OVERLAPPING + DISTANT
+CHILDREN = 4  # slots drawn for a node
+TREE = 1 + CHILDREN + CHILDREN**2  # nodes of a drawn tree
+MIN_IOU = 0.7  # of overlapping neighbours, exclusive
+
+
+def pairwise_iou(segments: np.ndarray) -> np.ndarray:
+    """IoU of all pairs of segments [N, 2] in frames: float64 [N, N]."""
+    start, end = np.asarray(segments, dtype=np.float64).reshape(-1, 2).T
+    overlap = np.maximum(np.minimum(end[:, None], end) - np.maximum(start[:, None], start) + 1, 0)
+    length = end - start + 1
+    return overlap / (length[:, None] + length - overlap)
+
+
+def pairwise_distance(segments: np.ndarray) -> np.ndarray:
+    """Distance of the centres over the length of the smallest segment that holds both: float64 [N, N]."""
+    start, end = np.asarray(segments, dtype=np.float64).reshape(-1, 2).T
+    centre = (start + end) / 2
+    span = np.maximum(end[:, None], end) - np.minimum(start[:, None], start) + 1
+    return np.abs(centre[:, None] - centre) / span
+
+
+def neighbour_slots(segments: np.ndarray) -> np.ndarray:
+    """Candidate neighbours of every proposal of a video.
+
+    Slots 0 to 7: the others with an IoU above 0.7, by descending IoU. Slots 8 and 9: those that do not overlap, by
+    ascending distance. Fewer are repeated in turn; without any, the slots hold the proposal itself. Of equal ones, the
+    lower index comes first.
+
+    segments: [N, 2] in frames, cut to the video
+
+    Returns int64 [N, 10].
+    """
+    iou, distance = pairwise_iou(segments), pairwise_distance(segments)
+    apart = (iou <= 0) & (distance > 0)
+    np.fill_diagonal(iou, -1.0)
+    overlapping = np.where(iou > MIN_IOU, -iou, np.inf)
+    return np.concatenate(
+        [_smallest(overlapping, OVERLAPPING), _smallest(np.where(apart, distance, np.inf), DISTANT)], axis=1
+    )
+
+
+def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
+    """Columns of the `count` smallest finite keys of each row, repeated in turn: int64 [N, count].
+
+    keys: float64 [N, N], overwritten
+    """
+    rows = np.arange(len(keys))
+    columns = np.zeros((len(keys), count), dtype=np.int64)
+    found = np.isfinite(keys).sum(axis=1)
+    # A few passes for the first minimum cost less than a sort, and never reorder equal keys.
+    for slot in range(count if len(keys) else 0):
+        columns[:, slot] = keys.argmin(axis=1)
+        keys[rows, columns[:, slot]] = np.inf
+    source = np.arange(count) % np.minimum(np.maximum(found, 1), count)[:, None]
+    return np.where(found[:, None] > 0, np.take_along_axis(columns, source, axis=1), rows[:, None])
+
+
+def video_generator(seed: int, video: str) -> np.random.Generator:
+    """Random numbers of one video, whatever other videos are processed in which order."""
+    return np.random.default_rng([seed, zlib.crc32(video.encode())])
+
+
+def draw_trees(
+    slots: np.ndarray, generator: np.random.Generator | np.random.RandomState, roots: np.ndarray | None = None
+) -> np.ndarray:
+    """Draw a tree of neighbours for every root.
+
+    Node 0 is the root, nodes 1 to 4 are its children, and nodes 4 r + 1 to 4 r + 4 those of child r. The children of a
+    node are four of its slots, drawn without replacement and for every node anew.
+
+    slots: int64 [N, 10], see `neighbour_slots`
+    generator: see `video_generator`; a RandomState is consumed as in the public code, which seeds one with 777 and uses
+        it for one video after the other
+    roots: [R] int64, rows of slots; None means all
+
+    Returns int64 [R, 21].
+    """
+    roots = np.arange(len(slots)) if roots is None else np.asarray(roots, dtype=np.int64)
+    order = np.broadcast_to(np.arange(SLOTS), (len(roots), CHILDREN + 1, SLOTS)).copy()
+    if isinstance(generator, np.random.RandomState):
+        for row in order.reshape(-1, SLOTS):
+            generator.shuffle(row)
+    else:
+        order = generator.permuted(order, axis=-1)
+    trees = np.empty((len(roots), TREE), dtype=np.int64)
+    trees[:, 0] = roots
+    for node in range(CHILDREN + 1):
+        first = CHILDREN * node + 1
+        drawn = slots[trees[:, node]]
+        trees[:, first : first + CHILDREN] = np.take_along_axis(drawn, order[:, node, :CHILDREN], axis=1)
+    return trees
