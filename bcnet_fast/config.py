@@ -12,32 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
+from . import bounds
 from .errors import InputError
 from .text import alternatives, brief, did_you_mean, nearest
 
 Section = TypeVar("Section")
 
-_LARGEST = 2**31 - 1  # of a size or count without a bound of its own
-_LARGEST_FLOAT = 1e9  # magnitude of any number that is not whole
-_SMALLEST_FLOAT = 1e-9  # of a number above 0
-# Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
-# of a few KiB cannot fill the memory. What is built from several of them is bounded by `_require_possible`.
-_BOUNDS = {
-    "feature_dim": 65_536,
-    "window": 4_096,
-    "max_duration": 4_096,
-    **dict.fromkeys(("base_channels", "width", "feedforward", "head_dim"), 16_384),
-    **dict.fromkeys(("sampled_channels", "map_channels", "block_channels", "block_groups"), 16_384),
-    "clip_channels": 4_096,
-    **dict.fromkeys(("bins", "inner_bins", "context_bins", "points_per_bin", "heads", "neighbours"), 1_024),
-    "boundary_layers": 256,
-    **dict.fromkeys(("window_top", "top", "epochs", "decay_every", "batch_size"), 1_000_000),
-}
-_LARGEST_MAP = 2**20  # cells of a map; 100 x 100 on ActivityNet, 256 x 64 on THUMOS14
-_MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
-_LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
-_LARGEST_PLAN = 2**28  # points that all cells or anchors sample
-_LARGEST_WEIGHT = 2**28  # elements
 _FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at least 1
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
@@ -420,32 +400,35 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
         width, clip_width, heads = model.width, model.bins * model.clip_channels, model.heads * model.head_dim
         found += [
             ("max_duration", longest < 3, "at least 3 snippets"),
-            ("max_duration", anchors > _MOST_ANCHORS, f"at most {_MOST_ANCHORS} anchors in a window"),
-            ("max_duration", window * longest * anchors > _LARGEST_TABLE, "a smaller one, or a smaller window"),
-            ("width", width * max(width, model.feedforward, heads) > _LARGEST_WEIGHT, "smaller weights"),
-            ("bins", clip_width * max(clip_width, model.feedforward, heads) > _LARGEST_WEIGHT, "smaller weights"),
+            ("max_duration", anchors > bounds.MOST_ANCHORS, f"at most {bounds.MOST_ANCHORS} anchors in a window"),
+            ("max_duration", window * longest * anchors > bounds.LARGEST_TABLE, "a smaller one, or a smaller window"),
+            ("width", width * max(width, model.feedforward, heads) > bounds.LARGEST_WEIGHT, "smaller weights"),
+            ("bins", clip_width * max(clip_width, model.feedforward, heads) > bounds.LARGEST_WEIGHT, "smaller weights"),
         ]
     elif isinstance(model, BMNConfig):
         cells = window * (window if model.map_layout == "start_end" else longest)
         points = cells * model.bins * model.points_per_bin
         weight = model.base_channels * model.sampled_channels * model.bins
         found += [
-            ("window", cells > _LARGEST_MAP, f"at most {_LARGEST_MAP} cells in a window"),
-            ("bins", weight > _LARGEST_WEIGHT, "smaller weights"),
+            ("window", cells > bounds.LARGEST_MAP, f"at most {bounds.LARGEST_MAP} cells in a window"),
+            ("bins", weight > bounds.LARGEST_WEIGHT, "smaller weights"),
         ]
     elif isinstance(model, GTADConfig):
         bins, divides = model.inner_bins + model.context_bins, model.block_channels % model.block_groups == 0
         points = window * longest * (bins + 2 * longest)
         weight = model.base_channels * model.sampled_channels * bins
         found += [
-            ("window", window * longest > _LARGEST_MAP, f"at most {_LARGEST_MAP} cells in a window"),
-            ("inner_bins", weight > _LARGEST_WEIGHT, "smaller weights"),
+            ("window", window * longest > bounds.LARGEST_MAP, f"at most {bounds.LARGEST_MAP} cells in a window"),
+            ("inner_bins", weight > bounds.LARGEST_WEIGHT, "smaller weights"),
             ("neighbours", model.neighbours > window, f"at most model.window = {window}"),
             ("block_groups", not divides, f"a divisor of model.block_channels = {model.block_channels}"),
         ]
     else:
         raise TypeError(f"unknown system {type(model).__name__}")
-    return [*found, ("window", points > _LARGEST_PLAN, f"at most {_LARGEST_PLAN} sampled points in a window")]
+    return [
+        *found,
+        ("window", points > bounds.LARGEST_PLAN, f"at most {bounds.LARGEST_PLAN} sampled points in a window"),
+    ]
 
 
 def _require_object(values: Any, source: str) -> None:
@@ -487,21 +470,21 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         if not isinstance(value, (list, tuple)) or len(value) != len(default):
             raise ValueError(f"{len(default)} numbers, such as {list(default)}")
         return tuple(_converted(name, one, of_default) for one, of_default in zip(value, default, strict=True))
-    if isinstance(default, float) and type(value) is int and abs(value) <= _LARGEST:
+    if isinstance(default, float) and type(value) is int and abs(value) <= bounds.LARGEST:
         value = float(value)
     if type(value) is not type(default):
         raise ValueError(_TYPES[type(default)])
-    low, high = 0 if name in _FROM_0 else 1, _BOUNDS.get(name, _LARGEST)
+    low, high = 0 if name in _FROM_0 else 1, bounds.BOUNDS.get(name, bounds.LARGEST)
     if type(value) is int and not low <= value <= high:
         raise ValueError(f"a whole number from {low} to {high}")
     if type(value) is float and not math.isfinite(value):
         raise ValueError("a finite number")
     if name in _POSITIVE and value <= 0:
         raise ValueError("a number above 0")
-    if name in _POSITIVE and value < _SMALLEST_FLOAT:
-        raise ValueError(f"a number of at least {_SMALLEST_FLOAT:g}")
-    if type(value) is float and abs(value) > _LARGEST_FLOAT:
-        raise ValueError(f"a number of at most {_LARGEST_FLOAT:g}")
+    if name in _POSITIVE and value < bounds.SMALLEST_FLOAT:
+        raise ValueError(f"a number of at least {bounds.SMALLEST_FLOAT:g}")
+    if type(value) is float and abs(value) > bounds.LARGEST_FLOAT:
+        raise ValueError(f"a number of at most {bounds.LARGEST_FLOAT:g}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(alternatives(map(str, _CHOICES[name])))
     if name in _NOT_NEGATIVE and value < 0:

@@ -16,7 +16,7 @@ import bcnet_fast
 PACKAGE = Path(bcnet_fast.__file__).parent
 # From the bottom to the top. A module may import its own level and those below it.
 LEVELS = (
-    ("errors", "config", "presets", "protocols", "progress", "text", "kernels"),
+    ("errors", "bounds", "config", "presets", "protocols", "progress", "text", "kernels"),
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
     ("networks", "layers"),

@@ -1,0 +1,25 @@
+"""Bounds of the numbers in a configuration, so that a small file cannot ask for a network that fills the memory."""
+
+from __future__ import annotations
+
+LARGEST = 2**31 - 1  # of a size or count without a bound of its own
+LARGEST_FLOAT = 1e9  # magnitude of any number that is not whole
+SMALLEST_FLOAT = 1e-9  # of a number above 0
+# Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
+# of a few KiB cannot fill the memory. What is built from several of them is bounded by `Config.require_possible`.
+BOUNDS = {
+    "feature_dim": 65_536,
+    "window": 4_096,
+    "max_duration": 4_096,
+    **dict.fromkeys(("base_channels", "width", "feedforward", "head_dim"), 16_384),
+    **dict.fromkeys(("sampled_channels", "map_channels", "block_channels", "block_groups"), 16_384),
+    "clip_channels": 4_096,
+    **dict.fromkeys(("bins", "inner_bins", "context_bins", "points_per_bin", "heads", "neighbours"), 1_024),
+    "boundary_layers": 256,
+    **dict.fromkeys(("window_top", "top", "epochs", "decay_every", "batch_size"), 1_000_000),
+}
+LARGEST_MAP = 2**20  # cells of a map; 100 x 100 on ActivityNet, 256 x 64 on THUMOS14
+MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
+LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
+LARGEST_PLAN = 2**28  # points that all cells or anchors sample
+LARGEST_WEIGHT = 2**28  # elements
