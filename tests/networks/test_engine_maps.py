@@ -148,9 +148,9 @@ def test_launches_do_not_grow_with_the_batch():
 def test_what_cannot_be_had_is_named():
     with pytest.raises(InputError, match=r"precision is 'int8', .* expected fp32, fp64, tf32, bf16 or fp16 for bmn"):
         bcnet_fast.load(map_config("bmn"), device="cpu", precision="int8")
-    with pytest.raises(InputError, match="model is 'bsn', expected bcnet, bmn or gtad"):
+    with pytest.raises(InputError, match="model is 'bsn', expected bcnet, bmn, gtad, pgcn or muses"):
         bcnet_fast.load("thumos14", model="bsn", device="cpu")
-    with pytest.raises(InputError, match="model 'bmn': expected gtad, which these weights are of"):
+    with pytest.raises(InputError, match="model is 'bmn', expected 'gtad', the system of these weights"):
         bcnet_fast.load(map_config("gtad"), model="bmn", device="cpu")
     model = bcnet_fast.load(map_config("gtad"), model="gtad", device="cpu")
     with pytest.raises(ValueError, match=r"features has shape \[1, 8, 22\], expected \[B, 8, 23\]"):

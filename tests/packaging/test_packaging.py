@@ -124,7 +124,7 @@ def test_wheel_holds_every_module_and_asset_and_works_from_elsewhere(tmp_path, w
 def test_without_a_compiler_the_reference_runs_and_an_explicit_request_is_refused(tmp_path, without_compiler):
     command, path = [sys.executable, "-c", NOT_EDITABLE + USE], str(without_compiler)
     shown = succeed(command, tmp_path, PYTHONPATH=path, BCNET_FAST_BACKEND="")
-    assert shown.startswith("backend 'native' was asked for, but the native extension was not built")
+    assert shown.startswith("backend 'native' cannot be used: the native extension was not built")
 
 
 def test_a_build_that_must_be_native_fails_without_a_compiler(tmp_path):
