@@ -21,8 +21,9 @@ from ..config import BCNetConfig, BMNConfig, Config, GTADConfig
 from ..errors import InputError
 from ..presets import PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
-from ..storage.files import require_file, require_writable
+from ..storage.files import require_file
 from ..storage.foreign import project_of
+from ..storage.output import require_apart, require_writable
 from ..text import some
 from .reference import NETWORKS
 from .reference.bcnet import BCNet
@@ -78,6 +79,7 @@ def convert(options: ConvertOptions) -> Converted:
     """
     if Path(options.output).suffix != ".safetensors":
         raise InputError(f"--output is {options.output}, expected a name ending in .safetensors")
+    require_apart(options.output, "--output", bpm=options.bpm, abi=options.abi, bmn=options.bmn, gtad=options.gtad)
     output = require_writable(options.output)
     if options.bmn is not None:
         state, config = convert_bmn(options.bmn, PRESETS["bmn"][options.preset])
