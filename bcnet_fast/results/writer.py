@@ -122,12 +122,13 @@ class ResultWriter:
             else:
                 self.done[record["video"]] = end
             end += len(line)
-        if self.done and not resume:
+        finished = len(self.done) + self.changed + self.damaged
+        if finished and not resume:
             raise InputError(
-                f"{self.partial} has {count(len(self.done), 'finished video')} of an interrupted run; "
+                f"{self.partial} has {count(finished, 'finished video')} of an interrupted run; "
                 "continue with --resume, or start again with --overwrite"
             )
-        if self.done:
+        if finished:
             self._require_equal(found, self.partial)
         self._file.truncate(end)
 

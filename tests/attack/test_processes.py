@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -11,44 +10,31 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import SMALL
+from helpers.processes import PATIENCE_S, VIDEOS, group_lives, inference, lines, started, wait_until, write_archive
 from helpers.training import EASY, arguments
 
 from bcnet_fast import convert, evaluate, infer, train
-from bcnet_fast.config import Config, DataConfig
+from bcnet_fast.config import Config
 from bcnet_fast.data import features as reading
 from bcnet_fast.data.features import FeatureArchive, iterate, open_features
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.errors import InputError
-from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage import output as storage
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals and locks as on Linux")
-VIDEOS = 12
-PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """A folder with weights.safetensors and features/."""
-    folder = tmp_path_factory.mktemp("archive")
-    torch.manual_seed(0)
-    config = Config("small", model=SMALL, data=DataConfig(window_stride=12))
-    save_checkpoint(folder / "weights.safetensors", BCNet(SMALL).state_dict(), config)
-    (folder / "features").mkdir()
-    draw = np.random.default_rng(0)
-    for number in range(VIDEOS):
-        # More than a pipe holds, so that a worker waits for its parent.
-        np.save(folder / "features" / f"{number:02d}.npy", draw.standard_normal((3000, 10)).astype(np.float32))
-    return folder
+    return write_archive(tmp_path_factory.mktemp("archive"))
 
 
 @pytest.fixture(scope="module")
@@ -57,51 +43,6 @@ def data(tmp_path_factory) -> Path:
     subsets = (("training", 6), ("validation", 2))
     write_dataset(folder, [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)])
     return folder
-
-
-def inference(archive: Path, output: Path, *more: object) -> list[str]:
-    flags = ["--checkpoint", archive / "weights.safetensors", "--features", archive / "features", "--fps", 25]
-    return [str(flag) for flag in [*flags, "--output", output, "--device", "cpu", *more]]
-
-
-@contextlib.contextmanager
-def started(command: str, flags: list[str], **options) -> Iterator[subprocess.Popen]:
-    """A command in a process group of its own, which does not survive the test."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"bcnet_fast.{command}", *flags],
-        env=environment,
-        start_new_session=True,
-        text=True,
-        **{"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **options},
-    )
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-def wait_until(condition, seconds: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
-
-
-def lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def group_lives(number: int) -> bool:
-    """Whether a process of the group runs, zombies apart."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, group = status.read_text().rpartition(")")[2].split()[:3]
-            if int(group) == number and state != "Z":
-                return True
-    return False
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
@@ -315,3 +256,19 @@ def test_a_killed_worker_costs_a_retry_or_its_video(archive, tmp_path, monkeypat
                 sequence.features, reading.from_array(np.load(archive / "features" / f"{video}.npy"), 10, "").features
             )
     assert "note: a process that reads features was killed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("imports", "stated", "expected"),
+    [
+        ("bcnet_fast, torch", {}, "passive"),
+        ("bcnet_fast, torch", {"OMP_WAIT_POLICY": "active"}, "active"),
+        ("bcnet_fast, torch", {"GOMP_SPINCOUNT": "1000"}, "None"),
+        ("torch, bcnet_fast", {}, "None"),  # too late
+    ],
+)
+def test_threads_wait_without_spinning_unless_the_user_says_otherwise(imports, stated, expected):
+    environment = {name: os.environ[name] for name in os.environ.keys() - {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}}
+    code = f"import {imports}, os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment | stated, capture_output=True, text=True)
+    assert done.stdout.strip() == expected, done.stderr
