@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
@@ -28,10 +27,9 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
     careful = False
     while first < len(items):
         try:
-            with _deaths_are_noticed_here(iter(loader(items[first:], careful))) as results:
-                for result in results:
-                    yield result
-                    first, deaths = first + 1, 0
+            for result in _with_deaths_noticed(iter(loader(items[first:], careful))):
+                yield result
+                first, deaths = first + 1, 0
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
@@ -44,20 +42,39 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
                 first, deaths = first + 1, 0
 
 
-@contextlib.contextmanager
-def _deaths_are_noticed_here(results: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Switch off PyTorch's signal handler, which raises wherever the main thread is when a worker dies.
+def _with_deaths_noticed(results: Iterator[T]) -> Iterator[T]:
+    """Yield the results. RuntimeError: a worker has died, raised only while this waits for it.
 
-    Without it the DataLoader looks whether its workers live when it has waited for five seconds.
+    PyTorch's own signal handler raises wherever the main thread is when a worker dies, such as within the network.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield results
+        yield from results
         return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    check = signal.getsignal(signal.SIGCHLD)
+    waits = died = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal died
+        died = True
+        if waits and callable(check):
+            check(number, frame)
+
+    signal.signal(signal.SIGCHLD, note)
     try:
-        yield results
+        while True:
+            waits = True
+            try:
+                # A worker that died while it wrote has left half a message, for which `next` would wait forever.
+                if died and callable(check):
+                    check(signal.SIGCHLD, None)
+                result = next(results)
+            except StopIteration:
+                return
+            finally:
+                waits = False
+            yield result
     finally:
-        signal.signal(signal.SIGCHLD, before)
+        signal.signal(signal.SIGCHLD, check)
 
 
 def end_with_parent() -> Callable[[int], None]:

@@ -1,6 +1,7 @@
 """Runs that are killed at random moments and resumed: the result is that of an undisturbed run.
 
-BCNET_FAST_KILLS=100 python -m pytest -n 0 tests/attack/test_kills.py kills each run 100 times.
+BCNET_FAST_KILLS=100 python -m pytest -n 0 tests/attack/test_kills.py kills each run 100 times; whom it kills at random
+moments is the process alone, one of its workers, or all of them.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def killed_until_done(command: str, flags: list[str], whom: str, begun: Path, dr
                 assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("whom", ["group", "main", "worker"])
+@pytest.mark.parametrize("whom", ["main", "worker", pytest.param("group", marks=pytest.mark.slow)])
 def test_inference(tmp_path, whom):
     write_archive(tmp_path)
     expected, output = tmp_path / "expected.json", tmp_path / "out" / "out.json"
@@ -62,7 +63,9 @@ def test_inference(tmp_path, whom):
     assert list(output.parent.iterdir()) == [output]
 
 
-@pytest.mark.parametrize("whom", ["main", "worker"])
+@pytest.mark.parametrize(
+    "whom", ["main", *(pytest.param(name, marks=pytest.mark.slow) for name in ("worker", "group"))]
+)
 def test_training(tmp_path, whom):
     subsets = (("training", 4), ("validation", 2))
     videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]
