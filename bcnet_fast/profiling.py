@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .storage.files import atomic_text
+from .storage.output import atomic_text
 
 
 class Event(NamedTuple):

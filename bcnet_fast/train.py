@@ -22,7 +22,7 @@ highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors, that of the las
 recalls, and learning_curve.png. Both checkpoints work with infer. To continue after an interruption, add --resume to
 the same command. docs/training.md describes every step from features to numbers.
 
-Exit code: 0 success, 2 bad input.
+Exit code: 0 success, 2 bad input, 130, 141 or 143 interrupted by Ctrl-C, a closed pipe or SIGTERM.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ from bcnet_fast.ops import native
 from bcnet_fast.ops.reference import most_pairs
 from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
-from bcnet_fast.storage.files import atomic_text
+from bcnet_fast.storage.output import atomic_text
 
 OLDEST_TRITON = (3, 2)
 TRITON = tuple(int(part) for part in triton.__version__.split(".")[:2])

@@ -30,7 +30,7 @@ from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.compat import nms_1d_cpu
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.ops import native
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 SETS = ("long video", "one window")
 SIZES = (100, 1000, 3000)

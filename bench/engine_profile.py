@@ -35,7 +35,7 @@ from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import native
 from bcnet_fast.storage.checkpoint import read_config
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 WINDOWS, SIZE = 15, 2048
 

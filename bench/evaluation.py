@@ -23,7 +23,7 @@ from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.data.annotations import Instance, VideoAnnotation
 from bcnet_fast.errors import InputError
 from bcnet_fast.evaluation import METRICS, average_recall, mean_average_precision, read_results
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 
 class Case(NamedTuple):

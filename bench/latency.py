@@ -78,7 +78,7 @@ from bcnet_fast.networks.outputs import Output
 from bcnet_fast.progress import progress
 from bcnet_fast.results.figure import require_picture_name
 from bcnet_fast.storage.checkpoint import read_config
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 BATCH, VIDEO_WINDOWS = 8, 5
 QUICK = ("reference", "bcnet_fast fp32", "bcnet_fast int8")

@@ -30,7 +30,7 @@ from bcnet_fast.layers import BoundaryMatching, GraphAlignConv
 from bcnet_fast.networks.reference.bmn import BMN
 from bcnet_fast.networks.reference.gtad import GTAD, nearest
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 Layer = Callable[[Tensor], Tensor]
 

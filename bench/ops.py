@@ -42,7 +42,7 @@ from bcnet_fast.ops import native, reference
 from bcnet_fast.ops.sampling_plan import SamplingPlan
 from bcnet_fast.progress import progress
 from bcnet_fast.results.figure import require_picture_name
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 Call = Callable[[], Any]
 

@@ -42,7 +42,7 @@ from bcnet_fast.inference.predict import Failure, predict
 from bcnet_fast.progress import progress
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.results.writer import entries
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

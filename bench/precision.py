@@ -54,7 +54,7 @@ from bcnet_fast.ops.anchor_sampling import cheaper_strategy
 from bcnet_fast.proposals import ProposalGenerator
 from bcnet_fast.protocols import DEFAULT
 from bcnet_fast.storage.checkpoint import StoredWeights, read_config
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

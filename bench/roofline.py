@@ -56,7 +56,7 @@ from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.networks.reference.layers import shapes_only
 from bcnet_fast.ops.sampling_plan import SamplingPlan, aligned_plan, interpolated_plan
 from bcnet_fast.presets import DATA_SETS, PRESETS
-from bcnet_fast.storage.files import atomic_text
+from bcnet_fast.storage.output import atomic_text
 
 
 class Gpu(NamedTuple):

@@ -30,7 +30,7 @@ from bcnet_fast.networks.engine import REWRITES, Rewrites
 from bcnet_fast.networks.outputs import SecondStageOutput
 from bcnet_fast.networks.range_maxima import proposal_features
 from bcnet_fast.presets import SECOND_STAGE_PRESETS
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 
 TOLERANCE = 1e-4
 # With all slots, these forms compute trees of 111 nodes, which takes a hundred times as long.

@@ -42,7 +42,7 @@ from bcnet_fast.networks import reference
 from bcnet_fast.networks import trainable as models
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.progress import progress
-from bcnet_fast.storage.files import write_json
+from bcnet_fast.storage.output import write_json
 from bcnet_fast.training.losses import bcnet_loss, map_loss
 from bcnet_fast.training.targets import map_targets, window_targets
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,26 +108,59 @@ def require_at_least(options: object, **lowest: int) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least {low}")
 
 
+class Ended(KeyboardInterrupt):
+    """Another signal than that of Ctrl-C asks this process to end; what is finished is kept in the same way."""
+
+
+def _end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    raise Ended(number)
+
+
 def run(main: Callable[[], int]) -> None:
-    """Run an entry point and exit: 0 done, 1 some videos failed, 2 bad input (one line on stderr), 130 interrupted."""
+    """Run an entry point and exit.
+
+    0 done, 1 some videos failed, 2 bad input (one line on stderr), 128 + N ended by signal N: 130 by Ctrl-C, 143 by
+    SIGTERM, 141 because the reader of a pipe has closed it.
+    """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # Whatever the terminal or file cannot encode is printed as an escape, and ends no run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # and not ignored, as under nohup
+            signal.signal(number, _end)
     try:
         code = main()
         sys.stdout.flush()
     except (InputError, BackendError) as error:
-        print(f"error: {shown(str(error))}", file=sys.stderr)
-        code = 2
+        code = _say(f"error: {shown(str(error))}", 2)
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has closed it, which is no error.
         sys.stdout = None
-        code = 0
+        code = 141
     except (OSError, MemoryError) as error:
-        print(f"error: {shown(str(error)) or 'out of memory'}", file=sys.stderr)
-        code = 2
+        code = _say(f"error: {shown(str(error)) or 'out of memory'}", 2)
+    except Ended as error:
+        code = _say("ended by a signal", 128 + error.args[0])
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
+        code = _say("interrupted", 130)
     raise SystemExit(code)
+
+
+def _say(line: str, code: int) -> int:
+    with contextlib.suppress(OSError):  # what reads stderr may be gone, too
+        print(line, file=sys.stderr)
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Discard what is written to a stream that the caller has closed, such as by `>&-`.
+
+    A file that is opened later would get its number, and with it what others print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Gets the number of the closed stream, unless that is taken.
+            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))

@@ -27,8 +27,11 @@ from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import find_source
 from .source import ReadLimits, Source
+from .workers import end_with_parent, read_in_order
 
 _BLOCK_ROWS = 4096  # snippets read at once, which bounds the memory for skipping rows and converting long videos
+
+_KILLED = "the process that read video {!r} was killed twice, expected enough memory for it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,24 @@ class FeatureArchive:
         before = len(self.ids)
         self.ids = [video for video in self.ids if video in videos]
         return before - len(self.ids)
+
+    def files(self, video: str) -> list[Path]:
+        """The files that hold the features of a video, and perhaps those of others."""
+        place = self._source.videos[self._names[video]]
+        if isinstance(place, Path):
+            return [place]
+        return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
+
+    def versions(self) -> dict[str, list[tuple[int, int]]]:
+        """For each video, size and time of the last change in ns of its files; none for a file that is not there."""
+        known: dict[Path, list[tuple[int, int]]] = {}
+        for path in {path for video in self.ids for path in self.files(video)}:
+            try:
+                found = path.stat()
+                known[path] = [(found.st_size, found.st_mtime_ns)]
+            except OSError:
+                known[path] = []
+        return {video: [version for path in self.files(video) for version in known[path]] for video in self.ids}
 
     def stored(self, video: str) -> StoredArray:
         """Shape and dtype on disk; for .npy, .npz and HDF5 no values are read. InputError: it cannot be opened."""
@@ -207,15 +228,20 @@ def iterate(
     if workers > 0:
         # Forked workers must not inherit open HDF5 files, whose position older HDF5 would share between them.
         archive.close()
-        loader = DataLoader(
-            _Videos(archive, videos),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=max(1, prefetch),
-            collate_fn=_unchanged,
-            generator=torch.Generator(),  # without it, starting workers advances the global random state
-        )
-        yield from loader
+
+        def loader(names: Sequence[str], one_by_one: bool) -> DataLoader:
+            return DataLoader(
+                _Videos(archive, names),
+                batch_size=None,
+                num_workers=1 if one_by_one else workers,
+                prefetch_factor=1 if one_by_one else max(1, prefetch),
+                collate_fn=_unchanged,
+                worker_init_fn=end_with_parent(),
+                generator=torch.Generator(),  # without it, starting workers advances the global random state
+            )
+
+        for video, result in zip(videos, read_in_order(videos, loader), strict=True):
+            yield video, InputError(_KILLED.format(video)) if result is None else result
         return
     pending: deque[tuple[str, Any]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="features")
@@ -251,9 +277,8 @@ class _Videos(Dataset):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> tuple[str, FeatureSequence | InputError]:
-        video = self.videos[index]
-        return video, _load_or_error(self.archive, video)
+    def __getitem__(self, index: int) -> FeatureSequence | InputError:
+        return _load_or_error(self.archive, self.videos[index])
 
 
 def _orient(shape: Sequence[int], feature_dim: int, time_first: bool, where: str) -> tuple[int, int, str | None]:

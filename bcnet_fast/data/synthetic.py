@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import write_json
+from ..storage.output import write_json
 from ..text import count
 from .annotations import Instance, VideoAnnotation
 

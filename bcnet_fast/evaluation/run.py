@@ -16,7 +16,7 @@ from ..presets import PRESETS
 from ..results.fusion import FUSION_RULES, fuse
 from ..results.pictures import optional_picture_path
 from ..results.reader import Results, read_results
-from ..storage.files import require_writable, write_json
+from ..storage.output import require_apart, require_writable, write_json
 from ..text import count, shown, some
 from .average_recall import AverageRecall, average_recall
 from .ground_truth import without_duplicates
@@ -150,6 +150,9 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     for path in (options.json, options.picture):
         if path:
             require_writable(path)
+    if options.json:
+        inputs = {name: getattr(options, name) for name in ("proposals", "ground_truth", "class_scores", "video_info")}
+        require_apart(options.json, "--json", **inputs)
 
     subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
     proposals = _proposals(options, strip_prefix, ground_truth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import os
 import sys
 import time
 import warnings
@@ -36,7 +37,8 @@ from ..results.subtitles import write_subtitles
 from ..results.timeline import best_count
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
-from ..storage.files import readable, require_writable
+from ..storage.files import readable
+from ..storage.output import require_apart, require_writable
 from ..text import count
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
@@ -121,6 +123,7 @@ def infer(options: InferOptions) -> InferReport:
         strip_prefix=config.data.strip_prefix,
         limits=options.limits,
     )
+    _require_apart(options, archive)
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
     pictures = PictureWriter(options.plot, options.plot_format, archive.ids, best=options.best, ground_truth=truth)
@@ -131,13 +134,25 @@ def infer(options: InferOptions) -> InferReport:
     model = _load(options, config)
 
     with contextlib.closing(
-        ResultWriter(options.output, run_settings(options, config), resume=options.resume, overwrite=options.overwrite)
+        ResultWriter(
+            options.output,
+            run_settings(options, config),
+            sources=archive.versions(),
+            resume=options.resume,
+            overwrite=options.overwrite,
+        )
     ) as writer:
         for gone in writer.done.keys() - archive.ids:
             del writer.done[gone]
         videos = [video for video in archive.ids if video not in writer.done]
         if options.resume:
             print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are already done")
+            for number, what, why in (
+                (writer.damaged, "line", f"damaged in {writer.partial}"),
+                (writer.changed, "video", f"with other feature files than before in {options.features}"),
+            ):
+                if number:
+                    print(f"note: {count(number, what)} {why}: done again", file=sys.stderr)
         details = _details(options, config)
         if writer.finished is not None and not videos:
             writer.close(discard=True)
@@ -148,7 +163,7 @@ def infer(options: InferOptions) -> InferReport:
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, BrokenPipeError):
             print(
                 f"{writer.partial} holds {count(len(writer.done), 'finished video')}; continue with --resume",
                 file=sys.stderr,
@@ -174,6 +189,21 @@ def infer(options: InferOptions) -> InferReport:
         profile,
         pictures.seconds,
     )
+
+
+def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
+    """InputError: a file to write is one of the inputs."""
+    inputs = {
+        "checkpoint": options.checkpoint,
+        "times": options.time.times,
+        "labels": options.labels,
+        "ground_truth": options.ground_truth,
+    }
+    for flag, path in (("--output", options.output), ("--trace", options.trace)):
+        if path is not None and os.path.exists(path):
+            require_apart(path, flag, **inputs)
+            for features in {file for video in archive.ids for file in archive.files(video)}:
+                require_apart(path, flag, features=features)
 
 
 class _Run:

@@ -29,8 +29,9 @@ from ..config import (
 from ..errors import InputError
 from ..presets import DATA_SETS, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
-from ..storage.files import readable, require_file, require_writable
+from ..storage.files import readable, require_file
 from ..storage.foreign import project_of
+from ..storage.output import require_apart, require_writable
 from ..storage.pickles import bytes_of, is_plain, load_tensors
 from ..text import alternatives, brief, some
 from .reference import NETWORKS, SECOND_STAGE
@@ -95,6 +96,8 @@ def convert(options: ConvertOptions) -> Converted:
     """
     if Path(options.output).suffix != ".safetensors":
         raise InputError(f"--output is {options.output}, expected a name ending in .safetensors")
+    inputs = {name: getattr(options, name) for name in ("bpm", "abi", "bmn", "gtad", "pgcn", "muses")}
+    require_apart(options.output, "--output", **inputs)
     output = require_writable(options.output)
     if options.bmn is not None:
         state, config = convert_bmn(options.bmn, _preset("bmn", options.preset))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import InputError
-from ..storage.files import atomic_path
+from ..storage.output import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data.annotations import VideoAnnotation
 from ..errors import InputError
-from ..storage.files import require_writable
+from ..storage.output import require_writable
 from .figure import FORMATS
 from .timeline import timeline
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..storage.files import atomic_text
+from ..storage.output import atomic_text
 from ..text import shown
 
 

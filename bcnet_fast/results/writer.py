@@ -1,27 +1,25 @@
 """Write proposals video by video, so that a run can be resumed and memory does not grow with the archive.
 
-During a run, `<output>.partial` contains the settings and then one JSON line per finished video. The submission file
-is written at the end, atomically, with its videos sorted by id.
+During a run, `<output>.partial` contains the settings and then one line per finished video: a checksum and JSON. The
+submission file is written at the end, atomically, with its videos sorted by id.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import atomic_text, read_json, require_writable
+from ..storage.files import read_json
+from ..storage.lock import Lock
+from ..storage.output import atomic_text, require_writable
 from ..text import count
-
-try:
-    import fcntl
-except ImportError:  # Windows has no file locks of this kind
-    fcntl = None
 
 
 def entries(
@@ -48,7 +46,9 @@ def entries(
 class ResultWriter:
     """Collects the proposals of many videos on disk; `finish` writes the submission JSON.
 
-    settings: everything that determines the results.
+    settings: everything that determines the results, except the features.
+    sources: for each video, [size, time of the last change in ns] of its feature files. A finished video with others is
+        not taken over, and counted by `changed`; `damaged` is the number of lines that are not taken over.
     resume: take over the finished videos of a partial file or, without one, of an existing submission, with the same
         settings; `done` lists them, and `finished` is the number of proposals of that submission.
     overwrite: discard the partial file of an interrupted run.
@@ -58,20 +58,28 @@ class ResultWriter:
     """
 
     def __init__(
-        self, output: str | os.PathLike, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False
+        self,
+        output: str | os.PathLike,
+        settings: dict[str, Any],
+        *,
+        sources: Mapping[str, Sequence[Sequence[int]]] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         settings = json.loads(json.dumps(settings))  # as read from the file: lists instead of tuples
         self.output = require_writable(output)
         self.partial = self.output.with_name(self.output.name + ".partial")
         self.settings = settings
+        self.sources: dict[str, Any] = json.loads(json.dumps(dict(sources or {})))
+        self.damaged = self.changed = 0
         self.done: dict[str, int] = {}  # video -> offset of its line in bytes
         self.finished: int | None = None
         try:
+            self._lock = Lock(self.partial)
             self._file = open(self.partial, "a+b")
         except OSError as error:
             raise self._failed(error) from error
         try:
-            _lock(self._file, self.partial)
             if overwrite:
                 self._file.truncate(0)
             self._read(resume)
@@ -98,23 +106,29 @@ class ResultWriter:
             # An incomplete line is dropped, and its video is processed again.
             if not line.endswith(b"\n"):
                 break
-            try:
-                record = json.loads(line)
-                if end == 0:
-                    found = dict(record["settings"])
-                else:
-                    self.done[record["video"]] = end
-            except (ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"{self.partial} is not the partial result of an interrupted run; delete it"
-                ) from error
+            record = _record(line)
+            if end == 0:
+                if record is None or not isinstance(record.get("settings"), dict):
+                    raise InputError(
+                        f"{self.partial} is not the partial result of an interrupted run, "
+                        "or its first line is damaged; delete it"
+                    )
+                found = record["settings"]
+            elif record is None or not (isinstance(record.get("video"), str) and _are_entries(record.get("proposals"))):
+                self.damaged += 1
+            elif record.get("source") != self.sources.get(record["video"], record.get("source")):
+                self.changed += 1
+                self.done.pop(record["video"], None)
+            else:
+                self.done[record["video"]] = end
             end += len(line)
-        if self.done and not resume:
+        finished = len(self.done) + self.changed + self.damaged
+        if finished and not resume:
             raise InputError(
-                f"{self.partial} has {count(len(self.done), 'finished video')} of an interrupted run; "
+                f"{self.partial} has {count(finished, 'finished video')} of an interrupted run; "
                 "continue with --resume, or start again with --overwrite"
             )
-        if self.done:
+        if finished:
             self._require_equal(found, self.partial)
         self._file.truncate(end)
 
@@ -138,10 +152,14 @@ class ResultWriter:
                 "start again with --overwrite"
             ) from error
         self._require_equal(found, self.output)
-        self.finished = 0
+        self.finished, written = 0, self.output.stat().st_mtime_ns
         for video, proposals in results.items():
-            self.done[video] = self._file.seek(0, os.SEEK_END)
-            self._append({"video": video, "proposals": proposals})
+            if not _are_entries(proposals):
+                raise InputError(f"{self.output} has other entries for video {video!r}, expected score and segment")
+            if any(changed > written for _, changed in self.sources.get(video, ())):
+                self.changed += 1
+                continue
+            self._add(video, proposals)
             self.finished += len(proposals)
 
     def add(
@@ -153,13 +171,18 @@ class ResultWriter:
         scores: [n].
         labels: n names of classes, for detections.
         """
-        proposals = entries(segments, scores, labels)
-        self.done[video] = self._file.seek(0, os.SEEK_END)
-        self._append({"video": video, "proposals": proposals})
+        self._add(video, entries(segments, scores, labels))
+
+    def _add(self, video: str, proposals: list[dict[str, Any]]) -> None:
+        place = self._file.seek(0, os.SEEK_END)
+        source = {"source": self.sources[video]} if video in self.sources else {}
+        self._append({"video": video, **source, "proposals": proposals})
+        self.done[video] = place
 
     def _append(self, record: dict[str, Any]) -> None:
+        text = json.dumps(record, allow_nan=False).encode()
         try:
-            self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
@@ -174,7 +197,10 @@ class ResultWriter:
             file.write(f'{{"version": {json.dumps(version)}, "results": {{')
             for position, video in enumerate(sorted(self.done)):
                 self._file.seek(self.done[video])
-                proposals = json.loads(self._file.readline())["proposals"]
+                record = _record(self._file.readline())
+                if record is None:
+                    raise InputError(f"{self.partial} was changed during the run; start again with --resume")
+                proposals = record["proposals"]
                 total += len(proposals)
                 file.write(f"{',' if position else ''}\n{json.dumps(video)}: {json.dumps(proposals)}")
             external_data = {"used": True, "details": details, "settings": self.settings}
@@ -184,16 +210,30 @@ class ResultWriter:
 
     def close(self, *, discard: bool = False) -> None:
         """Close the partial file, and delete it if `discard`; otherwise it can be resumed."""
-        if discard:
-            self.partial.unlink(missing_ok=True)
         self._file.close()
+        self._lock.release(remove=discard)
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file for this process until it is closed. InputError: another process holds it."""
-    if fcntl is None:
-        return
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line holds; None if it is damaged."""
+    checksum, _, text = line.rstrip(b"\n").partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(text):
+        return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"{path} is in use by another run") from error
+        record = json.loads(text)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _are_entries(value: Any) -> bool:
+    """Whether a value has the types of `entries`."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("score"), int | float)
+        and isinstance(segment := entry.get("segment"), list)
+        and len(segment) == 2
+        and all(isinstance(bound, int | float) for bound in segment)
+        and isinstance(entry.get("label", ""), str)
+        for entry in value
+    )

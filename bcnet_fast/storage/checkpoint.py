@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
-from .files import atomic_path, parse_json, readable, require_file
+from .files import parse_json, readable, require_file
 from .foreign import project_of
+from .output import atomic_path
 
 FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
@@ -56,10 +57,6 @@ def _save(path: str | os.PathLike, state: Mapping[str, Tensor], kind: str, facts
             save_file(tensors, temporary, metadata=metadata)
         except SafetensorError as error:
             raise InputError(f"{path} cannot be written: {error}") from error
-        # safetensors creates files that only the owner may read. Reading the umask requires setting it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Read and write small files, with one-line errors and atomic output."""
+"""Read small files, with one-line errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import importlib
 import json
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from ..errors import InputError
 from ..text import brief
@@ -128,61 +127,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         raise _RepeatedKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))
     return unique
-
-
-def _target(path: str | os.PathLike) -> Path:
-    """Resolve links to the file that writing to `path` creates or replaces. InputError: it is no regular file."""
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise InputError(f"{path} is a folder, expected a file name to write to")
-    if target.exists() and not target.is_file():
-        raise InputError(f"{path} is a device, expected a file name to write to")
-    return target
-
-
-def require_writable(path: str | os.PathLike) -> Path:
-    """Check before long work that `path` can be written, and create its folder if it is missing."""
-    target = _target(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}."):
-            pass
-    except OSError as error:
-        raise InputError(f"{path} is not writable: {error.strerror or error}") from error
-    return Path(path)
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary name next to `path`; on success the file is renamed to `path`, on error removed.
-
-    The temporary name keeps the suffix of `path`, because matplotlib chooses the format by it.
-    """
-    target = _target(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        # Without its folder the file cannot be removed, which must not hide the first error.
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-@contextlib.contextmanager
-def atomic_text(path: str | os.PathLike) -> Iterator[TextIO]:
-    """Open `path` for atomic text output: readers see the old file or the complete new one, even after a crash."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = None) -> None:
-    """Write `value` as JSON, atomically and at full precision. ValueError: a value is NaN or infinite."""
-    with atomic_text(path) as file:
-        json.dump(value, file, indent=indent, allow_nan=False)
-        file.write("\n")

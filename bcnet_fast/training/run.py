@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,6 +15,8 @@ import torch
 
 from ..config import Config
 from ..data.annotations import VideoAnnotation
+from ..data.features import FeatureArchive
+from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..inference.model import load, resolve_device
 from ..ops import native
@@ -25,7 +28,7 @@ from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
 from .learning_curve import learning_curve
 from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated
-from .run_folder import Run, require_usable
+from .run_folder import Run, locked, require_inputs_apart, require_usable
 from .subsets import (
     open_archive,
     read_subsets,
@@ -47,8 +50,16 @@ def train(options: TrainOptions) -> None:
     # What is wrong is an error before any file is read and before synthetic videos are generated.
     resolve_config(options)
     require_usable(options.output, resume=options.resume)
+    require_inputs_apart(
+        options.output,
+        features=options.features,
+        annotations=options.annotations,
+        val_annotations=options.val_annotations,
+        config=options.config,
+        times=options.time.times,
+    )
     device = _device_of_this_process(options.device)
-    with Processes.join(device) as processes:
+    with Processes.join(device) as processes, locked(options.output) if processes.first else contextlib.nullcontext():
         if options.features is None:
             options = with_synthetic_videos(options, processes)
         elif options.annotations is None:
@@ -92,10 +103,36 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         trainer.restore(state, str(output.path("state")))
     epochs, done = config.train.epochs, len(output.rows)
     if processes.first:
-        output.require_writable()
         if note := native.missing_note():
             print(f"note: {note}", file=sys.stderr)
         _print_summary(options, config, training, validation, windows, trainer, done)
+    try:
+        _run_epochs(options, trainer, output, windows, archive, validation, times)
+    except (KeyboardInterrupt, BrokenPipeError):
+        if processes.first:
+            print(
+                f"{options.output} holds {len(output.rows)} of {count(epochs, 'epoch')}; continue with --resume",
+                file=sys.stderr,
+            )
+        raise
+    if processes.first:
+        number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
+        print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")
+        _draw(output)
+
+
+def _run_epochs(
+    options: TrainOptions,
+    trainer: Trainer,
+    output: Run,
+    windows: TrainingWindows,
+    archive: FeatureArchive,
+    validation: Subset,
+    times: TimeResolver,
+) -> None:
+    """Train and validate from the first epoch that is not in the output."""
+    processes, device, done, epochs = trainer.processes, trainer.device, len(output.rows), trainer.config.train.epochs
+    protocol = protocol_for(options.protocol, trainer.config)
     began = time.perf_counter()
     for epoch in range(done, epochs):
         started = time.perf_counter()
@@ -122,10 +159,6 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         )
         for failure in failures:
             print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
-    if processes.first:
-        number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
-        print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")
-        _draw(output)
 
 
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:

@@ -13,11 +13,13 @@ finished begins again, and what is written for it replaces what there was.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,9 @@ from torch import Tensor
 from ..config import Config
 from ..errors import InputError
 from ..storage.checkpoint import read_training_state, save_checkpoint, save_training_state
-from ..storage.files import atomic_text, readable, require_writable
+from ..storage.files import readable
+from ..storage.lock import Lock
+from ..storage.output import atomic_text, require_apart, require_writable
 from ..text import brief
 
 Row = dict[str, float]
@@ -40,6 +44,35 @@ def require_usable(folder: str | os.PathLike, *, resume: bool) -> None:
         raise InputError(f"--output {folder} is a file, expected a folder for the training")
     if not resume and any((folder / name).exists() for name in (_STATE, "best.safetensors")):
         raise InputError(f"{folder} holds a training; continue it with --resume, or choose another --output")
+
+
+# Of the files that a training writes, those that an input could be.
+_FILES = ("log.csv", "last.safetensors", "best.safetensors", _STATE)
+
+
+def require_inputs_apart(folder: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:
+    """InputError: the folder or a file that a training writes there is an input; for `inputs`, see `require_apart`."""
+    for path in (Path(folder), *(Path(folder) / name for name in _FILES)):
+        require_apart(path, "--output", **inputs)
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other trainings out of the folder, which is created. InputError: one is there, or it is not writable."""
+    folder = Path(folder)
+    there = folder.exists()
+    require_writable(folder / _STATE)
+    try:
+        lock = Lock(folder / ".lock", folder)
+    except OSError as error:
+        raise InputError(f"{folder} is not writable: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+        if not there:
+            with contextlib.suppress(OSError):  # unless there is something in it
+                folder.rmdir()
 
 
 class Run:
@@ -83,9 +116,6 @@ class Run:
         self.rows = rows
         return tensors
 
-    def require_writable(self) -> None:
-        require_writable(self.folder / _STATE)
-
     @property
     def best(self) -> float:
         """The highest validation AUC so far, in percent."""
@@ -100,13 +130,14 @@ class Run:
         better = row["AUC"] > self.best
         if better:
             save_checkpoint(self.path("best"), weights, self.config)
-        self.rows.append(row)
+        rows = [*self.rows, row]
         with atomic_text(self.folder / "log.csv") as file:
             writer = csv.DictWriter(file, list(row), extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
         self._to_tensorboard(row)
-        save_training_state(self.folder / _STATE, state, {"settings": self.settings, "rows": self.rows})
+        save_training_state(self.folder / _STATE, state, {"settings": self.settings, "rows": rows})
+        self.rows = rows
         return better
 
     def _to_tensorboard(self, row: Row) -> None:

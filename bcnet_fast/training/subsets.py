@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..presets import DATA_SETS
 from ..progress import progress
 from ..protocols import WindowRules
-from ..storage.files import require_writable
+from ..storage.output import require_writable
 from ..text import count, some
 from .dataset import Subset, check_subset
 from .distributed import Processes

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..config import BCNetConfig, Config, ModelConfig
+from ..data.workers import end_with_parent, read_in_order
 from ..errors import InputError
 from ..geometry.proposal_map import proposal_map
 from ..inference.model import require_units
@@ -148,13 +149,17 @@ class Trainer:
             windows.shift(np.random.default_rng([self.config.train.seed, epoch, _SHIFTS]))
         # A forked worker must not inherit open HDF5 files.
         windows.archive.close()
-        loader = DataLoader(
-            windows,
-            batch_sampler=[self.processes.part(batch) for batch in batches],
-            num_workers=workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else starting the workers draws from the global random state
-        )
+
+        def loader(parts: Sequence[list[int]], one_by_one: bool) -> DataLoader:
+            return DataLoader(
+                windows,
+                batch_sampler=parts,
+                num_workers=min(workers, 1) if one_by_one else workers,
+                worker_init_fn=end_with_parent(),
+                pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # else starting the workers draws from the global random state
+            )
+
         seed = self.config.train.seed
         _seed_torch(seed, epoch, _DROPOUT, self.processes.rank)
         drawn = torch.Generator().manual_seed(_mixed(seed, epoch, _DRAWS))
@@ -170,12 +175,16 @@ class Trainer:
                 if name in ("boundary", "regression", "classification", "background", "total")
             )
 
-        steps = zip(batches, loader, strict=True)
+        steps = zip(batches, read_in_order([self.processes.part(batch) for batch in batches], loader), strict=True)
         # In a log file, the line at the end of the epoch is enough.
         hidden = not (self.processes.first and sys.stderr.isatty())
-        for batch, (features, targets) in progress(
-            steps, len(batches), f"steps of epoch {epoch + 1}", note, hidden=hidden
-        ):
+        for batch, read in progress(steps, len(batches), f"steps of epoch {epoch + 1}", note, hidden=hidden):
+            if read is None:
+                raise InputError(
+                    "the process that reads the windows was killed, expected enough memory for it; "
+                    "continue with --resume and --workers 0"
+                )
+            features, targets = read
             rows = [len(part) for part in np.array_split(batch, self.processes.count)]
             features = features.to(self.device, non_blocking=True)
             targets = type(targets)(*(target.to(self.device, non_blocking=True) for target in targets))

@@ -15,7 +15,7 @@ import torch
 
 from bcnet_fast.doctor import cpu_name
 from bcnet_fast.errors import InputError
-from bcnet_fast.storage.files import require_writable
+from bcnet_fast.storage.output import require_writable
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,7 +21,7 @@ std::int64_t check_rstd(const char* op, const py::array& rstd, std::int64_t elem
 }
 
 template <typename T>
-void forward(const Array<T>& x, const Array<T>& residual, double eps, Array<T>& out, Array<T>& rstd, int threads,
+void forward(const Array<T>& x, const Array<T>& residual, double eps, Array<T>& out, Array<T>& rstd, Threads threads,
              const std::string& instruction_set) {
   constexpr const char* op = "add_layer_norm";
   check_rows(op, "x", x, x);
@@ -37,7 +37,7 @@ void forward(const Array<T>& x, const Array<T>& residual, double eps, Array<T>& 
 }
 
 template <typename T>
-void backward(const Array<T>& grad, const Array<T>& out, const Array<T>& rstd, Array<T>& grad_input, int threads,
+void backward(const Array<T>& grad, const Array<T>& out, const Array<T>& rstd, Array<T>& grad_input, Threads threads,
               const std::string& instruction_set) {
   constexpr const char* op = "add_layer_norm_backward";
   check_rows(op, "grad", grad, grad);

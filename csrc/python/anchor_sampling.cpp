@@ -75,7 +75,7 @@ void check_sources(const char* op, const Index& sources, std::int64_t bins, std:
 
 template <typename T>
 void sample(const Array<T>& rows, const Index& first, const Index& offsets, const Array<T>& weights,
-            const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
+            const Index& sources, Array<T>& out, Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "sample";
   if (rows.ndim() != 4) refuse_shape(op, "rows", rows, "[B, G, T, C]");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
@@ -90,7 +90,7 @@ void sample(const Array<T>& rows, const Index& first, const Index& offsets, cons
 
 template <typename T>
 void sample_backward(const Array<T>& grad, const Index& first, const Index& offsets, const Array<T>& weights,
-                     const Index& sources, Array<T>& out, int threads, const std::string& instruction_set) {
+                     const Index& sources, Array<T>& out, Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "sample_backward";
   if (out.ndim() != 4) refuse_shape(op, "out", out, "[B, G, T, C]");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
@@ -106,7 +106,7 @@ void sample_backward(const Array<T>& grad, const Index& first, const Index& offs
 template <typename T>
 void gather(const Array<T>& projected, const Index& order, const Index& step, const Index& offsets,
             const Index& tap_rows, const Array<T>& tap_weights, const Array<T>& bias, Array<T>& out, bool relu,
-            int threads, const std::string& instruction_set) {
+            Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "gather";
   if (projected.ndim() != 4) refuse_shape(op, "projected", projected, "[B, N, T, O]");
   if (out.ndim() != 3) refuse_shape(op, "out", out, "[B, P, O]");
@@ -123,7 +123,7 @@ void gather(const Array<T>& projected, const Index& order, const Index& step, co
 
 template <typename T>
 void gather_backward(const Array<T>& grad, const Index& order, const Index& step, const Index& offsets,
-                     const Index& tap_rows, const Array<T>& tap_weights, Array<T>& out, int threads,
+                     const Index& tap_rows, const Array<T>& tap_weights, Array<T>& out, Threads threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "gather_backward";
   if (out.ndim() != 4) refuse_shape(op, "out", out, "[B, N, T, O]");
@@ -171,7 +171,7 @@ template <typename T>
 void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
                         const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
                         Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added,
-                        int threads, const std::string& instruction_set) {
+                        Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
   if (out.ndim() != 2) refuse_shape(op, "out", out, "[P, O]");
   if (relu && added) refuse(op, "added", "an array", "none, because relu is true");
@@ -187,7 +187,7 @@ template <typename T>
 void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
                      const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
                      Rows<T>& projected, const Index& runs, const PackedWeight& layer, Rows<T>& out,
-                     const std::optional<Array<T>>& bias, const std::optional<Array<T>>& layer_bias, int threads,
+                     const std::optional<Array<T>>& bias, const std::optional<Array<T>>& layer_bias, Threads threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "project_runs";
   if (projected.ndim() != 2) refuse_shape(op, "projected", projected, "[P, columns]");

@@ -29,6 +29,14 @@ class Array : public py::array_t<T, flags> {
   Array() : py::array_t<T, flags>(py::handle(), typename Array::borrowed_t{}) {}
 };
 
+// The argument `threads` of a binding. Scratch memory is allocated for each thread, which would be none at all for 0, and
+// the OpenMP runtime ends the process when the system refuses a thread.
+struct Threads {
+  static constexpr int kMost = 1024;
+  int count = 1;
+  operator int() const { return count; }
+};
+
 // Throws "op: argument is actual, expected required".
 [[noreturn]] inline void refuse(const char* op, const char* argument, const std::string& actual,
                                 const std::string& required) {
@@ -94,6 +102,23 @@ struct pyobject_caster<bcnet_fast::Array<T, flags>> {
     return true;
   }
   static handle cast(const handle& array, return_value_policy, handle) { return array.inc_ref(); }
+};
+
+// Accepts every integer, and clamps it to 1 to Threads::kMost.
+template <>
+struct type_caster<bcnet_fast::Threads> {
+  PYBIND11_TYPE_CASTER(bcnet_fast::Threads, const_name("int"));
+
+  bool load(handle source, bool convert) {
+    make_caster<long long> number;
+    if (!number.load(source, convert)) return false;
+    const long long most = bcnet_fast::Threads::kMost;
+    value.count = static_cast<int>(std::clamp(static_cast<long long>(number), 1LL, most));
+    return true;
+  }
+  static handle cast(bcnet_fast::Threads threads, return_value_policy, handle) {
+    return PyLong_FromLong(threads.count);
+  }
 };
 
 }  // namespace pybind11::detail

@@ -49,7 +49,7 @@ AttentionSizes sizes_of(const char* op, const Rows<T>& query, const Rows<T>& key
 
 template <typename T>
 void forward(const Rows<T>& query, const Rows<T>& key, const Rows<T>& value_action, const Rows<T>& value_background,
-             double scale, Rows<T>& out_action, Rows<T>& out_background, Array<T>& lse, int threads,
+             double scale, Rows<T>& out_action, Rows<T>& out_background, Array<T>& lse, Threads threads,
              const std::string& instruction_set) {
   constexpr const char* op = "difference_attention";
   const AttentionSizes sizes = sizes_of(op, query, key, value_action, scale);
@@ -70,7 +70,7 @@ void forward(const Rows<T>& query, const Rows<T>& key, const Rows<T>& value_acti
 template <typename T>
 void backward(const Rows<T>& grad_action, const Rows<T>& grad_background, const Rows<T>& query, const Rows<T>& key,
               const Rows<T>& value_action, const Rows<T>& value_background, double scale, Rows<T>& of_query,
-              Rows<T>& of_key, Rows<T>& of_action, Rows<T>& of_background, int threads,
+              Rows<T>& of_key, Rows<T>& of_action, Rows<T>& of_background, Threads threads,
               const std::string& instruction_set) {
   constexpr const char* op = "difference_attention_backward";
   const AttentionSizes sizes = sizes_of(op, query, key, value_action, scale);

@@ -50,7 +50,7 @@ WeightView<T> weight_view(const char* op, const Rows<T>& weight, std::int64_t gr
 }
 
 template <typename T>
-PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, bool strassen, int threads) {
+PackedWeight pack(const Rows<T>& weight, std::int64_t groups, bool int8, bool strassen, Threads threads) {
   constexpr const char* op = "PackedWeight";
   const WeightView<T> view = weight_view(op, weight, groups);
   if (int8 && sizeof(T) != 4) refuse(op, "weight", "float64", "float32 for int8");
@@ -80,7 +80,7 @@ PackedWeight unpacked(std::int64_t groups, std::int64_t outputs, std::int64_t in
 }
 
 template <typename T>
-void pack_outputs(PackedWeight& packed, const Rows<T>& weight, std::int64_t first, int threads) {
+void pack_outputs(PackedWeight& packed, const Rows<T>& weight, std::int64_t first, Threads threads) {
   constexpr const char* op = "pack_outputs";
   const WeightView<T> view = weight_view(op, weight, weight.ndim() == 3 ? 1 : packed.groups());
   check_kind<T>(op, "the packed weight", packed, false, "weight");
@@ -113,7 +113,7 @@ PackedWeight part_of(const PackedWeight& weight, std::int64_t first, std::int64_
 
 template <typename T>
 void linear_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, const std::optional<Array<T>>& bias,
-               bool relu, const MaybeRows<T>& added, std::optional<double> eps, int threads,
+               bool relu, const MaybeRows<T>& added, std::optional<double> eps, Threads threads,
                const std::string& instruction_set) {
   constexpr const char* op = "linear";
   if (x.ndim() != 2) refuse_shape(op, "x", x, "[rows, inputs]");
@@ -129,7 +129,7 @@ void linear_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, const
 
 template <typename T>
 void feed_forward_of(const Rows<T>& x, const PackedWeight& first, const PackedWeight& second, Rows<T>& out,
-                     const MaybeRows<T>& added, std::optional<double> eps, int threads,
+                     const MaybeRows<T>& added, std::optional<double> eps, Threads threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "feed_forward";
   if (x.ndim() != 2) refuse_shape(op, "x", x, "[rows, inputs]");
@@ -152,7 +152,7 @@ void feed_forward_of(const Rows<T>& x, const PackedWeight& first, const PackedWe
 template <typename T>
 void folded_feed_forward_of(const Rows<T>& x, const PackedWeight& attention, const PackedWeight& folded,
                             const Array<T>& sums, const PackedWeight& second, const Rows<T>& added,
-                            const Rows<T>& first_of_added, Rows<T>& out, double eps, int threads,
+                            const Rows<T>& first_of_added, Rows<T>& out, double eps, Threads threads,
                             const std::string& instruction_set) {
   constexpr const char* op = "folded_feed_forward";
   if (x.ndim() != 2) refuse_shape(op, "x", x, "[rows, inputs]");
@@ -183,7 +183,7 @@ void folded_feed_forward_of(const Rows<T>& x, const PackedWeight& attention, con
 
 template <typename T>
 void convolution_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, const std::optional<Array<T>>& bias,
-                    bool relu, const MaybeRows<T>& added, int threads, const std::string& instruction_set) {
+                    bool relu, const MaybeRows<T>& added, Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "convolution";
   check_kind<T>(op, "weight", weight, false);
   if (weight.inputs() % 3) refuse(op, "weight", sizes_of(weight), "inputs in a multiple of 3, one per tap");
@@ -206,7 +206,8 @@ void convolution_of(const Rows<T>& x, const PackedWeight& weight, Rows<T>& out, 
 
 template <typename T>
 void linear_runs_of(const Rows<T>& x, const Index& runs, const PackedWeight& weight, Rows<T>& out,
-                    const std::optional<Array<T>>& bias, bool relu, int threads, const std::string& instruction_set) {
+                    const std::optional<Array<T>>& bias, bool relu, Threads threads,
+                    const std::string& instruction_set) {
   constexpr const char* op = "linear_runs";
   if (x.ndim() != 2 || x.shape(0) == 0) refuse_shape(op, "x", x, "[rows, columns], not empty");
   check_kind<T>(op, "weight", weight, false);
@@ -224,7 +225,7 @@ void linear_runs_of(const Rows<T>& x, const Index& runs, const PackedWeight& wei
 
 template <typename T>
 void attention_of(const Rows<T>& query, const Rows<T>& key, const std::vector<Rows<T>>& values,
-                  std::vector<Rows<T>>& outputs, std::int64_t heads, double scale, int threads,
+                  std::vector<Rows<T>>& outputs, std::int64_t heads, double scale, Threads threads,
                   const std::string& instruction_set) {
   constexpr const char* op = "attention";
   if (query.ndim() != 2) refuse_shape(op, "query", query, "[Tq, heads * head_size]");

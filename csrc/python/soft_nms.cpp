@@ -13,7 +13,8 @@ namespace {
 template <typename T>
 py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array<std::int64_t>& offsets, int method,
                    double sigma, double threshold_low, double threshold_high, double min_score,
-                   std::int64_t max_proposals, double length_epsilon, int threads, const std::string& instruction_set) {
+                   std::int64_t max_proposals, double length_epsilon, Threads threads,
+                   const std::string& instruction_set) {
   constexpr const char* op = "soft_nms";
   constexpr std::int64_t limit = kMaxCandidates;
   if (segments.ndim() != 2 || segments.shape(1) != 2) refuse_shape(op, "segments", segments, "[n, 2]");

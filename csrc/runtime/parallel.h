@@ -1,6 +1,7 @@
 // A minimal parallel loop, on the threads of the OpenMP runtime that PyTorch has loaded: they are awake already, and a
 // second set of threads would compete with them for the processor, because OpenMP threads wait by spinning. The runtime
-// is looked up by name on first use, so that the extension links to none; without one, threads are started.
+// is looked up by name on first use, so that the extension links to none; without one, threads are started. So they are
+// in a forked process, where the runtime would wait forever for threads that only the parent has.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,7 @@
 
 #if defined(__linux__)
 #include <dlfcn.h>
+#include <unistd.h>
 #endif
 
 namespace bcnet_fast {
@@ -36,6 +38,19 @@ struct OpenMP {
   }
 };
 
+#if defined(__linux__)
+inline const pid_t loaded_in = getpid();
+#endif
+
+// Whether this process was forked from the one that loaded the extension.
+inline bool forked() {
+#if defined(__linux__)
+  return getpid() != loaded_in;
+#else
+  return false;
+#endif
+}
+
 // Calls body(0), ..., body(threads - 1), each in a thread of its own; the calling thread runs body(0), and with OpenMP
 // a number means the same thread in every call. May get fewer threads and make fewer calls, so body takes its work from
 // a WorkQueue or from WorkShares. Rethrows the first exception of a body once all have returned.
@@ -53,7 +68,7 @@ void run_in_threads(int threads, const Body& body) {
     }
   };
   const OpenMP& openmp = OpenMP::found();
-  if (openmp.parallel && openmp.thread_number) {
+  if (openmp.parallel && openmp.thread_number && !forked()) {
     using Guarded = decltype(guarded);
     const auto join = [](void* data) { (*static_cast<Guarded*>(data))(OpenMP::found().thread_number()); };
     openmp.parallel(join, const_cast<void*>(static_cast<const void*>(&guarded)), static_cast<unsigned>(threads), 0);

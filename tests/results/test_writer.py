@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import random
+import zlib
 
 import numpy as np
 import pytest
 
 from bcnet_fast.data.class_scores import ClassScores
+from bcnet_fast.errors import InputError
 from bcnet_fast.results.fusion import fuse, fuse_video
 from bcnet_fast.results.reader import Results, read_results
 from bcnet_fast.results.writer import ResultWriter
@@ -20,7 +23,9 @@ def test_the_bytes_of_the_partial_and_of_the_final_file(tmp_path):
     writer = ResultWriter(tmp_path / "out.json", {"fps": 25})
     writer.add("b", SEGMENTS, SCORES, np.array(["run", "jump"], dtype=object))
     writer.add("a", SEGMENTS[:1], SCORES[:1])
-    assert writer.partial.read_text() == (
+    checksums, lines = zip(*(line.split(" ", 1) for line in writer.partial.read_text().splitlines(True)), strict=True)
+    assert [int(checksum, 16) for checksum in checksums] == [zlib.crc32(line.encode()[:-1]) for line in lines]
+    assert "".join(lines) == (
         '{"settings": {"fps": 25}}\n'
         '{"video": "b", "proposals": [{"score": 0.9, "segment": [1.0, 2.5], "label": "run"}, '
         '{"score": 0.1, "segment": [0.125, 0.3], "label": "jump"}]}\n'
@@ -76,3 +81,52 @@ def test_a_video_without_proposals_has_no_detections(tmp_path):
     writer.add("a", *columns)
     writer.finish("VERSION 1.3", "")
     assert json.loads((tmp_path / "out.json").read_text())["results"] == {"a": []}
+
+
+def test_damage_of_the_partial_file_is_never_taken_over(tmp_path):
+    """Whatever happens to a byte, a line or the end: what is resumed is what was written, and the rest is counted."""
+    settings, videos = {"fps": 25}, [f"video_{number}" for number in range(5)]
+    writer = ResultWriter(tmp_path / "out.json", settings)
+    for number, video in enumerate(videos):
+        writer.add(video, SEGMENTS + number, SCORES / (number + 1))
+    writer.close()
+    whole = writer.partial.read_bytes()
+    expected = dict.fromkeys(whole.splitlines(True)[1:])
+    draw = random.Random(0)
+    counted = 0
+    for _ in range(300):
+        place, other = sorted(draw.sample(range(len(whole)), 2))
+        damaged = draw.choice(
+            [
+                whole[:place] + bytes([draw.randrange(256)]) + whole[place + 1 :],
+                whole[:place] + whole[place + 1 :],
+                whole[:place] + draw.choice([b"\n", b"1", b"}"]) + whole[place:],
+                whole[:place] + whole[other:],
+                whole[:other] + whole[place:],
+                whole[:place],
+            ]
+        )
+        writer.partial.write_bytes(damaged)
+        try:
+            writer = ResultWriter(tmp_path / "out.json", settings, resume=True)
+        except InputError as error:
+            assert "its first line is damaged" in str(error)
+            continue
+        counted += bool(writer.damaged)
+        content = writer.partial.read_bytes()
+        for place in writer.done.values():
+            assert content[place:].splitlines(True)[0] in expected
+        assert len(writer.done) + 2 * writer.damaged >= 5 or len(damaged) < len(whole) or damaged == whole
+        writer.close()
+    assert counted > 30
+
+
+def test_a_record_of_other_types_is_done_again(tmp_path):
+    for value in (3, [3], [{"score": "1", "segment": [0, 1]}], [{"score": 1, "segment": [0]}], [{"score": 1}]):
+        writer = ResultWriter(tmp_path / "out.json", {}, overwrite=True)
+        writer.add("a", SEGMENTS, SCORES)
+        writer._append({"video": "b", "proposals": value})
+        writer.close()
+        writer = ResultWriter(tmp_path / "out.json", {}, resume=True)
+        assert list(writer.done) == ["a"] and writer.damaged == 1
+        writer.close()

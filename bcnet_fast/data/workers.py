@@ -1,0 +1,95 @@
+"""Processes that read data while this one computes: they end with it, and one that is killed does not end it."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+_CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
+
+
+def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], DataLoader]) -> Iterator[Any]:
+    """Yield what a DataLoader with workers reads for each item; None for an item on which a worker died twice.
+
+    loader: makes the DataLoader for the given items in their order; True asks for one worker that reads them one by
+        one, so that the item on which it dies is known.
+    """
+    first, deaths = 0, 0  # of the items that are left; at that item
+    careful = False
+    while first < len(items):
+        try:
+            for result in _with_deaths_noticed(iter(loader(items[first:], careful))):
+                yield result
+                first, deaths = first + 1, 0
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            if not careful:
+                print("note: a process that reads features was killed; going on with one", file=sys.stderr)
+            deaths += careful
+            careful = True
+            if deaths == 2:
+                yield None
+                first, deaths = first + 1, 0
+
+
+def _with_deaths_noticed(results: Iterator[T]) -> Iterator[T]:
+    """Yield the results. RuntimeError: a worker has died, raised only while this waits for it.
+
+    PyTorch's own signal handler raises wherever the main thread is when a worker dies, such as within the network.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        yield from results
+        return
+    check = signal.getsignal(signal.SIGCHLD)
+    waits = died = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal died
+        died = True
+        if waits and callable(check):
+            check(number, frame)
+
+    signal.signal(signal.SIGCHLD, note)
+    try:
+        while True:
+            waits = True
+            try:
+                # A worker that died while it wrote has left half a message, for which `next` would wait forever.
+                if died and callable(check):
+                    check(signal.SIGCHLD, None)
+                result = next(results)
+            except StopIteration:
+                return
+            finally:
+                waits = False
+            yield result
+    finally:
+        signal.signal(signal.SIGCHLD, check)
+
+
+def end_with_parent() -> Callable[[int], None]:
+    """The `worker_init_fn` of a DataLoader of this process.
+
+    A worker whose parent was killed would wait forever to hand over what it has read, and keep its memory.
+    """
+    return functools.partial(_watch, os.getpid())
+
+
+def _watch(parent: int, worker: int) -> None:
+    threading.Thread(target=_wait, args=(parent,), name="parent", daemon=True).start()
+
+
+def _wait(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_CHECKED_S)
+    os._exit(1)

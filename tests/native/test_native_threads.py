@@ -1,0 +1,63 @@
+"""Threads of the C++ operators: any number of them is safe, and a forked process has its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import native_layers  # skips this file where the extension was not built
+
+# The gather of anchors allocates for each thread, so that a wrong number damages the heap.
+GATHER = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+import numpy as np, torch
+from helpers.native_layers import module
+from helpers.sampling_plans import PLANS
+from bcnet_fast.ops.anchor_groups import anchor_groups
+
+def gather(threads):
+    plan = PLANS["gtad-unequal"]().to(dtype=torch.float32)
+    order, step, offsets, rows, weights = anchor_groups(plan)
+    sequences = np.random.default_rng(0).random((1, sum(plan.bins), plan.length, 70), dtype=np.float32)
+    out = np.full((1, plan.anchors, 70), np.nan, np.float32)
+    bias = np.zeros(70, np.float32)
+    module.gather(sequences, order, step, offsets, rows, weights, bias, out, False, threads)
+    return out
+"""
+
+
+def run(code: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "MALLOC_CHECK_": "3"}
+    assert native_layers.module
+    done = subprocess.run(
+        [sys.executable, "-c", GATHER + code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("threads", [0, -1, -(2**31), 2**31, 2**62])
+def test_a_number_of_threads_out_of_range_is_the_nearest_in_it(threads):
+    run(f"expected = gather(1)\nfor i in range(20): assert np.array_equal(gather({threads}), expected)")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_computes_with_threads():
+    """The OpenMP runtime would wait forever for the threads of the parent."""
+    run("""
+expected = gather(2)
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(gather(2), expected) else 1)
+import time
+for _ in range(300):
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+        sys.exit(os.waitstatus_to_exitcode(status))
+    time.sleep(0.1)
+os.kill(child, 9)
+sys.exit("the child hangs")
+""")
