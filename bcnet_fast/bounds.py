@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 LARGEST = 2**31 - 1  # of a size or count without a bound of its own
-LARGEST_FLOAT = 1e9  # magnitude of any number that is not whole
-SMALLEST_FLOAT = 1e-9  # of a number above 0
+LARGEST_FLOAT = 1e30  # magnitude of any number that is not whole
+SMALLEST_FLOAT = 1e-30  # of a number above 0
 # Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
 # of a few KiB cannot fill the memory. What is built from several of them is bounded by `Config.require_possible`.
 BOUNDS = {

@@ -390,7 +390,6 @@ def require_section(section: object, *kinds: type[Section]) -> Section:
 def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
     """Setting, whether it is impossible beside the others, and what is expected of it."""
     window, longest = model.window, model.max_duration
-    found = [("window", window < 2, "at least 2 snippets")]
     if isinstance(model, BCNetConfig):
         # As many as `geometry.anchors.make_anchors` lists.
         anchors = sum(
@@ -398,7 +397,7 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
         )
         points = anchors * model.bins * model.points_per_bin
         width, clip_width, heads = model.width, model.bins * model.clip_channels, model.heads * model.head_dim
-        found += [
+        found = [
             ("max_duration", longest < 3, "at least 3 snippets"),
             ("max_duration", anchors > bounds.MOST_ANCHORS, f"at most {bounds.MOST_ANCHORS} anchors in a window"),
             ("max_duration", window * longest * anchors > bounds.LARGEST_TABLE, "a smaller one, or a smaller window"),
@@ -409,7 +408,7 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
         cells = window * (window if model.map_layout == "start_end" else longest)
         points = cells * model.bins * model.points_per_bin
         weight = model.base_channels * model.sampled_channels * model.bins
-        found += [
+        found = [
             ("window", cells > bounds.LARGEST_MAP, f"at most {bounds.LARGEST_MAP} cells in a window"),
             ("bins", weight > bounds.LARGEST_WEIGHT, "smaller weights"),
         ]
@@ -417,7 +416,8 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
         bins, divides = model.inner_bins + model.context_bins, model.block_channels % model.block_groups == 0
         points = window * longest * (bins + 2 * longest)
         weight = model.base_channels * model.sampled_channels * bins
-        found += [
+        found = [
+            ("window", window < 2, "at least 2 snippets"),
             ("window", window * longest > bounds.LARGEST_MAP, f"at most {bounds.LARGEST_MAP} cells in a window"),
             ("inner_bins", weight > bounds.LARGEST_WEIGHT, "smaller weights"),
             ("neighbours", model.neighbours > window, f"at most model.window = {window}"),

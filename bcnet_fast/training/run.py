@@ -102,11 +102,11 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     if state is not None:
         trainer.restore(state, str(output.path("state")))
     epochs, done = config.train.epochs, len(output.rows)
-    if processes.first:
-        if note := native.missing_note():
-            print(f"note: {note}", file=sys.stderr)
-        _print_summary(options, config, training, validation, windows, trainer, done)
     try:
+        if processes.first:
+            if note := native.missing_note():
+                print(f"note: {note}", file=sys.stderr)
+            _print_summary(options, config, training, validation, windows, trainer, done)
         _run_epochs(options, trainer, output, windows, archive, validation, times)
     except (KeyboardInterrupt, BrokenPipeError):
         if processes.first:

@@ -23,8 +23,8 @@ void match_proposals(const Array<T>& start, const Array<T>& end, const Array<T>&
                      const Array<std::int32_t>& table, const MaybeArray<std::int64_t>& lengths,
                      double boundary_threshold, double min_classification, double min_regression,
                      std::optional<double> max_snippets, bool clamp_boundaries, Threads threads,
-                     Array<double>& segments, Array<double>& scores, Array<std::int32_t>& boundaries, Array<std::int64_t>& counts,
-                     const std::string& instruction_set) {
+                     Array<double>& segments, Array<double>& scores, Array<std::int32_t>& boundaries,
+                     Array<std::int64_t>& counts, const std::string& instruction_set) {
   if (start.ndim() != 2) refuse_shape(kOp, "start", start, "[W, T]");
   if (table.ndim() != 2) refuse_shape(kOp, "table", table, "[T, D]");
   if (anchors.ndim() != 2) refuse_shape(kOp, "anchors", anchors, "[P, 2]");

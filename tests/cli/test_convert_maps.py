@@ -226,7 +226,7 @@ def test_a_damaged_file_is_one_clear_line(tmp_path):
     path = seeded.map_release(tmp_path / "best.pth.tar", state_of(SMALL_BMN))
     path.write_bytes(path.read_bytes()[:1000])
     for function, model in ((releases.convert_bmn, SMALL_BMN), (releases.convert_gtad, SMALL_GTAD)):
-        with pytest.raises(InputError, match=r"best\.pth\.tar: damaged.* expected a PyTorch file"):
+        with pytest.raises(InputError, match=r"best\.pth\.tar cannot be read \(.*\), expected a PyTorch file"):
             function(path, small(model))
 
 

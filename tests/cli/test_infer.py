@@ -4,87 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from helpers.networks import SMALL
+from helpers.infer import LENGTHS, MAP_MODELS, map_checkpoint, map_config, results_of, run
 
 from bcnet_fast import infer
-from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig, MapProposalConfig
-from bcnet_fast.data.features import open_features
 from bcnet_fast.errors import BackendError, InputError
-from bcnet_fast.inference.run import resolve_config, run_settings
-from bcnet_fast.networks.reference import NETWORKS
-from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.subtitles import write_subtitles
-from bcnet_fast.results.writer import ResultWriter
-from bcnet_fast.storage.checkpoint import save_checkpoint
-
-LENGTHS = {"a": 60, "b": 24, "c": 7, "d": 31}  # snippets; the window of the small network has 24
-CONFIG = Config("small", model=SMALL, data=DataConfig(window_stride=12))
-MAP_SIZES = {"feature_dim": 10, "window": 24, "max_duration": 16, "base_channels": 8, "map_channels": 4}
-MAP_MODELS = {
-    "bmn": BMNConfig(**MAP_SIZES, sampled_channels=8, bins=4, map_layout="duration_start"),
-    "gtad": GTADConfig(**MAP_SIZES, sampled_channels=8, block_channels=8, block_groups=4, inner_bins=3, context_bins=2),
-}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    torch.manual_seed(0)  # gives regression scores above 0, hence proposals, for every video
-    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    save_checkpoint(path, BCNet(SMALL).state_dict(), CONFIG)
-    return path
-
-
-def map_config(system: str, **data) -> Config:
-    data = DataConfig(window_stride=12, **data)
-    return Config("small", model=MAP_MODELS[system], data=data, proposals=MapProposalConfig(window_top=20, top=50))
-
-
-def map_checkpoint(folder: Path, config: Config) -> Path:
-    torch.manual_seed(0)
-    path = folder / f"{config.model.name}.safetensors"
-    save_checkpoint(path, NETWORKS[config.model.name](config.model).state_dict(), config)
-    return path
-
-
-@pytest.fixture
-def features(tmp_path, rng) -> Path:
-    folder = tmp_path / "features"
-    folder.mkdir()
-    for video, length in LENGTHS.items():
-        np.save(folder / f"{video}.npy", rng.standard_normal((length, 10)).astype(np.float32))
-    return folder
-
-
-def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
-    """Run infer, replacing what an earlier run of the test wrote."""
-    output = output or features.parent / "out.json"
-    if "--resume" not in more:
-        more = (*more, "--overwrite")
-    return infer.main(flags(checkpoint, features, *more, output=output)), output
-
-
-def flags(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> list[str]:
-    output = output or features.parent / "out.json"
-    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", output, "--fps", 25, *more]
-    return [str(argument) for argument in arguments]
-
-
-def columns(proposals: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([p["segment"] for p in proposals]).reshape(-1, 2), np.array([p["score"] for p in proposals])
-
-
-def results_of(path: Path) -> dict[str, list]:
-    return json.loads(path.read_text())["results"]
 
 
 def test_output_is_a_complete_submission_best_first_and_inside_the_video(checkpoint, features):
@@ -211,160 +143,6 @@ def test_random_weights_are_those_of_the_model_that_is_asked_for(features, capsy
     assert "warning: without --checkpoint" in capsys.readouterr().err
     with pytest.raises(InputError, match="precision is 'int8'"):
         infer.main([str(part) for part in [*arguments, "--precision", "int8"]])
-
-
-def test_a_run_of_another_system_or_protocol_is_not_resumed(features):
-    def settings(*more: str) -> dict:
-        flags = ["--features", str(features), "--output", "x.json", "--preset", "thumos14", *more]
-        options = infer.parse(flags)
-        return run_settings(options, resolve_config(options))
-
-    runs = [settings(), settings("--model", "bmn"), settings("--model", "gtad"), settings("--protocol", "release")]
-    assert all(one != other for place, one in enumerate(runs) for other in runs[:place])
-    assert settings("--model", "bcnet") == runs[0]
-
-
-def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsys):
-    expected = run(checkpoint, features)[1].read_bytes()
-    output = features.parent / "out.json"
-    output.unlink()
-    run(checkpoint, features)
-    finished = results_of(output)
-    output.unlink()
-    options = infer.parse(flags(checkpoint, features))
-    sources = open_features(features, feature_dim=10).versions()
-    writer = ResultWriter(output, run_settings(options, CONFIG), sources=sources)
-    writer.add("c", *columns(finished["c"]))
-    writer.close()
-    # What a crash in the middle of a line leaves behind:
-    with open(writer.partial, "ab") as file:
-        file.write(b'{"video": "d", "propo')
-    assert run(checkpoint, features, "--resume")[0] == 0
-    assert "resumed: 1 of 4 videos are already done" in capsys.readouterr().out
-    assert output.read_bytes() == expected
-
-
-def test_what_an_interruption_left_is_neither_mixed_nor_lost(checkpoint, features):
-    output = features.parent / "out.json"
-    writer = ResultWriter(output, {"protocol": "release"})
-    with pytest.raises(InputError, match=r"out.json.partial is in use by another run"):
-        run(checkpoint, features)
-    writer.add("c", *columns([]))
-    writer.close()
-    with pytest.raises(InputError, match=r"out.json.partial is from a run with other values of .*protocol"):
-        run(checkpoint, features, "--resume")
-    with pytest.raises(InputError, match=r"out.json.partial has 1 finished video .* start again with --overwrite"):
-        infer.main(flags(checkpoint, features))
-    assert run(checkpoint, features, "--overwrite")[0] == 0
-    assert len(results_of(output)["c"]) > 0 and not writer.partial.exists()
-
-
-def test_a_finished_output_is_neither_replaced_nor_computed_again(checkpoint, features, capsys):
-    output = run(checkpoint, features)[1]
-    expected, written = output.read_bytes(), output.stat().st_mtime_ns
-    with pytest.raises(InputError, match=r"out.json exists; replace it with --overwrite, or complete it with --resume"):
-        infer.main(flags(checkpoint, features))
-    with pytest.raises(InputError, match=r"--resume keeps .* --overwrite replaces"):
-        infer.main(flags(checkpoint, features, "--resume", "--overwrite"))
-    capsys.readouterr()
-    assert run(checkpoint, features, "--resume")[0] == 0
-    out = capsys.readouterr().out
-    assert "resumed: 4 of 4 videos are already done" in out and "4 videos, 0 windows" in out
-    assert output.read_bytes() == expected and output.stat().st_mtime_ns == written
-    assert not list(features.parent.glob("*.partial"))
-
-
-def test_resume_completes_a_finished_output(checkpoint, features, capsys):
-    """Videos that failed, or came later, are added; the result is that of one run."""
-    expected = run(checkpoint, features)[1].read_bytes()
-    content = (features / "b.npy").read_bytes()
-    (features / "b.npy").write_bytes(b"not an array")
-    assert run(checkpoint, features)[0] == 1
-    (features / "b.npy").write_bytes(content)
-    capsys.readouterr()
-    assert run(checkpoint, features, "--resume")[0] == 0
-    assert "resumed: 3 of 4 videos are already done" in capsys.readouterr().out
-    assert (features.parent / "out.json").read_bytes() == expected
-
-
-def test_a_finished_output_of_other_settings_is_not_resumed(checkpoint, features):
-    output = run(checkpoint, features)[1]
-    expected = output.read_bytes()
-    with pytest.raises(InputError, match=r"out.json is from a run with other values of protocol; .* --overwrite"):
-        run(checkpoint, features, "--resume", "--protocol", "release")
-    assert output.read_bytes() == expected
-    output.write_text('{"results": {}}')
-    with pytest.raises(InputError, match=r"out.json does not say with which settings it was made"):
-        run(checkpoint, features, "--resume")
-    assert not list(features.parent.glob("*.partial"))
-
-
-def test_a_subset_of_the_archive(checkpoint, features, capsys):
-    table = features.parent / "times.csv"
-    table.write_text("video,fps,subset\na,25,Training\nb,25,validation\nc,25,validation\nx,25,test\n")
-    everything = results_of(run(checkpoint, features)[1])
-    code, output = run(checkpoint, features, "--times", table, "--subset", "Validation")
-    assert code == 0 and results_of(output) == {video: everything[video] for video in ("b", "c")}
-    assert "note: 2 videos left out, not in the subset 'Validation'" in capsys.readouterr().err
-    for more, message in (
-        (("--subset", "validation"), "--subset requires an annotation file with subsets"),
-        (
-            ("--times", table, "--subset", "train"),
-            "times.csv has the subsets Training, test, validation, expected 'train'",
-        ),
-        (("--times", table, "--subset", "test"), "has no video of the subset 'test' of .*times.csv"),
-    ):
-        with pytest.raises(InputError, match=message):
-            run(checkpoint, features, *more)
-
-
-@pytest.mark.parametrize("content", [b"garbage\n", b"[1]\n", b"\xff\xfe\n", b'{"settings": 3}\n'])
-def test_a_partial_file_of_something_else_is_refused(checkpoint, features, content):
-    (features.parent / "out.json.partial").write_bytes(content)
-    with pytest.raises(InputError, match=r"out.json.partial is not the partial result of an interrupted run"):
-        run(checkpoint, features, "--resume")
-
-
-def test_changed_times_are_other_settings(checkpoint, features):
-    table = features.parent / "times.csv"
-    table.write_text("video,fps\na,25\nb,25\n")
-    arguments = ["--checkpoint", checkpoint, "--features", features, "--output", features.parent / "out.json"]
-    options = infer.parse([str(a) for a in [*arguments, "--times", table]])
-    before = run_settings(options, CONFIG)
-    table.write_text("video,fps\na,50\nb,25\n")
-    assert run_settings(options, CONFIG) != before
-
-
-def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features, capsys):
-    expected = results_of(run(checkpoint, features)[1])
-    np.save(features / "c.npy", np.load(features / "c.npy") * np.float32(1e35))
-    code, output = run(checkpoint, features)
-    del expected["c"]
-    assert code == 1 and results_of(output) == expected
-    assert (
-        "failed: c: video 'c': the network's scores have NaN or infinity, expected finite ones"
-        in capsys.readouterr().err
-    )
-
-
-def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
-    folder = tmp_path / "features"
-    folder.mkdir()
-    for index in range(60):
-        np.save(folder / f"{index:03d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
-    output = tmp_path / "out.json"
-    command = [sys.executable, "-m", "bcnet_fast.infer", "--checkpoint", checkpoint, "--features", folder]
-    command += ["--fps", "25", "--output", output]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    partial = tmp_path / "out.json.partial"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not output.exists() and partial.read_bytes().count(b"\n") > 3
-    assert run(checkpoint, folder, "--resume", output=output)[0] == 0
-    assert len(results_of(output)) == 60
 
 
 def test_labels_turn_proposals_into_detections(checkpoint, features):
@@ -519,7 +297,6 @@ def test_an_assumed_stride_is_said(checkpoint, features, capsys):
     assert "note:" not in capsys.readouterr().err
 
 
-# The engine sums in another order than the reference, so scores differ by rounding.
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp64", 1e-9), ("fp32", 1e-4)])
 def test_engine_and_reference_give_the_same_proposals(checkpoint, features, precision, tolerance):
     automatic = results_of(run(checkpoint, features, "--precision", precision)[1])
