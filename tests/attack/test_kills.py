@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import PATIENCE_S, children, group_lives, inference, started, wait_until, write_archive
+from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
 from bcnet_fast import infer, train
@@ -52,7 +53,7 @@ def killed_until_done(command: str, flags: list[str], whom: str, begun: Path, dr
                 assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize("whom", ["main", "worker", pytest.param("group", marks=pytest.mark.slow)])
+@sweep("whom", ["main", "worker", "group"])
 def test_inference(tmp_path, whom):
     write_archive(tmp_path)
     expected, output = tmp_path / "expected.json", tmp_path / "out" / "out.json"
@@ -63,9 +64,7 @@ def test_inference(tmp_path, whom):
     assert list(output.parent.iterdir()) == [output]
 
 
-@pytest.mark.parametrize(
-    "whom", ["main", *(pytest.param(name, marks=pytest.mark.slow) for name in ("worker", "group"))]
-)
+@sweep("whom", ["main", "worker", "group"])
 def test_training(tmp_path, whom):
     subsets = (("training", 4), ("validation", 2))
     videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]

@@ -97,7 +97,7 @@ EXAMPLE = {
 }
 
 
-@sweep("pages", EXAMPLE.values(), keep=2, ids=EXAMPLE)
+@sweep("pages", EXAMPLE.values(), ids=EXAMPLE)
 def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_path, monkeypatch, capsys):
     """On five short videos, for one epoch."""
     monkeypatch.chdir(tmp_path)

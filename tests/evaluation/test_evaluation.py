@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.sweeps import sweep
 from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast import evaluate, evaluation
@@ -203,7 +202,8 @@ def test_public_recall_and_precision_on_part_of_activitynet(shared: Path, public
     _compare_precision(precision, public["mAP_anet_sub200"])
 
 
-@sweep("kind", ["thumos_dense", "anet", "anet_uneven"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["thumos_dense", "anet", "anet_uneven"])
 def test_public_recall_on_generated_proposals(shared: Path, public: dict, kind: str) -> None:
     """Also mAP of the whole ActivityNet validation set, and OpenTAD's recall."""
     annotations = shared / "data/annotations"
