@@ -31,7 +31,7 @@ EXPECTED = "a proposal list (text blocks separated by lines that begin with #)"
 class ProposalVideo:
     """One video of a proposal list: g instances and p proposals, cut to the video, in the order of the file.
 
-    path: as the list has it
+    path: as written in the list
     frames: length of the video
     instance_labels: [g] int64, from 1
     instances: [g, 2] int64, first frame and end

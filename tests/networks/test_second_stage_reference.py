@@ -158,7 +158,7 @@ def test_muses_gives_the_golden_outputs_inside_and_out(muses, number):
 
 
 @torch.no_grad()
-def test_a_zero_feature_is_nobody_s_neighbour():
+def test_a_zero_feature_has_cosine_0_with_every_node():
     network = small_network(SMALL_PGCN)
     activity, completeness = torch.randn(9, 6).double(), torch.randn(9, 18).double()
     graph = torch.randint(9, (9, 21))

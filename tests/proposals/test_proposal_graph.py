@@ -109,7 +109,7 @@ def test_the_graph_is_the_golden_one(graph):
 
 
 def by_sorting(segments: np.ndarray) -> np.ndarray:
-    """`neighbour_slots` node by node, as the definition has it."""
+    """`neighbour_slots` by its definition, node by node."""
     iou, distance = pairwise_iou(segments), pairwise_distance(segments)
     slots = []
     for node in range(len(segments)):
