@@ -7,8 +7,6 @@ them, `inference` runs a network over an archive of features, `evaluation` has t
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,12 +15,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["evaluation", "inference", "layers", "load", "ops"]
-
-
-# Threads that wait by spinning make a small network twenty times slower when other work shares the cores. The OpenMP
-# runtime looks at this when torch is imported.
-if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 # Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.

@@ -256,19 +256,3 @@ def test_a_killed_worker_costs_a_retry_or_its_video(archive, tmp_path, monkeypat
                 sequence.features, reading.from_array(np.load(archive / "features" / f"{video}.npy"), 10, "").features
             )
     assert "note: a process that reads features was killed" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("imports", "stated", "expected"),
-    [
-        ("bcnet_fast, torch", {}, "passive"),
-        ("bcnet_fast, torch", {"OMP_WAIT_POLICY": "active"}, "active"),
-        ("bcnet_fast, torch", {"GOMP_SPINCOUNT": "1000"}, "None"),
-        ("torch, bcnet_fast", {}, "None"),  # too late
-    ],
-)
-def test_threads_wait_without_spinning_unless_the_user_says_otherwise(imports, stated, expected):
-    environment = {name: os.environ[name] for name in os.environ.keys() - {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}}
-    code = f"import {imports}, os; print(os.environ.get('OMP_WAIT_POLICY'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment | stated, capture_output=True, text=True)
-    assert done.stdout.strip() == expected, done.stderr
