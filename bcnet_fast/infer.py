@@ -83,7 +83,13 @@ def build_parser() -> Parser:
         help="number of best classes assigned to the proposals of a video",
     )
 
-    shown = parser.add_argument_group("pictures and subtitles")
+    shown = parser.add_argument_group("pages, pictures and subtitles")
+    shown.add_argument(
+        "--page", metavar="FILE.html", help="make a page to look at the results in a browser; see the command view"
+    )
+    shown.add_argument(
+        "--boundaries", metavar="DIR", help="write boundary probabilities per video, which the command view shows"
+    )
     add_plot_flags(shown, "a timeline of each video")
     shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
     shown.add_argument(
@@ -93,7 +99,7 @@ def build_parser() -> Parser:
         help="proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)",
     )
     shown.add_argument(
-        "--ground-truth", metavar="FILE", help="annotations to draw in the pictures, with hits and misses"
+        "--ground-truth", metavar="FILE", help="annotations to draw in pages and pictures, with hits and misses"
     )
 
     running = parser.add_argument_group("running")
@@ -136,6 +142,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     report = infer(options)
     print(report.summary())
+    for note in report.page.notes if report.page else ():
+        print(f"note: {note}", file=sys.stderr)
+    if report.page:
+        print(report.page.summary())
     if options.profile and report.profile is not None:
         print(report.profile.table())
     for failure in report.failures:

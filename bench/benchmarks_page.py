@@ -330,6 +330,15 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
+def view(found: dict[str, Any]) -> str:
+    header = ["videos", "proposals", "page, MB", "written in, s", "opened in, s"]
+    header += ["confidence slider, ms", "other tIoU, ms", "other video, ms"]
+    keys = ("page_mb", "write_s", "interactive_s", "slider_ms", "tiou_ms", "video_ms")
+    lines = [[f"{r['videos']:,}", f"{r['proposals']:,}", *(number(r[key]) for key in keys)] for r in found["rows"]]
+    rate, browser = statistics.mean(found["rate_gflops"]), found["environment"]["browser"]
+    return f"*{browser}; large float32 products at {number(rate)} GFLOP/s.*\n\n" + table(header, lines)
+
+
 def attack() -> str:
     found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
     broken = Counter(failure["target"] for failure in found["failures"])
@@ -437,6 +446,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "training": lambda: each_machine("training", training),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
+    "view": lambda: each_machine("view", view),
     "soft-nms": soft_nms,
     "attack": attack,
     "floors": lambda: each_machine("ops", floors),

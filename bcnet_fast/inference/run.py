@@ -31,10 +31,12 @@ from ..presets import PRESETS
 from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
+from ..results.boundaries import Boundaries, write_boundaries
 from ..results.fusion import fuse_video
 from ..results.pictures import PictureWriter, file_name
 from ..results.subtitles import write_subtitles
 from ..results.timeline import best_count
+from ..results.view import ViewOptions, ViewReport, require_page_name, view
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
@@ -66,6 +68,9 @@ class InferOptions:
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
+    # A page of the results; a folder of boundary probabilities.
+    page: str | None = None
+    boundaries: str | None = None
     # A folder of pictures, or the file of one; a folder of subtitles.
     plot: str | None = None
     plot_format: str | None = None
@@ -93,6 +98,7 @@ class InferReport:
     failures: tuple[Failure, ...]
     profile: Profile | None
     drawing_seconds: float = 0.0
+    page: ViewReport | None = None
 
     def summary(self) -> str:
         """One line: output file, counts, speed (pictures not counted) and settings."""
@@ -131,6 +137,10 @@ def infer(options: InferOptions) -> InferReport:
         require_writable(Path(options.srt) / "subtitles.srt")
     if options.trace:
         require_writable(options.trace)
+    if options.page:
+        require_page_name(options.page, "--page")
+    if options.boundaries:
+        require_writable(Path(options.boundaries) / "boundaries.npz")
     model = _load(options, config)
 
     with contextlib.closing(
@@ -157,7 +167,10 @@ def infer(options: InferOptions) -> InferReport:
         if writer.finished is not None and not videos:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
-            return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
+            page = _make_page(options, {})
+            return InferReport(
+                options.output, len(writer.done), 0, writer.finished, seconds, details, (), None, page=page
+            )
         predictor = Predictor(model, protocol_for(options.protocol, config))
         run = _Run(options, predictor, truth, class_scores, writer, pictures)
         try:
@@ -188,7 +201,22 @@ def infer(options: InferOptions) -> InferReport:
         tuple(failures),
         profile,
         pictures.seconds,
+        _make_page(options, run.curves),
     )
+
+
+def _make_page(options: InferOptions, curves: dict[str, Boundaries]) -> ViewReport | None:
+    """Make the page of --page, with the curves of this run and those of --boundaries from earlier ones."""
+    if options.page is None:
+        return None
+    about = ViewOptions(
+        results=options.output,
+        output=options.page,
+        ground_truth=options.ground_truth,
+        subset=options.subset if options.ground_truth else None,
+        boundaries=options.boundaries,
+    )
+    return view(about, curves)
 
 
 def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
@@ -221,6 +249,7 @@ class _Run:
         self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
         self.truth, self.class_scores = truth, class_scores
         self.failures: list[Failure] = []
+        self.curves: dict[str, Boundaries] = {}  # for the page
         self.windows = 0
 
     def predict(self, archive: FeatureArchive, videos: list[str], times: TimeResolver) -> None:
@@ -255,13 +284,18 @@ class _Run:
     def _show(
         self, result: VideoProposals, segments: np.ndarray, scores: np.ndarray, labels: np.ndarray | None
     ) -> None:
-        """Write the picture and the subtitles of a video."""
+        """Write the picture, the subtitles and the boundary probabilities of a video."""
         if self.options.srt:
             annotation = self.truth.get(result.video)
             best = slice(best_count(len(annotation.instances) if annotation else 0, self.options.best))
             shown = segments[best], scores[best], None if labels is None else labels[best]
             write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
+        curves = Boundaries(*(np.asarray(column, np.float32) for column in boundary), result.duration)
+        if self.options.boundaries:
+            write_boundaries(self.options.boundaries, result.video, curves)
+        elif self.options.page:
+            self.curves[result.video] = curves
         self.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
 
 
