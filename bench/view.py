@@ -6,12 +6,13 @@
 | --- | --- |
 | page_mb | size of the page, without videos |
 | write_s | reading the result file and writing the page |
-| interactive_s | from opening the file, in a fresh profile, until the first picture is there and a click would be answered |
+| interactive_s | from opening the file, in a fresh profile, until the first picture is drawn and a click is answered |
 | slider_ms | a move of the confidence slider: counts of all videos, table, timeline drawn again |
 | tiou_ms | another tIoU: all true actions of all videos matched anew, and the same |
 | video_ms | another video: list, table, timeline |
 
-Times are medians of the repeats, on the clock of the page. The rate is that of a large float32 product, before and after.
+Times are medians of the repeats, on the clock of the page. The rate is that of a large float32 product, before and
+after.
 """
 
 from __future__ import annotations
