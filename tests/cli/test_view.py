@@ -116,19 +116,19 @@ def test_ids_lead_to_no_file_outside_of_the_folder(tmp_path: Path) -> None:
         (["empty.json"], r"empty\.json has no video, expected proposals"),
         (
             ["results.json", "--output", "page.json"],
-            r"--output page\.json has suffix '\.json', expected \.html or \.htm",
+            r"page\.json has suffix '\.json', expected \.html or \.htm",
         ),
         (["results.json", "--embed"], r"--embed puts the files of --videos into the page, expected --videos DIR"),
         (["results.json", "--subset", "test"], r"--subset requires .*expected --ground-truth FILE"),
         (["results.json", "--videos", "none"], r"none does not exist, expected a folder of videos"),
         (
             ["results.json", "--videos", "empty"],
-            r"empty has no video file of video_000, video_001, video_002, expected ",
+            r"empty has no video file of video_000, video_001, video_002, ",
         ),
         (["results.json", "--boundaries", "none"], r"none is not a folder, expected one that infer --boundaries"),
         (
             ["results.json", "--ground-truth", "other.json"],
-            r"other\.json has 1 video, expected some of the 3 in results",
+            r"other\.json has 1 video, expected some of the 3 in ",
         ),
         (["results.json", "--labels", "scores.json"], r"scores\.json has 1 video, expected some of the 3 in results"),
         (["results.json", "--top-k", "0"], r"--top-k is 0, expected at least 1"),

@@ -1,4 +1,4 @@
-"""The page of a result file as it is written: what it holds, how names are kept from being markup, files it links to."""
+"""The page of a result file as it is written: what it holds and links to, and that names are no markup."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_videos_without_proposals_and_annotations_are_listed(tmp_path: Path, res
 
 def test_hostile_names_are_data_and_never_markup(tmp_path: Path) -> None:
     entries = [{"segment": [0.0, 1.0], "score": 0.5, "label": name} for name in HOSTILE]
-    hostile = Results.from_dict({name: entries for name in HOSTILE})
+    hostile = Results.from_dict(dict.fromkeys(HOSTILE, entries))
     videos = {}
     for name in HOSTILE:
         videos[name] = tmp_path / (re.sub(r"\W", "_", name.encode("utf-8", "replace").decode()) + '"<b>.webm')
