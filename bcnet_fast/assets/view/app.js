@@ -14,7 +14,7 @@ class App {
     this.timeline = new Timeline(
       {
         stage: get("stage"), overview: get("overview"), tracks: get("tracks"), box: get("bars-box"), bars: get("bars"),
-        space: get("bars-space"), playhead: get("playhead"), band: get("band"),
+        space: get("bars-space"), playhead: get("playhead"), band: get("band"), now: get("now"),
       },
       data,
       {
@@ -35,7 +35,6 @@ class App {
     this.prepareControls();
     this.rematch();
     this.applyTheme();
-    this.sortVideos();
     if (this.order.length) this.open(this.order[0]);
   }
 
@@ -115,7 +114,7 @@ class App {
       facts.push(`${number(found)} of ${plural(all, "true action")} found${all ? ` (${digits((100 * found) / all, 1)} %)` : ""}`);
     }
     get("summary").textContent = facts.join(" · ");
-    this.list.draw();
+    this.sortVideos();
     if (this.video) this.showVideo();
   }
 
@@ -161,7 +160,7 @@ class App {
     let address = null;
     if (source && source.embedded) {
       const bytes = column(Uint8Array, this.get(`video-${video.index}`).textContent);
-      address = URL.createObjectURL(new Blob([bytes], { type: source.type }));
+      address = URL.createObjectURL(new Blob([bytes], { type: source.type || "" }));
     } else if (source) address = source.link;
     this.sayNoVideo(!this.data.hasFiles ? "none" : !source ? "missing" : null);
     this.player.open(address, video.length, !!(source && source.embedded));
@@ -330,9 +329,8 @@ class App {
     const { get, player, timeline, data, video } = this;
     const time = player.time;
     if (player.length !== timeline.length) this.timeline.show(video, player.length, video.shown, this.hits, this.byRank);
-    timeline.now = time;
+    timeline.position = time;
     if (player.playing) timeline.follow(time);
-    timeline.draw();
     timeline.placeMarks();
     get("clock").textContent = `${clock(time)} / ${clock(player.length)}`;
     if (get("play").getAttribute("aria-label") !== (player.playing ? "Pause" : "Play")) {

@@ -32,13 +32,28 @@ function listenToControls(app) {
   on("open-list", "click", () => {
     const open = document.body.classList.toggle("list-open");
     get("open-list").setAttribute("aria-expanded", open);
-    if (open) get("search").focus();
+    if (open) get("videos").focus();
   });
   on("copy", "click", () => copyTable(app));
   on("save", "click", () => save(app, [app.video], app.video.name));
   on("save-all", "click", () => save(app, app.data.videos, app.data.title));
+  leaveAfterPointer();
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => app.applyTheme());
   app.windowMoved();
+}
+
+/** What was clicked gives the keys back to the page; what was reached by keyboard keeps them. */
+function leaveAfterPointer() {
+  document.addEventListener("click", (event) => {
+    const control = event.target.closest("button, input[type=checkbox]");
+    if (control && event.detail) control.blur();
+  });
+  for (const select of document.querySelectorAll("select")) {
+    let pointed = false;
+    select.addEventListener("pointerdown", () => (pointed = true));
+    select.addEventListener("keydown", () => (pointed = false));
+    select.addEventListener("change", () => pointed && select.blur());
+  }
 }
 
 /** The time to zoom around: that of the playhead where it can be seen, else the middle. */
@@ -136,12 +151,10 @@ function listenToKeys(app) {
       if (event.key === "Escape") target.blur();
       return;
     }
-    if (target.matches("select, input[type=range]") && event.key !== "Escape") {
-      // Their own keys stay theirs.
-      if (/^(Arrow|Page|Home|End|Enter| )/.test(event.key) || target.matches("select")) return;
-    }
-    // A button that was reached by keyboard is pressed by these; one that was clicked is not in the way.
-    if (target.matches("button, input") && [" ", "Enter"].includes(event.key) && target.matches(":focus-visible")) return;
+    // The keys of a control stay its own.
+    if (target.matches("select") && event.key !== "Escape") return;
+    if (target.matches("input[type=range]") && /^(Arrow|Page|Home|End)/.test(event.key)) return;
+    if (target.matches("button, input[type=checkbox]") && [" ", "Enter"].includes(event.key)) return;
     if (moveInList(app, event)) return;
     const action = actions[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     if (!action) return;

@@ -21,6 +21,7 @@ class Timeline {
     this.selected = -1;
     this.from = 0;
     this.to = 1;
+    this.position = 0; // of the playhead
     this.placed = null; // see placeBars
     this.colours = themeColours();
     elements.box.addEventListener("scroll", () => this.draw(), { passive: true });
@@ -142,8 +143,10 @@ class Timeline {
 
   /** Put playhead and chosen interval where they belong; cheap enough for every frame. */
   placeMarks() {
-    const { playhead, band } = this.elements;
-    const x = this.x(this.now || 0);
+    const { playhead, band, now } = this.elements;
+    const x = this.x(this.position);
+    const along = (this.position / this.length) * (this.width - this.left - RIGHT);
+    now.style.transform = `translateX(${this.left + along}px)`;
     playhead.hidden = x < this.left - 1 || x > this.width - RIGHT + 1;
     playhead.style.transform = `translateX(${x}px)`;
     const chosen = this.selected >= 0 && this.selected < this.shown;
@@ -208,9 +211,6 @@ class Timeline {
       context.roundRect(a, 4, Math.max(b - a, 3), 22, 4);
       context.stroke();
     }
-    const x = at(this.now || 0);
-    context.fillStyle = colours.text;
-    context.fillRect(x - 0.5, 3, 1, 24);
   }
 
   /** Rulings from top to bottom of a canvas. */
