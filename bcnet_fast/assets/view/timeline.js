@@ -115,7 +115,7 @@ class Timeline {
     this.truthHeight = data.hasTruth ? Math.max(lanes.lanes.length, 1) * TRUE_LANE + 8 : 0;
     this.curvesHeight = data.curves(video) ? CURVES : 0;
     this.tracksHeight = AXIS + this.truthHeight + this.curvesHeight;
-    const room = Math.max(window.innerHeight * (data.hasFiles ? 0.3 : 0.4), 170);
+    const room = Math.max(window.innerHeight * (data.hasFiles ? 0.28 : 0.4), 170);
     this.placed = placeBars(data, video, this.shown, this.byRank, room);
     this.barsHeight = Math.min(Math.max(this.placed.total, 40), room);
     this.elements.box.style.height = `${this.barsHeight}px`;
@@ -329,7 +329,7 @@ class Timeline {
     const { data, video, colours, left, width } = this;
     const scroll = this.elements.box.scrollTop;
     const context = prepared(this.elements.bars, width, this.barsHeight);
-    const { tops, rows, bar: height, step } = this.placed;
+    const { tops, rows, bar: height, step, total } = this.placed;
     const visible = (top, size) => top + size >= scroll && top <= scroll + this.barsHeight;
     for (const row of rows) {
       if (!visible(row.top, row.height)) continue;
@@ -345,7 +345,7 @@ class Timeline {
       context.textAlign = row.colour ? "left" : "right";
       context.fillStyle = row.colour ? colours.text : colours.muted;
       const at = row.colour ? 17 : left - 10;
-      const middle = Math.max(y + Math.min(row.height, step > 12 ? step : row.height) / 2, row.top ? 0 : 7 - scroll);
+      const middle = Math.min(Math.max(row.top + row.height / 2, 7), total - 7) - scroll;
       context.fillText(fitted(context, row.name, left - 24), at, middle);
     }
     this.#rule(context, 0, this.barsHeight);
@@ -390,7 +390,7 @@ class Timeline {
     for (let rank = begin; rank < stop; rank++) {
       const y = rank * step - scroll;
       context.fillStyle = context.strokeStyle = this.hits[rank] ? colours.hit : colours.miss;
-      if (step < 9) context.fillRect(x - 3, y + 1, 6, step - 1);
+      if (step < 9) context.fillRect(x - 3, y, 6, step);
       else if (this.hits[rank]) {
         context.beginPath();
         context.arc(x, y + step / 2, 3.2, 0, 7);
