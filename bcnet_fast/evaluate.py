@@ -41,7 +41,14 @@ def build_parser() -> Parser:
         choices=list(GROUND_TRUTH),
         default=EvaluateOptions.protocol,
         help="default and release use the ground truth unchanged, like the public evaluators of BCNet, BMN and G-TAD; "
-        "opentad first removes duplicates and instances of zero length",
+        "opentad first removes duplicates and instances of zero length; th14 computes mAP as the THUMOS'14 toolkit, "
+        "which systems before 2019 report, from the THUMOS14 annotation CSV with its Ambiguous rows",
+    )
+    parser.add_argument(
+        "--tiou",
+        metavar="FIRST:STEP:LAST",
+        help="tIoU thresholds of average recall and mAP instead of those of --metric: a range with both of its ends, "
+        "such as 0.1:0.1:0.7, or a comma list, such as 0.5,0.75,0.95",
     )
     parser.add_argument(
         "--subset",

@@ -11,8 +11,8 @@ The content of a file determines its layout, never its name. Files may be gzippe
 | video-information CSV of BSN, BMN, G-TAD or BCNet | columns `video`, `seconds`, `fps`, `numFrame`, `featureFrame` |
 | your own video-information CSV | `video` and any of `fps`, `stride`, `offset`, `duration`, `frames` |
 
-Times are in seconds. Facts that a file does not state are None. Instances that THUMOS14 marks `Ambiguous` are dropped,
-as in every public evaluation.
+Times are in seconds. Facts that a file does not state are None. Rows that THUMOS14 marks `Ambiguous` are no instances,
+as in every public evaluation; their intervals stand apart, because the THUMOS'14 toolkit looks at them.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class VideoAnnotation:
     feature_offset: float | None = None  # frame at which the first row starts
     subset: str | None = None
     instances: tuple[Instance, ...] = ()
+    ambiguous: tuple[tuple[float, float], ...] = ()  # intervals marked `Ambiguous`, in seconds
 
 
 def read_annotations(
@@ -229,19 +230,18 @@ def read_table(text: str, path: str | os.PathLike, expected: str) -> tuple[list[
 
 
 def _thumos_annotations(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
-    instances: dict[str, list[Instance]] = {}
+    marked: dict[str, list[tuple[bool, Instance]]] = {}
     for where, row in rows:
-        of_video = instances.setdefault(row["video"], [])
-        if row["type_idx"].strip() != "0":
-            of_video.append(_instance(row["start"], row["end"], row["type"], where))
-    return {name: VideoAnnotation(id=name, instances=tuple(items)) for name, items in instances.items()}
+        instance = _instance(row["start"], row["end"], row["type"], where)
+        marked.setdefault(row["video"], []).append((row["type_idx"].strip() == "0", instance))
+    return {name: VideoAnnotation(id=name, **_split(items)) for name, items in marked.items()}
 
 
 def _thumos_ground_truth(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
     keys = {"duration": ("video-duration",), "fps": ("frame-rate",), "frames": ("video-frames",)}
     labels = list(THUMOS14_CLASSES)
     videos: dict[str, VideoAnnotation] = {}
-    instances: dict[str, list[Instance]] = {}
+    marked: dict[str, list[tuple[bool, Instance]]] = {}
     for where, row in rows:
         name = row["video-name"]
         if name not in videos:
@@ -249,10 +249,17 @@ def _thumos_ground_truth(rows: list[tuple[str, dict[str, str]]]) -> dict[str, Vi
         index = _number(row["label-idx"])
         if index is None or not (index.is_integer() and -1 <= index < len(labels)):
             raise InputError(f"{where}: label-idx is {row['label-idx']!r}, expected -1 to {len(labels) - 1}")
-        of_video = instances.setdefault(name, [])
-        if index >= 0:
-            of_video.append(_instance(row["t-init"], row["t-end"], labels[int(index)], where))
-    return {name: replace(video, instances=tuple(instances[name])) for name, video in videos.items()}
+        instance = _instance(row["t-init"], row["t-end"], labels[int(index)], where)
+        marked.setdefault(name, []).append((index < 0, instance))
+    return {name: replace(video, **_split(marked[name])) for name, video in videos.items()}
+
+
+def _split(marked: list[tuple[bool, Instance]]) -> dict[str, Any]:
+    """The fields `instances` and `ambiguous` of a video, from its rows in file order and whether each is ambiguous."""
+    return {
+        "instances": tuple(one for is_ambiguous, one in marked if not is_ambiguous),
+        "ambiguous": tuple((one.start, one.end) for is_ambiguous, one in marked if is_ambiguous),
+    }
 
 
 def _video_table(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
