@@ -158,8 +158,8 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         inputs = {name: getattr(options, name) for name in ("proposals", "ground_truth", "class_scores", "video_info")}
         require_apart(options.json, "--json", **inputs)
 
-    subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
-    proposals = _proposals(options, strip_prefix, ground_truth)
+    subset, ground_truth, elsewhere, everything = _ground_truth(options, metrics, strip_prefix)
+    proposals = _proposals(options, strip_prefix, ground_truth, everything)
     proposals, left_out = proposals.without(elsewhere)
     detections, fusion = _detections(options, strip_prefix, proposals, ground_truth)
     recall = average_recall(
@@ -198,8 +198,8 @@ def _metrics(options: EvaluateOptions) -> MetricSettings:
 
 def _ground_truth(
     options: EvaluateOptions, protocol: MetricSettings, strip_prefix: bool
-) -> tuple[str | None, dict[str, VideoAnnotation], set[str]]:
-    """Subset, its videos, and the ids of videos that belong to other subsets."""
+) -> tuple[str | None, dict[str, VideoAnnotation], set[str], dict[str, VideoAnnotation]]:
+    """Subset, its videos, the ids of videos that belong to other subsets, and all videos."""
     everything = read_annotations(options.ground_truth, strip_prefix=strip_prefix)
     subset = options.subset
     names = {video.subset.lower(): video.subset for video in everything.values() if video.subset}
@@ -218,11 +218,17 @@ def _ground_truth(
         ground_truth = with_ambiguous(ground_truth)
     if not any(video.instances for video in ground_truth.values()):
         raise InputError(f"{options.ground_truth}: no annotated instance in {count(len(ground_truth), 'video')}")
-    return subset, ground_truth, elsewhere
+    return subset, ground_truth, elsewhere, everything
 
 
-def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mapping[str, VideoAnnotation]) -> Results:
-    proposals = read_results(options.proposals)
+def _proposals(
+    options: EvaluateOptions,
+    strip_prefix: bool,
+    ground_truth: Mapping[str, VideoAnnotation],
+    everything: Mapping[str, VideoAnnotation],
+) -> Results:
+    stated = read_annotations(options.video_info, strip_prefix=strip_prefix) if options.video_info else {}
+    proposals = read_results(options.proposals, {**everything, **stated})
     if strip_prefix:
         names = strip_activitynet_prefix(dict.fromkeys(proposals.video_names), options.proposals)
         proposals = replace(proposals, video_names=tuple(names))
@@ -270,7 +276,7 @@ def _require_common(what: str, path: str, names: Iterable[str], other_path: str,
 def _warnings(
     recall: AverageRecall, precision: MeanAveragePrecision | None, proposals: Results, detections: Results | None
 ) -> list[str]:
-    warnings = []
+    warnings = list(proposals.notes)
     if recall.videos_without_proposals:
         videos = _some(recall.videos_without_proposals, "video")
         warnings.append(f"{videos} without proposals: their instances count as missed")

@@ -52,6 +52,17 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     return path
 
 
+def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> bytes:
+    """The first bytes of a file, decompressed as far as they are gzip. InputError: it is not a readable file."""
+    path = require_file(path, expected)
+    with readable(path, expected), open(path, "rb") as file:
+        start = file.read(count)
+        if start.startswith(b"\x1f\x8b"):
+            with contextlib.suppress(zlib.error):
+                return zlib.decompressobj(wbits=31).decompress(start, count)
+        return start
+
+
 def read_text(path: str | os.PathLike, expected: str) -> str:
     """Read a UTF-8 file of at most `LARGEST_TEXT` bytes, decompressed if its first bytes are those of gzip."""
     path = require_file(path, expected)
