@@ -59,7 +59,7 @@ def read_results(path: str | os.PathLike, videos: Mapping[str, VideoAnnotation] 
 
     videos: length and frame rate of videos, for formats whose times are frames or shares of the video.
 
-    `Results.notes` says what had to be assumed. InputError: the file is missing, a pickle or of another format, or it is
+    `Results.notes` says what had to be assumed. InputError: the file is missing, a pickle, of another format, or it is
     damaged (names the line or the entry).
     """
     path = Path(path)
