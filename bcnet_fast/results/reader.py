@@ -18,6 +18,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import numpy as np
 from ..data.annotations import VideoAnnotation
 from ..data.proposal_list import ListedProposals, listed_proposals
 from ..errors import InputError
-from ..storage.files import first_bytes, parse_json, read_text, readable
+from ..storage.files import first_bytes, no_collection, parse_json, read_text, readable
 from ..storage.foreign import refuse_pickle
 from ..text import alternatives, brief
 from .columns import Results
@@ -71,7 +72,7 @@ def read_results(path: str | os.PathLike, videos: Mapping[str, VideoAnnotation] 
         return _read_parquet(path, videos)
     text = read_text(path, EXPECTED)
     first = text.lstrip()[:1]
-    with readable(path, EXPECTED):
+    with readable(path, EXPECTED), no_collection():
         if first in ("{", "["):
             return _from_json(text, path, videos)
         if first == "#":
@@ -99,18 +100,20 @@ def _is_submission(words: Sequence[str]) -> bool:
 
 def _from_submission(text: str, path: Path) -> Results:
     """THUMOS'14 submission: start and end in either order, class as a number or a name, the suffix .mp4 or none."""
-    rows = [(number, words) for number, line in enumerate(text.splitlines(), 1) if (words := _words(line))]
-    uneven = next((row for row, (_, words) in enumerate(rows) if len(words) != len(_SUBMISSION)), None)
+    lines = text.splitlines()
+    rows = [words for words in map(_words, lines) if words]
+    uneven = next((row for row, words in enumerate(rows) if len(words) != len(_SUBMISSION)), None)
 
     def where(row: int) -> str:
-        return f"{path}, line {rows[row][0]}"
+        filled = (number for number, line in enumerate(lines, 1) if _words(line))
+        return f"{path}, line {next(islice(filled, row, None))}"
 
     if uneven is not None:
-        found = " ".join(rows[uneven][1])
-        raise InputError(f"{where(uneven)}: expected {' '.join(_SUBMISSION)}; found {found!r:.80}")
-    names, start, end, labels, scores = zip(*(words for _, words in rows), strict=True)
+        raise InputError(f"{where(uneven)}: expected {' '.join(_SUBMISSION)}; found {' '.join(rows[uneven])!r:.80}")
+    names, start, end, labels, scores = zip(*rows, strict=True)
     first, last = numbers(start, where, "start"), numbers(end, where, "end")
-    ids = [_VIDEO_SUFFIX.sub("", name) for name in names]
+    plain = {name: _VIDEO_SUFFIX.sub("", name) for name in set(names)}
+    ids = [plain[name] for name in names]
     if is_thumos14(ids) and labels[0].replace(".", "", 1).isdigit():
         classes = numbers(labels, where, "class")
         wrong = np.flatnonzero((classes < 1) | (classes > UCF_CLASSES) | (classes % 1 != 0))

@@ -141,7 +141,8 @@ def from_columns(
     segments = np.stack([start, end], axis=1)
     if labels is None:
         return Results(codes, video, segments, scores)
-    texts, label = _coded([_label_text(one) for one in labels])
+    text_of = {one: _label_text(one) for one in set(labels)}
+    texts, label = _coded([text_of[one] for one in labels])
     return with_class_names(Results(codes, video, segments, scores, texts, label), positions)
 
 
