@@ -24,8 +24,8 @@ from ..data.annotations import VideoAnnotation
 from ..data.video_files import PLAYABLE
 from ..storage.output import atomic_path
 from .boundaries import Boundaries
+from .columns import Results
 from .ordering import descending
-from .reader import Results
 from .timeline import CLASS_COLOURS
 
 SCRIPTS = ("data.js", "player.js", "marks.js", "pointers.js", "timeline.js", "lists.js", "controls.js", "app.js")

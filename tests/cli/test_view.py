@@ -108,6 +108,20 @@ def test_ids_lead_to_no_file_outside_of_the_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_exports_have_the_best_proposals_of_a_subset(results: Path, capsys) -> None:
+    truth = results.parent / "truth.json"
+    content = json.loads(truth.read_text())
+    content["database"]["video_001"]["subset"] = "training"
+    truth.write_text(json.dumps(content))
+    flags = ["--ground-truth", truth, "--subset", "test", "--best", 4]
+    run(results, *flags, "--export", "csv", "--output", results.parent / "out.csv")
+    rows = (results.parent / "out.csv").read_text().splitlines()[1:]
+    assert [row.partition(",")[0] for row in rows] == ["video_000"] * 4 + ["video_002"] * 4
+    run(results, *flags, "--export", "webvtt", "--output", results.parent / "chapters")
+    assert {path.name for path in (results.parent / "chapters").iterdir()} == {"video_000.vtt", "video_002.vtt"}
+    assert "chapters: 2 files, 2 videos, 8 proposals, " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -131,6 +145,13 @@ def test_ids_lead_to_no_file_outside_of_the_folder(tmp_path: Path) -> None:
             r"other\.json has 1 video, expected some of the 3 in ",
         ),
         (["results.json", "--labels", "scores.json"], r"scores\.json has 1 video, expected some of the 3 in results"),
+        (["results.json", "--export", "csv"], r"--export csv requires --output, the file or folder to write"),
+        (
+            ["results.json", "--export", "csv", "--output", "results.json"],
+            r"--output results\.json is the file of --results",
+        ),
+        (["results.json", "--export", "csv", "--output", "o", "--embed"], r"--embed is for pages, expected none with "),
+        (["results.json", "--best", "3"], r"--best is for exports, expected --export FORMAT with it"),
         (["results.json", "--top-k", "0"], r"--top-k is 0, expected at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
