@@ -176,10 +176,11 @@ class Timeline {
     }
     // How many of the shown proposals cover a place.
     const columns = Math.max(Math.floor((width - left - RIGHT) / 2), 1);
+    const column = (place) => Math.min(Math.max(place, 0), columns);
     const change = new Float32Array(columns + 1);
     for (let i = video.first; i < video.first + this.shown; i++) {
-      change[Math.min(Math.floor((data.start[i] / this.length) * columns), columns)] += 1;
-      change[Math.min(Math.ceil((data.end[i] / this.length) * columns), columns)] -= 1;
+      change[column(Math.floor((data.start[i] / this.length) * columns))] += 1;
+      change[column(Math.ceil((data.end[i] / this.length) * columns))] -= 1;
     }
     let covered = 0;
     let most = 1;
