@@ -291,7 +291,8 @@ class _Run:
             shown = segments[best], scores[best], None if labels is None else labels[best]
             write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
-        curves = Boundaries(*(np.asarray(column, np.float32) for column in boundary), result.duration)
+        times, start, end = (np.asarray(column, np.float32) for column in boundary)
+        curves = Boundaries(times, start, end, result.duration)
         if self.options.boundaries:
             write_boundaries(self.options.boundaries, result.video, curves)
         elif self.options.page:

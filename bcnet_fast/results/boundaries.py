@@ -40,9 +40,9 @@ def boundary_path(folder: str | os.PathLike, video: str) -> Path:
 
 def write_boundaries(folder: str | os.PathLike, video: str, found: Boundaries) -> None:
     """Write the file of one video, atomically."""
-    arrays = {name: np.asarray(getattr(found, name), np.float32) for name in _ARRAYS}
+    times, start, end = (np.asarray(getattr(found, name), np.float32) for name in _ARRAYS)
     with atomic_path(boundary_path(folder, video)) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, duration=np.float64(found.duration_s), **arrays)
+        np.savez_compressed(file, times=times, start=start, end=end, duration=np.float64(found.duration_s))
 
 
 def read_boundaries(folder: str | os.PathLike, video: str) -> Boundaries | None:

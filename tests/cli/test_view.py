@@ -125,7 +125,7 @@ def test_exports_have_the_best_proposals_of_a_subset(results: Path, capsys) -> N
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["gone.json"], r"gone\.json does not exist, expected proposals as JSON"),
+        (["gone.json"], r"gone\.json does not exist, expected proposals: JSON"),
         (["truth.json"], r"looks like an annotation file, which --ground-truth takes"),
         (["empty.json"], r"empty\.json has no video, expected proposals"),
         (

@@ -290,6 +290,7 @@ def test_light_and_dark(open_page: Open, results: Path) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
     page.emulate_media(color_scheme="light")
+    wait_until(page, f"{background} !== '{dark}'")
     light = page.evaluate(background)
     assert sum(map(int, re.findall(r"\d+", dark))) < 100 < 600 < sum(map(int, re.findall(r"\d+", light)))
     page.get_by_role("button", name="Dark colours").click()
