@@ -111,7 +111,7 @@ class App {
     const facts = [plural(data.videos.length, "video"), shown === total ? plural(total, "proposal") : `${number(shown)} of ${plural(total, "proposal")}`];
     if (data.hasTruth) {
       const all = data.trueStart.length;
-      facts.push(`${number(found)} of ${plural(all, "true action")} found${all ? ` (${digits((100 * found) / all, 1)} %)` : ""}`);
+      facts.push(`${number(found)} of ${plural(all, "true action")} found${all ? ` (${digits((100 * found) / all, 1)}\u00a0%)` : ""}`);
     }
     get("summary").textContent = facts.join(" · ");
     this.sortVideos();
