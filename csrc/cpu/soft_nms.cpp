@@ -26,10 +26,6 @@
 #include "runtime/parallel.h"
 #include "simd/denormals.h"
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("schedule-insns")  // else GCC leaves the instructions of the pairs one after the other
-#endif
-
 #define BCNET_KERNELS "cpu/soft_nms_kernels.h"
 #include "simd/for_each_instruction_set.h"
 

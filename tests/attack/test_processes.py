@@ -53,9 +53,11 @@ def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_a
         process.send_signal(number)
         errors = process.communicate()[1] if number == signal.SIGTERM else process.wait()
         # At once: the lock is that of the main process alone.
+        assert not output.exists()
         assert infer.main(inference(archive, output, "--resume")) == 0
         wait_until(lambda: not group_lives(process.pid), 20)
     assert len(json.loads(output.read_text())["results"]) == VIDEOS
+    assert list(tmp_path.iterdir()) == [output]
     if number == signal.SIGTERM:
         assert process.returncode == 143
         assert "finished videos; continue with --resume" in errors and "Traceback" not in errors
@@ -107,6 +109,7 @@ def test_a_closed_pipe_ends_a_training_with_what_is_finished(data, tmp_path):
     assert "of 100 epochs; continue with --resume" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow  # a process of its own
 def test_closed_streams_change_nothing(archive, tmp_path):
     shutil.copytree(archive / "features", tmp_path / "features")
     shutil.copy(archive / "weights.safetensors", tmp_path)
@@ -120,8 +123,10 @@ def test_closed_streams_change_nothing(archive, tmp_path):
     assert (tmp_path / "out.json").read_bytes() == expected.read_bytes()
 
 
-def test_features_that_were_replaced_are_read_again(archive, tmp_path, capsys):
-    shutil.copytree(archive / "features", tmp_path / "features")
+def test_features_that_were_replaced_are_read_again(archive, tmp_path, rng, capsys):
+    (tmp_path / "features").mkdir()
+    for number in range(5):
+        np.save(tmp_path / "features" / f"{number:02d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
     shutil.copy(archive / "weights.safetensors", tmp_path)
     output, changed = tmp_path / "out.json", tmp_path / "features" / "00.npy"
 
