@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.networks import SMALL
 from helpers.processes import PATIENCE_S, VIDEOS, group_lives, inference, lines, started, wait_until, write_archive
+from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
 from bcnet_fast import convert, evaluate, infer, train
@@ -45,7 +46,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@sweep("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_at_once(archive, tmp_path, number):
     output = tmp_path / "out.json"
     with started("infer", inference(archive, output, "--workers", 2)) as process:
@@ -99,6 +100,7 @@ def test_a_refused_training_leaves_no_folder(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_closed_pipe_ends_a_training_with_what_is_finished(data, tmp_path):
     flags = arguments(data, tmp_path / "run", model="gtad", settings=("train.epochs=100",))
     with started("train", flags, stdout=subprocess.PIPE) as process:

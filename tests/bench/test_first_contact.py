@@ -94,7 +94,7 @@ def read(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("fault", ["hang", "hang_with_lock", "hang_beside_child"])
+@sweep("fault", ["hang_with_lock", "hang", "hang_beside_child"])
 def test_a_hanging_step_ends_at_its_limit_and_the_next_one_runs(step, tmp_path, fault):
     hanging, good = run([step(fault, limit=1.0), step("good")], tmp_path / "out")
     assert hanging["status"] == "timeout" and hanging["reason"] == "killed after 1 s"

@@ -205,7 +205,7 @@ def test_random_weights_need_a_preset_and_say_so(features, capsys):
     arguments = ["--features", str(features / "c.npy"), "--output", str(output), "--fps", "25"]
     with pytest.raises(InputError, match="--checkpoint is required, or --preset for random weights"):
         infer.main(arguments)
-    assert infer.main([*arguments, "--preset", "activitynet13", "--feature-dim", "10", "--stride", "5"]) == 0
+    assert infer.main([*arguments, "--preset", "synthetic", "--feature-dim", "10", "--stride", "5"]) == 0
     assert "warning: without --checkpoint the weights are random" in capsys.readouterr().err
     assert "random weights" in json.loads(output.read_text())["external_data"]["details"]
 

@@ -128,7 +128,7 @@ def test_projection_needs_no_bias_and_no_relu(poisoned, strategy):
     check_projection(plan, features, weight, None, strategy=strategy)
 
 
-@pytest.mark.parametrize("strategy", ["project", "gather"])
+@sweep("strategy", ["gather", "project"])
 def test_takes_any_strides(strategy):
     plan, features, weight, bias = inputs("two-sources-T7")
     spread = [

@@ -167,13 +167,10 @@ def test_source_distribution_can_be_built_from(tmp_path):
 
 def test_checkout_imports_from_its_root_and_from_elsewhere(tmp_path):
     editable = any(getattr(finder, "__name__", "") == "_EditableFinder" for finder in sys.meta_path)
-    imported = succeed([sys.executable, "-c", IMPORT_ALL], ROOT).splitlines()
-    assert Path(imported[0]).is_relative_to(ROOT)
-    assert modules_of_checkout() - set(imported) <= {"bcnet_fast.kernels"}
     found = "import bcnet_fast, bcnet_fast.kernels as k; print(bcnet_fast.__file__, *k.__path__, sep='\\n')"
-    path = "" if editable else str(ROOT)
-    for line in succeed([sys.executable, "-c", found], tmp_path, PYTHONPATH=path).splitlines():
-        assert Path(line).is_relative_to(ROOT)
+    for cwd, path in ((ROOT, ""), (tmp_path, "" if editable else str(ROOT))):
+        for line in succeed([sys.executable, "-c", found], cwd, PYTHONPATH=path).splitlines():
+            assert Path(line).is_relative_to(ROOT)
     # From the root, the folder kernels/ must not hide an installed package of that name.
     origin = succeed([sys.executable, "-c", "import importlib.util as u; print(u.find_spec('kernels').origin)"], ROOT)
     assert str(ROOT) not in origin
