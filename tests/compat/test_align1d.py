@@ -39,7 +39,7 @@ def plain(input: torch.Tensor, intervals: list, parts: int, ratio: int) -> torch
     return out
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(rois, st.sampled_from([1, 4, 6]), st.integers(0, 3))
 def test_parts_are_means_of_interpolated_points(intervals, parts, ratio):
     input = torch.randn(2, 3, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -20,7 +20,7 @@ spans = st.tuples(st.integers(0, 20), st.integers(1, 12)).map(lambda pair: (pair
 instances = st.lists(st.tuples(spans, st.sampled_from(LABELS)), max_size=4, unique=True)
 found = st.lists(st.tuples(spans, st.sampled_from((*LABELS, "throw"))), max_size=6)
 problems = st.dictionaries(st.sampled_from("abc"), st.tuples(instances, found), min_size=1)
-properties = settings(max_examples=40, deadline=None, derandomize=True)
+properties = settings(max_examples=80, deadline=None, derandomize=True)
 
 
 def tiou(a, b):

@@ -16,7 +16,7 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.results.reader import read_results
 
 properties = settings(
-    max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 # Keys that the formats know, so that documents go some way in.

@@ -17,7 +17,7 @@ labels = st.sampled_from(["run", "jump", "throw"])
 instances = st.lists(st.tuples(spans, labels), max_size=5)
 entries = st.lists(st.tuples(spans, labels, st.integers(0, 16).map(lambda n: n / 16)), max_size=8)
 problems = st.dictionaries(st.sampled_from("abcd"), st.tuples(instances, entries), min_size=1)
-properties = settings(max_examples=30, deadline=None, derandomize=True)
+properties = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def read(problem: dict) -> tuple[dict[str, VideoAnnotation], dict[str, list[dict]]]:
