@@ -26,6 +26,12 @@
 #include "runtime/parallel.h"
 #include "simd/denormals.h"
 
+// Without it, GCC leaves the instructions of the pairs one after the other: measured again with GCC 12, every case took
+// more than 3 % longer.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("schedule-insns")
+#endif
+
 #define BCNET_KERNELS "cpu/soft_nms_kernels.h"
 #include "simd/for_each_instruction_set.h"
 
