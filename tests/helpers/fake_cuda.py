@@ -159,7 +159,7 @@ def __getattr__(name: str) -> Any:
             if module == "work":
                 found.VIDEOS = 2
             if module == "engine":
-                found.BATCHES = (1, 2)
+                found.BATCHES = (2,)
                 networks = importlib.import_module("contact.networks")
                 networks.PRESETS = {
                     system: {"synthetic": presets["synthetic"].override({"model": SHORT}, "short")}

@@ -47,7 +47,11 @@ def _triton():
         yield
 
 
-@pytest.fixture(params=CASES)
+# More anchors and snippets than these, which take as long as the others together.
+LONG = ("bcnet-T13-N2", "long-bin-T23")
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in CASES])
 def case(request):
     return inputs(request.param)
 
