@@ -65,6 +65,8 @@ def test_submission_text_with_positions_names_and_commas(file):
         "BaseballPitch",
         "VolleyballSpiking",
     ]
+    # 9 is both a number of UCF-101 and a position: where all are, they are taken as the former.
+    assert rows(read_results(file(f"{TEST} 0 1 9 0.9")))[0][4] == "BasketballDunk"
     assert rows(read_results(file(f"{TEST},0,1,LongJump,0.9")))[0][4] == "LongJump"
     assert rows(read_results(file("my_video 0 1 7 0.9")))[0][4] == "7"
 
