@@ -274,7 +274,10 @@ def _read_folder(path: Path, videos: Videos | None) -> Results:
         if parts and unit is not parts[0][1]:
             raise InputError(f"{file} has times in another unit than {files[0].name}, expected the same in all")
         parts.append((results, unit))
-    joined, unit = Results.joined([results for results, _ in parts]), parts[0][1]
+    try:
+        joined, unit = Results.joined([results for results, _ in parts]), parts[0][1]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return joined if unit is None else in_seconds(joined, path, videos, unit.seconds, unit.name)
 
 

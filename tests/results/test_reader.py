@@ -150,9 +150,14 @@ def test_folders_of_bsn_and_bmn(file, tmp_path):
 
 def test_a_folder_of_generic_files_keeps_empty_videos(file, tmp_path):
     file("start,end,score,label\n1,2,0.5,x\n", "own/one.csv")
-    file("start,end,score,label\n", "own/two.csv")
+    file("start,end,score\n", "own/two.csv")
+    file("start,end,score,label\n3,4,0.5,y\n1,2,0.25,x\n", "own/three.csv")
     results = read_results(tmp_path / "own")
-    assert results.video_names == ("one", "two") and rows(results) == [("one", 1.0, 2.0, 0.5, "x")]
+    assert results.video_names == ("one", "three", "two")
+    assert rows(results) == [("one", 1.0, 2.0, 0.5, "x"), ("three", 3.0, 4.0, 0.5, "y"), ("three", 1.0, 2.0, 0.25, "x")]
+    file("start,end,score\n1,2,0.5\n", "own/two.csv")
+    with pytest.raises(InputError, match=r"own: video 'two' has no labels and others have, expected labels in all"):
+        read_results(tmp_path / "own")
 
 
 def test_proposal_lists_rank_by_place(file):
