@@ -100,7 +100,7 @@ def _is_submission(words: Sequence[str]) -> bool:
 
 def _from_submission(text: str, path: Path) -> Results:
     """THUMOS'14 submission: start and end in either order, class as a number or a name, the suffix .mp4 or none."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     rows = [words for words in map(_words, lines) if words]
     uneven = next((row for row, words in enumerate(rows) if len(words) != len(_SUBMISSION)), None)
 
@@ -126,6 +126,8 @@ def _from_submission(text: str, path: Path) -> Results:
 
 def _from_json(text: str, path: Path, videos: Videos | None) -> Results:
     content = parse_json(text, path, EXPECTED, unique_keys=False)
+    if isinstance(content, dict) and isinstance(content.get("results"), list):
+        content = content["results"]
     table = _json_table(content, path)
     if table is not None:
         return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)

@@ -188,6 +188,7 @@ ENTRY = {"segment": [1.0, 2.0], "score": 0.5, "label": "x"}
         {"video-id": ["a"], "t-start": [1], "t-end": [2], "label": ["x"], "score": [0.5]},  # ActionFormer
         {"video-id": {"0": "a"}, "t-start": {"0": 1}, "t-end": {"0": 2}, "label": {"0": "x"}, "score": {"0": 0.5}},
         [{"video_id": "a", "start": 1, "end": 2, "class": "x", "score": 0.5}],
+        {"results": [{"video_id": "a", "start": 1, "end": 2, "class": "x", "score": 0.5}]},
     ],
 )
 def test_json_layouts(file, content):
