@@ -118,12 +118,14 @@ def host(output: SecondStageOutput) -> list[torch.Tensor]:
 
 def timed(case: str, calls: dict[str, Callable[[], SecondStageOutput]], base: str) -> list[dict[str, Any]]:
     """One row for each call. BackendError: one gives other scores than the last of them."""
-    expected = host(list(calls.values())[-1]())
-    for name, call in calls.items():
-        for found, wanted in zip(host(call()), expected, strict=True):
+    *others, last = calls
+    expected = host(calls[last]())
+    for name in others:
+        for found, wanted in zip(host(calls[name]()), expected, strict=True):
             if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max())):
-                raise BackendError(f"{case}, {name}: expected the scores of {list(calls)[-1]!r}, found others")
-    timings = alternate({name: lambda call=call: host(call()) for name, call in calls.items()}, seconds=1.0)
+                raise BackendError(f"{case}, {name}: expected the scores of {last!r}, found others")
+    scores = {name: lambda call=call: host(call()) for name, call in calls.items()}
+    timings = alternate(scores, seconds=1.0, warm_up=False)
     threads, unit = torch.get_num_threads(), timings[base].median
     return [
         {"case": case, "form": name, "threads": threads, **timing._asdict(), "times": timing.median / unit}
@@ -194,7 +196,7 @@ def peak_apart(case: str, form: str, proposals: int, rows: int) -> float | None:
 
 
 def end_to_end(video: Video) -> list[dict[str, Any]]:
-    """From features to scores: a row for each case and form, with its share of the floor and its memory."""
+    """From features to scores: a row for each case and form, with its share of the floor."""
     found = []
     square = torch.rand(1024, 1024)
     for case in ("P-GCN, trees", "P-GCN, all slots", "MUSES-Net"):
@@ -204,7 +206,6 @@ def end_to_end(video: Video) -> list[dict[str, Any]]:
         for row in rows:
             work = second_stage_work(case, len(video.segments), len(video.rows))
             row["gflops"], row["floor_share"] = rate, 2e-6 * work / rate / row["median"]
-            row["peak_mib"] = peak_apart(case, row["form"], len(video.segments), len(video.rows))
         found += rows
     return found
 
@@ -231,7 +232,8 @@ def training(videos: int) -> list[dict[str, Any]]:
     def step(forward: Callable[..., SecondStageOutput]) -> None:
         sum(scores.square().mean() for scores in vars(forward(*inputs)).values()).backward()
 
-    timings = alternate({name: lambda forward=forward: step(forward) for name, forward in forwards.items()})
+    steps = {name: lambda forward=forward: step(forward) for name, forward in forwards.items()}
+    timings = alternate(steps, seconds=1.0, warm_up=False)
     unit, threads = timings["all"].median, torch.get_num_threads()
     return [
         {"form": name, "videos": videos, "threads": threads, **timing._asdict(), "times": timing.median / unit}
@@ -283,13 +285,15 @@ def main(argv: list[str] | None = None) -> int:
     for threads in arguments.threads:
         torch.set_num_threads(threads)
         steps += step_times(video)
-        if arguments.device == "cpu":
-            whole += end_to_end(video)
-            trained += training(arguments.videos)
+        whole += end_to_end(video) if arguments.device == "cpu" else []
         if threads == arguments.threads[0]:
+            trained = training(arguments.videos) if arguments.device == "cpu" else []
             networks += measure("pgcn", "P-GCN, trees", [*pooled, trees], arguments.device)
             networks += measure("pgcn", "P-GCN, all slots", [*pooled, slots], arguments.device, SLOW_WITH_SLOTS)
             networks += measure("muses", "MUSES-Net", [video.rows.T, rois], arguments.device)
+    forms_of = dict.fromkeys((row["case"], row["form"]) for row in whole)
+    peaks = {of: peak_apart(*of, arguments.proposals, arguments.rows) for of in forms_of}
+    whole = [row | {"peak_mib": peaks[row["case"], row["form"]]} for row in whole]
     print_table(["step, on the CPU", "threads", "median ms"], [[r["step"], r["threads"], r["median"]] for r in steps])
     print_table(
         ["training step", "videos", "threads", "median ms", "x all"],
@@ -304,8 +308,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     if arguments.json:
         sizes = {"proposals": arguments.proposals, "rows": arguments.rows}
-        figures = {"environment": facts, **sizes, "steps": steps, "whole": whole, "networks": networks}
-        figures["training"] = trained
+        figures = {
+            "environment": facts,
+            **sizes,
+            "steps": steps,
+            "whole": whole,
+            "networks": networks,
+            "training": trained,
+        }
         write_json(arguments.json, figures, indent=1)
     return 0
 
