@@ -15,7 +15,7 @@ constexpr int kOverlapping = 8, kDistant = 2;  // candidate slots of both kinds
 constexpr int kSlots = kOverlapping + kDistant;
 
 // The candidate neighbours of every segment [start, end] in frames; bcnet_fast.geometry.proposal_graph.neighbour_slots
-// defines them. segments: [count, 2]; slots: [count, kSlots].
+// defines them. segments: [count, 2], each a frame long or longer; slots: [count, kSlots].
 void neighbour_slots(const double* segments, std::int64_t count, double min_iou, InstructionSet instruction_set,
                      int threads, std::int64_t* slots);
 

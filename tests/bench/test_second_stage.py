@@ -28,6 +28,7 @@ def few_runs(monkeypatch):
     )
 
 
+@pytest.mark.slow  # networks of the released sizes
 def test_every_form_has_a_row(tmp_path, few_runs, monkeypatch, capsys):
     monkeypatch.setattr(second_stage, "peak_apart", lambda *_: 1.0)
     path = tmp_path / "figures.json"
@@ -52,6 +53,7 @@ def test_every_form_has_a_row(tmp_path, few_runs, monkeypatch, capsys):
     assert (figures["proposals"], figures["rows"]) == (9, 12)
 
 
+@pytest.mark.slow  # networks of the released sizes
 def test_the_public_formulation_is_the_definition():
     video = second_stage.make_video(30, 40)
     slots = neighbour_slots(video.segments)
@@ -73,6 +75,7 @@ def test_the_public_formulation_is_the_definition():
             torch.testing.assert_close(getattr(found, name), scores, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow  # networks of the released sizes
 def test_the_memory_of_a_form_is_its_own():
     video = second_stage.make_video(64, 40)
     peak = second_stage.peak_of("P-GCN, trees", second_stage.PUBLIC, video)
