@@ -259,6 +259,15 @@ def step_times(video: Video) -> list[dict[str, Any]]:
     return [{"step": name, "threads": torch.get_num_threads(), **timing._asdict()} for name, timing in steps.items()]
 
 
+def show(title: str, rows: Sequence[dict[str, Any]], *names: str, more: Sequence[str] = ()) -> None:
+    """Print rows as soon as they are measured: a run that is cut short is not lost."""
+    columns = (*names, "median", *more)
+    print_table(
+        [title, *(name.replace("median", "median ms") for name in columns[1:])], [[r[c] for c in columns] for r in rows]
+    )
+    print(flush=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the networks run")
@@ -286,26 +295,23 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(threads)
         steps += step_times(video)
         whole += end_to_end(video) if arguments.device == "cpu" else []
-        if threads == arguments.threads[0]:
-            trained = training(arguments.videos) if arguments.device == "cpu" else []
-            networks += measure("pgcn", "P-GCN, trees", [*pooled, trees], arguments.device)
-            networks += measure("pgcn", "P-GCN, all slots", [*pooled, slots], arguments.device, SLOW_WITH_SLOTS)
-            networks += measure("muses", "MUSES-Net", [video.rows.T, rois], arguments.device)
+    show("step, on the CPU", steps, "step", "threads")
     forms_of = dict.fromkeys((row["case"], row["form"]) for row in whole)
     peaks = {of: peak_apart(*of, arguments.proposals, arguments.rows) for of in forms_of}
     whole = [row | {"peak_mib": peaks[row["case"], row["form"]]} for row in whole]
-    print_table(["step, on the CPU", "threads", "median ms"], [[r["step"], r["threads"], r["median"]] for r in steps])
-    print_table(
-        ["training step", "videos", "threads", "median ms", "x all"],
-        [[r[c] for c in ("form", "videos", "threads", "median", "times")] for r in trained],
-    )
-    columns = ("case", "form", "threads", "median", "times", "floor_share", "peak_mib")
-    header = ["features to scores", "form", "threads", "median ms", "x all", "floor share", "peak MiB"]
-    print_table(header, [[r[c] for c in columns] for r in whole])
-    print_table(
-        ["network", "form", "median ms", "x all"],
-        [[r[c] for c in ("case", "form", "median", "times")] for r in networks],
-    )
+    show("features to scores", whole, "case", "form", "threads", more=("times", "floor_share", "gflops", "peak_mib"))
+    torch.set_num_threads(arguments.threads[0])
+    if arguments.device == "cpu":
+        trained = training(arguments.videos)
+        show("training step", trained, "form", "videos", more=("times",))
+    for system, case, inputs, left_out in (
+        ("pgcn", "P-GCN, trees", [*pooled, trees], ()),
+        ("pgcn", "P-GCN, all slots", [*pooled, slots], SLOW_WITH_SLOTS),
+        ("muses", "MUSES-Net", [video.rows.T, rois], ()),
+    ):
+        rows = measure(system, case, inputs, arguments.device, left_out)
+        show("network", rows, "case", "form", more=("times",))
+        networks += rows
     if arguments.json:
         sizes = {"proposals": arguments.proposals, "rows": arguments.rows}
         figures = {
