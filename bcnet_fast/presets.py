@@ -18,6 +18,7 @@ from .config import (
     PGCNConfig,
     SamplePools,
     SecondStageConfig,
+    SecondStageTrainConfig,
     TrainConfig,
 )
 
@@ -173,16 +174,22 @@ SECOND_STAGE_PRESETS: dict[str, dict[str, SecondStageConfig]] = {
             SamplePools(
                 incomplete_iou=0.6, incomplete_overlap=0.0, background_iou=0.1, background_coverage=0.0, passes=5
             ),
-            DetectionConfig(top=100, nms_threshold=0.4),
+            DetectionConfig(top=100, nms_threshold=0.4, fused_nms_threshold=0.4),
         ),
     },
     "muses": {
-        "thumos14": SecondStageConfig("thumos14", MUSESConfig(), detections=DetectionConfig(nms_threshold=0.4)),
+        "thumos14": SecondStageConfig(
+            "thumos14",
+            MUSESConfig(),
+            detections=DetectionConfig(nms_threshold=0.4, fused_nms_threshold=0.4),
+            train=SecondStageTrainConfig(epochs=20, single_videos=True),
+        ),
         "muses": SecondStageConfig(
             "muses",
             MUSESConfig(classes=25),
             pools=SamplePools(passes=1),
-            detections=DetectionConfig(top=500, nms_threshold=0.4),
+            detections=DetectionConfig(top=500, nms_threshold=0.4, fused_nms_threshold=0.4),
+            train=SecondStageTrainConfig(epochs=30, decay_at=(20, 30, 30)),
         ),
     },
 }

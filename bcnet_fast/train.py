@@ -35,10 +35,11 @@ from typing import Any
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .cli.settings import list_settings
-from .config import section_kinds, setting_names
+from .config import section_kinds
 from .errors import InputError
 from .presets import FITTED, PRESET_NAMES, PRESETS
 from .protocols import NAMES
+from .settings import setting_names
 from .training.options import FEWEST_STEPS, Settings, TrainOptions
 from .training.run import train
 
