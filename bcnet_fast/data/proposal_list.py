@@ -40,6 +40,7 @@ class ProposalVideo:
     overlap_self: [p] float64, share of the proposal inside that instance
     proposals: [p, 2] int64, first frame and end
     coverage: [p] float64, length before the cut as a share of the video
+    rate: as written in the list, frames a second, or 1 where the duration is in frames
     """
 
     path: str
@@ -51,6 +52,7 @@ class ProposalVideo:
     overlap_self: np.ndarray
     proposals: np.ndarray
     coverage: np.ndarray
+    rate: float = 1.0
 
     @property
     def name(self) -> str:
@@ -103,7 +105,7 @@ class _Block:
         _, best_iou, overlap_self, starts, ends = proposals[kept].T
         coverage = (ends - starts) / max(frames, 1)
         return ProposalVideo(
-            source, frames, instance_labels, instances, labels, best_iou, overlap_self, segments, coverage
+            source, frames, instance_labels, instances, labels, best_iou, overlap_self, segments, coverage, rate
         )
 
     def _table(self, what: str, fields: str) -> np.ndarray:
