@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 
 from .. import __version__
 from ..config import SecondStageConfig
-from ..data.annotations import THUMOS14_CLASSES, VideoAnnotation, in_subset, read_annotations
+from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import ClassScores, read_class_scores
-from ..data.features import FeatureArchive, FeatureSequence, iterate, open_features
+from ..data.features import FeatureArchive
 from ..data.source import ReadLimits
 from ..data.timing import TimeOptions, TimeResolver
 from ..errors import InputError
@@ -27,8 +27,7 @@ from ..progress import progress
 from ..results.pictures import PictureWriter
 from ..results.proposal_videos import FramedProposals, ProposalFile, read_proposals, timed_like
 from ..results.writer import ResultWriter
-from ..storage.checkpoint import read_any_config
-from ..storage.files import read_text, readable
+from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count, some
 from .model import load
@@ -36,6 +35,7 @@ from .predict import Failure
 from .running import interruptible, require_fresh, sha256, show, take_up
 from .second_stage import Neighbours, Refiner
 from .second_stage_model import SecondStageModel
+from .streams import class_names, features_of_models, open_streams, read_configs, read_streams
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class _Run:
 
     def refine(self, streams: Sequence[FeatureArchive], videos: Sequence[str], left: set[str]) -> None:
         """Refine and store the videos in `left`; failures are collected."""
-        loaded = _read(streams, videos, self.options.workers)
+        loaded = read_streams(streams, videos, self.options.workers)
         for name, features in progress(loaded, total=len(videos), what="videos"):
             try:
                 for found in features:
@@ -210,7 +210,8 @@ class _Run:
             weights = self.class_weights.get(name)
             if weights is None:
                 raise InputError(f"{self.options.labels}: no class scores for video {name!r}")
-        found = self.refiner(features, framed, neighbours, weights)
+        configs = [model.config for model in self.refiner.models]
+        found = self.refiner(features_of_models(features, configs), framed, neighbours, weights)
         labels = self.labels[found.classes]
         options, columns = self.options, (found.segments, found.scores, labels)
         with stage("pictures and subtitles"):
@@ -236,114 +237,160 @@ class _Run:
         return [f"{count(number, what)} {why}" for number, what, why in found if number]
 
 
-def read_configs(checkpoints: Sequence[str]) -> list[SecondStageConfig]:
-    """Configurations of the streams. InputError: one is of a proposal network, or they have other classes."""
-    configs = []
-    for path in checkpoints:
-        config = read_any_config(path)
-        if not isinstance(config, SecondStageConfig):
-            raise InputError(f"{path} has weights of {config.model.name}, which makes proposals; expected pgcn or muses")
-        configs.append(config)
-    first = configs[0]
-    for path, config in zip(checkpoints, configs, strict=True):
-        if config.model.classes != first.model.classes:
-            found = f"{config.model.classes} classes, expected {first.model.classes}"
-            raise InputError(f"{path} has {found} as {checkpoints[0]}")
-        if config.labels and first.labels and config.labels != first.labels:
-            found = f"the classes {some(config.labels)}, expected {some(first.labels)}"
-            raise InputError(f"{path} has {found} in this order, as {checkpoints[0]}")
-        if config.rows.rescaled != first.rows.rescaled:
-            raise InputError(
-                f"{path} and {checkpoints[0]}: expected that both or none read videos rescaled to a number of rows"
-            )
-    return configs
+def _select(
+    options: RefineOptions,
+    proposals: ProposalFile,
+    streams: Sequence[FeatureArchive],
+    videos: Mapping[str, VideoAnnotation],
+    *,
+    release: bool,
+) -> tuple[list[str], list[str], list[Failure]]:
+    """Videos to refine in the order of the proposals, notes about others, and videos without features."""
+    chosen, notes = proposals.names, []
+    if options.subset is not None:
+        source = options.ground_truth or options.time.times
+        if source is None:
+            raise InputError("--subset requires an annotation file with subsets: --times FILE or --ground-truth FILE")
+        subset = in_subset(videos, options.subset, source)
+        others = sum(name not in subset for name in chosen)
+        chosen = [name for name in chosen if name in subset]
+        if others:
+            notes.append(f"{count(others, 'video')} left out, not in the subset {options.subset!r}")
+    if release and proposals.listed:
+        # The public P-GCN has no use for a video without instances.
+        idle = [name for name in chosen if not len(proposals.listed[name].instances)]
+        if idle:
+            notes.append(f"{count(len(idle), 'video')} without instances left out, as in the public code")
+        chosen = [name for name in chosen if len(proposals.listed[name].instances)]
+    known = [set(archive.ids) for archive in streams]
+    names = [name for name in chosen if all(name in ids for ids in known)]
+    if not names:
+        here = f", such as {chosen[0]!r}" if chosen else ""
+        raise InputError(
+            f"{options.proposals} has {count(len(chosen), 'video')}{here}, expected some of the "
+            f"{len(streams[0].ids)} in {streams[0].path}, such as {streams[0].ids[0]!r}"
+        )
+    failures = [
+        Failure(name, f"{options.proposals} has proposals of video {name!r}, expected its features in {archive.path}")
+        for name in chosen
+        for archive, ids in zip(streams, known, strict=True)
+        if name not in ids
+    ]
+    listed = set(proposals.names)
+    without = [name for name in streams[0].ids if name not in listed]
+    if without:
+        notes.append(f"{count(len(without), 'video')} with features, but without proposals ({some(without)})")
+    if proposals.labelled:
+        notes.append(f"{options.proposals} has labels, which are not used: each of its segments counts once")
+    return names, notes, failures
 
 
-def class_names(configs: Sequence[SecondStageConfig], checkpoints: Sequence[str], classes: str | None) -> list[str]:
-    """Names of the classes, in the order of the networks. InputError: they are unknown, or not as many."""
-    number = configs[0].model.classes
-    known = next((list(config.labels) for config in configs if config.labels), None)
-    if classes is not None:
-        names = read_classes(classes)
-        if len(names) != number:
-            raise InputError(f"{classes} has {count(len(names), 'class')}, expected {number} to fit {checkpoints[0]}")
-        if known and names != known:
-            raise InputError(
-                f"{classes} has the classes {some(names)}, expected {some(known)} in the order of {checkpoints[0]}"
-            )
-        return names
-    if known:
-        return known
-    if number == len(THUMOS14_CLASSES):
-        return list(THUMOS14_CLASSES)
-    raise InputError(f"--classes is required: {checkpoints[0]} does not know the names of its {number} classes")
-
-
-def read_classes(path: str) -> list[str]:
-    """Names of classes from a text file, one a line, or in alphabetical order from annotations."""
-    text = read_text(path, "names of classes, one a line, or annotations")
-    if text.lstrip()[:1] == "{" or "," in text.partition("\n")[0]:
-        videos = read_annotations(path).values()
-        return sorted({instance.label for video in videos for instance in video.instances})
-    names = [line.strip() for line in text.splitlines() if line.strip()]
-    if not names or len(set(names)) != len(names):
-        raise InputError(f"{path} has {count(len(names), 'name')}, {len(set(names))} of them different, expected all")
-    return names
-
-
-def open_streams(
-    features: Sequence[str],
+def _resolve_times(
+    options: RefineOptions,
     configs: Sequence[SecondStageConfig],
-    checkpoints: Sequence[str],
-    time_options: TimeOptions,
-    limits: ReadLimits,
-) -> list[FeatureArchive]:
-    """An archive for each path of --features, of the width that is read from it.
-
-    One archive may hold all streams side by side, in the order of the checkpoints, or be read by each of them.
-    InputError: paths and widths do not fit the checkpoints.
-    """
-    widths = [config.model.feature_dim for config in configs]
-    if len(features) not in (1, len(configs)):
-        raise InputError(f"--features has {count(len(features), 'path')}, expected 1 or one for each of {len(configs)}")
-    archives = []
-    for path, config in zip(features, configs, strict=False):
-        every = time_options.every_for(timed_like(config))
-        strip = bool(config.rows.rescaled)
-        archive = open_features(path, feature_dim=None, every=every, strip_prefix=strip, limits=limits)
-        archives.append(archive)
-    if len(archives) == len(configs):
-        for archive, width in zip(archives, widths, strict=True):
-            archive.feature_dim = width
-        return archives
-    (archive,) = archives
-    shape = _shape_of_any(archive)
-    if sum(widths) in shape:
-        archive.feature_dim = sum(widths)
-    elif set(widths) == {widths[0]} and widths[0] in shape:
-        archive.feature_dim = widths[0]
-        print(f"note: {archive.path}: all {len(configs)} checkpoints read the same features", file=sys.stderr)
-    else:
-        wanted = f"{sum(widths)} ({' + '.join(map(str, widths))}) channels to fit {', '.join(checkpoints)}"
-        raise InputError(f"{archive.path} has arrays of shape {list(shape)}, expected {wanted}")
-    return archives
-
-
-def _shape_of_any(archive: FeatureArchive) -> tuple[int, ...]:
-    """That of the first readable array."""
-    error = None
-    for video in archive.ids:
+    streams: Sequence[FeatureArchive],
+    proposals: ProposalFile,
+) -> TimeResolver:
+    """InputError: frame rate or stride are unknown, or contradict the training of a checkpoint."""
+    listed = proposals.times()
+    for path, config in zip(options.checkpoint, configs, strict=True):
         try:
-            return archive.stored(video).shape
-        except InputError as found:
-            error = error or found
-    raise error or InputError(f"{archive.path} has no video")
+            times = options.time.resolver(timed_like(config), streams[0], known=listed)
+        except InputError as error:
+            raise InputError(f"{path}: {error}" if config.trained_on else str(error)) from error
+        if config is configs[0]:
+            first = times
+    times, rescaled = first, bool(configs[0].rows.rescaled)
+    if options.time.times:
+        times.require_match(proposals.names, options.proposals, options.time.times)
+        unknown = {name: video for name, video in listed.items() if name not in times.table}
+        times.table = unknown | dict(times.table)
+    if not rescaled and all(times.facts(name).fps is None for name in proposals.names):
+        raise InputError("--fps or --times is required: times depend on the frame rate of the videos")
+    if not rescaled and configs[0].trained_on is None:
+        guessed = [name for name in proposals.names if times.facts(name).row_stride is None]
+        if guessed:
+            stride = f"{configs[0].rows.stride} video frames between rows, as in preset {configs[0].preset}"
+            print(f"note: without --stride, assuming {stride}", file=sys.stderr)
+    return times
 
 
-def _read(
-    archives: Sequence[FeatureArchive], videos: Sequence[str], workers: int
-) -> Iterator[tuple[str, list[FeatureSequence | InputError]]]:
-    """Features of all archives, video by video."""
-    readers = [iterate(archive, videos, workers=workers) for archive in archives]
-    for found in zip(*readers, strict=True):
-        yield found[0][0], [loaded for _, loaded in found]
+def _class_weights(
+    options: RefineOptions, class_scores: ClassScores | None, labels: Sequence[str]
+) -> dict[str, np.ndarray] | None:
+    """Scores [K] of the classes for each video; 0 for a class without any."""
+    if class_scores is None:
+        return None
+    column = {label: number for number, label in enumerate(class_scores.labels)}
+    missing = [label for label in labels if label not in column]
+    if len(missing) == len(labels):
+        raise InputError(
+            f"{options.labels} has the classes {some(class_scores.labels)}, expected those of "
+            f"{options.checkpoint[0]}: {some(labels)}"
+        )
+    if missing:
+        print(
+            f"note: {options.labels}: no scores for {count(len(missing), 'class')} ({some(missing)})", file=sys.stderr
+        )
+    scores = np.full((len(class_scores.videos), len(labels)), -np.inf)
+    for number, label in enumerate(labels):
+        if label in column:
+            scores[:, number] = class_scores.scores[:, column[label]]
+    scores = np.where(np.isfinite(scores), scores, 0.0)
+    return dict(zip(class_scores.videos, scores, strict=True))
+
+
+def _require_apart(options: RefineOptions, streams: Sequence[FeatureArchive]) -> None:
+    """InputError: the output is one of the inputs."""
+    if not Path(options.output).exists():
+        return
+    inputs = {
+        "proposals": options.proposals,
+        "times": options.time.times,
+        "labels": options.labels,
+        "ground_truth": options.ground_truth,
+        "classes": options.classes,
+    }
+    require_apart(options.output, "--output", **inputs)
+    for path in options.checkpoint:
+        require_apart(options.output, "--output", checkpoint=path)
+    for features in {file for archive in streams for video in archive.ids for file in archive.files(video)}:
+        require_apart(options.output, "--output", features=features)
+
+
+def _sources(streams: Sequence[FeatureArchive], names: Iterable[str]) -> dict[str, list[Any]]:
+    """Versions of the feature files of each video."""
+    versions = [archive.versions() for archive in streams]
+    return {name: [one for known in versions for one in known[name]] for name in names}
+
+
+def _settings(options: RefineOptions, configs: Sequence[SecondStageConfig], labels: Sequence[str]) -> dict[str, Any]:
+    """Everything that determines the results; an interrupted run is resumed only if it is the same."""
+    names = ("stream_weights", "draw", "nms_threshold", "no_regression", "precision", "protocol")
+    names += ("subset", "plot", "plot_format", "srt", "best", "features")
+    return {
+        "version": __version__,
+        "checkpoint": [sha256(path) for path in options.checkpoint],
+        **{name: sha256(path) for name, path in (("proposals", options.proposals), ("times", options.time.times))},
+        "labels": sha256(options.labels),
+        "classes": list(labels),
+        "every": options.time.every,
+        **dataclasses.asdict(options.time.flags),
+        **{name: getattr(options, name) for name in names},
+        "networks": [config.to_dict() for config in configs],
+    }
+
+
+def _details(options: RefineOptions, configs: Sequence[SecondStageConfig]) -> str:
+    """Settings in one line, for the summary and the result file."""
+    networks = " + ".join(
+        f"{config.model.name} ({Path(path).name})" for config, path in zip(configs, options.checkpoint, strict=True)
+    )
+    drawn = f"neighbours drawn with seed {options.draw}" if options.draw is not None else None
+    parts = [f"bcnet_fast {__version__}", networks, f"proposals {Path(options.proposals).name}", options.precision]
+    return ", ".join(filter(None, [*parts, f"protocol {options.protocol}", drawn]))
+
+
+def _load(path: str, options: RefineOptions) -> SecondStageModel:
+    torch.manual_seed(0)
+    return load(path, device=options.device, precision=options.precision, backend=options.backend)

@@ -64,6 +64,8 @@ class InferOptions:
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
+    # Checkpoints of P-GCN or MUSES-Net turn them into detections too, by `both_stages.infer_and_refine`.
+    refine: tuple[str, ...] | None = None
     # A folder of pictures, or the file of one; a folder of subtitles.
     plot: str | None = None
     plot_format: str | None = None
@@ -91,6 +93,7 @@ class InferReport:
     failures: tuple[Failure, ...]
     profile: Profile | None
     drawing_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """One line: output file, counts, speed (pictures not counted) and settings."""
