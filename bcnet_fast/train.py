@@ -97,15 +97,15 @@ def build_parser() -> Parser:
     system.add_argument(
         "--preset",
         choices=(*PRESET_NAMES, "muses"),
-        help="settings to start from: thumos14, activitynet13 and muses are the networks of the papers, small is one for "
-        "your own features, synthetic the same one for generated videos",
+        help="settings to start from: thumos14, activitynet13 and muses are the networks of the papers, small is one "
+        "for your own features, synthetic the same one for generated videos",
     )
     system.add_argument(
         "--fit",
         action="store_true",
         help="choose feature width, window and longest proposal from the data, to cover 95 %% of the instances (of a "
-        f"second stage: width and classes), and more epochs if those of the preset are fewer than {FEWEST_STEPS} steps; "
-        f"--preset {FITTED} always does",
+        f"second stage: width and classes), and more epochs if those of the preset are fewer than {FEWEST_STEPS} "
+        f"steps; --preset {FITTED} always does",
     )
     system.add_argument("--config", metavar="FILE.toml", help="settings that override the preset")
     system.add_argument(
