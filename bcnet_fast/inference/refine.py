@@ -292,19 +292,16 @@ def _resolve_times(
     proposals: ProposalFile,
 ) -> TimeResolver:
     """InputError: frame rate or stride are unknown, or contradict the training of a checkpoint."""
-    listed = proposals.times()
+    listed, resolvers = proposals.times(), []
     for path, config in zip(options.checkpoint, configs, strict=True):
         try:
-            times = options.time.resolver(timed_like(config), streams[0], known=listed)
+            resolvers.append(options.time.resolver(timed_like(config), streams[0], known=listed))
         except InputError as error:
             raise InputError(f"{path}: {error}" if config.trained_on else str(error)) from error
-        if config is configs[0]:
-            first = times
-    times, rescaled = first, bool(configs[0].rows.rescaled)
+    times, rescaled = resolvers[0], bool(configs[0].rows.rescaled)
     if options.time.times:
         times.require_match(proposals.names, options.proposals, options.time.times)
-        unknown = {name: video for name, video in listed.items() if name not in times.table}
-        times.table = unknown | dict(times.table)
+        times.table = {**times.table, **_completed(listed, times.table)}
     if not rescaled and all(times.facts(name).fps is None for name in proposals.names):
         raise InputError("--fps or --times is required: times depend on the frame rate of the videos")
     if not rescaled and configs[0].trained_on is None:
@@ -313,6 +310,17 @@ def _resolve_times(
             stride = f"{configs[0].rows.stride} video frames between rows, as in preset {configs[0].preset}"
             print(f"note: without --stride, assuming {stride}", file=sys.stderr)
     return times
+
+
+def _completed(
+    listed: Mapping[str, VideoAnnotation], table: Mapping[str, VideoAnnotation]
+) -> dict[str, VideoAnnotation]:
+    """Times of the videos of a list, where a table does not state them."""
+    both = {name: (video, table.get(name, video)) for name, video in listed.items()}
+    return {
+        name: dataclasses.replace(stated, fps=stated.fps or video.fps, frames=stated.frames or video.frames)
+        for name, (video, stated) in both.items()
+    }
 
 
 def _class_weights(

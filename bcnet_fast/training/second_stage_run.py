@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -40,7 +41,7 @@ from ..results.writer import entries
 from ..text import count, shown, some
 from .dataset import fitted_sizes
 from .learning_curve import draw_curve
-from .options import Settings, TrainOptions, resolve_second_stage, stated
+from .options import FEWEST_STEPS, Settings, TrainOptions, resolve_second_stage, stated
 from .run_folder import Run, locked, require_inputs_apart, require_usable
 from .second_stage_data import SecondStageSamples, SecondStageVideo, VideoSet, read_videos
 from .second_stage_samples import regression_stats
@@ -62,8 +63,8 @@ class _Source:
     def videos(self, archive: FeatureArchive) -> list[str]:
         """Videos with proposals, annotations and features. InputError: there are none."""
         known = self.proposals.names if self.annotations is None else list(self.annotations)
-        listed = set(self.proposals.names)
-        here = [name for name in known if name in listed and name in set(archive.ids)]
+        listed, stored = set(self.proposals.names), set(archive.ids)
+        here = [name for name in known if name in listed and name in stored]
         if not here:
             raise InputError(
                 f"{self.proposals.path} has {count(len(listed), 'video')}, such as {next(iter(listed))!r}, expected "
@@ -130,16 +131,18 @@ def _train(options: TrainOptions, config: SecondStageConfig, device: torch.devic
     sources = _sources(options, strip)
     every = options.time.every_for(timed_like(config))
     archive = open_features(options.features, feature_dim=None, every=every, strip_prefix=strip, limits=options.limits)
-    labels, classes = _labels(options, sources, config)
+    labels = _labels(options, sources, config)
     times = _times(options, config, archive, sources)
     chosen = [source.videos(archive) for source in sources]
-    config = _resolved(options, config, archive, chosen[0], times, classes)
+    fitted = _fitted(options, config, archive, chosen[0], times, len(labels)) if options.fits else {}
+    config = resolve_second_stage(options, fitted)
     _require_stride(options, config, times, [*chosen[0], *chosen[1]])
     archive.feature_dim = config.model.feature_dim
     config = replace(config, labels=tuple(labels) if len(labels) == config.model.classes else None)
     if config.labels is None:
         expected = f"{config.model.classes} (model.classes); --fit takes the number from the data"
-        raise InputError(f"{options.annotations} has {count(len(labels), 'class')}, expected {expected}")
+        source = options.classes or options.annotations or options.proposals
+        raise InputError(f"{source} has {count(len(labels), 'class')}, expected {expected}")
     subsets = [
         _read(options, source, names, archive, config, times, labels)
         for source, names in zip(sources, chosen, strict=True)
@@ -149,6 +152,12 @@ def _train(options: TrainOptions, config: SecondStageConfig, device: torch.devic
         stats = regression_stats([video.video for video in subsets[0].videos], config.pools)
     except ValueError as error:
         raise InputError(f"{options.proposals}: training videos: {error}") from error
+    # A single foreground proposal has no deviation.
+    stats = replace(stats, std=(stats.std[0] or 1.0, stats.std[1] or 1.0))
+    if options.fits:
+        usable = sum(len(video.video.instances) > 0 for video in subsets[0].videos)
+        more = {"train": _fitted_epochs(resolve_second_stage(options), usable)}
+        config = replace(config, train=resolve_second_stage(options, more).train)
     config = replace(config, regression=stats, trained_on=times.base_of([video.name for video in subsets[0].videos]))
     samples = SecondStageSamples(archive, subsets[0].videos, config)
     trainer = SecondStageTrainer(config, device, release=options.protocol == "release")
@@ -248,8 +257,8 @@ def _sources(options: TrainOptions, strip: bool) -> list[_Source]:
     return [_Source("training", training, None), _Source("validation", validation, None)]
 
 
-def _labels(options: TrainOptions, sources: Sequence[_Source], config: SecondStageConfig) -> tuple[list[str], int]:
-    """Names of the classes, and how many they are."""
+def _labels(options: TrainOptions, sources: Sequence[_Source], config: SecondStageConfig) -> list[str]:
+    """Names of the classes."""
     if options.classes is not None:
         labels = read_classes(options.classes)
     elif sources[0].annotations is not None:
@@ -262,7 +271,7 @@ def _labels(options: TrainOptions, sources: Sequence[_Source], config: SecondSta
         raise InputError(
             f"{options.annotations or options.proposals}: training videos: no instance, expected at least one"
         )
-    return labels, len(labels)
+    return labels
 
 
 def _times(
@@ -275,26 +284,31 @@ def _times(
     return options.time.resolver(timed_like(config), archive, known=known)
 
 
-def _resolved(
+def _fitted(
     options: TrainOptions,
     config: SecondStageConfig,
     archive: FeatureArchive,
     training: Sequence[str],
     times: TimeResolver,
     classes: int,
-) -> SecondStageConfig:
-    """The settings, for --fit with the width of the features and the number of classes."""
-    if not options.fits:
-        return config
-    rescaled = replace(times.config, data=replace(times.config.data, rescale=True))
-    untimed = TimeResolver(rescaled)  # widths need no times
-    width = fitted_sizes(
-        archive, {name: VideoAnnotation(name) for name in training}, untimed, stated(options, "model", "feature_dim")
-    )
+) -> Settings:
+    """The width of the features and the number of classes; a row covers the distance to the next one."""
+    untimed = replace(times.config, data=replace(times.config.data, rescale=True))  # widths need no times
+    videos = {name: VideoAnnotation(name) for name in training}
+    width = fitted_sizes(archive, videos, TimeResolver(untimed), stated(options, "model", "feature_dim"))
     fitted: Settings = {"model": {"feature_dim": width["model"]["feature_dim"], "classes": classes}}
     if not config.rows.rescaled:
         fitted["rows"] = {"clip": config.rows.stride}
-    return resolve_second_stage(options, fitted)
+    return fitted
+
+
+def _fitted_epochs(config: SecondStageConfig, videos: int) -> dict[str, Any]:
+    """More epochs if those of the preset are too few steps, with the learning rate's steps where they were."""
+    settings = config.train
+    epochs = math.ceil(FEWEST_STEPS / math.ceil(videos * config.pools.passes / settings.batch_size))
+    if epochs <= settings.epochs:
+        return {}
+    return {"epochs": epochs, "decay_at": [math.ceil(at * epochs / settings.epochs) for at in settings.decay_at]}
 
 
 def _require_stride(
