@@ -41,6 +41,7 @@ class ProposalVideo:
     proposals: [p, 2] int64, first frame and end
     coverage: [p] float64, length before the cut as a share of the video
     rate: as written in the list, frames a second, or 1 where the duration is in frames
+    left_out: proposals of the file that are none of these
     """
 
     path: str
@@ -53,6 +54,7 @@ class ProposalVideo:
     proposals: np.ndarray
     coverage: np.ndarray
     rate: float = 1.0
+    left_out: int = 0
 
     @property
     def name(self) -> str:
@@ -99,14 +101,15 @@ class _Block:
         frames = int(frames)
         instance_labels, instances, _ = _cut(self._table("instances", "label start end"), frames)
         proposals = self._table("proposals", "label best_iou overlap_self start end")
+        count = len(proposals)
         if classes is not None:
             proposals = proposals[proposals[:, 0] <= classes]
         labels, segments, kept = _cut(proposals[:, [0, 3, 4]], frames)
         _, best_iou, overlap_self, starts, ends = proposals[kept].T
         coverage = (ends - starts) / max(frames, 1)
-        return ProposalVideo(
-            source, frames, instance_labels, instances, labels, best_iou, overlap_self, segments, coverage, rate
-        )
+        facts = source, frames, instance_labels, instances
+        columns = labels, best_iou, overlap_self, segments, coverage
+        return ProposalVideo(*facts, *columns, rate, count - len(segments))
 
     def _table(self, what: str, fields: str) -> np.ndarray:
         """A count, then as many lines with these fields: float64 [count, fields]."""

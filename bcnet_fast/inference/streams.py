@@ -25,9 +25,7 @@ def read_configs(checkpoints: Sequence[str]) -> list[SecondStageConfig]:
     for path in checkpoints:
         config = read_any_config(path)
         if not isinstance(config, SecondStageConfig):
-            raise InputError(
-                f"{path} has weights of {config.model.name}, which makes proposals; expected pgcn or muses"
-            )
+            raise InputError(f"{path} has weights of {config.model.name}, expected a network of pgcn or muses")
         configs.append(config)
     first = configs[0]
     for path, config in zip(checkpoints, configs, strict=True):

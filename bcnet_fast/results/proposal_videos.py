@@ -128,11 +128,11 @@ class ProposalFile:
     def framed(self, name: str, clock: Clock) -> FramedProposals:
         """The proposals of a video in frames, without those that are empty or begin after its end."""
         if self.listed:
-            segments = clock.of_video_frames(self.listed[name].proposals)
+            segments, before = clock.of_video_frames(self.listed[name].proposals), self.listed[name].left_out
         else:
-            segments = clock.nearest(self.seconds[name])
+            segments, before = clock.nearest(self.seconds[name]), 0
         segments, kept = inside(segments, clock.frames)
-        return FramedProposals(segments, clock, int((~kept).sum()))
+        return FramedProposals(segments, clock, before + int((~kept).sum()))
 
 
 def inside(segments: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:

@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_one_line(files, tmp_path):
     results = files["results"]
     assert "--fps or --times is required" in refusal(files, list=results)
     assert "--stream-weights has 2 numbers" in refusal(files, more=["--stream-weights", 1, 2])
-    (tmp_path / "elsewhere.txt").write_text("# 0\nv\n100\n1\n0\n1\n0 0 0 5 9\n")
+    (tmp_path / "elsewhere.txt").write_text("# 0\nv\n4\n25\n0\n1\n0 0 0 5 9\n")
     assert "has 1 video, such as 'v', expected some of the 3" in refusal(files, list=tmp_path / "elsewhere.txt")
     (tmp_path / "strange.csv").write_text("a,b\n1,2\n")
     assert "begins with 'a,b" in refusal(files, list=tmp_path / "strange.csv")
