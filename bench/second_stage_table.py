@@ -1,14 +1,15 @@
 """What a second stage is worth on data at hand: BCNet with the videos' own labels against P-GCN and MUSES-Net.
 
-    python bench/second_stage_table.py --output DIR [--seeds N] [--json FILE]
-        on the synthetic videos of the training command
+    python bench/second_stage_table.py --output DIR --checkpoint demo [--seeds N] [--json FILE]
+        on 90 synthetic videos, with the proposals of the bundled network, which has seen none of them
 
     python bench/second_stage_table.py --output DIR --features PATH --annotations FILE ...
         on your own; the annotations state fps and feature_stride
 
-For each seed, the commands train BCNet, make proposals of all videos, train both second stages on those of the
-training videos, and refine those of the validation videos. All checkpoints are those of the last epoch, so that none is
-chosen by the validation videos. What is in DIR already is taken, and interrupted trainings go on.
+For each seed, the commands train BCNet unless --checkpoint has it, make proposals of all videos, train both second
+stages on those of the training videos, and refine those of the validation videos. All checkpoints are those of the
+last epoch, so that none is chosen by the validation videos. What is in DIR already is taken, and interrupted trainings
+go on.
 
 "own labels" gives each proposal all classes that the video really has, as a perfect classifier of whole videos would.
 P-GCN is measured twice: with all candidates as neighbours (the default), and with drawn ones.
@@ -16,6 +17,7 @@ P-GCN is measured twice: with all candidates as neighbours (the default), and wi
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -27,11 +29,14 @@ from support.environment import begin
 
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.data.annotations import read_annotations
+from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.errors import InputError
+from bcnet_fast.inference.model import DEMO, demo_checkpoint
 from bcnet_fast.progress import progress
 from bcnet_fast.storage.output import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+SEED, VIDEOS = 3, {"training": 60, "validation": 30}  # synthetic ones
 SYSTEMS = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 
 
@@ -51,21 +56,20 @@ def command(log: Path, name: str, *arguments: object) -> None:
 class Seed:
     """All runs of one seed, in a folder of their own."""
 
-    def __init__(self, output: Path, seed: int, features: str | None, annotations: str | None) -> None:
-        self.folder, self.seed = output / f"seed-{seed}", seed
-        own = features is not None
-        self.features = Path(features) if own else self.folder / "bcnet" / "data" / "features"
-        self.annotations = Path(annotations) if annotations else self.folder / "bcnet" / "data" / "annotations.json"
-        self.own = ["--fit", "--features", self.features, "--annotations", self.annotations] if own else []
+    def __init__(self, output: Path, seed: int, features: Path, annotations: Path, checkpoint: Path | None) -> None:
+        """checkpoint: of the network that makes proposals; None: one is trained."""
+        self.folder, self.seed, self.checkpoint = output / f"seed-{seed}", seed, checkpoint
+        self.features, self.annotations = features, annotations
         self.proposals = self.folder / "proposals.json"
 
     def run(self, settings: list[str]) -> dict[str, dict[str, float]]:
         """Train, refine and evaluate. Percent by system."""
         seeded = ["--set", f"train.seed={self.seed}"]
-        self._command(
-            "train", "--preset", "synthetic", *self.own, "--output", self.folder / "bcnet", "--resume", *seeded
-        )
-        checkpoint = self.folder / "bcnet" / "last.safetensors"
+        files = ["--features", self.features, "--annotations", self.annotations]
+        if self.checkpoint is None:
+            folder = ["--output", self.folder / "bcnet", "--resume"]
+            self._command("train", "--preset", "synthetic", "--fit", *files, *folder, *seeded)
+        checkpoint = self.checkpoint or self.folder / "bcnet" / "last.safetensors"
         files = ["--features", self.features, "--times", self.annotations]
         self._command("infer", "--checkpoint", checkpoint, *files, "--output", self.proposals, "--overwrite")
         for system in ("pgcn", "muses"):
@@ -118,6 +122,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of all runs")
     parser.add_argument("--features", metavar="PATH", help="features of your own videos")
     parser.add_argument("--annotations", metavar="FILE", help="their instances, with subsets training and validation")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="network that makes proposals; demo is the bundled one (default: train one)",
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="SECTION.NAME=VALUE", help="for both second stages"
@@ -130,7 +139,13 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError("--features, --annotations: expected both or none of them")
     output = Path(args.output)
     facts = begin(1, [args.json, output / "any"])
-    seeds = [Seed(output, seed, args.features, args.annotations) for seed in range(args.seeds)]
+    if args.features is None:
+        videos = (make_videos(number, seed=SEED, subset=subset) for subset, number in VIDEOS.items())
+        features, annotations = write_dataset(output / "data", itertools.chain(*videos))
+    else:
+        features, annotations = Path(args.features), Path(args.annotations)
+    checkpoint = demo_checkpoint() if args.checkpoint == DEMO else args.checkpoint and Path(args.checkpoint)
+    seeds = [Seed(output, seed, features, annotations, checkpoint) for seed in range(args.seeds)]
     found = [seed.run(args.set) for seed in progress(seeds, len(seeds), "seeds")]
     rows = {name: [of_seed[name] for of_seed in found] for name in SYSTEMS}
     print(f"\n{table(rows, SYSTEMS)}")
