@@ -190,11 +190,13 @@ class _Run:
         loaded = read_streams(streams, videos, self.options.workers)
         for name, features in progress(loaded, total=len(videos), what="videos"):
             try:
+                loaded_rows = []
                 for found in features:
                     if isinstance(found, InputError):
                         raise found
+                    loaded_rows.append(found.features)
                 with readable(f"video {name!r}", "features, times and proposals of a video"):
-                    self._video(name, [found.features for found in features], store=name in left)
+                    self._video(name, loaded_rows, store=name in left)
             except InputError as error:
                 self.failures.append(Failure(name, str(error)))
 
@@ -401,4 +403,6 @@ def _details(options: RefineOptions, configs: Sequence[SecondStageConfig]) -> st
 
 def _load(path: str, options: RefineOptions) -> SecondStageModel:
     torch.manual_seed(0)
-    return load(path, device=options.device, precision=options.precision, backend=options.backend)
+    model = load(path, device=options.device, precision=options.precision, backend=options.backend)
+    assert isinstance(model, SecondStageModel)  # `read_configs` has looked
+    return model

@@ -87,7 +87,7 @@ def show(
     """
     if srt:
         first = slice(best_count(len(annotation.instances) if annotation else 0, best))
-        write_subtitles(
-            Path(srt) / f"{file_name(video)}.srt", *(None if column is None else column[first] for column in found)
-        )
+        segments, scores, labels = found
+        path = Path(srt) / f"{file_name(video)}.srt"
+        write_subtitles(path, segments[first], scores[first], None if labels is None else labels[first])
     pictures.add(video, duration, boundary, *found)

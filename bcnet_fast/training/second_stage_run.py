@@ -25,7 +25,7 @@ from ..inference.model import load, resolve_device
 from ..inference.run import InferOptions, infer
 from ..inference.second_stage import Neighbours, Refiner
 from ..inference.streams import read_classes
-from ..presets import DATA_SETS
+from ..presets import DATA_SETS, SECOND_STAGE_PRESETS
 from ..progress import clock as remaining
 from ..progress import progress
 from ..results.proposal_videos import (
@@ -156,7 +156,7 @@ def _train(options: TrainOptions, config: SecondStageConfig, device: torch.devic
     stats = replace(stats, std=(stats.std[0] or 1.0, stats.std[1] or 1.0))
     if options.fits:
         usable = sum(len(video.video.instances) > 0 for video in subsets[0].videos)
-        more = {"train": _fitted_epochs(resolve_second_stage(options), usable)}
+        more = {"train": _fitted_epochs(options, config, usable)}
         config = replace(config, train=resolve_second_stage(options, more).train)
     config = replace(config, regression=stats, trained_on=times.base_of([video.name for video in subsets[0].videos]))
     samples = SecondStageSamples(archive, subsets[0].videos, config)
@@ -302,13 +302,13 @@ def _fitted(
     return fitted
 
 
-def _fitted_epochs(config: SecondStageConfig, videos: int) -> dict[str, Any]:
+def _fitted_epochs(options: TrainOptions, config: SecondStageConfig, videos: int) -> dict[str, Any]:
     """More epochs if those of the preset are too few steps, with the learning rate's steps where they were."""
-    settings = config.train
-    epochs = math.ceil(FEWEST_STEPS / math.ceil(videos * config.pools.passes / settings.batch_size))
-    if epochs <= settings.epochs:
+    preset = SECOND_STAGE_PRESETS[options.model][options.preset].train
+    epochs = math.ceil(FEWEST_STEPS / math.ceil(videos * config.pools.passes / config.train.batch_size))
+    if epochs <= preset.epochs:
         return {}
-    return {"epochs": epochs, "decay_at": [math.ceil(at * epochs / settings.epochs) for at in settings.decay_at]}
+    return {"epochs": epochs, "decay_at": [math.ceil(at * epochs / preset.epochs) for at in preset.decay_at]}
 
 
 def _require_stride(
@@ -362,8 +362,9 @@ def _truth(source: _Source, videos: Iterable[SecondStageVideo], labels: Sequence
             truth[one.name] = source.annotations[one.name]
             continue
         seconds = one.clock.seconds(one.video.instances).tolist()
-        names = [labels[code - 1] for code in one.video.instance_labels]
-        instances = tuple(Instance(*segment, name) for segment, name in zip(seconds, names, strict=True))
+        codes = one.video.instance_labels.tolist()
+        named = zip(seconds, codes, strict=True)
+        instances = tuple(Instance(start, end, labels[code - 1]) for (start, end), code in named)
         truth[one.name] = VideoAnnotation(one.name, instances=instances)
     if not any(video.instances for video in truth.values()):
         raise InputError(f"{source.proposals.path}: validation videos: no instance, expected at least one")
