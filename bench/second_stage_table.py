@@ -1,7 +1,7 @@
 """What a second stage is worth on data at hand: BCNet with the videos' own labels against P-GCN and MUSES-Net.
 
     python bench/second_stage_table.py --output DIR --checkpoint demo [--seeds N] [--json FILE]
-        on 90 synthetic videos, with the proposals of the bundled network, which has seen none of them
+        on 60 synthetic videos, with the proposals of the bundled network, which has seen none of them
 
     python bench/second_stage_table.py --output DIR --features PATH --annotations FILE ...
         on your own; the annotations state fps and feature_stride
@@ -36,7 +36,7 @@ from bcnet_fast.progress import progress
 from bcnet_fast.storage.output import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED, VIDEOS = 3, {"training": 60, "validation": 30}  # synthetic ones
+SEED, VIDEOS = 3, {"training": 40, "validation": 20}  # synthetic ones
 SYSTEMS = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 
 
@@ -60,7 +60,7 @@ class Seed:
         """checkpoint: of the network that makes proposals; None: one is trained."""
         self.folder, self.seed, self.checkpoint = output / f"seed-{seed}", seed, checkpoint
         self.features, self.annotations = features, annotations
-        self.proposals = self.folder / "proposals.json"
+        self.proposals = (output if checkpoint else self.folder) / "proposals.json"
 
     def run(self, settings: list[str]) -> dict[str, dict[str, float]]:
         """Train, refine and evaluate. Percent by system."""
@@ -71,7 +71,7 @@ class Seed:
             self._command("train", "--preset", "synthetic", "--fit", *files, *folder, *seeded)
         checkpoint = self.checkpoint or self.folder / "bcnet" / "last.safetensors"
         files = ["--features", self.features, "--times", self.annotations]
-        self._command("infer", "--checkpoint", checkpoint, *files, "--output", self.proposals, "--overwrite")
+        self._command("infer", "--checkpoint", checkpoint, *files, "--output", self.proposals, "--resume")
         for system in ("pgcn", "muses"):
             flags = ["--model", system, "--preset", "small", "--proposals", self.proposals, "--features", self.features]
             flags += ["--annotations", self.annotations, "--output", self.folder / system, "--resume"]

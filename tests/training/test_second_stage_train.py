@@ -87,7 +87,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model,
 
 @pytest.mark.parametrize("model", SIZES)
 def test_what_is_learned_refines_as_the_log_says(data, tmp_path, model, capsys):
-    settings = ("train.epochs=6", "train.decay_at=[5,6,6]", "pools.passes=10", "train.learning_rate=0.05")
+    settings = ("train.epochs=6", "train.decay_at=[5,6,6]", "pools.passes=10")
     assert train.main(arguments(data, tmp_path / "run", model=model, settings=settings)) == 0
     rows = log_of(tmp_path / "run")
     assert rows[-1]["total"] < rows[0]["total"] and max(row["mAP"] for row in rows) > 40
