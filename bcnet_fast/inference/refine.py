@@ -108,7 +108,9 @@ def refine(options: RefineOptions) -> RefineReport:
     strip = bool(first.rows.rescaled)
     # MUSES-Net's reader of proposal lists drops proposals of other classes.
     largest = first.model.classes if release and first.model.name == "muses" else None
-    proposals = read_proposals(options.proposals, strip_prefix=strip, classes=largest)
+    stated = options.time.times or options.ground_truth
+    videos = read_annotations(stated, strip_prefix=strip) if stated else None
+    proposals = read_proposals(options.proposals, strip_prefix=strip, classes=largest, videos=videos)
     streams = open_streams(options.features, configs, options.checkpoint, options.time, options.limits)
     truth = read_annotations(options.ground_truth, strip_prefix=strip) if options.ground_truth else {}
     class_scores = read_class_scores(options.labels, strip_prefix=strip) if options.labels else None
@@ -248,7 +250,7 @@ def _select(
     release: bool,
 ) -> tuple[list[str], list[str], list[Failure]]:
     """Videos to refine in the order of the proposals, notes about others, and videos without features."""
-    chosen, notes = proposals.names, []
+    chosen, notes = proposals.names, list(proposals.notes)
     if options.subset is not None:
         source = options.ground_truth or options.time.times
         if source is None:

@@ -31,13 +31,17 @@ def require_fresh(output: str, *, resume: bool, overwrite: bool) -> None:
 
 
 def sha256(path: str | os.PathLike | None) -> str | None:
-    """Digest of a file; None for None."""
+    """Digest of a file, or of all files of a folder with their names; None for None."""
     if path is None:
         return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    digest, folder = hashlib.sha256(), Path(path)
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else [folder]
+    for file in files:
+        if folder.is_dir():
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -17,11 +17,11 @@ from ..config import BCNetConfig, Config, DataConfig, MUSESConfig, SecondStageCo
 from ..data.annotations import Instance, VideoAnnotation, strip_activitynet_prefix
 from ..data.proposal_list import ProposalVideo, read_proposal_list
 from ..data.timing import RescaledTime, TimeFacts, TimeResolver, VideoTime
-from ..errors import InputError
-from ..storage.files import read_text
-from .reader import Results, read_results
+from ..storage.files import first_bytes
+from .columns import Results
+from .reader import read_results
 
-EXPECTED = "proposals: a result file of infer (JSON), or a proposal list (text)"
+EXPECTED = "proposals: a result file, such as infer writes it, or a proposal list"
 _MUSES_STRIDE = 8  # frames between the columns of MUSES-Net, whatever its settings
 _ROW_FRAMES = 64  # frames of a row where a whole video is rescaled and nothing else is known
 
@@ -108,6 +108,7 @@ class ProposalFile:
     listed: Mapping[str, ProposalVideo]
     seconds: Mapping[str, np.ndarray]
     labelled: bool = False
+    notes: tuple[str, ...] = ()  # what had to be assumed
 
     @property
     def names(self) -> list[str]:
@@ -142,27 +143,37 @@ def inside(segments: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([start, end], axis=1)[kept], kept
 
 
-def read_proposals(path: str | os.PathLike, *, strip_prefix: bool = False, classes: int | None = None) -> ProposalFile:
-    """Read a result file or a proposal list; the content decides which it is.
+def read_proposals(
+    path: str | os.PathLike,
+    *,
+    strip_prefix: bool = False,
+    classes: int | None = None,
+    videos: Mapping[str, VideoAnnotation] | None = None,
+) -> ProposalFile:
+    """Read a proposal list, or results of any other format that `read_results` knows; the content decides.
 
     strip_prefix: remove the ActivityNet prefix `v_` of the names
     classes: see `read_proposal_list`
+    videos: see `read_results`
 
     InputError: names the file and what is not as expected.
     """
-    text = read_text(path, EXPECTED).lstrip()
-    if text[:1] not in ("{", "["):
-        if not text.startswith("#"):
-            raise InputError(f"{path} begins with {text[:20]!r}, expected {EXPECTED}")
+    if _is_list(path):
         listed = {video.name: video for video in read_proposal_list(path, classes=classes)}
         if strip_prefix:
             listed = strip_activitynet_prefix(listed, str(path))
         return ProposalFile(str(path), listed, {})
-    results = read_results(path)
+    results = read_results(path, videos)
     seconds = _segments(results)
     if strip_prefix:
         seconds = strip_activitynet_prefix(seconds, str(path))
-    return ProposalFile(str(path), {}, seconds, results.label is not None)
+    return ProposalFile(str(path), {}, seconds, results.label is not None, results.notes)
+
+
+def _is_list(path: str | os.PathLike) -> bool:
+    if os.path.isdir(path):
+        return False
+    return first_bytes(path, EXPECTED).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"#")
 
 
 def _segments(results: Results) -> dict[str, np.ndarray]:
