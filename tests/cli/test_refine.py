@@ -142,6 +142,8 @@ def test_two_streams_are_fused_by_their_weights(files, tmp_path):
         np.save(tmp_path / f"joined/{name}.npy", np.concatenate(parts, axis=1))
     assert run(files["list"], tmp_path / "joined", both[1], files["output"], "--overwrite", *weights) == 0
     assert results_of(files["output"]) == expected
+    assert run(files["list"], *both, files["output"], "--overwrite", *weights, "--workers", 1) == 0
+    assert results_of(files["output"]) == expected
     assert run(files["list"], both[0], both[1], files["output"], "--overwrite", "--stream-weights", 1, 0) == 0
     alone = results_of(files["output"])["one"]
     more = ["--nms-threshold", 0.32]  # that of two streams

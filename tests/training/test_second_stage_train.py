@@ -9,13 +9,15 @@ import pytest
 import torch
 from helpers.refine import results_of
 from helpers.refine import run as refine
+from helpers.sweeps import sweep
 from helpers.training import EASY, log_of
 
-from bcnet_fast import train
+from bcnet_fast import evaluate, train
 from bcnet_fast.config import TimeBase
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.errors import InputError
 from bcnet_fast.storage.checkpoint import read_any_config
+from bcnet_fast.training.options import resolve_second_stage
 from bcnet_fast.training.second_stage_trainer import SecondStageTrainer
 
 SIZES = {
@@ -60,7 +62,7 @@ def arguments(data, output, *more, model="pgcn", settings=()) -> list[str]:
     return [str(flag) for flag in [*flags, *more, "--set", *settings]]
 
 
-@pytest.mark.parametrize("model", SIZES)
+@sweep("model", SIZES)
 def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model, monkeypatch, capsys):
     settings = ("train.epochs=3", "train.decay_at=[1,2,3]")
     train.main(arguments(data, tmp_path / "whole", model=model, settings=settings))
@@ -85,7 +87,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model,
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("model", SIZES)
+@sweep("model", SIZES)
 def test_what_is_learned_refines_as_the_log_says(data, tmp_path, model, capsys):
     settings = ("train.epochs=6", "train.decay_at=[5,6,6]", "pools.passes=10")
     assert train.main(arguments(data, tmp_path / "run", model=model, settings=settings)) == 0
@@ -101,8 +103,6 @@ def test_what_is_learned_refines_as_the_log_says(data, tmp_path, model, capsys):
     more = ("--times", truth, "--subset", "validation")
     assert refine(data / "proposals.json", data / "features", checkpoint, output, *more) == 0
     assert sorted(results_of(output)) == [f"validation_{n:04d}" for n in range(4)]
-    from bcnet_fast import evaluate
-
     report = tmp_path / "report.json"
     flags = ["--proposals", output, "--ground-truth", truth, "--metric", "thumos14", "--subset", "validation"]
     evaluate.main([str(flag) for flag in [*flags, "--json", report]])
@@ -179,7 +179,7 @@ def test_a_resumed_training_must_have_the_same_proposals(data, tmp_path):
         )
 
 
-def test_the_release_drops_an_incomplete_batch_and_repeats_its_draws(data):
+def test_the_release_drops_an_incomplete_batch(data):
     config = read_config_of(data)
     default, release = (SecondStageTrainer(config, torch.device("cpu"), release=kind) for kind in (False, True))
     assert [len(batch) for batch in default.batches(10, 0)] == [4, 4, 2]
@@ -188,7 +188,5 @@ def test_the_release_drops_an_incomplete_batch_and_repeats_its_draws(data):
 
 
 def read_config_of(data):
-    from bcnet_fast.training.options import resolve_second_stage
-
     options = train.parse(arguments(data, "unused", settings=("pools.passes=1",)))
     return resolve_second_stage(options)
