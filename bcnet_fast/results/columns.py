@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,19 +75,22 @@ class Results:
 
     @staticmethod
     def joined(parts: Sequence[Results]) -> Results:
-        """The results of several files, in their order; either all have labels or none has."""
-        videos = {name: None for part in parts for name in part.video_names}
-        labels = {name: None for part in parts for name in part.label_names}
-        labelled = [part.label is not None for part in parts]
+        """The results of several files, in their order. InputError: some have labels and others have none."""
+        filled = [part for part in parts if len(part.scores)] or parts[:1]
+        labelled = [part.label is not None for part in filled]
+        if any(labelled) and not all(labelled):
+            name = filled[labelled.index(False)].video_names[0]
+            raise InputError(f"video {name!r} has no labels and others have, expected labels in all files or in none")
+        videos = _places(name for part in parts for name in part.video_names)
+        labels = _places(name for part in filled for name in part.label_names)
+        label = [_renumbered(part.label, part.label_names, labels) for part in filled if part.label is not None]
         return Results(
             tuple(videos),
-            _renumbered([part.video for part in parts], [part.video_names for part in parts], list(videos)),
-            np.concatenate([part.segments for part in parts]),
-            np.concatenate([part.scores for part in parts]),
+            np.concatenate([_renumbered(part.video, part.video_names, videos) for part in filled]),
+            np.concatenate([part.segments for part in filled]),
+            np.concatenate([part.scores for part in filled]),
             tuple(labels),
-            _renumbered([part.label for part in parts], [part.label_names for part in parts], list(labels))
-            if all(labelled)
-            else None,
+            np.concatenate(label) if label else None,
             tuple(dict.fromkeys(note for part in parts for note in part.notes)),
         )
 
@@ -125,17 +128,14 @@ class Results:
         return results
 
 
-def _renumbered(
-    columns: Sequence[np.ndarray | None], names: Sequence[Sequence[str]], everything: Sequence[str]
-) -> np.ndarray:
-    """Indices into the names of each part, as indices into all names."""
-    place = {name: number for number, name in enumerate(everything)}
-    return np.concatenate(
-        [
-            np.array([place[name] for name in of_part], np.int64)[column]
-            for column, of_part in zip(columns, names, strict=True)
-        ]
-    )
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """Each name once, in the order of their first occurrence, with its place."""
+    return {name: place for place, name in enumerate(dict.fromkeys(names))}
+
+
+def _renumbered(column: np.ndarray, names: Sequence[str], places: Mapping[str, int]) -> np.ndarray:
+    """Indices into names, as indices into all names."""
+    return np.array([places[name] for name in names], np.int64)[column]
 
 
 def _entries(entries: Any, name: str, source: str) -> list[Any]:

@@ -100,7 +100,7 @@ def _is_submission(words: Sequence[str]) -> bool:
 
 def _from_submission(text: str, path: Path) -> Results:
     """THUMOS'14 submission: start and end in either order, class as a number or a name, the suffix .mp4 or none."""
-    lines = text.splitlines()
+    lines = text.split("\n")
     rows = [words for words in map(_words, lines) if words]
     uneven = next((row for row, words in enumerate(rows) if len(words) != len(_SUBMISSION)), None)
 
@@ -126,6 +126,8 @@ def _from_submission(text: str, path: Path) -> Results:
 
 def _from_json(text: str, path: Path, videos: Videos | None) -> Results:
     content = parse_json(text, path, EXPECTED, unique_keys=False)
+    if isinstance(content, dict) and isinstance(content.get("results"), list):
+        content = content["results"]
     table = _json_table(content, path)
     if table is not None:
         return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)
@@ -274,7 +276,10 @@ def _read_folder(path: Path, videos: Videos | None) -> Results:
         if parts and unit is not parts[0][1]:
             raise InputError(f"{file} has times in another unit than {files[0].name}, expected the same in all")
         parts.append((results, unit))
-    joined, unit = Results.joined([results for results, _ in parts]), parts[0][1]
+    try:
+        joined, unit = Results.joined([results for results, _ in parts]), parts[0][1]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return joined if unit is None else in_seconds(joined, path, videos, unit.seconds, unit.name)
 
 

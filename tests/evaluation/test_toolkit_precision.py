@@ -48,6 +48,12 @@ def test_instances_choose_the_largest_overlap_in_file_order():
     assert precision(truth, v=[entry(1, 9, 0.9)]) == 0.5
 
 
+def test_of_equal_overlaps_the_higher_score_is_taken():
+    truth = truth_of(v=([(0, 10, "a")], []))
+    assert precision(truth, v=[entry(0, 8, 0.5), entry(2, 10, 0.9)]) == 1.0
+    assert precision(truth, v=[entry(2, 10, 0.9), entry(0, 8, 0.5)]) == 1.0
+
+
 def test_an_overlap_equal_to_the_threshold_is_a_miss():
     truth = truth_of(v=([(0, 10, "a")], []))
     assert precision(truth, 0.5, v=[entry(0, 5, 1.0)]) == 0.0

@@ -65,6 +65,8 @@ def test_submission_text_with_positions_names_and_commas(file):
         "BaseballPitch",
         "VolleyballSpiking",
     ]
+    # 9 is both a number of UCF-101 and a position: where all are, they are taken as the former.
+    assert rows(read_results(file(f"{TEST} 0 1 9 0.9")))[0][4] == "BasketballDunk"
     assert rows(read_results(file(f"{TEST},0,1,LongJump,0.9")))[0][4] == "LongJump"
     assert rows(read_results(file("my_video 0 1 7 0.9")))[0][4] == "7"
 
@@ -148,9 +150,14 @@ def test_folders_of_bsn_and_bmn(file, tmp_path):
 
 def test_a_folder_of_generic_files_keeps_empty_videos(file, tmp_path):
     file("start,end,score,label\n1,2,0.5,x\n", "own/one.csv")
-    file("start,end,score,label\n", "own/two.csv")
+    file("start,end,score\n", "own/two.csv")
+    file("start,end,score,label\n3,4,0.5,y\n1,2,0.25,x\n", "own/three.csv")
     results = read_results(tmp_path / "own")
-    assert results.video_names == ("one", "two") and rows(results) == [("one", 1.0, 2.0, 0.5, "x")]
+    assert results.video_names == ("one", "three", "two")
+    assert rows(results) == [("one", 1.0, 2.0, 0.5, "x"), ("three", 3.0, 4.0, 0.5, "y"), ("three", 1.0, 2.0, 0.25, "x")]
+    file("start,end,score\n1,2,0.5\n", "own/two.csv")
+    with pytest.raises(InputError, match=r"own: video 'two' has no labels and others have, expected labels in all"):
+        read_results(tmp_path / "own")
 
 
 def test_proposal_lists_rank_by_place(file):
@@ -181,6 +188,7 @@ ENTRY = {"segment": [1.0, 2.0], "score": 0.5, "label": "x"}
         {"video-id": ["a"], "t-start": [1], "t-end": [2], "label": ["x"], "score": [0.5]},  # ActionFormer
         {"video-id": {"0": "a"}, "t-start": {"0": 1}, "t-end": {"0": 2}, "label": {"0": "x"}, "score": {"0": 0.5}},
         [{"video_id": "a", "start": 1, "end": 2, "class": "x", "score": 0.5}],
+        {"results": [{"video_id": "a", "start": 1, "end": 2, "class": "x", "score": 0.5}]},
     ],
 )
 def test_json_layouts(file, content):
