@@ -9,6 +9,7 @@ import pytest
 from helpers.infer import flags
 from helpers.infer import run as infer
 from helpers.refine import LABELS, checkpoint, results_of, run
+from helpers.view import data_of
 
 from bcnet_fast.config import MUSESConfig, PGCNConfig
 from bcnet_fast.errors import InputError
@@ -39,6 +40,22 @@ def test_one_run_equals_two(tmp_path, checkpoint_of_proposals, features, system)
     np.save(features / "later.npy", np.load(features / "a.npy")[:40])
     assert infer(checkpoint_of_proposals, features, "--refine", second, "--resume", output=output)[0] == 0
     assert sorted(results_of(output)) == sorted([*expected, "later"])
+
+
+def test_the_page_has_the_detections_and_the_curves_of_the_first_stage(tmp_path, checkpoint_of_proposals, features):
+    second = checkpoint(tmp_path / "second.safetensors", model=MODELS["pgcn"])
+    page = tmp_path / "page.html"
+    code, output = infer(checkpoint_of_proposals, features, "--refine", second, "--page", page)
+    assert code == 0
+    data = data_of(page)
+    assert {video["id"]: video["count"] for video in data["videos"]} == {
+        name: len(entries) for name, entries in results_of(output).items()
+    }
+    assert set(data["labels"]) <= set(LABELS) and all(video["boundaries"] for video in data["videos"])
+    page.unlink()
+    again = tmp_path / "again.json"
+    assert run(tmp_path / "out.proposals.json", features, second, again, "--fps", 25, "--page", page) == 0
+    assert data_of(page)["title"] == "again.json" and data_of(page)["label"].tolist() == data["label"].tolist()
 
 
 def test_a_second_stage_that_cannot_be_used_is_an_error_before_the_first_runs(
