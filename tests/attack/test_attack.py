@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
-from attack.targets import Target
+from attack.target import Target
 
 QUICK = 75  # inputs, three of each kind
 
