@@ -19,9 +19,12 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from support import reliability
+from support.markdown import NAMES, machine, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -31,43 +34,6 @@ OURS = "bcnet_fast"
 # Benchmarks whose files begin with the name of another one.
 LONGER_NAMES = ("latency_maps", "precision_emulated")
 SPACE = "\u00a0"  # keeps a figure and its ratio on one line
-NAMES = {
-    "reference": "PyTorch, eager",
-    "torch.compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "bcnet_fast fp32": "**bcnet_fast fp32**",
-    "bcnet_fast bf16": "bcnet_fast bf16",
-    "bcnet_fast int8": "**bcnet_fast int8**",
-}
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, without an exponent between 0.001 and 99999; empty for None."""
-    if value is None:
-        return ""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.1e}"
-    decimals = max(0, digits - len(str(int(abs(value)))) if abs(value) >= 1 else digits)
-    return f"{value:.{decimals}f}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def machine(environment: dict[str, Any]) -> str:
-    threads = f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}"
-    facts = [environment["device"], threads, f"PyTorch {environment['torch']}"]
-    facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
-    return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"
 
 
 def results(benchmark: str) -> list[dict[str, Any]]:
@@ -330,16 +296,6 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
-def attack() -> str:
-    found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
-    broken = Counter(failure["target"] for failure in found["failures"])
-    codes, targets = ("exit 0", "exit 1", "exit 2"), found["targets"]
-    lines = [[name, *(str(of.get(c, 0)) for c in codes), str(broken[name])] for name, of in targets.items()]
-    note = f"*{found['inputs']:,} inputs; the longest took {number(found['longest_s'])} s.*\n\n"
-    header = ["input", "read (exit 0)", "a video failed (1)", "refused (2)", "promise broken"]
-    return machine(found["environment"]) + note + table(header, lines)
-
-
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -438,7 +394,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
-    "attack": attack,
+    "attack": lambda: reliability.attack(RESULTS),
+    "kills": lambda: reliability.kills(RESULTS),
+    "contended": lambda: reliability.contended(RESULTS),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,

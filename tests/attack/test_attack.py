@@ -8,21 +8,25 @@ import sys
 from pathlib import Path
 
 import pytest
+from attack.kills import KINDS
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.target import Target
 
-QUICK = 75  # inputs, three of each kind
+QUICK = 37  # inputs, one of each kind
 
 
-def test_no_damaged_input_breaks_a_promise(request, tmp_path):
+def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path):
     inputs = request.config.getoption("attack", default=None) or QUICK
-    command = [sys.executable, Path(__file__).parent / "run.py", "--inputs", str(inputs), "--json", tmp_path / "a.json"]
+    kills = request.config.getoption("kills", default=None) or len(KINDS)
+    command = [sys.executable, Path(__file__).parent / "run.py", "--json", tmp_path / "a.json"]
+    command += ["--inputs", str(inputs), "--kills", str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "a.json").read_text())
     assert facts["inputs"] == inputs == sum(facts["exit_codes"].values())
-    assert facts["failures"] == [] and min(facts["exit_codes"].values()) > 0
+    assert facts["killed"] == kills == sum(of_kind["kills"] for of_kind in facts["kills"].values())
+    assert facts["failures"] == facts["kill_failures"] == [] and min(facts["exit_codes"].values()) > 0
 
 
 INFER = Target("features", "x", ("infer",), "features/bad.npy", (), ("features",), ("out.json",), ("good",))
