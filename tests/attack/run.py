@@ -282,7 +282,7 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, with what it printed")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="with --only: keep the damaged files here")
     options = parser.parse_args()
-    began = time.monotonic()
+    began, versions = time.monotonic(), environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
     until = began + 60 * options.minutes
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary).resolve()
@@ -298,7 +298,6 @@ def main() -> int:
     seconds = time.monotonic() - began
     print(f"{facts['inputs']} inputs and {facts.get('killed', 0)} kills in {seconds:.0f} s; {len(failures)} failures")
     if options.json:
-        versions = environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
         facts = {"environment": versions, "seed": options.seed, "seconds": round(seconds, 1), **facts}
         Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if failures else 0
