@@ -17,7 +17,6 @@ from pathlib import Path
 
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
-from .cli.threads import fair_share
 from .errors import InputError
 from .inference.model import PRECISIONS
 from .inference.run import InferOptions, infer
@@ -135,8 +134,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_demo(Path("bcnet_demo"))
     options = parse(argv)
-    with fair_share():
-        report = infer(options)
+    report = infer(options)
     print(report.summary())
     if options.profile and report.profile is not None:
         print(report.profile.table())

@@ -40,6 +40,7 @@ from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count
+from ..threads import FairShare
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
 
@@ -108,8 +109,15 @@ class InferReport:
 def infer(options: InferOptions) -> InferReport:
     """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
 
+    Beside other work, PyTorch has fewer threads meanwhile, see `FairShare`.
+
     InputError: a file or option cannot be used, or every video failed.
     """
+    with FairShare() as share:
+        return _infer(options, share)
+
+
+def _infer(options: InferOptions, share: FairShare) -> InferReport:
     started = time.perf_counter()
     if Path(options.output).is_file() and not (options.resume or options.overwrite):
         raise InputError(f"{options.output} exists; replace it with --overwrite, or complete it with --resume")
@@ -159,7 +167,7 @@ def infer(options: InferOptions) -> InferReport:
             seconds = time.perf_counter() - started
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         predictor = Predictor(model, protocol_for(options.protocol, config))
-        run = _Run(options, predictor, truth, class_scores, writer, pictures)
+        run = _Run(options, predictor, truth, class_scores, writer, pictures, share)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
@@ -217,9 +225,10 @@ class _Run:
         class_scores: ClassScores | None,
         writer: ResultWriter,
         pictures: PictureWriter,
+        share: FairShare,
     ) -> None:
         self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
-        self.truth, self.class_scores = truth, class_scores
+        self.truth, self.class_scores, self.share = truth, class_scores, share
         self.failures: list[Failure] = []
         self.windows = 0
 
@@ -228,6 +237,7 @@ class _Run:
         options = self.options
         found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
         for result in progress(found, total=len(videos), what="videos"):
+            self.share.renew()
             if isinstance(result, Failure):
                 self.failures.append(result)
             elif self.class_scores is not None and result.video not in self.class_scores:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from .markdown import machine, number, table
 
-CONDITIONS = {"default": "by itself", "later": "by itself, load comes later", "before": "as PyTorch starts"}
-
 
 def attack(results: Path) -> str:
     """Damaged inputs: what the commands did with them."""
@@ -40,9 +38,12 @@ def contended(results: Path) -> str:
     lines = []
     for row in found["rows"]:
         beside = f"{row['busy']} busy processes" if row["busy"] else "idle"
-        threads = " or ".join(map(str, row["threads"]))
-        name = f"{row['network']}, {row['windows']} windows"
-        lines.append([name, beside, CONDITIONS.get(row["variant"], row["variant"]), threads, number(row["seconds"])])
-    note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['runs'])} runs.*\n\n"
-    header = ["network", "beside", "threads and waiting", "threads", "seconds"]
-    return machine(found["environment"]) + note + table(header, lines)
+        name = f"{row['network']}, {row['windows']} windows".replace(" 1 windows", " 1 window")
+        threads = (
+            f"{row['variant']} ({' or '.join(map(str, row['threads']))})"
+            if row["variant"] == "by itself"
+            else row["variant"]
+        )
+        lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
+    note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
+    return machine(found["environment"]) + note + table(["network", "beside", "threads", "seconds"], lines)
