@@ -39,11 +39,7 @@ def contended(results: Path) -> str:
     for row in found["rows"]:
         beside = f"{row['busy']} busy processes" if row["busy"] else "idle"
         name = f"{row['network']}, {row['windows']} windows".replace(" 1 windows", " 1 window")
-        threads = (
-            f"{row['variant']} ({' or '.join(map(str, row['threads']))})"
-            if row["variant"] == "by itself"
-            else row["variant"]
-        )
+        taken = f" ({' or '.join(map(str, row['threads']))})" if row["variant"] == "by itself" else ""
         lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
     note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
     return machine(found["environment"]) + note + table(["network", "beside", "threads", "seconds"], lines)
