@@ -2,7 +2,7 @@
 
 A command runs in a forked process that leads a group of its own. After a random time, the process, one of its workers
 or the whole group is killed, and the command is run again at once, often to be killed again. Counted as failures: a run
-that was not killed ends with another exit code than 0 or prints a traceback, workers that outlive their parent by 20 s,
+that was not killed ends with another exit code than 0 or prints a traceback, workers that outlive their parent by a minute,
 a file under its final name that is not whole, and at the end another file or another byte than without kills.
 """
 
@@ -31,7 +31,7 @@ from bcnet_fast.data.synthetic import make_videos, write_dataset
 from bcnet_fast.networks.reference import NETWORKS
 
 PATIENCE_S = 60
-ORPHANS_S = 20  # after which workers without a parent have ended
+ORPHANS_S = 60  # after which workers without a parent have ended
 ENDS = 0.3  # share of the runs that are not killed
 WHOM = {"main": "main process", "worker": "a worker", "group": "process group"}
 
@@ -161,7 +161,7 @@ class Kills:
     def _ended(self, process: int) -> list[str]:
         until = time.monotonic() + PATIENCE_S
         while _runs(process):
-            if time.monotonic() > until:
+            if time.monotonic() > until + waited_for_a_core(process):
                 os.killpg(process, signal.SIGKILL)
                 os.waitpid(process, 0)
                 return ["hang"]
@@ -196,6 +196,14 @@ class Kills:
     def facts(self) -> dict[str, Any]:
         """Kills and comparisons by command and by whom was killed."""
         return {run.name: {"kills": self.kills[run.name], "compared": self.compared[run.name]} for run in self.runs}
+
+
+def waited_for_a_core(process: int) -> float:
+    """Seconds in which a process could run but others had the cores: no part of its own time."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 KINDS = [*((command, whom) for command in ("infer", "train") for whom in ("main", "worker", "group"))]

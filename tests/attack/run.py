@@ -34,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 import h5py  # noqa: E402
 import torch  # noqa: E402
-from attack.kills import Kills  # noqa: E402
+from attack.kills import Kills, waited_for_a_core  # noqa: E402
 from attack.mutations import NAMES, VALUES, Mutation, dump  # noqa: E402
 from attack.target import Target  # noqa: E402
 from attack.targets import COMMANDS, build  # noqa: E402
@@ -82,7 +82,7 @@ def _wait(child: int, until: float) -> tuple[int, Any]:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             return status, usage
-        if time.monotonic() > until:
+        if time.monotonic() > until + waited_for_a_core(child):
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
 
