@@ -13,7 +13,7 @@ from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.target import Target
 
-QUICK = 37  # inputs, one of each kind
+QUICK = 36  # inputs, one of each kind
 
 
 def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path):
