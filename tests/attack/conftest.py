@@ -7,4 +7,4 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attack", type=int, metavar="N", help="number of damaged inputs (default: a quick part)")
-    parser.addoption("--kills", type=int, metavar="N", help="number of kills (default: one of each kind)")
+    parser.addoption("--kills", type=int, metavar="N", help="number of kills (default: a few)")

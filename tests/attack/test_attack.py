@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from attack.kills import KINDS
+from attack.kills import Kills, Run
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.target import Target
 
-QUICK = 36  # inputs, one of each kind
+QUICK, QUICK_KILLS = 36, 3  # an input of each kind
 
 
 def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path):
     inputs = request.config.getoption("attack", default=None) or QUICK
-    kills = request.config.getoption("kills", default=None) or len(KINDS)
+    kills = request.config.getoption("kills", default=None) or QUICK_KILLS
     command = [sys.executable, Path(__file__).parent / "run.py", "--json", tmp_path / "a.json"]
     command += ["--inputs", str(inputs), "--kills", str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,6 +71,24 @@ def test_other_results_and_outputs_left_behind_are_seen(tmp_path):
     assert judged(tmp_path, INFER, 0, "") == ["no results in the output (ZeroDivisionError)"]
     (tmp_path / "out.json").write_text(json.dumps(FINE))
     assert judged(tmp_path, INFER, 0, "") == []
+
+
+def test_what_a_kill_leaves_loses_or_changes_is_seen(tmp_path):
+    kills = object.__new__(Kills)
+    kills.compared, kills.orphans = Counter(), []
+    run = Run("infer", "main", [], tmp_path / "found", tmp_path / "expected", "out.json")
+    for folder in (run.output, run.expected):
+        folder.mkdir()
+        (folder / "out.json").write_text("1")
+    assert kills.of_parts(run) == kills.of_files(run) == []
+    (run.output / "out.json").write_text("2")
+    (run.output / "out.json.partial").touch()
+    (run.expected / "out.srt").touch()
+    assert kills.of_parts(run) == ["out.json after a kill is not whole"]
+    assert kills.of_files(run) == ["out.json.partial is left", "out.srt is missing", "out.json differs"]
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        kills.orphans = [(process.pid, time.monotonic())]
+        assert kills.of_orphans() == ["workers outlive their parent"]
 
 
 def test_hostile_values_are_written_as_json():

@@ -120,6 +120,26 @@ def test_closed_streams_change_nothing(archive, tmp_path):
     assert (tmp_path / "out.json").read_bytes() == expected.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [
+        (">/dev/full", 2, "error: standard output cannot be written: No space left on device\n"),
+        ("2>/dev/full >/dev/null", 0, ""),
+        ("--nonsense 2>/dev/full", 2, ""),
+        ("--nonsense 2>&-", 2, ""),
+    ],
+)
+def test_full_streams_are_one_line_or_change_nothing(tmp_path, redirection, code, errors):
+    segment = {"segment": [1.0, 2.0]}
+    video = {"duration": 4.0, "subset": "test", "annotations": [segment | {"label": "x"}]}
+    (tmp_path / "truth.json").write_text(json.dumps({"database": {"a": video}}))
+    (tmp_path / "found.json").write_text(json.dumps({"results": {"a": [segment | {"score": 0.5}]}}))
+    flags = "--proposals found.json --ground-truth truth.json --metric thumos14"
+    shell = f"{sys.executable} -m bcnet_fast.evaluate {flags} {redirection}"
+    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (code, errors)
+
+
 def test_features_that_were_replaced_are_read_again(archive, tmp_path, capsys):
     shutil.copytree(archive / "features", tmp_path / "features")
     shutil.copy(archive / "weights.safetensors", tmp_path)
