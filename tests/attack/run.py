@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import gc
 import io
 import json
 import os
@@ -276,7 +277,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100, metavar="N", help="number of inputs")
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="number of kills")
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after this time")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        metavar="M",
+        help="stop after this time, of which kills take half",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all mutations and kills")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, with what it printed")
@@ -287,12 +294,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary).resolve()
         attack = Attack(root, options.seed)
+        gc.collect()
+        gc.freeze()  # what is there now needs no look in the forked processes
         print(f"{len(attack.targets)} targets, ready in {time.monotonic() - began:.1f} s", flush=True)
         if options.only is not None:
             *_, outcome, problems = attack.attack(options.only, options.keep)
             print(outcome.out, outcome.err, ", ".join(problems) or "good", sep="\n")
             return 0
-        facts = _kill(root / "kills", options.seed, options.kills, until) if options.kills else {}
+        facts = _kill(root / "kills", options.seed, options.kills, (began + until) / 2) if options.kills else {}
         facts = _inputs(attack, options.inputs, until) | facts
     failures = [*facts["failures"], *facts.get("kill_failures", ())]
     seconds = time.monotonic() - began
