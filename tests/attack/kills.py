@@ -1,9 +1,9 @@
 """Kill runs at random moments and resume them: their files are those of an undisturbed run, byte for byte.
 
 A command runs in a forked process that leads a group of its own. After a random time, the process, one of its workers
-or the whole group is killed, and the command is run again at once, often to be killed again. Counted as failures: another
-exit code than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a file under
-its final name that is not whole, and at the end another file or another byte than without kills.
+or the whole group is killed, and the command is run again at once, often to be killed again. Counted as failures:
+another exit code than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a
+file under its final name that is not whole, and at the end another file or another byte than without kills.
 """
 
 from __future__ import annotations
