@@ -24,6 +24,7 @@ from bcnet_fast.config import Config
 from bcnet_fast.data import features as reading
 from bcnet_fast.data.features import FeatureArchive, iterate, open_features
 from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.data.workers import read_in_order
 from bcnet_fast.errors import InputError
 from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage import output as storage
@@ -275,4 +276,28 @@ def test_a_killed_worker_costs_a_retry_or_its_video(archive, tmp_path, monkeypat
             assert np.array_equal(
                 sequence.features, reading.from_array(np.load(archive / "features" / f"{video}.npy"), 10, "").features
             )
+    assert "note: a process that reads features was killed" in capfd.readouterr().err
+
+
+def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(capfd):
+    """As where the handler of PyTorch raises while `next` starts a thread, which turns its error into a KeyError."""
+
+    def noticed(number, frame):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def results(items, one_by_one):
+        for item in items:
+            if item == 2 and not one_by_one:
+                try:
+                    os.kill(os.getpid(), signal.SIGCHLD)
+                    time.sleep(PATIENCE_S)
+                except RuntimeError:
+                    raise KeyError("thread") from None
+            yield item
+
+    before = signal.signal(signal.SIGCHLD, noticed)
+    try:
+        assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
     assert "note: a process that reads features was killed" in capfd.readouterr().err
