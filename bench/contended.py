@@ -2,8 +2,9 @@
 
     python bench/contended.py [--busy N] [--json FILE]
 
-Processes of three kinds load the networks, and are then timed in turn over the same windows, first on idle cores, then
-beside busy processes, which start after them:
+Processes of three kinds load the networks, and are then timed in turn over the same windows, first beside what else runs
+on the machine, then also beside busy processes, which start after them. `others` in the file is how many threads ran or
+waited for a core, the busy processes included, at the time.
 
     by itself      as `infer`: threads by load, looked at once a second
     all threads    a thread for each core
@@ -28,10 +29,10 @@ from support.environment import begin
 
 import bcnet_fast
 from bcnet_fast.cli.parser import Parser, run
-from bcnet_fast.threads import FairShare
+from bcnet_fast.threads import FairShare, others_running
 
 ROOT = Path(__file__).resolve().parents[1]
-NETWORKS = {"demo": 25, "thumos14": 1}  # windows that are timed at once
+NETWORKS = {"demo": 10, "thumos14": 1}  # windows that are timed at once
 VARIANTS = {
     "by itself": {},
     "all threads": {"OMP_NUM_THREADS": str(os.cpu_count())},
@@ -96,15 +97,18 @@ class Timed:
 def measure(name: str, count: int, rounds: int, processes: dict[str, Timed]) -> list[dict[str, Any]]:
     """Rows of a network beside `count` busy processes."""
     found: dict[str, list[tuple[int, float]]] = {variant: [] for variant in processes}
+    others = []
     with busy(count):
         for _ in range(rounds):
             for variant, timed in processes.items():
+                others.append(others_running())
                 found[variant].append(timed())
     return [
         {
             "network": name,
             "windows": NETWORKS[name],
             "busy": count,
+            "others": int(statistics.median(others)),
             "variant": variant,
             "threads": sorted({threads for threads, _ in of_variant}),
             "seconds": round(statistics.median(seconds for _, seconds in of_variant), 4),
@@ -117,7 +121,7 @@ def measure(name: str, count: int, rounds: int, processes: dict[str, Timed]) -> 
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("--busy", type=int, default=4, metavar="N", help="processes that compute beside")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="repetitions; the median counts")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="repetitions; the median counts")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     options = parser.parse_args()
     facts = begin(None, [options.json]) | {"cores": os.cpu_count()}

@@ -37,9 +37,9 @@ def contended(results: Path) -> str:
     found = json.loads((results / "contended.json").read_text(encoding="utf-8"))
     lines = []
     for row in found["rows"]:
-        beside = f"{row['busy']} busy processes" if row["busy"] else "idle"
+        beside = str(row["others"])
         name = f"{row['network']}, {row['windows']} windows".replace(" 1 windows", " 1 window")
         taken = f" ({' or '.join(map(str, row['threads']))})" if row["variant"] == "by itself" else ""
         lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
     note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
-    return machine(found["environment"]) + note + table(["network", "beside", "threads", "seconds"], lines)
+    return machine(found["environment"]) + note + table(["network", "threads of others", "threads", "seconds"], lines)
