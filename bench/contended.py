@@ -2,9 +2,9 @@
 
     python bench/contended.py [--busy N] [--json FILE]
 
-Processes of three kinds load the networks, and are then timed in turn over the same windows, first beside what else runs
-on the machine, then also beside busy processes, which start after them. `others` in the file is how many threads ran or
-waited for a core, the busy processes included, at the time.
+Processes of three kinds load the networks, and are then timed in turn over the same windows, first beside what else
+runs on the machine, then also beside busy processes, which start after them. `others` in the file is how many threads
+ran or waited for a core at the time, the busy processes included.
 
     by itself      as `infer`: threads by load, looked at once a second
     all threads    a thread for each core
