@@ -396,7 +396,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "soft-nms": soft_nms,
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
-    "contended": lambda: reliability.contended(RESULTS),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,

@@ -30,16 +30,3 @@ def kills(results: Path) -> str:
         lines.append([f"`{command}`", whom, str(of["kills"]), str(of["compared"]), str(broken[name])])
     lines.append(["all", "", *(str(sum(int(line[i]) for line in lines)) for i in (2, 3, 4))])
     return table(["command", "killed", "kills", "results compared", "promise broken"], lines)
-
-
-def contended(results: Path) -> str:
-    """Seconds of networks on idle cores and beside busy processes."""
-    found = json.loads((results / "contended.json").read_text(encoding="utf-8"))
-    lines = []
-    for row in found["rows"]:
-        beside = str(row["others"])
-        name = f"{row['network']}, {row['windows']} windows".replace(" 1 windows", " 1 window")
-        taken = f" ({' or '.join(map(str, row['threads']))})" if row["variant"] == "by itself" else ""
-        lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
-    note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
-    return machine(found["environment"]) + note + table(["network", "threads of others", "threads", "seconds"], lines)
