@@ -23,8 +23,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support import reliability
-from support.markdown import NAMES, machine, number, table, times
+from support import reliability, second_stage_tables
+from support.markdown import NAMES, SPACE, machine, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,7 +33,6 @@ SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->
 OURS = "bcnet_fast"
 # Benchmarks whose files begin with the name of another one.
 LONGER_NAMES = ("latency_maps", "precision_emulated")
-SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 
 
 def results(benchmark: str) -> list[dict[str, Any]]:
@@ -296,6 +295,15 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
+def view(found: dict[str, Any]) -> str:
+    header = ["videos", "proposals", "page, MB", "written in, s", "opened in, s"]
+    header += ["confidence slider, ms", "other tIoU, ms", "other video, ms"]
+    keys = ("page_mb", "write_s", "interactive_s", "slider_ms", "tiou_ms", "video_ms")
+    lines = [[f"{r['videos']:,}", f"{r['proposals']:,}", *(number(r[key]) for key in keys)] for r in found["rows"]]
+    rate, browser = statistics.mean(found["rate_gflops"]), found["environment"]["browser"]
+    return f"*{browser}; large float32 products at {number(rate)} GFLOP/s.*\n\n" + table(header, lines)
+
+
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -378,6 +386,15 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def second_stage_training(found: dict[str, Any]) -> str:
+    rows = [
+        [row["form"], number(row["median"]), times(row["times_ours"]), number(row["peak_mib"])]
+        for row in found["steps"]
+    ]
+    return table(["training step of P-GCN", "ms", "x ours", "peak MiB of the process"], rows)
+
+
+SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -391,8 +408,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "operators": lambda: each_machine("ops", operators),
     "layers": lambda: each_machine("layers", layers),
     "training": lambda: each_machine("training", training),
+    "second-stage": lambda: each_machine("second_stage", second_stage_tables.whole),
+    "second-stage-rewrites": lambda: each_machine("second_stage", second_stage_tables.rewrites),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
+    "view": lambda: each_machine("view", view),
     "soft-nms": soft_nms,
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
@@ -403,6 +423,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
+    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
+    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
+    "second-stage-training": lambda: each_machine("second_stage_training", second_stage_training),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(

@@ -14,6 +14,7 @@ NAMES = {
     "bcnet_fast bf16": "bcnet_fast bf16",
     "bcnet_fast int8": "**bcnet_fast int8**",
 }
+SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -301,11 +301,11 @@ def main() -> int:
             *_, outcome, problems = attack.attack(options.only, options.keep)
             print(outcome.out, outcome.err, ", ".join(problems) or "good", sep="\n")
             return 0
-        facts = _kill(root / "kills", options.seed, options.kills, (began + until) / 2) if options.kills else {}
+        facts = _kill(root / "kills", options.seed, options.kills, (began + until) / 2)
         facts = _inputs(attack, options.inputs, until) | facts
-    failures = [*facts["failures"], *facts.get("kill_failures", ())]
+    failures = [*facts["failures"], *facts["kill_failures"]]
     seconds = time.monotonic() - began
-    print(f"{facts['inputs']} inputs and {facts.get('killed', 0)} kills in {seconds:.0f} s; {len(failures)} failures")
+    print(f"{facts['inputs']} inputs and {facts['killed']} kills in {seconds:.0f} s; {len(failures)} failures")
     if options.json:
         facts = {"environment": versions, "seed": options.seed, "seconds": round(seconds, 1), **facts}
         Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
@@ -342,6 +342,8 @@ def _inputs(attack: Attack, count: int, until: float) -> dict[str, Any]:
 
 def _kill(root: Path, seed: int, count: int, until: float) -> dict[str, Any]:
     """Kill runs that often, and return the figures."""
+    if not count:
+        return {"killed": 0, "kills": {}, "kill_failures": []}
     kills = Kills(root, seed)
     failures: list[dict[str, Any]] = []
     for number in range(count):

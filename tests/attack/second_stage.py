@@ -1,7 +1,6 @@
 """Inputs of the second stage to mutate: published checkpoints, checkpoints of this package, and proposal lists.
 
-No command reads the last two yet, so that `load` and `pool` stand for the programs of users: they read what the library
-reads, and use it.
+`load` and `pool` stand for programs of users: they read what the library reads, and use it.
 """
 
 from __future__ import annotations
@@ -116,7 +115,10 @@ def targets(root: Path) -> list[Target]:
         ]
     (root / "second" / "list.txt").write_text(LIST)
     own = (m.any_bytes, m.whole_file, m.words, m.words, m.lines)
-    return [*found, Target("proposal list", "second", ("pool", "--list", "list.txt"), "list.txt", own, ("list.txt",))]
+    return [
+        *found,
+        Target("list, read", "second", ("pool", "--list", "list.txt"), "list.txt", own, ("list.txt",)),
+    ]
 
 
 def _regression_stats(rng: random.Random, path: Path) -> str:

@@ -10,17 +10,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from attack.kills import Kills, Run
+from attack.kills import KINDS, Kills, Run
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.target import Target
+from helpers.sweeps import sweep
 
-QUICK, QUICK_KILLS = 36, 3  # an input of each kind
+QUICK = 43  # inputs, one of each kind
 
 
-def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path):
-    inputs = request.config.getoption("attack", default=None) or QUICK
-    kills = request.config.getoption("kills", default=None) or QUICK_KILLS
+@sweep(("inputs", "kills"), [(QUICK, 0), (4 * QUICK, 2 * len(KINDS))])
+def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path, inputs, kills):
+    asked = {name: request.config.getoption(name, default=None) for name in ("attack", "kills")}
+    if any(asked.values()) and inputs != QUICK:
+        pytest.skip("--attack or --kills asks for another number")
+    inputs, kills = asked["attack"] or inputs, asked["kills"] or kills
     command = [sys.executable, Path(__file__).parent / "run.py", "--json", tmp_path / "a.json"]
     command += ["--inputs", str(inputs), "--kills", str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
