@@ -39,6 +39,7 @@ from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count
+from ..threads import FairShare
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
 from .running import interruptible, require_fresh, sha256, show, take_up
@@ -115,8 +116,15 @@ class InferReport:
 def infer(options: InferOptions) -> InferReport:
     """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
 
+    Beside other work, PyTorch has fewer threads meanwhile, see `FairShare`.
+
     InputError: a file or option cannot be used, or every video failed.
     """
+    with FairShare() as share:
+        return _infer(options, share)
+
+
+def _infer(options: InferOptions, share: FairShare) -> InferReport:
     started = time.perf_counter()
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     config = resolve_config(options)
@@ -157,7 +165,7 @@ def infer(options: InferOptions) -> InferReport:
             seconds = time.perf_counter() - started
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         predictor = Predictor(model, protocol_for(options.protocol, config))
-        run = _Run(options, predictor, truth, class_scores, writer, pictures)
+        run = _Run(options, predictor, truth, class_scores, writer, pictures, share)
         recording = record() if options.profile or options.trace else contextlib.nullcontext()
         with interruptible(writer), recording as profile:
             run.predict(archive, videos, times)
@@ -210,9 +218,10 @@ class _Run:
         class_scores: ClassScores | None,
         writer: ResultWriter,
         pictures: PictureWriter,
+        share: FairShare,
     ) -> None:
         self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
-        self.truth, self.class_scores = truth, class_scores
+        self.truth, self.class_scores, self.share = truth, class_scores, share
         self.failures: list[Failure] = []
         self.curves: dict[str, Boundaries] = {}  # for the page
         self.windows = 0
@@ -222,6 +231,7 @@ class _Run:
         options = self.options
         found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
         for result in progress(found, total=len(videos), what="videos"):
+            self.share.renew()
             if isinstance(result, Failure):
                 self.failures.append(result)
             elif self.class_scores is not None and result.video not in self.class_scores:

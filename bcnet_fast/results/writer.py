@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -230,10 +231,15 @@ def _are_entries(value: Any) -> bool:
     """Whether a value has the types of `entries`."""
     return isinstance(value, list) and all(
         isinstance(entry, dict)
-        and isinstance(entry.get("score"), int | float)
+        and _is_finite(entry.get("score"))
         and isinstance(segment := entry.get("segment"), list)
         and len(segment) == 2
-        and all(isinstance(bound, int | float) for bound in segment)
+        and all(map(_is_finite, segment))
         and isinstance(entry.get("label", ""), str)
         for entry in value
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that JSON and a double can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

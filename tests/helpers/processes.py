@@ -23,14 +23,14 @@ VIDEOS = 8
 PATIENCE_S = 120
 
 
-def write_archive(folder: Path) -> Path:
+def write_archive(folder: Path, videos: int = VIDEOS) -> Path:
     """Write weights.safetensors and features/ into a folder."""
     torch.manual_seed(0)
     config = Config("small", model=SMALL, data=DataConfig(window_stride=12))
     save_checkpoint(folder / "weights.safetensors", BCNet(SMALL).state_dict(), config)
     (folder / "features").mkdir()
     draw = np.random.default_rng(0)
-    for number in range(VIDEOS):
+    for number in range(videos):
         # More than a pipe holds, so that a worker waits for its parent.
         np.save(folder / "features" / f"{number:02d}.npy", draw.standard_normal((2000, 10)).astype(np.float32))
     return folder
