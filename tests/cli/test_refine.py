@@ -104,7 +104,8 @@ def test_the_release_protocol_gives_the_golden_detections(tmp_path, capsys):
     for video in used:
         features = seeded_second_stage.features(video.name, golden_rows(video), SEED)
         np.save(tmp_path / f"features/{video.name}.npy", features)
-    more = ["--protocol", "release", "--fps", 30]
+    # In the arithmetic of the goldens: detections of this video have equal scores, whose order rounding would change.
+    more = ["--protocol", "release", "--fps", 30, "--backend", "reference"]
     assert run(STAGE2 / "thumos_test.txt", tmp_path / "features", tmp_path / "pgcn.safetensors", output, *more) == 1
     found, known = results_of(output), np.load(STAGE2 / "pgcn_forward.npz")
     assert sorted(found) == sorted(video.name for video in used[:2])
