@@ -386,15 +386,6 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def second_stage_training(found: dict[str, Any]) -> str:
-    rows = [
-        [row["form"], number(row["median"]), times(row["times_ours"]), number(row["peak_mib"])]
-        for row in found["steps"]
-    ]
-    return table(["training step of P-GCN", "ms", "x ours", "peak MiB of the process"], rows)
-
-
-SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -423,9 +414,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
-    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
-    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
-    "second-stage-training": lambda: each_machine("second_stage_training", second_stage_training),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(
