@@ -1,0 +1,185 @@
+"""A complete extraction run: from video files to a folder of features with sidecars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
+from ..errors import InputError
+from ..inference.model import resolve_device
+from ..progress import progress
+from ..recipe import Recipe
+from ..storage.output import require_writable
+from ..text import count, shown
+from .backbones import Backbone, BackboneOptions, open_backbone
+from .decoding import Video
+from .extraction import ReadOptions, extract_video
+from .listing import list_videos
+from .recipes import find_recipe
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which recipe and network make features. A field has the meaning of the flag with the same name.
+
+    frame_rate: frames a second that are sampled.
+    """
+
+    recipe: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    trust_backbone: bool = False
+    clip: int | None = None
+    stride: int | None = None
+    frame_rate: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.frame_rate is not None and not 0.01 <= self.frame_rate <= 1000:
+            raise InputError(f"--frame-rate is {self.frame_rate:g}, expected a number from 0.01 to 1000")
+
+    def open(self, known: Recipe | None = None) -> Backbone:
+        """Open the network.
+
+        known: recipe of a checkpoint, if no other is named.
+
+        InputError: see `open_backbone`; or the features would differ from those of `known`.
+        """
+        recipe = find_recipe(self.recipe) if self.recipe else known
+        changes = {"clip": self.clip, "stride": self.stride, "fps": self.frame_rate}
+        stated = {name: value for name, value in changes.items() if value is not None}
+        options = BackboneOptions(resolve_device(self.device), self.weights, self.trust_backbone)
+        backbone = open_backbone(self.backbone, recipe, options, stated)
+        unlike = known.difference(backbone.recipe) if known else None
+        if known is not None and unlike:
+            raise InputError(
+                f"recipe {backbone.recipe.name} does not fit the checkpoint, which was trained on {unlike}"
+            )
+        return backbone
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Options of `extract`. A field has the meaning of the flag of `python -m bcnet_fast.extract` with the same name."""
+
+    videos: tuple[str, ...]
+    output: str
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    overwrite: bool = False
+
+
+@dataclass
+class ExtractReport:
+    """Result of `extract`: counts, and for each video that failed its name and the reason."""
+
+    output: str
+    recipe: Recipe
+    extracted: int = 0
+    kept: int = 0
+    rows: int = 0
+    video_seconds: float = 0.0
+    seconds: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line: output folder, counts, speed and recipe."""
+        kept = f", {count(self.kept, 'video')} already there" if self.kept else ""
+        recipe = self.recipe
+        return (
+            f"{self.output}: {count(self.extracted, 'video')}, {count(self.rows, 'row')} of {recipe.width} channels{kept}; "
+            f"{self.video_seconds:.1f} s of video in {self.seconds:.1f} s; recipe {recipe.name}, {recipe.backbone}"
+        )
+
+
+def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractReport:
+    """Write the features of every video; those that are there from the same recipe and file are kept.
+
+    known: recipe of a checkpoint that will use them.
+
+    InputError: an option cannot be used, or every video failed.
+    """
+    started = time.perf_counter()
+    backbone = options.network.open(known)
+    videos, failures = list_videos(options.videos)
+    folder = Path(options.output)
+    require_writable(folder / "features.npy")
+    report = ExtractReport(options.output, backbone.recipe, failures=failures)
+    run = _Run(folder, backbone, options, report)
+    waiting = [(name, path) for name, path in videos.items() if not run.is_done(name, path)]
+    lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
+    # One item for each second of video, so that the line tells the time that is left.
+    seconds = run.extract([(name, path) for name, path in waiting if name in lengths])
+    for _ in progress(seconds, sum(lengths.values()), "s of video", lambda: run.current):
+        pass
+    report.seconds = time.perf_counter() - started
+    if failures and not report.extracted and not report.kept:
+        others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
+        raise InputError(f"{failures[0][1]}{others}")
+    return report
+
+
+class _Run:
+    def __init__(self, folder: Path, backbone: Backbone, options: ExtractOptions, report: ExtractReport) -> None:
+        self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
+        self.current = ""
+
+    def is_done(self, name: str, path: Path) -> bool:
+        """Whether a video has features of this recipe; where they are of another, it is listed as failed."""
+        target = self.folder / f"{name}.npy"
+        try:
+            there = read_sidecar(sidecar_path(target)) if target.is_file() else None
+            if there is None or self.options.overwrite:
+                return False
+            unlike = there.recipe.difference(self.backbone.recipe)
+            if unlike:
+                raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
+            if there.source.get("bytes") != path.stat().st_size:
+                return False  # of another version of the file
+        except (InputError, OSError) as error:
+            self.report.failures.append((name, str(error)))
+            return True
+        self.report.kept += 1
+        return True
+
+    def length(self, name: str, path: Path) -> int | None:
+        """Whole seconds of a video, as its header states them; None where it cannot be opened, which is a failure."""
+        try:
+            with Video(path, 1) as video:
+                return int(video.facts.duration or video.facts.longest or 0) + 1
+        except InputError as error:
+            self.report.failures.append((name, str(error)))
+            return None
+
+    def extract(self, videos: list[tuple[str, Path]]) -> Iterator[None]:
+        """Extract all videos, and yield once for each second of video."""
+        for name, path in videos:
+            self.current = shown(path.name)
+            try:
+                yield from self._extract_one(path, self.folder / f"{name}.npy")
+            except InputError as error:
+                self.report.failures.append((name, str(error)))
+
+    def _extract_one(self, path: Path, target: Path) -> Iterator[None]:
+        done = 0
+        video = extract_video(path, target, self.backbone, self.options.read)
+        while True:
+            try:
+                second = int(next(video))
+            except StopIteration as end:
+                self._count(path, end.value)
+                break
+            yield from [None] * (second - done)
+            done = max(done, second)
+        yield None
+
+    def _count(self, path: Path, facts: Sidecar) -> None:
+        self.report.extracted += 1
+        self.report.rows += facts.rows
+        self.report.video_seconds += facts.duration
+        for note in facts.notes:
+            print(f"note: {shown(str(path))}: {note}", file=sys.stderr)
