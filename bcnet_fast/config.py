@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from . import bounds
 from .errors import InputError
+from .recipe import Recipe
 from .text import alternatives, brief, did_you_mean, nearest
 
 Section = TypeVar("Section")
@@ -22,6 +23,7 @@ _FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at
 _NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
 _POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
 _NOT_NEGATIVE = ("weight_decay", "gradient_clip", "nms_threshold")
+_NOT_SETTINGS = ("preset", "trained_on", "recipe")  # parts of a configuration that --set cannot change
 _SHARES = ("dropout", "ema", "graph_dropout", "activity_dropout")
 _CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -192,6 +194,7 @@ class Config:
     proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     trained_on: TimeBase | None = None  # None: not trained by this package, so that `data` is all that is known
+    recipe: Recipe | None = None  # of the features of the training; None: `extract` did not make them
 
     def __post_init__(self) -> None:
         for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
@@ -205,8 +208,8 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
         _require_object(values, source)
-        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("preset", "trained_on"))
-        unknown = set(values) - {"preset", "trained_on", *sections}
+        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _NOT_SETTINGS)
+        unknown = set(values) - {*_NOT_SETTINGS, *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source} has the keys {sorted(values)}, expected preset, {', '.join(sections)}")
         model = values.get("model", {})
@@ -221,7 +224,8 @@ class Config:
         preset = values["preset"]
         if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
             raise InputError(f"{source}: preset is {brief(preset)}, expected a short name")
-        config = Config(preset=preset, **built, trained_on=trained_on)
+        recipe = None if values.get("recipe") is None else Recipe.from_dict(values["recipe"], source)
+        config = Config(preset=preset, **built, trained_on=trained_on, recipe=recipe)
         config.require_possible(source)
         return config
 
@@ -236,7 +240,7 @@ class Config:
         """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
         _require_object(values, source)
         merged = self.to_dict()
-        sections = [name for name in merged if name not in ("preset", "trained_on")]
+        sections = [name for name in merged if name not in _NOT_SETTINGS]
         for section, settings in values.items():
             if section not in sections:
                 expected = f"expected one of {', '.join(sections)}{did_you_mean(section, sections)}"

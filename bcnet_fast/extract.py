@@ -12,8 +12,8 @@
     python -m bcnet_fast.extract --list
         print all recipes
 
-inspect, infer and train read the .json files, so that no --fps, --stride and --offset are needed. The same command again
-extracts what is missing. docs/how_to/video.md tells the way from videos to proposals.
+inspect, infer and train read the .json files, so that no --fps, --stride and --offset are needed. The same command
+again extracts what is missing. docs/how_to/video.md tells the way from videos to proposals.
 
 Exit code: 0 success; 1 some videos failed (listed at the end; the others are written); 2 bad input.
 """

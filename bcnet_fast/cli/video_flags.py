@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, device: bool = False) -> N
     network.add_argument(
         "--weights",
         metavar="FILE",
-        help=".safetensors, .pt or .pth file for a network of a library, or `random`; default: the library loads its own",
+        help="weights for the network of a library (.safetensors, .pt, .pth), or random; default: its own",
     )
     network.add_argument(
         "--trust-backbone", action="store_true", help="run a torchscript or export file, which is a program"
@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, device: bool = False) -> N
     reading.add_argument(
         "--clips",
         type=int,
-        default=ReadOptions.batch_size,
+        default=ReadOptions.clips,
         metavar="N",
         help="clips in a call of the network on a GPU; features on the CPU do not depend on it",
     )
     reading.add_argument(
-        "--decoder-threads", type=int, default=ReadOptions.threads, metavar="N", help="0: one for each core"
+        "--decoder-threads", type=int, default=ReadOptions.decoder_threads, metavar="N", help="0: one for each core"
     )
     reading.add_argument(
         "--allow-truncated", action="store_true", help="take what is there of a file that ends before its stated end"
@@ -60,8 +60,5 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
     network = NetworkOptions(**stated, **({"device": device} if device else {}))
     read = ReadOptions(values.pop("clips"), values.pop("decoder_threads"), values.pop("allow_truncated"))
     require_at_least(network, clip=1, stride=1)
-    if read.batch_size < 1 or read.threads < 0:
-        require_at_least(
-            argparse.Namespace(clips=read.batch_size, decoder_threads=read.threads), clips=1, decoder_threads=0
-        )
+    require_at_least(read, clips=1, decoder_threads=0)
     return network, read

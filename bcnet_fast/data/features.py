@@ -26,6 +26,7 @@ from ..storage.files import readable
 from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import find_source
+from .sidecar import Sidecar
 from .source import ReadLimits, Source
 from .workers import end_with_parent, read_in_order
 
@@ -110,6 +111,7 @@ class FeatureArchive:
         self.row_stride = source.row_stride
         self.limits = limits
         self._source = source
+        self._sidecars: dict[str, Sidecar | None] = {}
         names = {name: name for name in sorted(source.videos)}
         # id -> name in the source
         self._names = strip_activitynet_prefix(names, str(path)) if strip_prefix else names
@@ -127,6 +129,12 @@ class FeatureArchive:
         if isinstance(place, Path):
             return [place]
         return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
+
+    def sidecar(self, video: str) -> Sidecar | None:
+        """What `extract` stated about the features of a video; None for others. InputError: it is damaged."""
+        if video not in self._sidecars:
+            self._sidecars[video] = self._source.sidecar(self._names[video]) if video in self._names else None
+        return self._sidecars[video]
 
     def versions(self) -> dict[str, list[tuple[int, int]]]:
         """For each video, size and time of the last change in ns of its files; none for a file that is not there."""

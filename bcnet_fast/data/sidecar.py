@@ -73,9 +73,7 @@ def read_sidecar(path: Path) -> Sidecar | None:
     if not isinstance(content, dict) or KEY not in content:
         return None
     if content[KEY] != VERSION:
-        raise InputError(
-            f"{path} has version {brief(content[KEY])}, expected {VERSION}, of this version of the package"
-        )
+        raise InputError(f"{path} has version {brief(content[KEY])}, expected {VERSION}, which this package reads")
     numbers = {}
     for name in ("fps", "duration", "rows"):
         value = content.get(name)

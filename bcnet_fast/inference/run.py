@@ -305,7 +305,7 @@ def resolve_times(
         unused = len(times.table) - len(times.matched(archive.ids))
         if unused:
             print(f"note: {path}: {count(unused, 'video')} without features", file=sys.stderr)
-    elif not config.data.rescale and options.time.flags.fps is None and times.base.fps is None:
+    elif not config.data.rescale and all(times.facts(video).fps is None for video in archive.ids):
         raise InputError("--fps or --times is required: snippet times depend on the frame rate of the videos")
     if not config.data.rescale:
         remark = _remark_on_times(options, config, archive, times)
@@ -335,6 +335,8 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
         return (
             f"without --stride, assuming {config.data.stride:g} video frames between rows, as in preset {config.preset}"
         )
+    if all(map(times.sidecar, archive.ids)):
+        return None
     stated = [times.table[video] for video in times.matched(archive.ids)]
     taken = []
     if base.fps is not None and flags.fps is None and not any(row.fps or row.frames for row in stated):

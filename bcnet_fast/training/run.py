@@ -95,7 +95,8 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         preset = PRESETS[options.model][options.preset].train
         epochs = fitted_epochs(preset, config.train.batch_size, len(windows))
         config = resolve_config(options, fitted | {"train": epochs})
-    config = replace(config, trained_on=times.base_of([video.annotation.id for video in training.videos]))
+    used = [video.annotation.id for video in training.videos]
+    config = replace(config, trained_on=times.base_of(used), recipe=times.recipe_of([*used, *validation.truth]))
     trainer = Trainer(config, protocol.losses, device, processes)
     output = Run(options.output, config, {"protocol": options.protocol, "windows": _digest(windows)})
     state = output.begin(resume=options.resume)

@@ -119,9 +119,8 @@ class Video:
     def _read_facts(self) -> VideoFacts:
         stream, context = self._stream, self._stream.codec_context
         if context.width * context.height > _MOST_PIXELS:
-            raise InputError(
-                f"{self.path} has pictures of {context.width} x {context.height}, expected at most {_MOST_PIXELS} pixels"
-            )
+            size = f"{context.width} x {context.height}"
+            raise InputError(f"{self.path} has pictures of {size}, expected at most {_MOST_PIXELS} pixels")
         duration = None
         if stream.duration is not None and stream.time_base is not None:
             duration = float(stream.duration * stream.time_base)
@@ -227,8 +226,8 @@ class Video:
         seconds, stated = self.total / float(self.facts.rate), self.facts.duration
         if stated is not None and seconds < min(_CUT_SHARE * stated, stated - _CUT_S):
             raise InputError(
-                f"{self.path} has frames up to {seconds:.1f} s of the {stated:.1f} s that its header states, expected a "
-                "whole file (--allow-truncated takes what is there)"
+                f"{self.path} has frames up to {seconds:.1f} s of the {stated:.1f} s that its header states, expected "
+                "a whole file (--allow-truncated takes what is there)"
             )
 
 

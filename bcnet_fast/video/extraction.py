@@ -28,14 +28,14 @@ FEWEST_ROWS = 2  # of a video, as every network of the package needs them
 class ReadOptions:
     """How videos are read.
 
-    batch_size: clips in a call of the network on a GPU. On the CPU a call has one clip, so that features do not depend
+    clips: in a call of the network on a GPU. On the CPU a call has one clip, so that features do not depend
         on it.
-    threads: of the decoder; 0: one for each core.
+    decoder_threads: 0: one for each core.
     allow_truncated: take what is there of a file that ends before its stated end.
     """
 
-    batch_size: int = 8
-    threads: int = 0
+    clips: int = 8
+    decoder_threads: int = 0
     allow_truncated: bool = False
 
 
@@ -50,7 +50,7 @@ def read_rows(video: Video, backbone: Backbone, options: ReadOptions) -> Iterato
 
     clips = sampling.stream(video.frames(), reader)
     row = 0
-    while batch := list(itertools.islice(clips, options.batch_size)):
+    while batch := list(itertools.islice(clips, options.clips)):
         numbers = torch.from_numpy(np.stack([frame for frame, _ in batch]))
         pixels = torch.from_numpy(np.stack([np.stack(clip) for _, clip in batch]))
         with readable(f"{video.path}: the network", "clips that it can compute"):
@@ -92,8 +92,8 @@ def require_rows(video: Video, backbone: Backbone, rows: int) -> None:
         recipe = backbone.recipe
         needed = Sampling(recipe, video.facts.rate).needed(FEWEST_ROWS - 1)
         raise InputError(
-            f"{video.path} has {count(video.total, 'frame')} and so {count(rows, 'row')} of features, expected at least "
-            f"{needed} frames for {FEWEST_ROWS} rows (clip {recipe.clip}, stride {recipe.stride})"
+            f"{video.path} has {count(video.total, 'frame')} and so {count(rows, 'row')} of features, expected at "
+            f"least {needed} frames for {FEWEST_ROWS} rows (clip {recipe.clip}, stride {recipe.stride})"
         )
 
 
@@ -107,7 +107,7 @@ def extract_video(
     InputError: the video cannot be used; nothing is written then.
     """
     assert backbone.recipe.width is not None
-    with Video(path, options.threads) as video, readable(path, "a video whose features can be computed"):
+    with Video(path, options.decoder_threads) as video, readable(path, "a video whose features can be computed"):
         rate, sidecar = float(video.facts.rate), sidecar_path(target)
         with atomic_path(target) as temporary:
             with RowFile(temporary, backbone.recipe.width) as file:

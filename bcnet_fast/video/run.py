@@ -64,7 +64,7 @@ class NetworkOptions:
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """Options of `extract`. A field has the meaning of the flag of `python -m bcnet_fast.extract` with the same name."""
+    """Options of `extract`. A field has the meaning of the argument or flag with the same name."""
 
     videos: tuple[str, ...]
     output: str
@@ -91,8 +91,9 @@ class ExtractReport:
         kept = f", {count(self.kept, 'video')} already there" if self.kept else ""
         recipe = self.recipe
         return (
-            f"{self.output}: {count(self.extracted, 'video')}, {count(self.rows, 'row')} of {recipe.width} channels{kept}; "
-            f"{self.video_seconds:.1f} s of video in {self.seconds:.1f} s; recipe {recipe.name}, {recipe.backbone}"
+            f"{self.output}: {count(self.extracted, 'video')}, {count(self.rows, 'row')} of {recipe.width} channels"
+            f"{kept}; {self.video_seconds:.1f} s of video in {self.seconds:.1f} s; "
+            f"recipe {recipe.name}, {recipe.backbone}"
         )
 
 

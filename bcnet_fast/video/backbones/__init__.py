@@ -48,8 +48,8 @@ def open_backbone(
             known = f", of the weights {recipe.weights[:12]}..." if recipe.weights else ""
             shape = f"[B, 3, {recipe.clip}, H, W]" if recipe.clip > 1 else "[B, 3, H, W]"
             raise InputError(
-                f"recipe {recipe.name} requires --backbone: a file with the network{known} ({spec or 'onnx:FILE'}), for "
-                f"input {shape}"
+                f"recipe {recipe.name} requires --backbone: a file with the network{known} ({spec or 'onnx:FILE'}), "
+                f"for input {shape}"
             )
     kind, _, name = spec.partition(":")
     if kind == _NULL and not name:

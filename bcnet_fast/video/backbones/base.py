@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,7 @@ class BackboneOptions:
     trusted: files that are programs may run.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     weights: str | None = None
     trusted: bool = False
 
