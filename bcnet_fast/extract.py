@@ -36,7 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--output", metavar="DIR", help="folder for the features")
     parser.add_argument("--list", action="store_true", help="print all recipes and exit")
     parser.add_argument("--overwrite", action="store_true", help="extract again what is already there")
-    video_flags.add_arguments(parser, device=True)
+    video_flags.add_arguments(parser, alone=True)
     return parser
 
 

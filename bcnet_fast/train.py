@@ -14,6 +14,9 @@
     python -m bcnet_fast.train --model bmn --preset small --list-settings
         print every setting with its default and meaning
 
+    python -m bcnet_fast.train --preset small --videos DIR --recipe NAME --annotations FILE --output DIR
+        the same from videos: docs/how_to/video.md
+
     torchrun --nproc-per-node 2 -m bcnet_fast.train ...
         train in several processes, one per GPU; the batch size is the total over all processes
 
@@ -32,7 +35,7 @@ import math
 import sys
 from typing import Any
 
-from .cli import read_flags, time_flags
+from .cli import read_flags, time_flags, video_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .cli.settings import list_settings
 from .config import section_kinds, setting_names
@@ -50,6 +53,14 @@ def build_parser() -> Parser:
     parser = command_parser("train", __doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--features", metavar="PATH", help="features of all videos; layouts: docs/formats.md")
+    data.add_argument(
+        "--videos",
+        nargs="+",
+        default=(),
+        metavar="VIDEO",
+        help="video files, folders, and .txt lists of them, instead of --features; their features are kept in "
+        "--keep-features, or else in --output",
+    )
     data.add_argument(
         "--annotations",
         metavar="FILE",
@@ -110,6 +121,7 @@ def build_parser() -> Parser:
     short.add_argument("--seed", type=int, metavar="N", help="train.seed")
     time_flags.add_arguments(parser)
     read_flags.add_arguments(parser)
+    video_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default=TrainOptions.output, help="folder for checkpoints and log")
@@ -137,8 +149,15 @@ def _options(values: dict[str, Any]) -> TrainOptions:
         value = values.pop(name)
         if value is not None:
             _state(settings, name, value)
+    network, read = video_flags.take_options(values, values["device"])
     options = TrainOptions(
-        time=time_flags.take_options(values), limits=read_flags.take_limits(values), settings=settings, **values
+        network=network,
+        read=read,
+        videos=tuple(values.pop("videos")),
+        time=time_flags.take_options(values),
+        limits=read_flags.take_limits(values),
+        settings=settings,
+        **values,
     )
     require_at_least(options, workers=0)
     return options

@@ -11,8 +11,11 @@ from ..video.run import NetworkOptions
 from .parser import require_at_least
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, device: bool = False) -> None:
-    """Add the flags. `device` adds --device, which most commands have already."""
+def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
+    """Add the flags.
+
+    alone: also --clip, --stride, --frame-rate and --device, which have another meaning beside features, or are there.
+    """
     network = parser.add_argument_group("recipe and network (docs/how_to/video.md)")
     network.add_argument(
         "--recipe", metavar="NAME", help="sampling and pixels: a name of `extract --list`, or a .toml file"
@@ -26,12 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, device: bool = False) -> N
     network.add_argument(
         "--trust-backbone", action="store_true", help="run a torchscript or export file, which is a program"
     )
-    network.add_argument("--clip", type=int, metavar="N", help="frames of a row, instead of the recipe's")
-    if device:
+    if alone:
+        network.add_argument("--clip", type=int, metavar="N", help="frames of a row, instead of the recipe's")
         network.add_argument("--stride", type=int, metavar="N", help="frames from one row to the next")
         network.add_argument("--frame-rate", type=float, metavar="F", help="frames a second that are sampled")
         network.add_argument(
             "--device", default=NetworkOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
+        )
+    else:
+        network.add_argument(
+            "--keep-features", metavar="DIR", help="folder for the features of the videos, to use them again"
         )
     reading = parser.add_argument_group("reading videos")
     reading.add_argument(
@@ -54,8 +61,8 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
 
     device: of a command with a --device of its own.
     """
-    names = ["recipe", "backbone", "weights", "trust_backbone", "clip"]
-    names += [] if device else ["stride", "frame_rate", "device"]
+    names = ["recipe", "backbone", "weights", "trust_backbone"]
+    names += [] if device else ["clip", "stride", "frame_rate", "device"]
     stated = {name: values.pop(name) for name in names}
     network = NetworkOptions(**stated, **({"device": device} if device else {}))
     read = ReadOptions(values.pop("clips"), values.pop("decoder_threads"), values.pop("allow_truncated"))

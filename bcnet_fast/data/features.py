@@ -111,7 +111,6 @@ class FeatureArchive:
         self.row_stride = source.row_stride
         self.limits = limits
         self._source = source
-        self._sidecars: dict[str, Sidecar | None] = {}
         names = {name: name for name in sorted(source.videos)}
         # id -> name in the source
         self._names = strip_activitynet_prefix(names, str(path)) if strip_prefix else names
@@ -132,9 +131,7 @@ class FeatureArchive:
 
     def sidecar(self, video: str) -> Sidecar | None:
         """What `extract` stated about the features of a video; None for others. InputError: it is damaged."""
-        if video not in self._sidecars:
-            self._sidecars[video] = self._source.sidecar(self._names[video]) if video in self._names else None
-        return self._sidecars[video]
+        return self._source.sidecar(self._names[video]) if video in self._names else None
 
     def versions(self) -> dict[str, list[tuple[int, int]]]:
         """For each video, size and time of the last change in ns of its files; none for a file that is not there."""
@@ -168,6 +165,10 @@ class FeatureArchive:
                 time_first=source.time_first,
                 limits=self.limits,
             )
+
+    def interrupt(self) -> None:
+        """Let a read in another thread end soon, where it is long."""
+        self._source.interrupt()
 
     def close(self) -> None:
         """Close the open files of this process; the next read opens them again."""
@@ -262,6 +263,9 @@ def iterate(
         while pending:
             name, future = pending.popleft()
             yield name, future.result()
+    except BaseException:
+        archive.interrupt()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -72,12 +72,15 @@ class _Files(Source):
         self.suffix = suffix
         self.expected = _EXPECTED[suffix]
         self.limits = limits
+        self._sidecars: dict[str, Sidecar | None] = {}
 
     def where(self, name: str) -> str:
         return str(self.videos[name])
 
     def sidecar(self, name: str) -> Sidecar | None:
-        return read_sidecar(sidecar_path(self.videos[name]))
+        if name not in self._sidecars:
+            self._sidecars[name] = read_sidecar(sidecar_path(self.videos[name]))
+        return self._sidecars[name]
 
     def open(self, name: str) -> Any:
         return _READERS[self.suffix](require_file(self.videos[name], self.expected), self.limits)

@@ -50,6 +50,10 @@ class Sidecar:
         """Frame of boundary 0."""
         return self.recipe.boundary_offset
 
+    def is_of(self, video: Path) -> bool:
+        """Whether the features are of this version of a video file, judged by its size."""
+        return self.source.get("bytes") == video.stat().st_size
+
     def write(self, path: Path) -> None:
         """Write the file, atomically. InputError: it cannot be written."""
         recipe = self.recipe.to_dict()

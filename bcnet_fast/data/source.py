@@ -67,5 +67,8 @@ class Source(abc.ABC):
         """What `extract` stated about a video, if it made the features. InputError: it is damaged."""
         return None
 
+    def interrupt(self) -> None:  # noqa: B027
+        """Let a read in another thread end soon; most are short."""
+
     def close(self) -> None:  # noqa: B027
         """Close open files; files of single arrays are closed as soon as they are read."""

@@ -40,6 +40,10 @@ from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count
+from ..video.extraction import ReadOptions
+from ..video.listing import list_videos
+from ..video.run import NetworkOptions
+from ..video.source import open_videos
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
 
@@ -48,8 +52,13 @@ from .predict import Failure, Predictor, VideoProposals
 class InferOptions:
     """Options of `infer`. A field has the meaning of the flag of `python -m bcnet_fast.infer` with the same name."""
 
-    features: str
+    features: str  # or the names of the videos
     output: str
+    # Videos instead of features, and how features are made of them.
+    videos: tuple[str, ...] = ()
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    keep_features: str | None = None
     subset: str | None = None  # of the videos in the file of --times or --ground-truth
     # A checkpoint, or a preset with random weights.
     checkpoint: str | None = None
@@ -116,13 +125,7 @@ def infer(options: InferOptions) -> InferReport:
     if options.resume and options.overwrite:
         raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
     config = resolve_config(options)
-    archive = open_features(
-        options.features,
-        feature_dim=config.model.feature_dim,
-        every=options.time.every_for(config),
-        strip_prefix=config.data.strip_prefix,
-        limits=options.limits,
-    )
+    archive, unusable = open_archive(options, config)
     _require_apart(options, archive)
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
@@ -160,6 +163,7 @@ def infer(options: InferOptions) -> InferReport:
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         predictor = Predictor(model, protocol_for(options.protocol, config))
         run = _Run(options, predictor, truth, class_scores, writer, pictures)
+        run.failures += unusable
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
                 run.predict(archive, videos, times)
@@ -189,6 +193,39 @@ def infer(options: InferOptions) -> InferReport:
         profile,
         pictures.seconds,
     )
+
+
+def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive, list[Failure]]:
+    """The features to read, and what is known to be unusable. InputError: there are none that fit the network."""
+    every, strip_prefix = options.time.every_for(config), config.data.strip_prefix
+    width = config.model.feature_dim
+    if not options.videos:
+        archive = open_features(
+            options.features, feature_dim=width, every=every, strip_prefix=strip_prefix, limits=options.limits
+        )
+        return archive, []
+    if options.workers:
+        raise InputError("--workers reads feature files, expected 0 with videos")
+    if config.recipe is None and options.network.recipe is None and options.network.backbone is None:
+        source = options.checkpoint or f"preset {config.preset}"
+        raise InputError(
+            f"{source} states no recipe of features, expected --recipe NAME or --backbone SPEC with videos"
+        )
+    backbone = options.network.open(config.recipe)
+    if backbone.recipe.width != width:
+        raise InputError(
+            f"recipe {backbone.recipe.name} makes rows of {backbone.recipe.width} channels, expected {width} to fit "
+            f"{options.checkpoint or config.preset}"
+        )
+    videos, failures = list_videos(options.videos)
+    unusable = [Failure(name, reason) for name, reason in failures]
+    if not videos:
+        raise InputError(unusable[0].reason)
+    keep = Path(options.keep_features) if options.keep_features else None
+    archive = open_videos(
+        videos, backbone, options.read, limits=options.limits, every=every, strip_prefix=strip_prefix, keep=keep
+    )
+    return archive, unusable
 
 
 def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
@@ -227,7 +264,7 @@ class _Run:
         """Predict and store all `videos`; failures are collected."""
         options = self.options
         found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
-        for result in progress(found, total=len(videos), what="videos"):
+        for result in progress(found, total=len(videos), what="videos", hidden=bool(options.videos)):
             if isinstance(result, Failure):
                 self.failures.append(result)
             elif self.class_scores is not None and result.video not in self.class_scores:
@@ -335,7 +372,7 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
         return (
             f"without --stride, assuming {config.data.stride:g} video frames between rows, as in preset {config.preset}"
         )
-    if all(map(times.sidecar, archive.ids)):
+    if options.videos or all(map(times.sidecar, archive.ids)):
         return None
     stated = [times.table[video] for video in times.matched(archive.ids)]
     taken = []
@@ -355,6 +392,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "times": _sha256(options.time.times),
         "labels": _sha256(options.labels),
         "features": options.features,
+        "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
         "subset": options.subset,
         "every": options.time.every,
         **dataclasses.asdict(options.time.flags),

@@ -37,6 +37,7 @@ from .subsets import (
     select_annotations,
     with_features,
     with_synthetic_videos,
+    with_videos,
 )
 from .trainer import Trainer
 from .validation import SHOWN_AN, validate
@@ -60,6 +61,8 @@ def train(options: TrainOptions) -> None:
     )
     device = _device_of_this_process(options.device)
     with Processes.join(device) as processes, locked(options.output) if processes.first else contextlib.nullcontext():
+        if options.videos:
+            options = with_videos(options, processes)
         if options.features is None:
             options = with_synthetic_videos(options, processes)
         elif options.annotations is None:

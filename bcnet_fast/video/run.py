@@ -113,9 +113,9 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     run = _Run(folder, backbone, options, report)
     waiting = [(name, path) for name, path in videos.items() if not run.is_done(name, path)]
     lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
-    # One item for each second of video, so that the line tells the time that is left.
-    seconds = run.extract([(name, path) for name, path in waiting if name in lengths])
-    for _ in progress(seconds, sum(lengths.values()), "s of video", lambda: run.current):
+    steps = run.extract({name: path for name, path in waiting if name in lengths})
+    total = int(sum(lengths.values()))
+    for _ in progress(steps, total, "s of video", lambda: run.current, at=lambda: int(run.seconds)):
         pass
     report.seconds = time.perf_counter() - started
     if failures and not report.extracted and not report.kept:
@@ -127,7 +127,7 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
 class _Run:
     def __init__(self, folder: Path, backbone: Backbone, options: ExtractOptions, report: ExtractReport) -> None:
         self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
-        self.current = ""
+        self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
 
     def is_done(self, name: str, path: Path) -> bool:
         """Whether a video has features of this recipe; where they are of another, it is listed as failed."""
@@ -139,44 +139,36 @@ class _Run:
             unlike = there.recipe.difference(self.backbone.recipe)
             if unlike:
                 raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
-            if there.source.get("bytes") != path.stat().st_size:
-                return False  # of another version of the file
+            if not there.is_of(path):
+                return False
         except (InputError, OSError) as error:
             self.report.failures.append((name, str(error)))
             return True
         self.report.kept += 1
         return True
 
-    def length(self, name: str, path: Path) -> int | None:
-        """Whole seconds of a video, as its header states them; None where it cannot be opened, which is a failure."""
+    def length(self, name: str, path: Path) -> float | None:
+        """Seconds of a video, as its header states them; None where it cannot be opened, which is a failure."""
         try:
             with Video(path, 1) as video:
-                return int(video.facts.duration or video.facts.longest or 0) + 1
+                return video.facts.duration or video.facts.longest or 0.0
         except InputError as error:
             self.report.failures.append((name, str(error)))
             return None
 
-    def extract(self, videos: list[tuple[str, Path]]) -> Iterator[None]:
-        """Extract all videos, and yield once for each second of video."""
-        for name, path in videos:
-            self.current = shown(path.name)
+    def extract(self, videos: dict[str, Path]) -> Iterator[None]:
+        """Extract all videos, and yield after each few rows."""
+        for name, path in videos.items():
+            self.current, before = shown(path.name), self.seconds
             try:
-                yield from self._extract_one(path, self.folder / f"{name}.npy")
-            except InputError as error:
-                self.report.failures.append((name, str(error)))
-
-    def _extract_one(self, path: Path, target: Path) -> Iterator[None]:
-        done = 0
-        video = extract_video(path, target, self.backbone, self.options.read)
-        while True:
-            try:
-                second = int(next(video))
+                steps = extract_video(path, self.folder / f"{name}.npy", self.backbone, self.options.read)
+                while True:
+                    self.seconds = before + next(steps)
+                    yield
             except StopIteration as end:
                 self._count(path, end.value)
-                break
-            yield from [None] * (second - done)
-            done = max(done, second)
-        yield None
+            except InputError as error:
+                self.report.failures.append((name, str(error)))
 
     def _count(self, path: Path, facts: Sidecar) -> None:
         self.report.extracted += 1
