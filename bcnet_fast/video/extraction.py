@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.sidecar import Sidecar, sidecar_path
+from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
 from ..errors import InputError
+from ..recipe import Recipe
 from ..storage.files import readable
 from ..storage.output import atomic_path
 from ..storage.rows import RowFile
@@ -97,6 +98,27 @@ def require_rows(video: Video, backbone: Backbone, rows: int) -> None:
         )
 
 
+def find_features(target: Path, video: Path, recipe: Recipe, *, overwrite: bool = False) -> Sidecar | None:
+    """The sidecar of features that are there already; None: they must be extracted.
+
+    overwrite: replace what is there.
+
+    InputError: features of another recipe or origin are there, or another file in the place of the sidecar.
+    """
+    beside = sidecar_path(target)
+    there = read_sidecar(beside)
+    if there is None and beside.exists():
+        raise InputError(f"{beside} is a file of another kind, expected a free name for the sidecar of {target.name}")
+    if overwrite or not target.exists():
+        return None
+    if there is None:
+        raise InputError(f"{target} has no sidecar, expected features of extract; --overwrite replaces it")
+    unlike = there.recipe.difference(recipe)
+    if unlike:
+        raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
+    return there if there.is_of(video) else None
+
+
 def extract_video(
     path: Path, target: Path, backbone: Backbone, options: ReadOptions
 ) -> Generator[float, None, Sidecar]:
@@ -108,7 +130,7 @@ def extract_video(
     """
     assert backbone.recipe.width is not None
     with Video(path, options.decoder_threads) as video, readable(path, "a video whose features can be computed"):
-        rate, sidecar = float(video.facts.rate), sidecar_path(target)
+        rate = float(video.facts.rate)
         with atomic_path(target) as temporary:
             with RowFile(temporary, backbone.recipe.width) as file:
                 for rows in read_rows(video, backbone, options):
@@ -117,8 +139,8 @@ def extract_video(
             require_rows(video, backbone, file.rows)
             if not options.allow_truncated:
                 video.require_whole()
-            # Until the new one is there, features without a sidecar count as unfinished.
-            sidecar.unlink(missing_ok=True)
-        facts = describe(video, backbone, file.rows)
-        facts.write(sidecar)
+            facts = describe(video, backbone, file.rows)
+            # What is killed in between leaves a sidecar alone, never features with that of others.
+            target.unlink(missing_ok=True)
+            facts.write(sidecar_path(target))
         return facts

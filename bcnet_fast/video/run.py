@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
+from ..data.sidecar import Sidecar
 from ..errors import InputError
 from ..inference.model import resolve_device
 from ..progress import progress
@@ -17,7 +17,7 @@ from ..storage.output import require_writable
 from ..text import count, shown
 from .backbones import Backbone, BackboneOptions, open_backbone
 from .decoding import Video
-from .extraction import ReadOptions, extract_video
+from .extraction import ReadOptions, extract_video, find_features
 from .listing import list_videos
 from .recipes import find_recipe
 
@@ -111,7 +111,7 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     require_writable(folder / "features.npy")
     report = ExtractReport(options.output, backbone.recipe, failures=failures)
     run = _Run(folder, backbone, options, report)
-    waiting = [(name, path) for name, path in videos.items() if not run.is_done(name, path)]
+    waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
     lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
     steps = run.extract({name: path for name, path in waiting if name in lengths})
     total = int(sum(lengths.values()))
@@ -129,17 +129,11 @@ class _Run:
         self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
         self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
 
-    def is_done(self, name: str, path: Path) -> bool:
-        """Whether a video has features of this recipe; where they are of another, it is listed as failed."""
-        target = self.folder / f"{name}.npy"
+    def is_settled(self, name: str, path: Path) -> bool:
+        """Whether a video has its features, or cannot get them, because others are in their place."""
         try:
-            there = read_sidecar(sidecar_path(target)) if target.is_file() else None
-            if there is None or self.options.overwrite:
-                return False
-            unlike = there.recipe.difference(self.backbone.recipe)
-            if unlike:
-                raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
-            if not there.is_of(path):
+            target, recipe = self.folder / f"{name}.npy", self.backbone.recipe
+            if find_features(target, path, recipe, overwrite=self.options.overwrite) is None:
                 return False
         except (InputError, OSError) as error:
             self.report.failures.append((name, str(error)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.features import FeatureArchive
-from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
+from ..data.sidecar import Sidecar
 from ..data.source import ReadLimits, Source
 from ..errors import InputError
 from ..progress import progress
@@ -18,7 +18,7 @@ from ..storage.output import require_writable
 from ..text import shown
 from .backbones import Backbone
 from .decoding import EXPECTED, Video
-from .extraction import ReadOptions, describe, extract_video, read_rows, require_rows
+from .extraction import ReadOptions, describe, extract_video, find_features, read_rows, require_rows
 
 
 class VideoSource(Source):
@@ -64,12 +64,10 @@ class VideoSource(Source):
                 self._stated[name] = describe(video, self.backbone, len(rows))
             return rows
         target = self.keep / f"{name}.npy"
-        there = read_sidecar(sidecar_path(target)) if target.is_file() else None
-        if there and not there.recipe.difference(self.backbone.recipe) and there.is_of(path):
-            self._stated[name] = there
-        else:
-            steps = extract_video(path, target, self.backbone, self.read)
-            self._stated[name] = self._finish(steps, path)
+        there = find_features(target, path, self.backbone.recipe)
+        if there is None:
+            there = self._finish(extract_video(path, target, self.backbone, self.read), path)
+        self._stated[name] = there
         return open_npy(target)
 
     def _finish(self, steps: Any, path: Path) -> Sidecar:

@@ -1,4 +1,4 @@
-"""Adapters of networks. Libraries that are not installed are skipped; none of these tests needs a network connection."""
+"""Adapters of networks. Libraries that are not installed are skipped; no test needs a network connection."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def expected_means(recipe: Recipe) -> torch.Tensor:
 
 def save_onnx(path: Path, shape: list[Any]) -> Path:
     onnx = library("onnx")
-    helper = onnx.helper
-    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, size) for name, size in (("x", shape), ("y", None))]
-    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "pool", ends[:1], ends[1:])
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [helper.make_tensor_value_info("x", kind, shape)], [helper.make_tensor_value_info("y", kind, None)]
+    graph = helper.make_graph([helper.make_node("GlobalAveragePool", ["x"], ["y"])], "pool", *ends)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
     return path
 
@@ -98,12 +98,14 @@ def test_an_exported_file_runs_when_trusted(tmp_path) -> None:
 def test_files_that_do_not_fit_are_named(tmp_path) -> None:
     library("onnxruntime")
     path = save_onnx(tmp_path / "pool.onnx", ["n", 3, 8, 16, 16])
-    with pytest.raises(InputError, match=r"onnx:pool.onnx .*expected a network for clips of 4 frames of 16 x 16 pixels"):
+    with pytest.raises(
+        InputError, match=r"onnx:pool.onnx .*expected a network for clips of 4 frames of 16 x 16 pixels"
+    ):
         open_backbone(f"onnx:{path}", CLIPS, BackboneOptions())
     path = save_onnx(tmp_path / "pool.onnx", ["n", 3, 4, 16, 16])
-    with pytest.raises(InputError, match="makes rows of 3 channels, expected 1024 of the recipe"):
+    with pytest.raises(InputError, match="makes rows of 3 channels, expected 1024 as in the recipe"):
         open_backbone(f"onnx:{path}", Recipe("x", 4, 2, resize=(16, 16), width=1024), BackboneOptions())
-    with pytest.raises(InputError, match="requires --recipe: a file does not state its clips"):
+    with pytest.raises(InputError, match="requires --recipe, because a file does not state its clips"):
         open_backbone(f"onnx:{path}", None, BackboneOptions())
     path.write_bytes(b"no network")
     with pytest.raises(InputError, match=r"pool.onnx cannot be read .*, expected a network"):
@@ -146,7 +148,7 @@ def test_video_models_of_torchvision() -> None:
     again = [open_backbone("torchvision:r3d_18", small, RANDOM) for _ in range(2)]
     assert again[0].recipe.weights == again[1].recipe.weights == own.recipe.weights
     assert torch.equal(rows_of(again[0]), rows_of(again[1]))
-    with pytest.raises(InputError, match="expected a video model of torchvision: .*r3d_18"):
+    with pytest.raises(InputError, match=r"expected a video model of torchvision: .*r3d_18"):
         open_backbone("torchvision:resnet18", None, RANDOM)
 
 

@@ -53,15 +53,31 @@ def test_the_same_command_extracts_what_is_missing(tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert run(tmp_path / "clips", output=out) == 0
     before = (out / "a.npy").stat().st_mtime_ns
-    (out / "b.json").unlink()  # as if the run had been killed in between
+    (out / "b.npy").unlink()  # as if the run had been killed in between
     write_video(tmp_path / "clips" / "c.mp4", 40)
     assert run(tmp_path / "clips", output=out) == 0
     assert "2 videos, 4 rows" in capsys.readouterr().out.splitlines()[-1]
-    assert (out / "a.npy").stat().st_mtime_ns == before and (out / "b.json").exists()
+    assert (out / "a.npy").stat().st_mtime_ns == before and (out / "b.npy").exists()
     with pytest.raises(InputError, match=r"a.npy has other features \(stride 16 instead of 8\); --overwrite replaces"):
         run(tmp_path / "clips", "--stride", "8", output=out)
     assert run(tmp_path / "clips", "--stride", "8", "--overwrite", output=out) == 0
     assert len(np.load(out / "a.npy")) == 4
+
+
+def test_files_of_others_are_never_replaced(tmp_path, capsys) -> None:
+    for name in ("mine", "annotations", "good"):
+        write_video(tmp_path / f"{name}.mp4", 40)
+    out = tmp_path / "out"
+    out.mkdir()
+    np.save(out / "mine.npy", np.zeros((5, 5)))
+    (out / "annotations.json").write_text('{"database": {}}')
+    for more in ([], ["--overwrite"]):
+        assert run(tmp_path, *more, output=out) == 1
+        failed = capsys.readouterr().err
+        assert "annotations.json is a file of another kind, expected a free name" in failed
+        assert ("mine.npy has no sidecar, expected features of extract" in failed) == (not more)
+    assert (out / "annotations.json").read_text() == '{"database": {}}'
+    assert np.load(out / "mine.npy").shape == (2, 16)
 
 
 def test_a_changed_video_is_extracted_again(tmp_path) -> None:

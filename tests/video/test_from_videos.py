@@ -44,8 +44,19 @@ def network(data: Path) -> list[str]:
 
 
 def training(data: Path, output: Path, *more: object) -> list[str]:
-    settings = [*SMALL, *SIZES["bcnet"], "train.epochs=1", "train.batch_size=8"]
-    flags = ["--preset", "synthetic", "--annotations", data / "annotations.json", "--output", output, "--device", "cpu"]
+    settings = [*SMALL, *SIZES["bmn"], "train.epochs=1", "train.batch_size=8"]
+    flags = [
+        "--preset",
+        "synthetic",
+        "--model",
+        "bmn",
+        "--annotations",
+        data / "annotations.json",
+        "--output",
+        output,
+        "--device",
+        "cpu",
+    ]
     return [str(flag) for flag in (*flags, *more, "--set", *settings)]
 
 
@@ -75,7 +86,7 @@ def test_a_video_and_its_features_give_the_same_proposals(data, trained, tmp_pat
     clip, found = data / "clips" / "video_5.mp4", tmp_path / "out.json"
     assert propose(found, clip, "--checkpoint", checkpoint, "--keep-features", tmp_path / "kept") == 0
     kept = np.load(tmp_path / "kept" / "video_5.npy")
-    assert kept.shape == (27, 8) and np.array_equal(kept[1], np.arange(4, 12) * 2)
+    assert kept.shape == (27, 8) and np.array_equal(kept[1], np.arange(2, 10) * 2)
     assert propose(tmp_path / "memory.json", clip, "--checkpoint", checkpoint) == 0
     assert propose(tmp_path / "again.json", "--features", tmp_path / "kept", "--checkpoint", checkpoint) == 0
     expected = results_of(found)

@@ -9,9 +9,9 @@ from ...errors import InputError
 from ...recipe import Recipe
 from ...text import did_you_mean
 from . import files, libraries
-from .base import Backbone, BackboneOptions, FrameIndex
+from .base import Backbone, BackboneOptions, FrameIndex, NetworkBackbone
 
-_OPENERS: dict[str, Callable[[str, Recipe | None, BackboneOptions], Backbone]] = {
+_OPENERS: dict[str, Callable[[str, Recipe | None, BackboneOptions], NetworkBackbone]] = {
     "torchvision": libraries.torchvision_video,
     "timm": libraries.timm_image,
     "transformers": libraries.transformers_video,
@@ -60,12 +60,12 @@ def open_backbone(
     wanted = recipe
     if wanted is not None:
         # Another network than the one that the recipe names makes rows of another width.
-        same = wanted.backbone in (None, spec) or kind in _FILES
+        same = wanted.backbone == spec or kind in _FILES
         wanted = dataclasses.replace(wanted, **({} if same else {"width": None}), weights=None)
         wanted = dataclasses.replace(wanted, **_with_offset(changes))
     backbone = _OPENERS[kind](name, wanted, options)
     if recipe is None and changes:
-        return _OPENERS[kind](name, dataclasses.replace(backbone.recipe, **_with_offset(changes)), options)
+        return backbone.with_recipe(dataclasses.replace(backbone.recipe, **_with_offset(changes)))
     return backbone
 
 

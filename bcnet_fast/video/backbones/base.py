@@ -87,7 +87,7 @@ class NetworkBackbone:
         layout: str = "clip",
         weights: str | None = None,
     ) -> None:
-        self._network, self._layout, self._device = network, layout, options.device
+        self._network, self._layout, self._options, self._device = network, layout, options, options.device
         if layout == "image" and recipe.clip != 1:
             raise InputError(f"{recipe.backbone} looks at single images, expected --clip 1, got {recipe.clip}")
         if isinstance(network, nn.Module):
@@ -97,6 +97,11 @@ class NetworkBackbone:
         self._std = torch.tensor(recipe.std).reshape(3, 1, 1, 1).to(options.device)
         self.recipe = dataclasses.replace(recipe, weights=weights)
         self.recipe = dataclasses.replace(self.recipe, width=self._measure())
+
+    def with_recipe(self, recipe: Recipe) -> NetworkBackbone:
+        """The same network with other clips or pixels."""
+        recipe = dataclasses.replace(recipe, width=None)
+        return NetworkBackbone(self._network, recipe, self._options, layout=self._layout, weights=self.recipe.weights)
 
     def _measure(self) -> int:
         """Width of a row, of a black clip. InputError: the network does not fit the recipe."""

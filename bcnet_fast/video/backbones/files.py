@@ -48,7 +48,7 @@ def torchscript_file(name: str, recipe: Recipe | None, options: BackboneOptions)
     path = _require_trusted("torchscript", name, options)
     with readable(path, "a TorchScript file"):
         network = torch.jit.load(str(path), map_location=options.device).eval()
-    return _backbone("torchscript", path, network, recipe, options, "clip")
+    return _backbone("torchscript", path, lambda values: network(values), recipe, options, "clip")
 
 
 def exported_file(name: str, recipe: Recipe | None, options: BackboneOptions) -> NetworkBackbone:
@@ -56,7 +56,7 @@ def exported_file(name: str, recipe: Recipe | None, options: BackboneOptions) ->
     path = _require_trusted("export", name, options)
     with readable(path, "a torch.export file (.pt2)"):
         network = torch.export.load(str(path)).module().to(options.device)
-    return _backbone("export", path, network, recipe, options, "clip")
+    return _backbone("export", path, lambda values: network(values), recipe, options, "clip")
 
 
 def _require_trusted(kind: str, name: str, options: BackboneOptions) -> Path:
