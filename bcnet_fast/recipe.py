@@ -124,8 +124,9 @@ def _shown(value: Any) -> str:
 
 def _fault(name: str, value: Any, *, required: bool) -> str | None:
     """What is expected of a setting that has an impossible value, or None."""
-    if value is None and not required and name in ("fps", "offset", "width", "backbone", "weights"):
-        return None
+    if value is None:
+        optional = not required and name in ("fps", "offset", "width", "backbone", "weights")
+        return None if optional else "a value"
     if name in _RANGES:
         low, high = _RANGES[name]
         return None if type(value) is int and low <= value <= high else f"a whole number from {low} to {high}"

@@ -63,8 +63,10 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
     """
     names = ["recipe", "backbone", "weights", "trust_backbone"]
     names += [] if device else ["clip", "stride", "frame_rate", "device"]
-    stated = {name: values.pop(name) for name in names}
-    network = NetworkOptions(**stated, **({"device": device} if device else {}))
+    stated: dict[str, Any] = {name: values.pop(name) for name in names}
+    if device:
+        stated["device"] = device
+    network = NetworkOptions(**stated)
     read = ReadOptions(values.pop("clips"), values.pop("decoder_threads"), values.pop("allow_truncated"))
     require_at_least(network, clip=1, stride=1)
     require_at_least(read, clips=1, decoder_threads=0)

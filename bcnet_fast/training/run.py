@@ -18,8 +18,9 @@ from ..data.annotations import VideoAnnotation
 from ..data.features import FeatureArchive
 from ..data.timing import TimeResolver
 from ..errors import InputError
-from ..inference.model import load, resolve_device
+from ..inference.model import load
 from ..ops import native
+from ..ops.devices import resolve_device
 from ..presets import PRESETS
 from ..progress import clock
 from ..protocols import protocol_for

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..data.sidecar import Sidecar
 from ..errors import InputError
-from ..inference.model import resolve_device
+from ..ops.devices import resolve_device
 from ..progress import progress
 from ..recipe import Recipe
 from ..storage.output import require_writable

@@ -140,6 +140,7 @@ def test_a_missing_library_is_named(monkeypatch) -> None:
         open_backbone("timm:resnet18", None, RANDOM)
 
 
+@pytest.mark.slow
 def test_video_models_of_torchvision() -> None:
     library("torchvision.models")
     own = open_backbone("torchvision:r3d_18", None, RANDOM)
@@ -165,6 +166,7 @@ def test_image_models_of_timm() -> None:
 
 def test_video_models_of_transformers(tmp_path) -> None:
     transformers = library("transformers")
+    library("torchvision")  # without which transformers has no video models
     config = transformers.VideoMAEConfig(
         image_size=16, patch_size=8, num_frames=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=8,

@@ -20,8 +20,7 @@ from .base import RANDOM, BackboneOptions, NetworkBackbone, load_weights, requir
 
 Loaded = TypeVar("Loaded")
 
-_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-_MASKED = ("VideoMAEForPreTraining",)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _fetched(spec: str, load: Callable[[], Loaded]) -> Loaded:
@@ -121,7 +120,16 @@ def transformers_video(name: str, recipe: Recipe | None, options: BackboneOption
     else:
         network = _seeded(lambda: transformers.AutoModel.from_config(config))
     _fill(network, options)
-    own = Recipe(name=name, clip=frames, stride=frames, fps=15.0, resize=(size,), crop=(size, size), **_IMAGENET)
+    own = Recipe(
+        name=name,
+        clip=frames,
+        stride=frames,
+        fps=15.0,
+        resize=(size,),
+        crop=(size, size),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+    )
     shown = f"transformers:{Path(name).name}" if Path(name).is_dir() else spec
     recipe = dataclasses.replace(recipe or own, backbone=shown)
     return NetworkBackbone(_TokenMean(network), recipe, options, layout="frames")
