@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -185,3 +186,17 @@ def test_names_are_never_addresses(tmp_path, monkeypatch) -> None:
 
 def test_grey_frames_differ() -> None:
     assert grey(1).mean() - grey(0).mean() == 5
+
+
+def test_a_header_that_states_ten_hours_costs_neither_time_nor_memory(tmp_path) -> None:
+    path = write_video(tmp_path / "a.mkv", 40)
+    content = path.read_bytes()
+    place = content.index(b"\x44\x89\x88") + 3  # duration in ms, 8 bytes
+    content = content[:place] + struct.pack(">d", 36_000_000.0) + content[place + 8 :]
+    path.write_bytes(content.replace(b"00:00:01.600000000", b"10:00:00.000000000"))
+    with Video(path) as video:
+        assert video.facts.duration == 36_000
+        assert len(list(video.frames())) == 40
+        assert video.notes() == ["the file lasts 36000.0 s, its frames 1.6 s"]
+        with pytest.raises(InputError, match=r"frames up to 1\.6 s of the 36000\.0 s that its header states"):
+            video.require_whole()
