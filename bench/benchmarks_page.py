@@ -19,9 +19,12 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from support import second_stage_tables
+from support.markdown import SPACE, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -30,7 +33,6 @@ SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->
 OURS = "bcnet_fast"
 # Benchmarks whose files begin with the name of another one.
 LONGER_NAMES = ("latency_maps", "precision_emulated")
-SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 NAMES = {
     "reference": "PyTorch, eager",
     "torch.compile": "torch.compile",
@@ -40,27 +42,6 @@ NAMES = {
     "bcnet_fast bf16": "bcnet_fast bf16",
     "bcnet_fast int8": "**bcnet_fast int8**",
 }
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, without an exponent between 0.001 and 99999; empty for None."""
-    if value is None:
-        return ""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.1e}"
-    decimals = max(0, digits - len(str(int(abs(value)))) if abs(value) >= 1 else digits)
-    return f"{value:.{decimals}f}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def machine(environment: dict[str, Any]) -> str:
@@ -330,6 +311,15 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
+def view(found: dict[str, Any]) -> str:
+    header = ["videos", "proposals", "page, MB", "written in, s", "opened in, s"]
+    header += ["confidence slider, ms", "other tIoU, ms", "other video, ms"]
+    keys = ("page_mb", "write_s", "interactive_s", "slider_ms", "tiou_ms", "video_ms")
+    lines = [[f"{r['videos']:,}", f"{r['proposals']:,}", *(number(r[key]) for key in keys)] for r in found["rows"]]
+    rate, browser = statistics.mean(found["rate_gflops"]), found["environment"]["browser"]
+    return f"*{browser}; large float32 products at {number(rate)} GFLOP/s.*\n\n" + table(header, lines)
+
+
 def attack() -> str:
     found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
     broken = Counter(failure["target"] for failure in found["failures"])
@@ -422,6 +412,15 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def second_stage_training(found: dict[str, Any]) -> str:
+    rows = [
+        [row["form"], number(row["median"]), times(row["times_ours"]), number(row["peak_mib"])]
+        for row in found["steps"]
+    ]
+    return table(["training step of P-GCN", "ms", "x ours", "peak MiB of the process"], rows)
+
+
+SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -435,8 +434,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "operators": lambda: each_machine("ops", operators),
     "layers": lambda: each_machine("layers", layers),
     "training": lambda: each_machine("training", training),
+    "second-stage": lambda: each_machine("second_stage", second_stage_tables.whole),
+    "second-stage-rewrites": lambda: each_machine("second_stage", second_stage_tables.rewrites),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
+    "view": lambda: each_machine("view", view),
     "soft-nms": soft_nms,
     "attack": attack,
     "floors": lambda: each_machine("ops", floors),
@@ -446,6 +448,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
+    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
+    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
+    "second-stage-training": lambda: each_machine("second_stage_training", second_stage_training),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(
