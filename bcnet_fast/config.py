@@ -13,10 +13,13 @@ from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from . import bounds
 from .errors import InputError
+from .recipe import Recipe
 from .settings import build_section, require_object
 from .text import alternatives, brief, did_you_mean
 
 Section = TypeVar("Section")
+
+_NOT_SETTINGS = ("preset", "trained_on", "recipe")  # parts of a configuration that --set cannot change
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,7 @@ class Config:
     proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     trained_on: TimeBase | None = None  # None: not trained by this package, so that `data` is all that is known
+    recipe: Recipe | None = None  # of the features of the training; None: `extract` did not make them
 
     def __post_init__(self) -> None:
         for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
@@ -197,8 +201,8 @@ class Config:
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
         require_object(values, source)
-        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("preset", "trained_on"))
-        unknown = set(values) - {"preset", "trained_on", *sections}
+        sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in _NOT_SETTINGS)
+        unknown = set(values) - {*_NOT_SETTINGS, *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source} has the keys {sorted(values)}, expected preset, {', '.join(sections)}")
         model = values.get("model", {})
@@ -213,7 +217,8 @@ class Config:
         preset = values["preset"]
         if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
             raise InputError(f"{source}: preset is {brief(preset)}, expected a short name")
-        config = Config(preset=preset, **built, trained_on=trained_on)
+        recipe = None if values.get("recipe") is None else Recipe.from_dict(values["recipe"], source)
+        config = Config(preset=preset, **built, trained_on=trained_on, recipe=recipe)
         config.require_possible(source)
         return config
 

@@ -7,6 +7,9 @@
         write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
         such file, an HDF5 file, or the THUMOS14 two-stream folder
 
+    python -m bcnet_fast.infer clip.mp4 --checkpoint FILE.safetensors --output FILE.json
+        the same for videos, with a checkpoint that was trained on features of extract; docs/how_to/video.md
+
     python -m bcnet_fast.infer --checkpoint FILE --features PATH --output out.json --refine pgcn.safetensors
         also give the proposals, which are in out.proposals.json, classes and better boundaries: the command refine
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .cli import read_flags, time_flags
+from .cli import read_flags, time_flags, video_flags
 from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.both_stages import infer_and_refine
@@ -33,6 +36,9 @@ from .text import shown
 
 def build_parser() -> Parser:
     parser = command_parser("infer", __doc__)
+    parser.add_argument(
+        "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
+    )
     parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
     parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
     parser.add_argument(
@@ -71,6 +77,7 @@ def build_parser() -> Parser:
 
     time_flags.add_arguments(parser)
     read_flags.add_arguments(parser)
+    video_flags.add_arguments(parser)
 
     labels = parser.add_argument_group("labels (detections instead of proposals)")
     labels.add_argument("--labels", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md")
@@ -137,11 +144,24 @@ def build_parser() -> Parser:
 def parse(argv: list[str]) -> InferOptions:
     """Parse flags to options. InputError: a flag is missing or out of range."""
     values = vars(build_parser().parse_args(argv))
+    videos = tuple(values.pop("videos"))
+    if videos and values["features"] is not None:
+        raise InputError(f"--features is {values['features']} beside the video {videos[0]}, expected one of the two")
+    if videos:
+        values["features"] = ", ".join(videos)
     for flag in ("features", "output"):
         if values[flag] is None:
             raise InputError(f"--{flag} is required; see --help, or run without flags for the demo")
     values["refine"] = values["refine"] and tuple(values["refine"])
-    options = InferOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
+    network, read = video_flags.take_options(values, values["device"])
+    options = InferOptions(
+        time=time_flags.take_options(values),
+        limits=read_flags.take_limits(values),
+        videos=videos,
+        network=network,
+        read=read,
+        **values,
+    )
     require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1)
     return options
 

@@ -14,6 +14,9 @@
     python -m bcnet_fast.train --model bmn --preset small --list-settings
         print every setting with its default and meaning
 
+    python -m bcnet_fast.train --preset small --videos DIR --recipe NAME --annotations FILE --output DIR
+        the same from videos: docs/how_to/video.md
+
     python -m bcnet_fast.train --model pgcn --preset small --proposals FILE --features PATH --annotations FILE \\
             --output DIR
         train a second stage, pgcn or muses, that gives proposals classes and better boundaries; FILE is a result of
@@ -38,7 +41,7 @@ import math
 import sys
 from typing import Any
 
-from .cli import read_flags, time_flags
+from .cli import read_flags, time_flags, video_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .cli.settings import list_settings
 from .config import section_kinds
@@ -58,6 +61,14 @@ def build_parser() -> Parser:
     parser = command_parser("train", __doc__)
     data = parser.add_argument_group("data")
     data.add_argument("--features", metavar="PATH", help="features of all videos; layouts: docs/formats.md")
+    data.add_argument(
+        "--videos",
+        nargs="+",
+        default=(),
+        metavar="VIDEO",
+        help="video files, folders, and .txt lists of them, instead of --features; their features are kept in "
+        "--keep-features, or else in --output",
+    )
     data.add_argument(
         "--annotations",
         metavar="FILE",
@@ -134,6 +145,7 @@ def build_parser() -> Parser:
     short.add_argument("--seed", type=int, metavar="N", help="train.seed")
     time_flags.add_arguments(parser)
     read_flags.add_arguments(parser)
+    video_flags.add_arguments(parser)
 
     running = parser.add_argument_group("running")
     running.add_argument("--output", metavar="DIR", default=TrainOptions.output, help="folder for checkpoints and log")
@@ -162,8 +174,15 @@ def _options(values: dict[str, Any]) -> TrainOptions:
         value = values.pop(name)
         if value is not None:
             _state(settings, name, value)
+    network, read = video_flags.take_options(values, values["device"])
     options = TrainOptions(
-        time=time_flags.take_options(values), limits=read_flags.take_limits(values), settings=settings, **values
+        network=network,
+        read=read,
+        videos=tuple(values.pop("videos")),
+        time=time_flags.take_options(values),
+        limits=read_flags.take_limits(values),
+        settings=settings,
+        **values,
     )
     require_at_least(options, workers=0)
     return options

@@ -26,6 +26,7 @@ from ..storage.files import readable
 from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import find_source
+from .sidecar import Sidecar
 from .source import ReadLimits, Source
 from .workers import end_with_parent, read_in_order
 
@@ -128,6 +129,10 @@ class FeatureArchive:
             return [place]
         return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
 
+    def sidecar(self, video: str) -> Sidecar | None:
+        """What `extract` stated about the features of a video; None for others. InputError: it is damaged."""
+        return self._source.sidecar(self._names[video]) if video in self._names else None
+
     def versions(self) -> dict[str, list[tuple[int, int]]]:
         """For each video, size and time of the last change in ns of its files; none for a file that is not there."""
         known: dict[Path, list[tuple[int, int]]] = {}
@@ -160,6 +165,10 @@ class FeatureArchive:
                 time_first=source.time_first,
                 limits=self.limits,
             )
+
+    def interrupt(self) -> None:
+        """Let a read in another thread end soon, where it is long."""
+        self._source.interrupt()
 
     def close(self) -> None:
         """Close the open files of this process; the next read opens them again."""
@@ -254,6 +263,9 @@ def iterate(
         while pending:
             name, future = pending.popleft()
             yield name, future.result()
+    except BaseException:
+        archive.interrupt()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -19,6 +19,7 @@ from ..storage.foreign import no_features
 from ..storage.pickles import bytes_of, is_plain, load_tensors
 from ..text import count
 from . import hdf5
+from .sidecar import Sidecar, read_sidecar, sidecar_path
 from .source import ARRAY_NAMES, ReadLimits, Source
 
 
@@ -71,9 +72,15 @@ class _Files(Source):
         self.suffix = suffix
         self.expected = _EXPECTED[suffix]
         self.limits = limits
+        self._sidecars: dict[str, Sidecar | None] = {}
 
     def where(self, name: str) -> str:
         return str(self.videos[name])
+
+    def sidecar(self, name: str) -> Sidecar | None:
+        if name not in self._sidecars:
+            self._sidecars[name] = read_sidecar(sidecar_path(self.videos[name]))
+        return self._sidecars[name]
 
     def open(self, name: str) -> Any:
         return _READERS[self.suffix](require_file(self.videos[name], self.expected), self.limits)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from .sidecar import Sidecar
 
 ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HDF5 group of several arrays
 
@@ -61,6 +62,13 @@ class Source(abc.ABC):
         """Return the array, or an object with shape, dtype, ndim and slicing. May raise anything: `FeatureArchive`
         turns it into that video's failure.
         """
+
+    def sidecar(self, name: str) -> Sidecar | None:
+        """What `extract` stated about a video, if it made the features. InputError: it is damaged."""
+        return None
+
+    def interrupt(self) -> None:  # noqa: B027
+        """Let a read in another thread end soon; most are short."""
 
     def close(self) -> None:  # noqa: B027
         """Close open files; files of single arrays are closed as soon as they are read."""

@@ -7,7 +7,7 @@ snippets. docs/formats.md lists the values of the public layouts.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,8 +15,10 @@ import numpy as np
 
 from ..config import Config, TimeBase
 from ..errors import InputError
+from ..recipe import Recipe
 from ..text import count
 from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
+from .sidecar import Sidecar
 
 if TYPE_CHECKING:
     from .features import FeatureArchive
@@ -96,7 +98,14 @@ class TimeOptions:
         InputError: the file cannot be read, or a flag contradicts the training of the checkpoint.
         """
         table = read_annotations(self.times, strip_prefix=config.data.strip_prefix) if self.times else known
-        return TimeResolver(config, self.flags, table, every=archive.every, row_stride=archive.row_stride)
+        return TimeResolver(
+            config,
+            self.flags,
+            table,
+            every=archive.every,
+            row_stride=archive.row_stride,
+            sidecar=archive.sidecar,
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,10 @@ class TimeFacts:
 
 
 class TimeResolver:
-    """Combines flags, a table, the layout and the training of the network, in this order of precedence.
+    """Combines flags, sidecars, a table, the layout and the training of the network, in this order of precedence.
+
+    A sidecar is more certain than a table: it was written with the rows, while the frame rate of an annotation file is
+    that of the video and not of the frames that a recipe samples.
 
     The stride and offset of the preset count only for a network that was not trained by this package. A trained network
     refuses flags, and videos, whose snippets have another stride or offset than those it was trained on.
@@ -122,6 +134,7 @@ class TimeResolver:
     table: id -> VideoAnnotation, as from `read_annotations`; videos may be missing.
     every: every N-th row is used.
     row_stride: video frames between rows, if the feature layout fixes it (`FeatureArchive.row_stride`).
+    sidecar: what `extract` stated about the features of a video (`FeatureArchive.sidecar`).
 
     InputError: a flag contradicts `config.trained_on`.
     """
@@ -134,12 +147,14 @@ class TimeResolver:
         *,
         every: int = 1,
         row_stride: float | None = None,
+        sidecar: Callable[[str], Sidecar | None] = lambda video: None,
     ) -> None:
         self.config = config
         self.flags = flags or TimeFlags()
         self.table = table or {}
         self.every = every
         self.row_stride = row_stride
+        self._read_sidecar = sidecar
         self.base = config.trained_on or TimeBase()
         self._require_agreement()
 
@@ -183,7 +198,7 @@ class TimeResolver:
 
     def facts(self, video: str) -> TimeFacts:
         """Known facts about the time of `video`, which may be too few."""
-        flags, row = self.flags, self.table.get(video) or VideoAnnotation(video)
+        flags, row = self.flags, self._known(video)
         duration = _first(flags.duration, row.duration or None)
         frames = row.frames or None
         fps = _first(flags.fps, row.fps, frames / duration if frames and duration else None, self.base.fps)
@@ -201,12 +216,56 @@ class TimeResolver:
             offset = self.config.data.offset
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
 
+    def sidecar(self, video: str) -> Sidecar | None:
+        """What `extract` stated about a video; None without a usable sidecar. `resolve` refuses a damaged one."""
+        try:
+            return self._read_sidecar(video)
+        except InputError:
+            return None
+
+    def _known(self, video: str) -> VideoAnnotation:
+        """What its sidecar states about a video, and the table about the rest."""
+        row, side = self.table.get(video) or VideoAnnotation(video), self.sidecar(video)
+        if side is None:
+            return row
+        return replace(
+            row,
+            duration=side.duration or row.duration,
+            fps=side.fps,
+            frames=round(side.duration * side.fps) or row.frames,
+            feature_stride=side.stride,
+            feature_offset=side.offset,
+        )
+
+    def recipe_of(self, videos: Collection[str]) -> Recipe | None:
+        """The recipe of the features of all `videos`; None where `extract` did not make them.
+
+        InputError: they are of several recipes, or only some are of one.
+        """
+        recipes = {video: side.recipe if (side := self.sidecar(video)) else None for video in videos}
+        first, recipe = next(iter(recipes.items()), ("", None))
+        for video, other in recipes.items():
+            if (other is None) != (recipe is None):
+                raise InputError(f"only one of the videos {first!r} and {video!r} has a sidecar, expected both or none")
+            unlike = other.difference(recipe) if other and recipe else None
+            if unlike:
+                raise InputError(f"video {video!r} has other features than {first!r} ({unlike}), expected one recipe")
+        return recipe
+
+    def _require_recipe(self, video: str) -> None:
+        """Raise InputError if the sidecar of a video is damaged, or of another recipe than that of the training."""
+        side, recipe = self._read_sidecar(video), self.config.recipe
+        unlike = side.recipe.difference(recipe) if side and recipe else None
+        if unlike:
+            raise InputError(f"video {video!r} has other features than the training ({unlike}), expected its recipe")
+
     def resolve(self, video: str, snippets: int, *, whole_snippets: bool = False) -> VideoTime:
         """Times of a video with that many snippets. InputError: names the missing fact and its flags.
 
         With `whole_snippets`, a rescaled video ends with the last whole snippet of the preset's stride, as in the
         public BMN release.
         """
+        self._require_recipe(video)
         facts = self.facts(video)
         if self.config.data.rescale:  # the length of a snippet differs from video to video anyway
             time = self._rescaled(video, snippets, facts)

@@ -21,11 +21,12 @@ from ..networks.reference import NETWORKS, SECOND_STAGE
 from ..networks.reference.layers import shapes_only
 from ..ops import native, use_backend
 from ..ops.backends import BACKENDS
+from ..ops.devices import resolve_device
 from ..ops.precision import gpu_products
 from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import StoredWeights, read_any_config
 from ..storage.files import readable
-from ..text import alternatives, count, did_you_mean
+from ..text import alternatives, did_you_mean
 from .second_stage_model import second_stage_model
 
 DEMO = "demo"  # name of the bundled checkpoint
@@ -163,27 +164,6 @@ class Model:
 def demo_checkpoint() -> Path:
     """The small BCNet that is shipped with the package, trained on synthetic videos."""
     return Path(str(resources.files("bcnet_fast") / "assets" / "demo.safetensors"))
-
-
-def resolve_device(name: str | torch.device = "auto") -> torch.device:
-    """A device with its index; "auto" takes CUDA where there is one, "cuda" the current CUDA device.
-
-    InputError for a device that this machine lacks.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device is {name!r}, expected auto, cpu or cuda")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        devices = count(torch.cuda.device_count(), "CUDA device")
-        raise InputError(f"--device is {name!r}, but torch {torch.__version__} sees {devices} here")
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
 
 
 def load(

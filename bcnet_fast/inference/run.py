@@ -40,6 +40,10 @@ from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count
 from ..threads import FairShare
+from ..video.extraction import ReadOptions
+from ..video.listing import list_videos
+from ..video.run import NetworkOptions
+from ..video.source import open_videos
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
 from .running import interruptible, require_fresh, sha256, show, take_up
@@ -49,8 +53,13 @@ from .running import interruptible, require_fresh, sha256, show, take_up
 class InferOptions:
     """Options of `infer`. A field has the meaning of the flag of `python -m bcnet_fast.infer` with the same name."""
 
-    features: str
+    features: str  # or the names of the videos
     output: str
+    # Videos instead of features, and how features are made of them.
+    videos: tuple[str, ...] = ()
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    keep_features: str | None = None
     subset: str | None = None  # of the videos in the file of --times or --ground-truth
     # A checkpoint, or a preset with random weights.
     checkpoint: str | None = None
@@ -128,13 +137,7 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
     started = time.perf_counter()
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     config = resolve_config(options)
-    archive = open_features(
-        options.features,
-        feature_dim=config.model.feature_dim,
-        every=options.time.every_for(config),
-        strip_prefix=config.data.strip_prefix,
-        limits=options.limits,
-    )
+    archive, unusable = open_archive(options, config)
     _require_apart(options, archive)
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
@@ -166,6 +169,7 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         predictor = Predictor(model, protocol_for(options.protocol, config))
         run = _Run(options, predictor, truth, class_scores, writer, pictures, share)
+        run.failures += unusable
         recording = record() if options.profile or options.trace else contextlib.nullcontext()
         with interruptible(writer), recording as profile:
             run.predict(archive, videos, times)
@@ -190,6 +194,39 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
         pictures.seconds,
         curves=run.curves,
     )
+
+
+def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive, list[Failure]]:
+    """The features to read, and what is known to be unusable. InputError: there are none that fit the network."""
+    every, strip_prefix = options.time.every_for(config), config.data.strip_prefix
+    width = config.model.feature_dim
+    if not options.videos:
+        archive = open_features(
+            options.features, feature_dim=width, every=every, strip_prefix=strip_prefix, limits=options.limits
+        )
+        return archive, []
+    if options.workers:
+        raise InputError("--workers reads feature files, expected 0 with videos")
+    if config.recipe is None and options.network.recipe is None and options.network.backbone is None:
+        source = options.checkpoint or f"preset {config.preset}"
+        raise InputError(
+            f"{source} states no recipe of features, expected --recipe NAME or --backbone SPEC with videos"
+        )
+    backbone = options.network.open(config.recipe)
+    if backbone.recipe.width != width:
+        raise InputError(
+            f"recipe {backbone.recipe.name} makes rows of {backbone.recipe.width} channels, expected {width} to fit "
+            f"{options.checkpoint or config.preset}"
+        )
+    videos, failures = list_videos(options.videos)
+    unusable = [Failure(name, reason) for name, reason in failures]
+    if not videos:
+        raise InputError(unusable[0].reason)
+    keep = Path(options.keep_features) if options.keep_features else None
+    archive = open_videos(
+        videos, backbone, options.read, limits=options.limits, every=every, strip_prefix=strip_prefix, keep=keep
+    )
+    return archive, unusable
 
 
 def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
@@ -230,7 +267,7 @@ class _Run:
         """Predict and store all `videos`; failures are collected."""
         options = self.options
         found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
-        for result in progress(found, total=len(videos), what="videos"):
+        for result in progress(found, total=len(videos), what="videos", hidden=bool(options.videos)):
             self.share.renew()
             if isinstance(result, Failure):
                 self.failures.append(result)
@@ -312,7 +349,7 @@ def resolve_times(
         unused = len(times.table) - len(times.matched(archive.ids))
         if unused:
             print(f"note: {path}: {count(unused, 'video')} without features", file=sys.stderr)
-    elif not config.data.rescale and options.time.flags.fps is None and times.base.fps is None:
+    elif not config.data.rescale and all(times.facts(video).fps is None for video in archive.ids):
         raise InputError("--fps or --times is required: snippet times depend on the frame rate of the videos")
     if not config.data.rescale:
         remark = _remark_on_times(options, config, archive, times)
@@ -342,6 +379,8 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
         return (
             f"without --stride, assuming {config.data.stride:g} video frames between rows, as in preset {config.preset}"
         )
+    if options.videos or all(map(times.sidecar, archive.ids)):
+        return None
     stated = [times.table[video] for video in times.matched(archive.ids)]
     taken = []
     if base.fps is not None and flags.fps is None and not any(row.fps or row.frames for row in stated):
@@ -360,6 +399,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "times": sha256(options.time.times),
         "labels": sha256(options.labels),
         "features": options.features,
+        "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
         "subset": options.subset,
         "every": options.time.every,
         **dataclasses.asdict(options.time.flags),

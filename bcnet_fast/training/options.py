@@ -12,6 +12,8 @@ from ..data.timing import TimeOptions
 from ..errors import InputError
 from ..presets import FITTED, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.files import read_toml
+from ..video.extraction import ReadOptions
+from ..video.run import NetworkOptions
 
 FEWEST_STEPS = 150  # optimizer steps of a training with --fit
 
@@ -42,6 +44,11 @@ class TrainOptions:
     protocol: str = "default"
     time: TimeOptions = field(default_factory=TimeOptions)
     limits: ReadLimits = field(default_factory=ReadLimits)
+    # Videos instead of features, and how features are made of them.
+    videos: tuple[str, ...] = ()
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    keep_features: str | None = None
     output: str = "bcnet_train"
     resume: bool = False
     device: str = "auto"

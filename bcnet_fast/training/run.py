@@ -18,8 +18,9 @@ from ..data.annotations import VideoAnnotation
 from ..data.features import FeatureArchive
 from ..data.timing import TimeResolver
 from ..errors import InputError
-from ..inference.model import load, resolve_device
+from ..inference.model import load
 from ..ops import native
+from ..ops.devices import resolve_device
 from ..presets import PRESETS, SECOND_STAGE_PRESETS
 from ..progress import clock
 from ..protocols import protocol_for
@@ -38,6 +39,7 @@ from .subsets import (
     select_annotations,
     with_features,
     with_synthetic_videos,
+    with_videos,
 )
 from .trainer import Trainer
 from .validation import SHOWN_AN, validate
@@ -64,6 +66,8 @@ def train(options: TrainOptions) -> None:
     )
     device = _device_of_this_process(options.device)
     with Processes.join(device) as processes, locked(options.output) if processes.first else contextlib.nullcontext():
+        if options.videos:
+            options = with_videos(options, processes)
         if options.features is None:
             options = with_synthetic_videos(options, processes)
         elif options.annotations is None:
@@ -99,7 +103,8 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
         preset = PRESETS[options.model][options.preset].train
         epochs = fitted_epochs(preset, config.train.batch_size, len(windows))
         config = resolve_config(options, fitted | {"train": epochs})
-    config = replace(config, trained_on=times.base_of([video.annotation.id for video in training.videos]))
+    used = [video.annotation.id for video in training.videos]
+    config = replace(config, trained_on=times.base_of(used), recipe=times.recipe_of([*used, *validation.truth]))
     trainer = Trainer(config, protocol.losses, device, processes)
     output = Run(options.output, config, {"protocol": options.protocol, "windows": _digest(windows)})
     state = output.begin(resume=options.resume)

@@ -21,10 +21,11 @@ from ..data.proposal_list import ProposalVideo
 from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..evaluation import METRICS, mean_average_precision
-from ..inference.model import load, resolve_device
+from ..inference.model import load
 from ..inference.run import InferOptions, infer
 from ..inference.second_stage import Neighbours, Refiner
 from ..inference.streams import read_classes
+from ..ops.devices import resolve_device
 from ..presets import DATA_SETS, SECOND_STAGE_PRESETS
 from ..progress import clock as remaining
 from ..progress import progress

@@ -20,7 +20,8 @@ from ..presets import DATA_SETS
 from ..progress import progress
 from ..protocols import WindowRules
 from ..storage.output import require_writable
-from ..text import count, some
+from ..text import count, shown, some
+from ..video.run import ExtractOptions, extract
 from .dataset import Subset, check_subset
 from .distributed import Processes
 from .options import TrainOptions, stated
@@ -59,6 +60,26 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
     if processes.count > 1:
         dist.barrier()
     return replace(options, features=str(folder / "features"), annotations=str(annotations), train_subset=None)
+
+
+def with_videos(options: TrainOptions, processes: Processes) -> TrainOptions:
+    """Extract the features of --videos; return options whose features they are.
+
+    InputError: a flag contradicts --videos, or no video can be used; others that cannot are listed.
+    """
+    if options.features is not None:
+        raise InputError(f"--features is {options.features} beside --videos, expected one of the two")
+    if options.annotations is None:
+        raise InputError("--videos requires --annotations")
+    folder = options.keep_features or str(Path(options.output) / "features")
+    if processes.first:
+        report = extract(ExtractOptions(options.videos, folder, options.network, options.read))
+        print(report.summary(), flush=True)
+        for video, reason in report.failures:
+            print(f"failed: {shown(video)}: {reason}", file=sys.stderr)
+    if processes.count > 1:
+        dist.barrier()
+    return replace(options, features=folder)
 
 
 def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[str, VideoAnnotation]]:

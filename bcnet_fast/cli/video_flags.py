@@ -1,0 +1,73 @@
+"""Flags that choose how features are made of videos, the same in every command that reads videos."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..video.backbones import SPECS
+from ..video.extraction import ReadOptions
+from ..video.run import NetworkOptions
+from .parser import require_at_least
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
+    """Add the flags.
+
+    alone: also --clip, --stride, --frame-rate and --device, which have another meaning beside features, or are there.
+    """
+    network = parser.add_argument_group("recipe and network (docs/how_to/video.md)")
+    network.add_argument(
+        "--recipe", metavar="NAME", help="sampling and pixels: a name of `extract --list`, or a .toml file"
+    )
+    network.add_argument("--backbone", metavar="SPEC", help=f"network: {SPECS}")
+    network.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="weights for the network of a library (.safetensors, .pt, .pth), or random; default: its own",
+    )
+    network.add_argument(
+        "--trust-backbone", action="store_true", help="run a torchscript or export file, which is a program"
+    )
+    if alone:
+        network.add_argument("--clip", type=int, metavar="N", help="frames of a row, instead of the recipe's")
+        network.add_argument("--stride", type=int, metavar="N", help="frames from one row to the next")
+        network.add_argument("--frame-rate", type=float, metavar="F", help="frames a second that are sampled")
+        network.add_argument(
+            "--device", default=NetworkOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
+        )
+    else:
+        network.add_argument(
+            "--keep-features", metavar="DIR", help="folder for the features of the videos, to use them again"
+        )
+    reading = parser.add_argument_group("reading videos")
+    reading.add_argument(
+        "--clips",
+        type=int,
+        default=ReadOptions.clips,
+        metavar="N",
+        help="clips in a call of the network on a GPU; features on the CPU do not depend on it",
+    )
+    reading.add_argument(
+        "--decoder-threads", type=int, default=ReadOptions.decoder_threads, metavar="N", help="0: one for each core"
+    )
+    reading.add_argument(
+        "--allow-truncated", action="store_true", help="take what is there of a file that ends before its stated end"
+    )
+
+
+def take_options(values: dict[str, Any], device: str | None = None) -> tuple[NetworkOptions, ReadOptions]:
+    """Remove the flags of `add_arguments` from parsed values. InputError: a flag is out of range.
+
+    device: of a command with a --device of its own.
+    """
+    names = ["recipe", "backbone", "weights", "trust_backbone"]
+    names += [] if device else ["clip", "stride", "frame_rate", "device"]
+    stated: dict[str, Any] = {name: values.pop(name) for name in names}
+    if device:
+        stated["device"] = device
+    network = NetworkOptions(**stated)
+    read = ReadOptions(values.pop("clips"), values.pop("decoder_threads"), values.pop("allow_truncated"))
+    require_at_least(network, clip=1, stride=1)
+    require_at_least(read, clips=1, decoder_threads=0)
+    return network, read

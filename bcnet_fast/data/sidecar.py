@@ -1,0 +1,97 @@
+"""The file beside a feature file that states how its rows were made: `<id>.json` beside `<id>.npy`.
+
+`extract` writes it. `inspect`, `infer` and `train` take frame rate, stride, offset and duration from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..recipe import Recipe
+from ..storage.files import read_json
+from ..storage.output import write_json
+from ..text import brief
+
+KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout
+VERSION = 1
+_EXPECTED = "the sidecar of a feature file, as extract writes it"
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """Facts about the features of one video.
+
+    recipe: sampling, pixels and network.
+    fps: frames a second to which stride and offset refer: those of the recipe, or of the video.
+    duration: of the video's frames, seconds.
+    rows: of the feature file.
+    source: facts about the video file, for people: name, bytes, frames, frame rate, codec, width, height.
+    notes: what was unusual about it.
+    """
+
+    recipe: Recipe
+    fps: float
+    duration: float
+    rows: int
+    source: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stride(self) -> float:
+        """Frames, of `fps` a second, from one row to the next."""
+        return float(self.recipe.stride)
+
+    @property
+    def offset(self) -> float:
+        """Frame of boundary 0."""
+        return self.recipe.boundary_offset
+
+    def is_of(self, video: Path) -> bool:
+        """Whether the features are of this version of a video file, judged by its size."""
+        return self.source.get("bytes") == video.stat().st_size
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically. InputError: it cannot be written."""
+        recipe = self.recipe.to_dict()
+        facts = {"fps": self.fps, "stride": self.stride, "offset": self.offset, "duration": self.duration}
+        facts |= {"clip": self.recipe.clip, "rows": self.rows, "width": self.recipe.width}
+        write_json(
+            path, {KEY: VERSION, **facts, "recipe": recipe, "source": self.source, "notes": self.notes}, indent=1
+        )
+
+
+def sidecar_path(features: Path) -> Path:
+    """The sidecar of a feature file."""
+    return features.with_name(f"{features.stem}.json")
+
+
+def read_sidecar(path: Path) -> Sidecar | None:
+    """Read a sidecar. None: there is none, or a JSON file of another kind. InputError: it is damaged."""
+    if not path.is_file():
+        return None
+    content = read_json(path, _EXPECTED)
+    if not isinstance(content, dict) or KEY not in content:
+        return None
+    if content[KEY] != VERSION:
+        raise InputError(f"{path} has version {brief(content[KEY])}, expected {VERSION}, which this package reads")
+    numbers = {}
+    for name in ("fps", "duration", "rows"):
+        value = content.get(name)
+        low = 1 if name == "rows" else 0
+        usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < math.inf
+        if not usable or (name == "fps" and value == 0) or (name == "rows" and not isinstance(value, int)):
+            raise InputError(f"{path}: {name} is {brief(value)}, expected a positive number; {_EXPECTED}")
+        numbers[name] = value
+    source, notes = content.get("source"), content.get("notes")
+    return Sidecar(
+        Recipe.from_dict(content.get("recipe"), str(path)),
+        float(numbers["fps"]),
+        float(numbers["duration"]),
+        numbers["rows"],
+        source if isinstance(source, dict) else {},
+        tuple(map(str, notes)) if isinstance(notes, list) else (),
+    )

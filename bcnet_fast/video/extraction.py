@@ -1,0 +1,146 @@
+"""Features of videos: decode, sample, run the backbone, and store the rows with their sidecar."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
+from ..errors import InputError
+from ..recipe import Recipe
+from ..storage.files import readable
+from ..storage.output import atomic_path
+from ..storage.rows import RowFile
+from ..text import count
+from .backbones import Backbone
+from .decoding import Video
+from .pixels import PixelReader
+from .sampling import Sampling
+
+FEWEST_ROWS = 2  # of a video, as every network of the package needs them
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How videos are read.
+
+    clips: in a call of the network on a GPU. On the CPU a call has one clip, so that features do not depend
+        on it.
+    decoder_threads: 0: one for each core.
+    allow_truncated: take what is there of a file that ends before its stated end.
+    """
+
+    clips: int = 8
+    decoder_threads: int = 0
+    allow_truncated: bool = False
+
+
+def read_rows(video: Video, backbone: Backbone, options: ReadOptions) -> Iterator[np.ndarray]:
+    """Yield the rows of a video, [n, C] float32 each.
+
+    InputError: no frame can be decoded, the network fails, or its values are not finite.
+    """
+    recipe, rate = backbone.recipe, video.facts.rate
+    sampling = Sampling(recipe, rate)
+    reader = PixelReader(recipe) if backbone.needs_pixels else _no_pixels
+
+    clips = sampling.stream(video.frames(), reader)
+    row = 0
+    while batch := list(itertools.islice(clips, options.clips)):
+        numbers = torch.from_numpy(np.stack([frame for frame, _ in batch]))
+        pixels = torch.from_numpy(np.stack([np.stack(clip) for _, clip in batch]))
+        with readable(f"{video.path}: the network", "clips that it can compute"):
+            rows = backbone(pixels, numbers).numpy()
+        if not np.isfinite(rows).all():
+            bad = row + int(np.argmin(np.isfinite(rows).all(1)))
+            raise InputError(f"{video.path}: row {bad} of the features is not finite, expected finite values")
+        row += len(rows)
+        yield rows
+
+
+def _no_pixels(frame: object) -> np.ndarray:
+    return np.empty((0, 0, 3), np.uint8)
+
+
+def describe(video: Video, backbone: Backbone, rows: int) -> Sidecar:
+    """The sidecar of a video that was read; before that, of what its header states.
+
+    InputError: it was read, and has too few rows, or ends too early.
+    """
+    facts, recipe = video.facts, backbone.recipe
+    rate = float(facts.rate)
+    duration = video.total / rate if video.total else facts.duration or facts.longest or 0.0
+    source = {
+        "file": video.path.name,
+        "bytes": video.path.stat().st_size,
+        "frames": video.total,
+        "fps": rate,
+        "width": facts.width,
+        "height": facts.height,
+        "codec": facts.codec,
+    }
+    return Sidecar(recipe, recipe.fps or rate, duration, rows, source, tuple(video.notes() if video.total else ()))
+
+
+def require_rows(video: Video, backbone: Backbone, rows: int) -> None:
+    """InputError: a video has fewer rows than a network needs."""
+    if rows < FEWEST_ROWS:
+        recipe = backbone.recipe
+        needed = Sampling(recipe, video.facts.rate).needed(FEWEST_ROWS - 1)
+        raise InputError(
+            f"{video.path} has {count(video.total, 'frame')} and so {count(rows, 'row')} of features, expected at "
+            f"least {needed} frames for {FEWEST_ROWS} rows (clip {recipe.clip}, stride {recipe.stride})"
+        )
+
+
+def find_features(target: Path, video: Path, recipe: Recipe, *, overwrite: bool = False) -> Sidecar | None:
+    """The sidecar of features that are there already; None: they must be extracted.
+
+    overwrite: replace what is there.
+
+    InputError: features of another recipe or origin are there, or another file in the place of the sidecar.
+    """
+    beside = sidecar_path(target)
+    there = read_sidecar(beside)
+    if there is None and beside.exists():
+        raise InputError(f"{beside} is a file of another kind, expected a free name for the sidecar of {target.name}")
+    if overwrite or not target.exists():
+        return None
+    if there is None:
+        raise InputError(f"{target} has no sidecar, expected features of extract; --overwrite replaces it")
+    unlike = there.recipe.difference(recipe)
+    if unlike:
+        raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
+    return there if there.is_of(video) else None
+
+
+def extract_video(
+    path: Path, target: Path, backbone: Backbone, options: ReadOptions
+) -> Generator[float, None, Sidecar]:
+    """Write the features of a video, and then their sidecar, both atomically.
+
+    Yields the seconds of the video that are done, and returns the sidecar.
+
+    InputError: the video cannot be used; nothing is written then.
+    """
+    assert backbone.recipe.width is not None
+    with Video(path, options.decoder_threads) as video, readable(path, "a video whose features can be computed"):
+        rate = float(video.facts.rate)
+        with atomic_path(target) as temporary:
+            with RowFile(temporary, backbone.recipe.width) as file:
+                for rows in read_rows(video, backbone, options):
+                    file.append(rows)
+                    yield video.total / rate
+            require_rows(video, backbone, file.rows)
+            if not options.allow_truncated:
+                video.require_whole()
+            facts = describe(video, backbone, file.rows)
+            # What is killed in between leaves a sidecar alone, never features with that of others.
+            target.unlink(missing_ok=True)
+            facts.write(sidecar_path(target))
+        return facts

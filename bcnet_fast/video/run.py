@@ -1,0 +1,172 @@
+"""A complete extraction run: from video files to a folder of features with sidecars."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.sidecar import Sidecar
+from ..errors import InputError
+from ..ops.devices import resolve_device
+from ..progress import progress
+from ..recipe import Recipe
+from ..storage.output import require_writable
+from ..text import count, shown
+from .backbones import Backbone, BackboneOptions, open_backbone
+from .decoding import Video
+from .extraction import ReadOptions, extract_video, find_features
+from .listing import list_videos
+from .recipes import find_recipe
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which recipe and network make features. A field has the meaning of the flag with the same name.
+
+    frame_rate: frames a second that are sampled.
+    """
+
+    recipe: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    trust_backbone: bool = False
+    clip: int | None = None
+    stride: int | None = None
+    frame_rate: float | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.frame_rate is not None and not 0.01 <= self.frame_rate <= 1000:
+            raise InputError(f"--frame-rate is {self.frame_rate:g}, expected a number from 0.01 to 1000")
+
+    def open(self, known: Recipe | None = None) -> Backbone:
+        """Open the network.
+
+        known: recipe of a checkpoint, if no other is named.
+
+        InputError: see `open_backbone`; or the features would differ from those of `known`.
+        """
+        recipe = find_recipe(self.recipe) if self.recipe else known
+        changes = {"clip": self.clip, "stride": self.stride, "fps": self.frame_rate}
+        stated = {name: value for name, value in changes.items() if value is not None}
+        options = BackboneOptions(resolve_device(self.device), self.weights, self.trust_backbone)
+        backbone = open_backbone(self.backbone, recipe, options, stated)
+        unlike = known.difference(backbone.recipe) if known else None
+        if known is not None and unlike:
+            raise InputError(
+                f"recipe {backbone.recipe.name} does not fit the checkpoint, which was trained on {unlike}"
+            )
+        return backbone
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """Options of `extract`. A field has the meaning of the argument or flag with the same name."""
+
+    videos: tuple[str, ...]
+    output: str
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    read: ReadOptions = field(default_factory=ReadOptions)
+    overwrite: bool = False
+
+
+@dataclass
+class ExtractReport:
+    """Result of `extract`: counts, and for each video that failed its name and the reason."""
+
+    output: str
+    recipe: Recipe
+    extracted: int = 0
+    kept: int = 0
+    rows: int = 0
+    video_seconds: float = 0.0
+    seconds: float = 0.0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """One line: output folder, counts, speed and recipe."""
+        kept = f", {count(self.kept, 'video')} already there" if self.kept else ""
+        recipe = self.recipe
+        return (
+            f"{self.output}: {count(self.extracted, 'video')}, {count(self.rows, 'row')} of {recipe.width} channels"
+            f"{kept}; {self.video_seconds:.1f} s of video in {self.seconds:.1f} s; "
+            f"recipe {recipe.name}, {recipe.backbone}"
+        )
+
+
+def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractReport:
+    """Write the features of every video; those that are there from the same recipe and file are kept.
+
+    known: recipe of a checkpoint that will use them.
+
+    InputError: an option cannot be used, or every video failed.
+    """
+    started = time.perf_counter()
+    backbone = options.network.open(known)
+    videos, failures = list_videos(options.videos)
+    folder = Path(options.output)
+    require_writable(folder / "features.npy")
+    report = ExtractReport(options.output, backbone.recipe, failures=failures)
+    run = _Run(folder, backbone, options, report)
+    waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
+    lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
+    steps = run.extract({name: path for name, path in waiting if name in lengths})
+    total = int(sum(lengths.values()))
+    for _ in progress(steps, total, "s of video", lambda: run.current, at=lambda: int(run.seconds)):
+        pass
+    report.seconds = time.perf_counter() - started
+    if failures and not report.extracted and not report.kept:
+        others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
+        raise InputError(f"{failures[0][1]}{others}")
+    return report
+
+
+class _Run:
+    def __init__(self, folder: Path, backbone: Backbone, options: ExtractOptions, report: ExtractReport) -> None:
+        self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
+        self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
+
+    def is_settled(self, name: str, path: Path) -> bool:
+        """Whether a video has its features, or cannot get them, because others are in their place."""
+        try:
+            target, recipe = self.folder / f"{name}.npy", self.backbone.recipe
+            if find_features(target, path, recipe, overwrite=self.options.overwrite) is None:
+                return False
+        except (InputError, OSError) as error:
+            self.report.failures.append((name, str(error)))
+            return True
+        self.report.kept += 1
+        return True
+
+    def length(self, name: str, path: Path) -> float | None:
+        """Seconds of a video, as its header states them; None where it cannot be opened, which is a failure."""
+        try:
+            with Video(path, 1) as video:
+                return video.facts.duration or video.facts.longest or 0.0
+        except InputError as error:
+            self.report.failures.append((name, str(error)))
+            return None
+
+    def extract(self, videos: dict[str, Path]) -> Iterator[None]:
+        """Extract all videos, and yield after each few rows."""
+        for name, path in videos.items():
+            self.current, before = shown(path.name), self.seconds
+            try:
+                steps = extract_video(path, self.folder / f"{name}.npy", self.backbone, self.options.read)
+                while True:
+                    self.seconds = before + next(steps)
+                    yield
+            except StopIteration as end:
+                self._count(path, end.value)
+            except InputError as error:
+                self.report.failures.append((name, str(error)))
+
+    def _count(self, path: Path, facts: Sidecar) -> None:
+        self.report.extracted += 1
+        self.report.rows += facts.rows
+        self.report.video_seconds += facts.duration
+        for note in facts.notes:
+            print(f"note: {shown(str(path))}: {note}", file=sys.stderr)

@@ -1,0 +1,177 @@
+"""From videos to proposals: sidecars, a checkpoint that knows its recipe, and the commands that take videos."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.infer import results_of
+from helpers.training import SIZES, SMALL
+from helpers.videos import write_video
+
+from bcnet_fast import extract, infer, inspect, train
+from bcnet_fast.config import Config
+from bcnet_fast.errors import InputError
+from bcnet_fast.storage.checkpoint import read_config
+
+RECIPE = "clip = 8\nstride = 2\nfps = 12.5\noffset = 4\n"
+FRAMES = 120  # 4.8 s; 60 of them are sampled, for 27 rows
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Six videos, two of them to validate on, with annotations that state neither frame rate nor stride."""
+    folder = tmp_path_factory.mktemp("data")
+    database = {}
+    for number in range(6):
+        name = f"video_{number}"
+        write_video(folder / "clips" / f"{name}.mp4", FRAMES)
+        start = 0.8 + 0.4 * number
+        database[name] = {
+            "subset": "training" if number < 4 else "validation",
+            "annotations": [{"segment": [start, start + 1], "label": "act"}],
+        }
+    (folder / "annotations.json").write_text(json.dumps({"database": database}))
+    (folder / "mine.toml").write_text(RECIPE)
+    return folder
+
+
+def network(data: Path) -> list[str]:
+    return ["--recipe", str(data / "mine.toml"), "--backbone", "frame-index"]
+
+
+def training(data: Path, output: Path, *more: object) -> list[str]:
+    settings = [*SMALL, *SIZES["bmn"], "train.epochs=1", "train.batch_size=8"]
+    flags = [
+        "--preset",
+        "synthetic",
+        "--model",
+        "bmn",
+        "--annotations",
+        data / "annotations.json",
+        "--output",
+        output,
+        "--device",
+        "cpu",
+    ]
+    return [str(flag) for flag in (*flags, *more, "--set", *settings)]
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> Path:
+    """The run folder of a training on videos."""
+    output = tmp_path_factory.mktemp("run")
+    train.main(training(data, output, *network(data), "--videos", data / "clips"))
+    return output
+
+
+def propose(output: Path, *arguments: object) -> int:
+    flags = (*arguments, "--output", output, "--device", "cpu", "--overwrite")
+    return infer.main([str(flag) for flag in flags])
+
+
+def test_a_training_on_videos_needs_no_times_and_remembers_the_recipe(data, trained) -> None:
+    config = read_config(trained / "best.safetensors")
+    assert config.trained_on is not None and config.recipe is not None
+    assert (config.trained_on.fps, config.trained_on.row_stride, config.trained_on.offset) == (12.5, 2, 4)
+    assert (config.recipe.name, config.recipe.clip, config.recipe.backbone) == ("mine", 8, "frame-index")
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_video_and_its_features_give_the_same_proposals(data, trained, tmp_path, capsys) -> None:
+    checkpoint = trained / "best.safetensors"
+    clip, found = data / "clips" / "video_5.mp4", tmp_path / "out.json"
+    assert propose(found, clip, "--checkpoint", checkpoint, "--keep-features", tmp_path / "kept") == 0
+    kept = np.load(tmp_path / "kept" / "video_5.npy")
+    assert kept.shape == (27, 8) and np.array_equal(kept[1], np.arange(2, 10) * 2)
+    assert propose(tmp_path / "memory.json", clip, "--checkpoint", checkpoint) == 0
+    assert propose(tmp_path / "again.json", "--features", tmp_path / "kept", "--checkpoint", checkpoint) == 0
+    expected = results_of(found)
+    assert list(expected) == ["video_5"] and len(expected["video_5"]) > 0
+    assert results_of(tmp_path / "memory.json") == results_of(tmp_path / "again.json") == expected
+    assert max(one["segment"][1] for one in expected["video_5"]) <= FRAMES / 25
+    assert "note" not in capsys.readouterr().err
+
+
+def test_features_of_a_training_on_files_are_those_of_the_videos(data, trained, tmp_path) -> None:
+    features = tmp_path / "features"
+    assert extract.main([str(data / "clips"), *network(data), "--output", str(features)]) == 0
+    train.main(training(data, tmp_path / "run", "--features", features))
+    mine, other = (read_config(run / "best.safetensors") for run in (tmp_path / "run", trained))
+    assert (mine.trained_on, mine.recipe) == (other.trained_on, other.recipe)
+    assert (tmp_path / "run" / "log.csv").read_text() == (trained / "log.csv").read_text()
+
+
+def test_inspect_takes_times_from_the_sidecars(data, trained, capsys) -> None:
+    assert inspect.main([str(trained / "features"), "--preset", "small", "--feature-dim", "8"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"video_0 +27 +27 .* 0\.1600 +4\.3 +4\.8", out)
+    assert "missing" not in out and "--fps" not in out
+
+
+def test_bad_videos_do_not_stop_the_others(data, trained, tmp_path, capsys) -> None:
+    (tmp_path / "bad.mp4").write_text("hello")
+    clips = [data / "clips" / "video_4.mp4", tmp_path / "bad.mp4", "http://example.org/a.mp4"]
+    assert propose(tmp_path / "out.json", *clips, "--checkpoint", trained / "best.safetensors") == 1
+    assert list(results_of(tmp_path / "out.json")) == ["video_4"]
+    failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
+    assert len(failed) == 2 and any("bad.mp4 is no video that FFmpeg reads" in line for line in failed)
+
+
+def test_a_recipe_that_does_not_fit_the_checkpoint_is_refused(data, trained, tmp_path) -> None:
+    checkpoint = trained / "best.safetensors"
+    other = tmp_path / "other.toml"
+    other.write_text(RECIPE.replace("stride = 2", "stride = 4"))
+    clip = data / "clips" / "video_5.mp4"
+    with pytest.raises(InputError, match=r"recipe other does not fit the checkpoint, .* on stride 2 instead of 4"):
+        propose(tmp_path / "out.json", clip, "--checkpoint", checkpoint, "--recipe", other, "--backbone", "frame-index")
+    features = tmp_path / "features"
+    extract.main([str(clip), "--recipe", str(other), "--backbone", "frame-index", "--output", str(features)])
+    with pytest.raises(InputError, match=r"video_5' has other features than the training \(stride 4 instead of 2\)"):
+        propose(tmp_path / "out.json", "--features", features, "--checkpoint", checkpoint)
+
+
+def test_training_refuses_features_of_two_recipes(data, trained, tmp_path) -> None:
+    features = tmp_path / "features"
+    clips = [str(data / "clips" / f"video_{number}.mp4") for number in range(6)]
+    extract.main([*clips[1:], *network(data), "--output", str(features)])
+    (tmp_path / "other.toml").write_text(RECIPE + "first = 1\n")
+    flags = ["--recipe", str(tmp_path / "other.toml"), "--backbone", "frame-index", "--output", str(features)]
+    extract.main([clips[0], *flags])
+    with pytest.raises(InputError, match=r"has other features than .* \(first 0 instead of 1\), expected one recipe"):
+        train.main(training(data, tmp_path / "run", "--features", features))
+
+
+def test_a_damaged_sidecar_fails_its_own_video(data, trained, tmp_path, capsys) -> None:
+    features = tmp_path / "features"
+    clips = [str(data / "clips" / f"video_{number}.mp4") for number in (4, 5)]
+    extract.main([*clips, *network(data), "--output", str(features)])
+    (features / "video_4.json").write_text('{"bcnet_fast_features": 1, "fps": -3}')
+    checkpoint = trained / "best.safetensors"
+    assert propose(tmp_path / "out.json", "--features", features, "--checkpoint", checkpoint) == 1
+    assert list(results_of(tmp_path / "out.json")) == ["video_5"]
+    assert "video_4.json: fps is -3, expected a positive number" in capsys.readouterr().err
+    (features / "video_5.json").write_text('{"some": "other file"}')
+    assert propose(tmp_path / "out.json", "--features", features, "--checkpoint", checkpoint) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--features", "x"], "--features is x beside the video .*, expected one of the two"),
+        (["--workers", "1"], "--workers reads feature files, expected 0 with videos"),
+        (["--preset", "thumos14", "--model", "bcnet"], "preset thumos14 states no recipe"),
+    ],
+)
+def test_flags_that_contradict_videos_are_refused(data, trained, tmp_path, flags, message) -> None:
+    checkpoint = [] if "--preset" in flags else ["--checkpoint", trained / "best.safetensors"]
+    with pytest.raises(InputError, match=message):
+        propose(tmp_path / "out.json", data / "clips" / "video_5.mp4", *checkpoint, *flags)
+
+
+def test_training_on_videos_requires_annotations(tmp_path) -> None:
+    with pytest.raises(InputError, match="--videos requires --annotations"):
+        train.main(["--preset", "small", "--videos", "clips", "--output", str(tmp_path / "run")])
