@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"note: {shown(note)}", file=sys.stderr)
         for failure in report.failures:
             print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
-    if page := make_page(options, reports[0].curves, options.boundaries):
+    if page := make_page(options, reports[0].curves, options.boundaries, reports[0].video_files):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)
         print(page.summary())

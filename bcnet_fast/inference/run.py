@@ -109,7 +109,9 @@ class InferReport:
     profile: Profile | None
     drawing_seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    curves: Mapping[str, Boundaries] = field(default_factory=dict)  # of this run, for a page
+    # For a page: boundary probabilities of this run, and the video files if it read any.
+    curves: Mapping[str, Boundaries] = field(default_factory=dict)
+    video_files: Mapping[str, Path] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: output file, counts, speed (pictures not counted) and settings."""
@@ -139,6 +141,7 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
     config = resolve_config(options)
     archive, unusable = open_archive(options, config)
     _require_apart(options, archive)
+    video_files = {video: archive.files(video)[0] for video in archive.ids} if options.videos else {}
     truth, class_scores = _read_annotations_and_scores(options, config, archive)
     times = resolve_times(options, config, archive, truth)
     pictures = PictureWriter(options.plot, options.plot_format, archive.ids, best=options.best, ground_truth=truth)
@@ -166,7 +169,9 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
         if writer.finished is not None and not videos:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
-            return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
+            counts = len(writer.done), 0, writer.finished
+            failed = tuple(unusable)
+            return InferReport(options.output, *counts, seconds, details, failed, None, video_files=video_files)
         predictor = Predictor(model, protocol_for(options.protocol, config))
         run = _Run(options, predictor, truth, class_scores, writer, pictures, share)
         run.failures += unusable
@@ -193,6 +198,7 @@ def _infer(options: InferOptions, share: FairShare) -> InferReport:
         profile,
         pictures.seconds,
         curves=run.curves,
+        video_files=video_files,
     )
 
 
