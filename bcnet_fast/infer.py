@@ -15,11 +15,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .cli import read_flags, time_flags
+from .cli import read_flags, shard_flags, time_flags
 from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.model import PRECISIONS
 from .inference.run import InferOptions, infer
+from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
 from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
@@ -29,7 +30,7 @@ from .text import shown
 def build_parser() -> Parser:
     parser = command_parser("infer", __doc__)
     parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
-    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
+    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write; with --shard, a folder")
     parser.add_argument(
         "--subset",
         metavar="NAME",
@@ -113,6 +114,7 @@ def build_parser() -> Parser:
         help="continue a run with the same settings, interrupted or with videos that failed or came later",
     )
     running.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    shard_flags.add_arguments(parser)
     return parser
 
 
@@ -123,7 +125,8 @@ def parse(argv: list[str]) -> InferOptions:
         if values[flag] is None:
             raise InputError(f"--{flag} is required; see --help, or run without flags for the demo")
     options = InferOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
-    require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1)
+    require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1, part_videos=1)
+    shard_flags.check(options)
     return options
 
 
@@ -134,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_demo(Path("bcnet_demo"))
     options = parse(argv)
-    report = infer(options)
+    report = infer_shard(options) if options.shard else infer(options)
     print(report.summary())
     if options.profile and report.profile is not None:
         print(report.profile.table())

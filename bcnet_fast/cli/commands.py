@@ -10,6 +10,7 @@ from ..text import did_you_mean
 
 COMMANDS = {
     "infer": "write proposals for every video of a feature archive; without flags, run the demo",
+    "merge": "join the parts of infer --shard to one result file",
     "train": "train BCNet, BMN or G-TAD on your features or on synthetic videos",
     "evaluate": "print AR@AN, AUC and mAP of a result file",
     "convert": "convert public checkpoints to one safetensors file",

@@ -139,6 +139,15 @@ class FeatureArchive:
                 known[path] = []
         return {video: [version for path in self.files(video) for version in known[path]] for video in self.ids}
 
+    def version(self, video: str) -> list[list[int]]:
+        """The entry of `versions` for one video, without those of the others."""
+        found = []
+        for path in self.files(video):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append([status.st_size, status.st_mtime_ns])
+        return found
+
     def stored(self, video: str) -> StoredArray:
         """Shape and dtype on disk; for .npy, .npz and HDF5 no values are read. InputError: it cannot be opened."""
         with self._reading(video) as (source, name):

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,11 @@ class InferOptions:
     trace: str | None = None
     resume: bool = False
     overwrite: bool = False
+    # One of several runs that share the archive: `inference.shards.infer_shard`.
+    shard: str | None = None
+    part_format: str = "jsonl"
+    part_videos: int = 1000
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,21 @@ class InferReport:
         )
 
 
-def infer(options: InferOptions) -> InferReport:
-    """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, opened and checked."""
 
-    InputError: a file or option cannot be used, or every video failed.
-    """
-    started = time.perf_counter()
-    if Path(options.output).is_file() and not (options.resume or options.overwrite):
-        raise InputError(f"{options.output} exists; replace it with --overwrite, or complete it with --resume")
-    if options.resume and options.overwrite:
-        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+    config: Config
+    archive: FeatureArchive
+    truth: dict[str, VideoAnnotation]
+    class_scores: ClassScores | None
+    times: TimeResolver
+    pictures: PictureWriter
+    model: Model
+
+
+def prepare(options: InferOptions) -> Prepared:
+    """Open the inputs and load the network. InputError: a file or option cannot be used."""
     config = resolve_config(options)
     archive = open_features(
         options.features,
@@ -131,8 +141,21 @@ def infer(options: InferOptions) -> InferReport:
         require_writable(Path(options.srt) / "subtitles.srt")
     if options.trace:
         require_writable(options.trace)
-    model = _load(options, config)
+    return Prepared(config, archive, truth, class_scores, times, pictures, _load(options, config))
 
+
+def infer(options: InferOptions) -> InferReport:
+    """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
+
+    InputError: a file or option cannot be used, or every video failed.
+    """
+    started = time.perf_counter()
+    if Path(options.output).is_file() and not (options.resume or options.overwrite):
+        raise InputError(f"{options.output} exists; replace it with --overwrite, or complete it with --resume")
+    if options.resume and options.overwrite:
+        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+    prepared = prepare(options)
+    config, archive, pictures = prepared.config, prepared.archive, prepared.pictures
     with contextlib.closing(
         ResultWriter(
             options.output,
@@ -153,28 +176,27 @@ def infer(options: InferOptions) -> InferReport:
             ):
                 if number:
                     print(f"note: {count(number, what)} {why}: done again", file=sys.stderr)
-        details = _details(options, config)
+        details = details_of(options, config)
         if writer.finished is not None and not videos:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
-        predictor = Predictor(model, protocol_for(options.protocol, config))
-        run = _Run(options, predictor, truth, class_scores, writer, pictures)
+        failures: list[Failure] = []
+        run = Run(options, prepared, lambda video, _, *columns: writer.add(video, *columns), failures.append)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
-                run.predict(archive, videos, times)
+                run.predict(videos)
         except (KeyboardInterrupt, BrokenPipeError):
             print(
                 f"{writer.partial} holds {count(len(writer.done), 'finished video')}; continue with --resume",
                 file=sys.stderr,
             )
             raise
-        failures = run.failures
         if not writer.done:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
             raise InputError(f"{failures[0].reason}{others}")
-        proposals = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+        proposals = writer.finish(version_of(config), details)
     seconds = time.perf_counter() - started
     if options.trace and profile is not None:
         profile.write_trace(options.trace)
@@ -200,56 +222,60 @@ def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
         "ground_truth": options.ground_truth,
     }
     for flag, path in (("--output", options.output), ("--trace", options.trace)):
-        if path is not None and os.path.exists(path):
+        if path is not None and os.path.isfile(path):
             require_apart(path, flag, **inputs)
             for features in {file for video in archive.ids for file in archive.files(video)}:
                 require_apart(path, flag, features=features)
 
 
-class _Run:
-    """Predicts, draws and stores the videos of a run one by one."""
+class Run:
+    """Predicts, draws and stores the videos of a run one by one.
+
+    store: called with id, number of windows, segments, scores and labels of each video.
+    fail: called with each video that could not be used.
+    """
 
     def __init__(
         self,
         options: InferOptions,
-        predictor: Predictor,
-        truth: dict[str, VideoAnnotation],
-        class_scores: ClassScores | None,
-        writer: ResultWriter,
-        pictures: PictureWriter,
+        prepared: Prepared,
+        store: Callable[[str, int, np.ndarray, np.ndarray, np.ndarray | None], None],
+        fail: Callable[[Failure], None],
     ) -> None:
-        self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
-        self.truth, self.class_scores = truth, class_scores
-        self.failures: list[Failure] = []
+        self.options, self.prepared, self.store, self.fail = options, prepared, store, fail
+        self.predictor = Predictor(prepared.model, protocol_for(options.protocol, prepared.config))
         self.windows = 0
 
-    def predict(self, archive: FeatureArchive, videos: list[str], times: TimeResolver) -> None:
-        """Predict and store all `videos`; failures are collected."""
-        options = self.options
-        found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
+    def predict(self, videos: Sequence[str]) -> None:
+        """Predict and store all `videos`."""
+        options, prepared = self.options, self.prepared
+        found = self.predictor(
+            prepared.archive, videos, prepared.times, batch_size=options.batch_size, workers=options.workers
+        )
         for result in progress(found, total=len(videos), what="videos"):
             if isinstance(result, Failure):
-                self.failures.append(result)
-            elif self.class_scores is not None and result.video not in self.class_scores:
+                self.fail(result)
+            elif prepared.class_scores is not None and result.video not in prepared.class_scores:
                 reason = f"{options.labels}: no class scores for video {result.video!r}"
-                self.failures.append(Failure(result.video, reason))
+                self.fail(Failure(result.video, reason))
             else:
                 self._store(result)
 
     def _store(self, result: VideoProposals) -> None:
         segments, scores, labels = result.segments, result.scores, None
-        if self.class_scores is not None:
+        class_scores = self.prepared.class_scores
+        if class_scores is not None:
             rule, top_k = self.options.fusion, self.options.top_k
-            segments, scores, labels = fuse_video(result.video, segments, scores, self.class_scores, rule, top_k=top_k)
+            segments, scores, labels = fuse_video(result.video, segments, scores, class_scores, rule, top_k=top_k)
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         try:
             with stage("pictures and subtitles"), readable(f"video {result.video!r}", "proposals that can be drawn"):
                 self._show(result, segments, scores, labels)
         except InputError as error:
-            self.failures.append(Failure(result.video, str(error)))
+            self.fail(Failure(result.video, str(error)))
             return
         with stage("writing"):
-            self.writer.add(result.video, segments, scores, labels)
+            self.store(result.video, result.windows, segments, scores, labels)
         self.windows += result.windows
 
     def _show(
@@ -257,12 +283,12 @@ class _Run:
     ) -> None:
         """Write the picture and the subtitles of a video."""
         if self.options.srt:
-            annotation = self.truth.get(result.video)
+            annotation = self.prepared.truth.get(result.video)
             best = slice(best_count(len(annotation.instances) if annotation else 0, self.options.best))
             shown = segments[best], scores[best], None if labels is None else labels[best]
             write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
-        self.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
+        self.prepared.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
 
 
 def resolve_config(options: InferOptions) -> Config:
@@ -371,7 +397,12 @@ def _sha256(path: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _details(options: InferOptions, config: Config) -> str:
+def version_of(config: Config) -> str:
+    """The `version` of a submission file, by which evaluators tell the data sets apart."""
+    return "THUMOS14" if config.preset == "thumos14" else "VERSION 1.3"
+
+
+def details_of(options: InferOptions, config: Config) -> str:
     """Settings in one line, for the summary and the result file."""
     weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
     flags = options.time.flags
