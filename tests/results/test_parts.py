@@ -22,8 +22,14 @@ FORMATS = [
         marks=pytest.mark.skipif(importlib.util.find_spec("pyarrow") is None, reason="pyarrow is not installed"),
     ),
 ]
-# Proposals of more videos than a group of rows of Parquet has room for; one has none, and ids need escapes.
-VIDEOS = {f"v{number}": 700 * (number % 3) for number in range(20)} | {'a "score": 1': 3, "ü,\n": 1, "none": 0}
+# Some have no proposals, and ids need escapes.
+VIDEOS = {f"v{number}": 30 * (number % 3) for number in range(20)} | {'a "score": 1': 3, "ü,\n": 1, "none": 0}
+
+
+@pytest.fixture(autouse=True)
+def small_groups(monkeypatch):
+    """Groups of rows of Parquet that end within videos."""
+    monkeypatch.setattr("bcnet_fast.results.parts._GROUP_ROWS", 50)
 
 
 def about(videos: int = len(VIDEOS), **settings) -> Header:
@@ -106,7 +112,7 @@ def test_damage_is_never_merged(tmp_path, part_format):
     write(tmp_path / "parts", VIDEOS, part_format=part_format)
     (path,) = parts_in(tmp_path / "parts")
     whole, rng = path.read_bytes(), np.random.default_rng(0)
-    places = [*rng.integers(len(whole), size=30), *range(len(whole) - 3, len(whole))]
+    places = [*rng.integers(len(whole), size=20), *range(len(whole) - 3, len(whole))]
     for place in places:
         for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]):
             path.write_bytes(damaged)
@@ -216,10 +222,8 @@ def test_merged_parquet_has_one_row_a_proposal(tmp_path, part_format):
         assert [row["rank"] for row in mine] == list(range(1, number + 1))
         assert [[row["start"], row["end"]] for row in mine] == segments.tolist()
         assert [row["score"] for row in mine] == scores.tolist() and [row["label"] for row in mine] == list(labels)
-    assert (
-        json.loads(pyarrow.parquet.read_metadata(tmp_path / "merged.parquet").metadata[b"bcnet_fast"])["settings"]
-        == SETTINGS
-    )
+    footer = pyarrow.parquet.read_metadata(tmp_path / "merged.parquet").metadata
+    assert json.loads(footer[b"bcnet_fast"])["settings"] == SETTINGS
 
 
 @pytest.mark.parametrize("part_format", FORMATS[1:])
