@@ -19,9 +19,12 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from support import archive_page
+from support.page_format import number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -40,27 +43,6 @@ NAMES = {
     "bcnet_fast bf16": "bcnet_fast bf16",
     "bcnet_fast int8": "**bcnet_fast int8**",
 }
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, without an exponent between 0.001 and 99999; empty for None."""
-    if value is None:
-        return ""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        return f"{value:.1e}"
-    decimals = max(0, digits - len(str(int(abs(value)))) if abs(value) >= 1 else digits)
-    return f"{value:.{decimals}f}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:.0f}x"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def machine(environment: dict[str, Any]) -> str:
@@ -438,6 +420,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
+    "archive-throughput": lambda: each_machine("archive", archive_page.throughput),
+    "archive-memory": lambda: each_machine("archive", archive_page.memory),
+    "archive-ids": lambda: each_machine("archive", archive_page.ids),
+    "archive-growth": lambda: each_machine("archive", archive_page.growth),
+    "archive-model": lambda: each_machine("archive", archive_page.model),
+    "shard-kills": lambda: each_machine("shard_kills", archive_page.kills),
     "attack": attack,
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,

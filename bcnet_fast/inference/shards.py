@@ -8,14 +8,14 @@ import os
 import sys
 import time
 
-from ..data.shard import parse_shard
+from ..data.shard import Shard, parse_shard
 from ..errors import InputError
 from ..profiling import record
 from ..results.part_writer import PartWriter
 from ..results.parts import Header, fingerprint_of
 from ..text import count
 from .predict import Failure
-from .run import InferOptions, InferReport, Run, details_of, prepare, run_settings, version_of
+from .run import InferOptions, InferReport, Prepared, Run, details_of, prepare, run_settings, version_of
 
 
 def infer_shard(options: InferOptions) -> InferReport:
@@ -27,13 +27,20 @@ def infer_shard(options: InferOptions) -> InferReport:
     shard = parse_shard(options.shard or "", os.environ)
     if options.resume and options.overwrite:
         raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
-    prepared = prepare(options)
-    archive = prepared.archive
-    settings = json.loads(json.dumps(run_settings(options, prepared.config)))  # as read from a part: lists, no tuples
+    return run_shard(options, prepare(options), shard, started)
+
+
+def about_run(options: InferOptions, prepared: Prepared) -> Header:
+    """What the parts of a run say about it."""
+    settings = json.loads(json.dumps(run_settings(options, prepared.config)))  # as read from a part: no tuples
     details = details_of(options, prepared.config)
-    about = Header(len(archive.ids), version_of(prepared.config), details, settings, fingerprint_of(settings))
-    archive.keep(shard)
-    mine = set(archive.ids)
+    return Header(len(prepared.archive.ids), version_of(prepared.config), details, settings, fingerprint_of(settings))
+
+
+def run_shard(options: InferOptions, prepared: Prepared, shard: Shard, started: float) -> InferReport:
+    """`infer_shard` with a network that is loaded. started: when, by `time.perf_counter`."""
+    archive, about = prepared.archive, about_run(options, prepared)
+    mine = {video: None for video in archive.ids if video in shard}  # in their order
     with contextlib.closing(
         PartWriter(
             options.output,
@@ -48,7 +55,7 @@ def infer_shard(options: InferOptions) -> InferReport:
             retry_failed=options.retry_failed,
         )
     ) as writer:
-        videos = [video for video in archive.ids if video not in writer.done and video not in writer.failed]
+        videos = [video for video in mine if video not in writer.done and video not in writer.failed]
         if options.resume:
             print(f"resumed: {len(mine) - len(videos)} of {len(mine)} videos of shard {shard} are already done")
             if writer.changed:
@@ -79,7 +86,7 @@ def infer_shard(options: InferOptions) -> InferReport:
         run.windows,
         sum(writer.done.values()),
         seconds,
-        details,
+        about.details,
         tuple(Failure(*failed) for failed in sorted(writer.failed.items())),
         profile,
         prepared.pictures.seconds,

@@ -1,18 +1,15 @@
 """Kill shards at random moments, resume and merge them, and compare with an undisturbed single run.
 
-    python tests/attack/kill_shards.py --kills 50 [--part-format parquet] [--json FILE]
+    python tests/attack/kill_shards.py --kills 50 [--json FILE]
 
 What is killed by -9 is the process alone, one of its workers, or all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -22,87 +19,87 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2] / "bench")]
 
-from helpers.processes import PATIENCE_S, children, group_lives, inference, started, wait_until, write_archive
+from helpers.processes import PATIENCE_S, children, group_lives, inference, kill, started, wait_until, write_archive
 
 from bcnet_fast import infer, merge
+from bcnet_fast.data.shard import Shard
 from bcnet_fast.results.parts import Part, parts_in
 from bcnet_fast.storage.output import write_json
 
 
-def kill(process: int, whom: str) -> None:
-    """Kill a process alone, its whole group, or one of its workers."""
-    with contextlib.suppress(ProcessLookupError):
-        if whom == "group":
-            os.killpg(process, signal.SIGKILL)
-        elif whom == "main":
-            os.kill(process, signal.SIGKILL)
-        else:
-            for worker in children(process)[:1]:
-                os.kill(worker, signal.SIGKILL)
-
-
 def campaign(folder: Path, *, kills: int, shards: int, part_format: str, seed: int) -> dict[str, Any]:
-    """Kill `kills` runs of shards, end with undisturbed ones, and count what the merged result lost or has twice.
+    """Kill runs of shards `kills` times, complete them, and count what the merged result has lost or twice.
 
-    When all videos are done before, their parts are deleted and the shards begin anew.
+    Whenever all videos are done before that, the result is compared and the shards begin anew.
     """
     draw = random.Random(seed)
     write_archive(folder)
-    expected, parts, output = folder / "expected.json", folder / "parts", folder / "merged.json"
+    expected, parts = folder / "expected.json", folder / "parts"
     assert infer.main(inference(folder, expected)) == 0
-    done = {"kills": 0, "main": 0, "worker": 0, "group": 0, "runs": 0, "rounds": 1}
-    differences = {"lost": 0, "doubled": 0, "equal": True, "left behind": 0}
-
-    def flags(shard: int) -> list[str]:
-        more = ("--shard", f"{shard}/{shards}", "--part-format", part_format, "--part-videos", 1, "--resume")
-        return inference(folder, parts, *more, "--workers", 1)
-
-    def compare() -> None:
-        arguments = [parts, "--output", output, "--features", folder / "features", "--overwrite"]
-        code = merge.main([str(argument) for argument in arguments])
-        names = [record.video for path in parts_in(parts) for record in Part(path).records()]
-        found = json.loads(output.read_text())["results"]
-        differences["lost"] += len(json.loads(expected.read_text())["results"].keys() - found.keys())
-        differences["doubled"] += len(names) - len(set(names))
-        differences["equal"] &= code == 0 and output.read_bytes() == expected.read_bytes()
-        differences["left behind"] += sum(path not in parts_in(parts) for path in parts.iterdir())
-
-    while done["kills"] < kills:
-        shard, whom = draw.randrange(shards), draw.choice(["main", "worker", "group"])
-        with started("infer", flags(shard)) as process:
-            before = len(parts_in(parts)) if parts.exists() else 0
-            lock = parts / f".part-{shard:03d}-of-{shards:03d}.lock"
-            wait_until(lambda lock=lock, process=process: lock.exists() or process.poll() is not None)
-            # Within the loading of the network, within the first parts, or after them.
-            goal = before + draw.randrange(3)
-            wait_until(lambda goal=goal, process=process: process.poll() is not None or len(parts_in(parts)) >= goal)
-            time.sleep(draw.random() * 0.2)
-            running = process.poll() is None
-            kill(process.pid, whom)
-            if whom != "worker":
-                process.wait(PATIENCE_S)
-                wait_until(lambda: not group_lives(process.pid))
-            else:
-                process.communicate(timeout=PATIENCE_S)
-        done["runs"] += 1
-        done["kills"] += running
-        done[whom] += running
-        if not running and all(_is_done(parts, shard, shards, folder) for shard in range(shards)):
-            compare()
+    counts = dict.fromkeys(("runs", "kills", "main", "worker", "group", "results"), 0)
+    found = {"lost": 0, "doubled": 0, "left behind": 0, "equal": True}
+    while counts["kills"] < kills:
+        pending = [shard for shard in range(shards) if _missing(folder, Shard(shard, shards))]
+        if pending:
+            shard, whom = draw.choice(pending), draw.choice(["main", "worker", "group"])
+            killed = _killed(folder, Shard(shard, shards), part_format, whom, draw)
+            counts["kills"] += killed
+            counts[whom] += killed
+            counts["runs"] += 1
+        else:
+            _compare(folder, expected, found)
+            counts["results"] += 1
             shutil.rmtree(parts)
-            done["rounds"] += 1
     for shard in range(shards):
-        with started("infer", flags(shard)) as process:
+        with started("infer", _flags(folder, Shard(shard, shards), part_format)) as process:
             errors = process.communicate(timeout=PATIENCE_S)[1]
             assert process.returncode == 0, errors
-        done["runs"] += 1
-    compare()
-    return done | differences
+        counts["runs"] += 1
+    _compare(folder, expected, found)
+    counts["results"] += 1
+    return counts | found
 
 
-def _is_done(parts: Path, shard: int, shards: int, folder: Path) -> bool:
-    names = {record.video for path in parts_in(parts) for record in Part(path).records()}
-    return names >= {path.stem for path in (folder / "features").iterdir()}
+def _flags(folder: Path, shard: Shard, part_format: str) -> list[str]:
+    more = ("--shard", shard, "--part-format", part_format, "--part-videos", 1, "--resume", "--workers", 1)
+    return inference(folder, folder / "parts", *more)
+
+
+def _missing(folder: Path, shard: Shard) -> set[str]:
+    """Videos of a shard that are in no part."""
+    parts = folder / "parts"
+    done = {record.video for path in parts_in(parts) for record in Part(path).records()} if parts.exists() else set()
+    return {path.stem for path in (folder / "features").iterdir() if path.stem in shard} - done
+
+
+def _killed(folder: Path, shard: Shard, part_format: str, whom: str, draw: random.Random) -> bool:
+    """Run a shard and kill it while its network is loaded, between its first parts or later; False: it ended before."""
+    parts = folder / "parts"
+    before = len(parts_in(parts)) if parts.exists() else 0
+    goal, delay = before + draw.randrange(3), 0.3 * draw.random()
+    with started("infer", _flags(folder, shard, part_format)) as process:
+        wait_until(lambda: process.poll() is not None or (parts.exists() and len(parts_in(parts)) >= goal))
+        time.sleep(delay)
+        running = process.poll() is None and (whom != "worker" or bool(children(process.pid)))
+        kill(process.pid, whom)
+        if whom == "worker":  # whose run reads its video again, and goes on
+            process.communicate(timeout=PATIENCE_S)
+        else:
+            process.wait(PATIENCE_S)
+            wait_until(lambda: not group_lives(process.pid))
+    return running
+
+
+def _compare(folder: Path, expected: Path, found: dict[str, Any]) -> None:
+    parts, output = folder / "parts", folder / "merged.json"
+    arguments = [parts, "--output", output, "--features", folder / "features", "--overwrite"]
+    code = merge.main([str(argument) for argument in arguments])
+    names = [record.video for path in parts_in(parts) for record in Part(path).records()]
+    results = json.loads(output.read_text())["results"]
+    found["lost"] += len(json.loads(expected.read_text())["results"].keys() - results.keys())
+    found["doubled"] += len(names) - len(set(names))
+    found["left behind"] += len(list(parts.iterdir())) - len(parts_in(parts))
+    found["equal"] &= code == 0 and output.read_bytes() == expected.read_bytes()
 
 
 def main() -> int:
@@ -111,9 +108,9 @@ def main() -> int:
     from bcnet_fast.cli.parser import Parser
 
     parser = Parser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=50, metavar="N")
-    parser.add_argument("--shards", type=int, default=2, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50, metavar="N", help="for each format of parts")
+    parser.add_argument("--shards", type=int, default=2, metavar="N", help="that share the archive")
+    parser.add_argument("--seed", type=int, default=0, help="of whom is killed when")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     options = parser.parse_args()
     record = begin(1, [options.json])

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers.processes import PATIENCE_S, children, group_lives, inference, started, wait_until, write_archive
+from helpers.processes import PATIENCE_S, group_lives, inference, kill, started, wait_until, write_archive
 from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
@@ -23,17 +22,6 @@ from bcnet_fast.data.synthetic import make_videos, write_dataset
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 KILLS = int(os.environ.get("BCNET_FAST_KILLS", "1"))
-
-
-def kill(process: int, whom: str) -> None:
-    """Kill the group of a process, the process alone or one of its workers."""
-    if whom == "group":
-        os.killpg(process, signal.SIGKILL)
-    elif whom == "main":
-        os.kill(process, signal.SIGKILL)
-    else:
-        for worker in children(process)[:1]:
-            os.kill(worker, signal.SIGKILL)
 
 
 def killed_until_done(command: str, flags: list[str], whom: str, begun: Path, draw: random.Random) -> None:

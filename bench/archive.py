@@ -1,0 +1,287 @@
+"""Archives beyond one process: what shards cost, what memory a large archive takes, and how fast parts are joined.
+
+    python bench/archive.py --folder DIR --make               writes the inputs into DIR: 4 GB, several minutes
+    python bench/archive.py --folder DIR --stage throughput   one process and shards side by side, on two cores
+    python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
+    python bench/archive.py --folder DIR --stage ids          listing, resuming and merging up to 1,000,000 ids
+
+Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
+peak memory is the kernel's figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from support.environment import begin
+from support.growth import exponent
+
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.config import BCNetConfig, Config, DataConfig
+from bcnet_fast.errors import InputError
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.presets import PRESETS
+from bcnet_fast.results.columns import Columns
+from bcnet_fast.results.parts import DONE, Header, Record, fingerprint_of, write_part
+from bcnet_fast.storage.checkpoint import save_checkpoint
+from bcnet_fast.storage.output import write_json
+
+STAGES = ("throughput", "memory", "ids")
+VIDEOS, SNIPPETS = 48, 512  # of the archive for throughput: three windows each
+TINY = BCNetConfig(
+    feature_dim=10,
+    window=24,
+    base_channels=16,
+    width=12,
+    heads=2,
+    head_dim=8,
+    feedforward=20,
+    boundary_layers=2,
+    clip_channels=4,
+    bins=5,
+    max_duration=16,
+)
+TINY_VIDEOS = (1_000, 10_000, 100_000)
+# Ids, proposals a video, parts' format
+IDS = (
+    (10_000, 10, "jsonl"),
+    (100_000, 10, "jsonl"),
+    (1_000_000, 10, "jsonl"),
+    (10_000, 100, "jsonl"),
+    (100_000, 100, "jsonl"),
+    (10_000, 100, "parquet"),
+    (100_000, 100, "parquet"),
+)
+SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
+LINKS = 20_000  # to one file: a file system has a limit
+
+
+def child(code: Sequence[str], threads: int = 1) -> tuple[float, float, str]:
+    """Seconds, peak memory in MiB and what is printed by a process. InputError: it failed."""
+    began = time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen(
+        [sys.executable, *code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout and process.stderr
+        output, errors = process.stdout.read(), process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise InputError(f"{' '.join(code)}: {errors.strip().splitlines()[-1] if errors.strip() else status}")
+    return time.perf_counter() - began, usage.ru_maxrss / 1024, output
+
+
+def make(folder: Path) -> None:
+    """Write checkpoints, archives of features, and parts."""
+    rng = np.random.default_rng(0)
+    large = PRESETS["bcnet"]["thumos14"]
+    for name, config in (
+        ("large", large),
+        ("tiny", Config("small", model=TINY, data=DataConfig(window_stride=12))),
+    ):
+        torch.manual_seed(0)
+        save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
+    for number in range(VIDEOS):
+        values = rng.standard_normal((SNIPPETS, large.model.feature_dim)).astype(np.float32)
+        (folder / "large").mkdir(exist_ok=True)
+        np.save(folder / "large" / f"video_{number:07d}.npy", values)
+    for count in TINY_VIDEOS:
+        (folder / f"tiny_{count}").mkdir()
+        for number in range(count):
+            values = rng.standard_normal((20, TINY.feature_dim)).astype(np.float32)
+            np.save(folder / f"tiny_{count}" / f"video_{number:07d}.npy", values)
+    for count, proposals, part_format in IDS:
+        make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
+        make_links(folder / f"links_{count}", count)
+        (folder / f"ids_{count}.txt").write_text("".join(f"{video}\n" for video in ids(count)))
+
+
+def ids(count: int) -> Iterator[str]:
+    return (f"video_{number:07d}" for number in range(count))
+
+
+def make_parts(folder: Path, count: int, proposals: int, part_format: str) -> None:
+    """Parts of SHARDS shards, as runs without interruption write them; videos differ in the id only."""
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.uniform(0, 200, (proposals, 2)), axis=1)
+    columns = Columns(segments, np.sort(rng.random(proposals))[::-1])
+    settings = {"version": "1", "features": "features"}
+    about = Header(count, "VERSION 1.3", "made for bench/archive.py", settings, fingerprint_of(settings))
+    folder.mkdir()
+    names = list(ids(count))
+    for shard in range(SHARDS):
+        mine = names[shard::SHARDS]
+        for part, first in enumerate(range(0, len(mine), PART_VIDEOS)):
+            videos = [
+                (Record(video, DONE, None, 1, proposals, 1, [[1, 1]], about.fingerprint), columns)
+                for video in mine[first : first + PART_VIDEOS]
+            ]
+            path = folder / f"part-{shard:03d}-of-{SHARDS:03d}-{part:04d}.{part_format}"
+            write_part(path, about, videos, path.suffix)
+
+
+def make_links(folder: Path, count: int) -> None:
+    """As many files as videos, which is all that listing looks at."""
+    if folder.exists():
+        return
+    folder.mkdir()
+    for number, video in enumerate(ids(count)):
+        path = folder / f"{video}.npy"
+        if number % LINKS == 0:
+            target = path
+            target.write_bytes(b"")
+        else:
+            path.hardlink_to(target)
+
+
+def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Windows a second, with loading, of one process, of one shard of one, and of two shards at once."""
+    common = ["-m", "bcnet_fast.infer", "--checkpoint", str(folder / "large.safetensors"), "--fps", "25"]
+    common += ["--features", str(folder / "large"), "--device", "cpu", "--overwrite", "--output"]
+
+    def windows_per_second(outputs: Sequence[str]) -> float:
+        return sum(float(re.findall(r"([\d.]+) windows/s", output)[0]) for output in outputs)
+
+    def single(threads: int) -> float:
+        return windows_per_second([child([*common, str(folder / "single.json")], threads)[2]])
+
+    def shards(count: int) -> float:
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *common, str(folder / "parts"), "--shard", f"{index}/{count}"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+            for index in range(count)
+        ]
+        return windows_per_second([process.communicate()[0] for process in processes])
+
+    variants: dict[str, Callable[[], float]] = {
+        "one process, 1 thread": lambda: single(1),
+        "one process, 2 threads": lambda: single(2),
+        "one shard, 1 thread": lambda: shards(1),
+        "two shards, 1 thread each": lambda: shards(2),
+    }
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, measure in variants.items():
+            found[name].append(measure())
+            print(f"{name}: {found[name][-1]:.2f} windows/s", flush=True)
+    return [
+        {"variant": name, "windows_per_s": statistics.median(values), "runs": values} for name, values in found.items()
+    ]
+
+
+def memory(folder: Path, _: int) -> list[dict[str, Any]]:
+    """Peak memory and seconds of `infer --shard 0/1` over tiny videos, of which each run does all."""
+    rows = []
+    for count in TINY_VIDEOS:
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+        flags = ["--checkpoint", str(folder / "tiny.safetensors"), "--features", str(folder / f"tiny_{count}")]
+        flags += ["--fps", "25", "--device", "cpu", "--output", str(folder / "parts"), "--shard", "0/1"]
+        seconds, peak, _ = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
+        rows.append({"videos": count, "seconds": seconds, "peak_mib": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+RESUME = """
+import sys
+from pathlib import Path
+from bcnet_fast.results.part_writer import PartWriter
+from bcnet_fast.results.parts import Part, parts_in
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+header = Part(parts_in(folder)[0]).header
+if count:
+    writer = PartWriter(folder, 0, 1, header, lambda video: [[1, 1]], resume=True)
+    assert len(writer.done) == count, len(writer.done)
+    writer.close()
+"""
+LIST = """
+import sys
+from bcnet_fast.data.features import open_features
+assert len(open_features(sys.argv[1], feature_dim=1).ids) == int(sys.argv[2])
+"""
+
+
+def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
+    """Seconds and peak memory of listing, resuming and merging; those of starting Python are measured as well."""
+    started, idle, _ = min(child(["-c", "import bcnet_fast.merge, bcnet_fast.results.part_writer"]) for _ in range(3))
+    rows = [{"step": "start", "videos": 0, "seconds": started, "peak_mib": idle}]
+
+    def note(step: str, count: int, code: list[str], **more: Any) -> None:
+        seconds, peak, _ = child(code)
+        rows.append({"step": step, "videos": count, "seconds": max(seconds - started, 0), "peak_mib": peak, **more})
+        print(rows[-1], flush=True)
+
+    for count in dict.fromkeys(count for count, _, _ in IDS):
+        note("list", count, ["-c", LIST, str(folder / f"links_{count}"), str(count)])
+    for count, proposals, part_format in IDS:
+        parts, more = str(folder / f"parts_{count}_{proposals}_{part_format}"), {"proposals": proposals}
+        more["format"] = part_format
+        note("resume", count, ["-c", RESUME, parts, str(count)], **more)
+        merge = ["-m", "bcnet_fast.merge", parts, "--overwrite", "--videos", str(folder / f"ids_{count}.txt")]
+        note("merge", count, [*merge, "--output", str(folder / "merged.json")], **more)
+    return rows
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exponents of seconds and memory in the number of videos, for each step and kind of parts."""
+    found = []
+    keys = dict.fromkeys((row["step"], row.get("proposals"), row.get("format")) for row in rows if row["videos"])
+    for key in keys:
+        mine = [row for row in rows if (row["step"], row.get("proposals"), row.get("format")) == key]
+        sizes = [row["videos"] for row in mine]
+        found.append(
+            {
+                **dict(zip(("step", "proposals", "format"), key, strict=True)),
+                "seconds": exponent(sizes, [row["seconds"] for row in mine]),
+                "memory": exponent(sizes, [row["peak_mib"] for row in mine]),
+            }
+        )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--folder", metavar="DIR", required=True, help="of the inputs")
+    parser.add_argument("--make", action="store_true", help="write the inputs")
+    parser.add_argument("--stage", choices=STAGES, help="measure")
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="runs for throughput")
+    parser.add_argument("--json", metavar="FILE", help="file of the results, in which the stage's rows are replaced")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.make:
+        make(folder)
+    if args.stage:
+        record = begin(1, [args.json])
+        measure = {"throughput": throughput, "memory": memory, "ids": id_stage}[args.stage]
+        rows = measure(folder, args.repeats)
+        found = {args.stage: rows}
+        if args.stage == "ids":
+            found["growth"] = growth(rows)
+        if args.json:
+            known = json.loads(Path(args.json).read_text()) if Path(args.json).exists() else {}
+            write_json(args.json, {**known, "environment": record, **found}, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
