@@ -26,7 +26,6 @@ import numpy as np
 from ..errors import InputError
 from ..storage.files import readable
 from .columns import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
-from .writer import entries
 
 FORMATS = ("jsonl", "parquet")
 NAME = re.compile(r"part-(\d{3,})-of-(\d{3,})-(\d{4,})\.(jsonl|parquet)")
@@ -209,7 +208,7 @@ class Part:
 
 
 def _take(held: Columns | None, more: Iterator[Columns], count: int) -> tuple[Columns, Columns | None]:
-    """The next `count` rows and those that are left of their group. StopIteration never leaves: rows are missing."""
+    """The next `count` rows and those that are left of their group. ValueError: there are fewer."""
     pieces: list[Columns] = []
     while count:
         if held is None:
@@ -221,14 +220,17 @@ def _take(held: Columns | None, more: Iterator[Columns], count: int) -> tuple[Co
             held = next(more, None)
     if not pieces:
         return Columns(np.empty((0, 2)), np.empty(0)), held
-    labels = [piece.labels for piece in pieces]
-    joined = None if labels[0] is None else np.concatenate([piece for piece in labels if piece is not None])
-    segments, scores = (np.concatenate([piece[column] for piece in pieces]) for column in (0, 1))
-    return Columns(segments, scores, joined), held
+    labels = [piece.labels for piece in pieces if piece.labels is not None]
+    return Columns(
+        np.concatenate([piece.segments for piece in pieces]),
+        np.concatenate([piece.scores for piece in pieces]),
+        np.concatenate(labels) if labels else None,
+    ), held
 
 
 def _slice(columns: Columns, begin: int, end: int | None) -> Columns:
-    return Columns(*(None if column is None else column[begin:end] for column in columns))
+    segments, scores, labels = columns
+    return Columns(segments[begin:end], scores[begin:end], None if labels is None else labels[begin:end])
 
 
 def parts_in(folder: str | os.PathLike) -> list[Path]:
@@ -271,5 +273,6 @@ def _stated(header: Header) -> dict[str, Any]:
 
 def _rows(video: str, columns: Columns) -> Iterator[str]:
     """A line for each proposal: id and rank, and then the entry of a submission."""
-    for rank, entry in enumerate(entries(*columns), 1):
-        yield json.dumps({"video": video, "rank": rank, **entry}, allow_nan=False) + "\n"
+    name = json.dumps(video)
+    for rank, entry in enumerate(columns.entries(), 1):
+        yield f'{{"video": {name}, "rank": {rank}, {entry[1:]}\n'
