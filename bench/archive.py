@@ -189,14 +189,14 @@ def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 
 def memory(folder: Path, _: int) -> list[dict[str, Any]]:
-    """Peak memory and seconds of `infer --shard 0/1` over tiny videos, of which each run does all."""
+    """Peak memory of `infer --shard 0/1` over tiny videos, of which each run does all."""
     rows = []
     for count in TINY_VIDEOS:
         shutil.rmtree(folder / "parts", ignore_errors=True)
         flags = ["--checkpoint", str(folder / "tiny.safetensors"), "--features", str(folder / f"tiny_{count}")]
         flags += ["--fps", "25", "--device", "cpu", "--output", str(folder / "parts"), "--shard", "0/1"]
-        seconds, peak, _ = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
-        rows.append({"videos": count, "seconds": seconds, "peak_mib": peak})
+        _, peak, _ = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
+        rows.append({"videos": count, "peak_mib": peak})
         print(rows[-1], flush=True)
     return rows
 
@@ -237,7 +237,8 @@ def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
         more["format"] = part_format
         note("resume", count, ["-c", RESUME, parts, str(count)], **more)
         merge = ["-m", "bcnet_fast.merge", parts, "--overwrite", "--videos", str(folder / f"ids_{count}.txt")]
-        note("merge", count, [*merge, "--output", str(folder / "merged.json")], **more)
+        suffix = "json" if part_format == "jsonl" else part_format
+        note("merge", count, [*merge, "--output", str(folder / f"merged.{suffix}")], **more)
     return rows
 
 
