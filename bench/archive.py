@@ -1,6 +1,7 @@
 """Archives beyond one process: what shards cost, what memory a large archive takes, and how fast parts are joined.
 
-    python bench/archive.py --folder DIR --make               writes the inputs into DIR: 4 GB, several minutes
+    python bench/archive.py --folder DIR --make               writes the inputs into DIR: 4 GB, several minutes; with
+                                                              --stage, only those of a stage
     python bench/archive.py --folder DIR --stage throughput   one process and shards side by side, on two cores
     python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
     python bench/archive.py --folder DIR --stage ids          listing, resuming and merging up to 1,000,000 ids
@@ -84,29 +85,32 @@ def child(code: Sequence[str], threads: int = 1) -> tuple[float, float, str]:
     return time.perf_counter() - began, usage.ru_maxrss / 1024, output
 
 
-def make(folder: Path) -> None:
-    """Write checkpoints, archives of features, and parts."""
+def make(folder: Path, stages: Sequence[str]) -> None:
+    """Write checkpoints, archives of features and parts, as far as they are not there."""
     rng = np.random.default_rng(0)
-    large = PRESETS["bcnet"]["thumos14"]
-    for name, config in (
-        ("large", large),
-        ("tiny", Config("small", model=TINY, data=DataConfig(window_stride=12))),
-    ):
-        torch.manual_seed(0)
-        save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
-    for number in range(VIDEOS):
-        values = rng.standard_normal((SNIPPETS, large.model.feature_dim)).astype(np.float32)
-        (folder / "large").mkdir(exist_ok=True)
-        np.save(folder / "large" / f"video_{number:07d}.npy", values)
-    for count in TINY_VIDEOS:
-        (folder / f"tiny_{count}").mkdir()
-        for number in range(count):
-            values = rng.standard_normal((20, TINY.feature_dim)).astype(np.float32)
-            np.save(folder / f"tiny_{count}" / f"video_{number:07d}.npy", values)
-    for count, proposals, part_format in IDS:
-        make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
-        make_links(folder / f"links_{count}", count)
-        (folder / f"ids_{count}.txt").write_text("".join(f"{video}\n" for video in ids(count)))
+    if "throughput" in stages:
+        make_archive(folder, "large", VIDEOS, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
+    if "memory" in stages:
+        for count in TINY_VIDEOS:
+            config = Config("small", model=TINY, data=DataConfig(window_stride=12))
+            make_archive(folder, f"tiny_{count}", count, 20, config, rng)
+    if "ids" in stages:
+        for count, proposals, part_format in IDS:
+            make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
+            make_links(folder / f"links_{count}", count)
+            (folder / f"ids_{count}.txt").write_text("".join(f"{video}\n" for video in ids(count)))
+
+
+def make_archive(folder: Path, name: str, videos: int, snippets: int, config: Config, rng: np.random.Generator) -> None:
+    """A checkpoint with random weights, and as many videos."""
+    torch.manual_seed(0)
+    save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
+    if (folder / name).exists():
+        return
+    (folder / name).mkdir()
+    for video in ids(videos):
+        values = rng.standard_normal((snippets, config.model.feature_dim)).astype(np.float32)
+        np.save(folder / name / f"{video}.npy", values)
 
 
 def ids(count: int) -> Iterator[str]:
@@ -115,6 +119,8 @@ def ids(count: int) -> Iterator[str]:
 
 def make_parts(folder: Path, count: int, proposals: int, part_format: str) -> None:
     """Parts of SHARDS shards, as runs without interruption write them; videos differ in the id only."""
+    if folder.exists():
+        return
     rng = np.random.default_rng(0)
     segments = np.sort(rng.uniform(0, 200, (proposals, 2)), axis=1)
     columns = Columns(segments, np.sort(rng.random(proposals))[::-1])
@@ -193,7 +199,8 @@ def memory(folder: Path, _: int) -> list[dict[str, Any]]:
     rows = []
     for count in TINY_VIDEOS:
         shutil.rmtree(folder / "parts", ignore_errors=True)
-        flags = ["--checkpoint", str(folder / "tiny.safetensors"), "--features", str(folder / f"tiny_{count}")]
+        name = str(folder / f"tiny_{count}")
+        flags = ["--checkpoint", f"{name}.safetensors", "--features", name]
         flags += ["--fps", "25", "--device", "cpu", "--output", str(folder / "parts"), "--shard", "0/1"]
         _, peak, _ = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
         rows.append({"videos": count, "peak_mib": peak})
@@ -270,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(args.folder)
     folder.mkdir(parents=True, exist_ok=True)
     if args.make:
-        make(folder)
+        make(folder, [args.stage] if args.stage else STAGES)
     if args.stage:
         record = begin(1, [args.json])
         measure = {"throughput": throughput, "memory": memory, "ids": id_stage}[args.stage]
