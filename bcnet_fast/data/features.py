@@ -123,9 +123,9 @@ class FeatureArchive:
 
     def files(self, video: str) -> list[Path]:
         """The files that hold the features of a video, and perhaps those of others."""
-        place = self._source.videos[self._names[video]]
-        if isinstance(place, Path):
-            return [place]
+        own = self._source.file(self._names[video])
+        if own is not None:
+            return [own]
         return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
 
     def versions(self) -> dict[str, list[tuple[int, int]]]:

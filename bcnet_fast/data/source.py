@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -61,6 +62,11 @@ class Source(abc.ABC):
         """Return the array, or an object with shape, dtype, ndim and slicing. May raise anything: `FeatureArchive`
         turns it into that video's failure.
         """
+
+    def file(self, name: str) -> Path | None:
+        """The file of a video; None where a file has several."""
+        place = self.videos[name]
+        return place if isinstance(place, Path) else None
 
     def close(self) -> None:  # noqa: B027
         """Close open files; files of single arrays are closed as soon as they are read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import heapq
 import itertools
 import json
@@ -80,12 +81,14 @@ def merge(
 
     InputError: there are no parts, they are of different runs, one is damaged, or a file cannot be written.
     """
-    parts = [Part(path) for path in parts_in(folder)]
+    parts: list[Part] = []
+    for path in parts_in(folder):
+        parts.append(Part(path))
+        parts[-1].require_run(parts[0].header)
+        parts[-1].header = dataclasses.replace(parts[-1].header, settings=parts[0].header.settings)  # in memory once
     if not parts:
         raise InputError(f"{folder} has no part, expected a folder of parts that `infer --shard` wrote")
     about = parts[0].header
-    for part in parts:
-        part.require_run(about)
     report = MergeReport(str(output), len(parts), len({(part.shard, part.shards) for part in parts}))
     with contextlib.ExitStack() as stack:
         listing = stack.enter_context(atomic_text(unfinished)) if unfinished else None

@@ -6,7 +6,7 @@ import contextlib
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +14,8 @@ import numpy as np
 from ..errors import InputError
 from ..storage.lock import Lock
 from ..storage.output import move_into_place
-from ..text import count
 from .columns import SUFFIX, Columns, require_pyarrow
-from .parts import DONE, FAILED, Header, Part, Record, parts_in, write_part
+from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
 _MAX_ROWS = 200_000  # of a part, which bounds the memory for them
 _MAX_AGE_S = 60.0  # of the oldest video that is not on disk yet
@@ -76,7 +75,7 @@ class PartWriter:
             raise self._unwritable(error) from error
         try:
             self._remove_leftovers()
-            self._take_up([Part(path) for path in parts_in(folder)], resume, overwrite, retry_failed)
+            self._take_up(*self._own_and_others(), resume, overwrite, retry_failed)
         except BaseException:
             self.close()
             raise
@@ -86,23 +85,36 @@ class PartWriter:
         for path in self.folder.glob(f".{self._name}-*.tmp"):
             path.unlink()
 
-    def _take_up(self, parts: Iterable[Part], resume: bool, overwrite: bool, retry_failed: bool) -> None:
-        parts = [part for part in parts if part.shards != self.shards or part.shard == self.shard]
-        own = [part for part in parts if part.shards == self.shards]
-        if overwrite:
-            for part in own:
-                part.path.unlink()
-            parts = [part for part in parts if part not in own]
-            own = []
-        if parts and not resume:
-            other = f" of a run with {count(parts[0].shards, 'shard')}; delete them" if overwrite else ""
+    def _own_and_others(self) -> tuple[list[Path], list[Path]]:
+        """Parts of this shard, and of runs with another number of shards, by their names: the rest is not opened."""
+        own: list[Path] = []
+        others: list[Path] = []
+        for path in parts_in(self.folder):
+            shard, shards, _ = numbers_of(path)
+            if shards != self.shards:
+                others.append(path)
+            elif shard == self.shard:
+                own.append(path)
+        return own, others
+
+    def _take_up(self, own: list[Path], others: list[Path], resume: bool, overwrite: bool, retry_failed: bool) -> None:
+        if overwrite and others:
             raise InputError(
-                f"{self.folder} has parts such as {parts[0].path.name}"
-                f"{other or '; continue with --resume, or replace them with --overwrite'}"
+                f"{self.folder} has parts of another number of shards, such as {others[0].name}; delete them"
             )
-        self._next = 1 + max((part.number for part in own), default=-1)
+        if overwrite:
+            for path in own:
+                path.unlink()
+            own = []
+        if (own or others) and not resume:
+            raise InputError(
+                f"{self.folder} has parts such as {(own + others)[0].name}; "
+                "continue with --resume, or replace them with --overwrite"
+            )
+        self._next = 1 + max((numbers_of(path)[2] for path in own), default=-1)
         best: dict[str, tuple[tuple[int, bool], bool]] = {}  # order among its records, and whether files have changed
-        for part in parts:
+        for path in own + others:
+            part = Part(path)
             part.require_run(self.about)
             for record in part.records():
                 source, order = self._source(record.video), record.order()
@@ -178,9 +190,10 @@ class PartWriter:
             write_part(temporary, self.about, self._held, self._suffix)
             move_into_place(temporary, target)
         except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise self._unwritable(error) from error
         self._next += 1
         self._held, self._rows = [], 0
 

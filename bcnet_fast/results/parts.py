@@ -119,10 +119,8 @@ class Part:
     """A part on disk; no file stays open. InputError: it is damaged, or something else."""
 
     def __init__(self, path: Path) -> None:
-        match = NAME.fullmatch(path.name)
-        assert match, path
         self.path = path
-        self.shard, self.shards, self.number = map(int, match.groups()[:3])
+        self.shard, self.shards, _ = numbers_of(path)
         self._parquet = path.suffix == SUFFIX
         with readable(path, _EXPECTED):
             if self._parquet:
@@ -233,12 +231,19 @@ def _slice(columns: Columns, begin: int, end: int | None) -> Columns:
     return Columns(segments[begin:end], scores[begin:end], None if labels is None else labels[begin:end])
 
 
+def numbers_of(path: Path) -> tuple[int, int, int]:
+    """Shard, number of shards and number of a part, from its name."""
+    match = NAME.fullmatch(path.name)
+    assert match, path
+    shard, shards, number = map(int, match.groups()[:3])
+    return shard, shards, number
+
+
 def parts_in(folder: str | os.PathLike) -> list[Path]:
     """Every part in a folder, by shard and number. InputError: it cannot be read."""
     with readable(folder, "a folder of parts that `infer --shard` wrote"), os.scandir(folder) as found:
-        names = [entry.name for entry in found]
-    numbers = {name: [int(group) for group in match.groups()[:3]] for name in names if (match := NAME.fullmatch(name))}
-    return [Path(folder, name) for name in sorted(numbers, key=lambda name: (numbers[name], name))]
+        paths = [Path(entry) for entry in found if NAME.fullmatch(entry.name)]
+    return sorted(paths, key=lambda path: (numbers_of(path), path.name))
 
 
 def write_part(path: Path, about: Header, videos: Iterable[tuple[Record, Columns]], suffix: str) -> None:
