@@ -12,6 +12,7 @@ peak memory is the kernel's figure.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -105,12 +106,10 @@ def make_archive(folder: Path, name: str, videos: int, snippets: int, config: Co
     """A checkpoint with random weights, and as many videos."""
     torch.manual_seed(0)
     save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
-    if (folder / name).exists():
-        return
-    (folder / name).mkdir()
-    for video in ids(videos):
-        values = rng.standard_normal((snippets, config.model.feature_dim)).astype(np.float32)
-        np.save(folder / name / f"{video}.npy", values)
+    with new_folder(folder / name) as new:
+        for video in ids(videos) if new else ():
+            values = rng.standard_normal((snippets, config.model.feature_dim)).astype(np.float32)
+            np.save(new / f"{video}.npy", values)
 
 
 def ids(count: int) -> Iterator[str]:
@@ -119,38 +118,47 @@ def ids(count: int) -> Iterator[str]:
 
 def make_parts(folder: Path, count: int, proposals: int, part_format: str) -> None:
     """Parts of SHARDS shards, as runs without interruption write them; videos differ in the id only."""
-    if folder.exists():
-        return
     rng = np.random.default_rng(0)
     segments = np.sort(rng.uniform(0, 200, (proposals, 2)), axis=1)
     columns = Columns(segments, np.sort(rng.random(proposals))[::-1])
     settings = {"version": "1", "features": "features"}
     about = Header(count, "VERSION 1.3", "made for bench/archive.py", settings, fingerprint_of(settings))
-    folder.mkdir()
     names = list(ids(count))
-    for shard in range(SHARDS):
-        mine = names[shard::SHARDS]
-        for part, first in enumerate(range(0, len(mine), PART_VIDEOS)):
-            videos = [
-                (Record(video, DONE, None, 1, proposals, 1, [[1, 1]], about.fingerprint), columns)
-                for video in mine[first : first + PART_VIDEOS]
-            ]
-            path = folder / f"part-{shard:03d}-of-{SHARDS:03d}-{part:04d}.{part_format}"
-            write_part(path, about, videos, path.suffix)
+    with new_folder(folder) as new:
+        for shard in range(SHARDS) if new else ():
+            mine = names[shard::SHARDS]
+            for part, first in enumerate(range(0, len(mine), PART_VIDEOS)):
+                videos = [
+                    (Record(video, DONE, None, 1, proposals, 1, [[1, 1]], about.fingerprint), columns)
+                    for video in mine[first : first + PART_VIDEOS]
+                ]
+                path = new / f"part-{shard:03d}-of-{SHARDS:03d}-{part:04d}.{part_format}"
+                write_part(path, about, videos, path.suffix)
 
 
 def make_links(folder: Path, count: int) -> None:
     """As many files as videos, which is all that listing looks at."""
+    with new_folder(folder) as new:
+        for number, video in enumerate(ids(count)) if new else ():
+            path = new / f"{video}.npy"
+            if number % LINKS == 0:
+                target = path
+                target.write_bytes(b"")
+            else:
+                path.hardlink_to(target)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path | None]:
+    """A folder that gets its name when it is full; None if there is one of this name."""
     if folder.exists():
+        yield None
         return
-    folder.mkdir()
-    for number, video in enumerate(ids(count)):
-        path = folder / f"{video}.npy"
-        if number % LINKS == 0:
-            target = path
-            target.write_bytes(b"")
-        else:
-            path.hardlink_to(target)
+    filling = folder.with_name(f"{folder.name}.filling")
+    shutil.rmtree(filling, ignore_errors=True)
+    filling.mkdir()
+    yield filling
+    filling.rename(folder)
 
 
 def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
