@@ -35,7 +35,7 @@ from bcnet_fast.config import BCNetConfig, Config, DataConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.results.columns import Columns
+from bcnet_fast.results.parquet import Columns
 from bcnet_fast.results.parts import DONE, Header, Record, fingerprint_of, write_part
 from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json

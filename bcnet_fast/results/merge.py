@@ -16,7 +16,7 @@ from typing import TextIO
 from ..errors import InputError
 from ..storage.output import atomic_path, atomic_text
 from ..text import count
-from .columns import SUFFIX, Columns, parquet_table, parquet_writer
+from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
 from .parts import DONE, Header, Part, Stored, parts_in
 from .writer import write_submission
 

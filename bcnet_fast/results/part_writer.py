@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import InputError
 from ..storage.lock import Lock
 from ..storage.output import move_into_place
-from .columns import SUFFIX, Columns, require_pyarrow
+from .parquet import SUFFIX, Columns, require_pyarrow
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
 _MAX_ROWS = 200_000  # of a part, which bounds the memory for them

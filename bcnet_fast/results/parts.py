@@ -3,7 +3,7 @@
 A part has a header, a record for each video, and a row for each proposal; videos are sorted by id. It is never changed
 after it has got its name, `part-SHARD-of-SHARDS-NUMBER.jsonl` or `.parquet`.
 
-JSON lines: the header, the records, and then the rows. Parquet: the rows have the columns of `results.columns`, and the
+JSON lines: the header, the records, and then the rows. Parquet: the rows have the columns of `results.parquet`, and the
 footer has header and records under `HEADER` and `RECORDS`.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.files import readable
-from .columns import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
+from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
 
 FORMATS = ("jsonl", "parquet")
 NAME = re.compile(r"part-(\d{3,})-of-(\d{3,})-(\d{4,})\.(jsonl|parquet)")
