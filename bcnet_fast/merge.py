@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from .cli.parser import Parser, command_parser, run
 from .data.features import open_features
 from .errors import InputError
-from .results.columns import SUFFIX, require_pyarrow
 from .results.merge import merge, read_ids
+from .results.parquet import SUFFIX, require_pyarrow
 from .results.parts import Part, parts_in
 from .storage.output import require_writable
 from .text import shown

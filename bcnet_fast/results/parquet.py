@@ -97,13 +97,3 @@ def parquet_table(videos: Sequence[tuple[str, Columns]]) -> Any:
         arrow.array(labels, arrow.string()),
     ]
     return arrow.Table.from_arrays(columns, schema=_schema())
-
-
-def with_errors(table: Any, failures: Sequence[tuple[str, str]]) -> Any:
-    """A table of proposals with one more column, `error`, and a row for each failure: id and reason."""
-    arrow = require_pyarrow()
-    table = table.append_column("error", arrow.nulls(len(table), arrow.string()))
-    videos, reasons = ([failure[place] for failure in failures] for place in (0, 1))
-    columns = {"video": videos, "error": reasons}
-    empty = {name: [None] * len(failures) for name in table.column_names}
-    return arrow.concat_tables([table, arrow.table({**empty, **columns}, schema=table.schema)])
