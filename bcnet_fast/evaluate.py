@@ -25,7 +25,11 @@ from .results.fusion import FUSION_RULES
 def build_parser() -> Parser:
     parser = command_parser("evaluate", __doc__)
     parser.add_argument(
-        "--proposals", metavar="FILE", required=True, help="submission JSON with proposals or detections"
+        "--proposals",
+        metavar="PATH",
+        required=True,
+        help="proposals or detections: JSON, CSV, Parquet, THUMOS submission text, a proposal list or a folder of CSV "
+        "files by video; formats: docs/formats.md",
     )
     parser.add_argument("--ground-truth", metavar="FILE", required=True, help="annotated instances")
     parser.add_argument(
@@ -41,7 +45,14 @@ def build_parser() -> Parser:
         choices=list(GROUND_TRUTH),
         default=EvaluateOptions.protocol,
         help="default and release use the ground truth unchanged, like the public evaluators of BCNet, BMN and G-TAD; "
-        "opentad first removes duplicates and instances of zero length",
+        "opentad first removes duplicates and instances of zero length; th14 computes mAP as the THUMOS'14 toolkit, "
+        "which systems before 2019 report, from the THUMOS14 annotation CSV with its Ambiguous rows",
+    )
+    parser.add_argument(
+        "--tiou",
+        metavar="FIRST:STEP:LAST",
+        help="tIoU thresholds of average recall and mAP instead of those of --metric: a range with both of its ends, "
+        "such as 0.1:0.1:0.7, or a comma list, such as 0.5,0.75,0.95",
     )
     parser.add_argument(
         "--subset",
@@ -62,10 +73,11 @@ def build_parser() -> Parser:
     classes.add_argument(
         "--top-k", type=int, metavar="K", help="classes per video (default: 2 on thumos14, 1 on activitynet13)"
     )
-    classes.add_argument(
+    parser.add_argument(
         "--video-info",
         metavar="FILE",
-        help="video lengths, to which the rule gtad cuts segments (default: those of the ground truth)",
+        help="lengths and frame rates of videos, for proposals in frames or in shares of the video, and for the rule "
+        "gtad, which cuts segments to the video (default: those of the ground truth)",
     )
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write all numbers at full precision")

@@ -32,6 +32,7 @@ ONE_PROCESS = (
     "ops/test_soft_nms_cuda",
     "packaging/test_packaging",
     "networks/test_reference",
+    "training/test_hostile_state",
 )
 
 

@@ -9,10 +9,13 @@ The content of a file determines its layout, never its name. Files may be gzippe
 | THUMOS14 annotation CSV | columns `video`, `type`, `type_idx`, `start`, `end` |
 | THUMOS14 ground-truth CSV | columns `video-name`, `t-init`, `t-end`, `label-idx` |
 | video-information CSV of BSN, BMN, G-TAD or BCNet | columns `video`, `seconds`, `fps`, `numFrame`, `featureFrame` |
+| your own annotation CSV | columns `video`, `start`, `end`, `label`, and any of the next row and `subset` |
 | your own video-information CSV | `video` and any of `fps`, `stride`, `offset`, `duration`, `frames` |
+| Label Studio export (JSON) | a list of tasks with `data` |
+| ELAN | XML; also a folder of `.eaf` files |
 
-Times are in seconds. Facts that a file does not state are None. Instances that THUMOS14 marks `Ambiguous` are dropped,
-as in every public evaluation.
+Times are in seconds. Facts that a file does not state are None. Rows that THUMOS14 marks `Ambiguous` are no instances,
+as in every public evaluation; their intervals stand apart, because the THUMOS'14 toolkit looks at them.
 """
 
 from __future__ import annotations
@@ -21,13 +24,15 @@ import csv
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text, readable
 from ..text import brief
+from .annotation_tools import AnnotatedVideo, elan_video, is_labelstudio, labelstudio_videos
 
 # Class of the THUMOS14 detection task -> its UCF-101 number (from 1). The position in this dictionary (from 0) is the
 # label-idx of the ground-truth CSV.
@@ -54,7 +59,10 @@ THUMOS14_CLASSES = {
     "VolleyballSpiking": 97,
 }
 
-_EXPECTED = "ground truth or video information (ActivityNet or BMN JSON, THUMOS14 or video-information CSV)"
+_EXPECTED = (
+    "ground truth or video information (ActivityNet or BMN JSON, THUMOS14, annotation or video-information CSV, "
+    "Label Studio JSON, ELAN)"
+)
 
 # Field of VideoAnnotation -> names in public files; the first one present is used.
 _JSON_KEYS = {
@@ -99,6 +107,7 @@ class VideoAnnotation:
     feature_offset: float | None = None  # frame at which the first row starts
     subset: str | None = None
     instances: tuple[Instance, ...] = ()
+    ambiguous: tuple[tuple[float, float], ...] = ()  # intervals marked `Ambiguous`, in seconds
 
 
 def read_annotations(
@@ -112,12 +121,12 @@ def read_annotations(
     InputError: unknown layout, missing key or column, a segment that is not two finite numbers in order, a repeated
     video, no video in the subset.
     """
-    text = read_text(path, _EXPECTED)
-    with readable(path, _EXPECTED):
-        if text.lstrip()[:1] in ("{", "["):
-            videos = _from_json(parse_json(text, path, _EXPECTED), path)
-        else:
-            videos = _from_csv(text, path)
+    if Path(path).is_dir():
+        videos = _from_folder(Path(path))
+    else:
+        text = read_text(path, _EXPECTED)
+        with readable(path, _EXPECTED):
+            videos = _from_text(text, path)
     if strip_prefix:
         videos = strip_activitynet_prefix(videos, str(path))
         videos = {name: replace(video, id=name) for name, video in videos.items()}
@@ -148,6 +157,39 @@ def strip_activitynet_prefix(videos: Mapping[str, Any], source: str) -> dict[str
             raise InputError(f"{source}: video {short!r} occurs with and without the prefix v_")
         stripped[short] = value
     return stripped
+
+
+def _from_text(text: str, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
+    first = text.lstrip()[:1]
+    if first == "<":
+        return _annotated([elan_video(text, path)], path)
+    if first not in ("{", "["):
+        return _from_csv(text, path)
+    content = parse_json(text, path, _EXPECTED)
+    return _annotated(labelstudio_videos(content, path), path) if is_labelstudio(content) else _from_json(content, path)
+
+
+def _from_folder(path: Path) -> dict[str, VideoAnnotation]:
+    """ELAN files, one for each video."""
+    files = sorted(path.glob("*.eaf"))
+    if not files:
+        raise InputError(f"{path} is a folder without .eaf files, expected {_EXPECTED}")
+    found = []
+    for file in files:
+        text = read_text(file, "an ELAN file")
+        with readable(file, "an ELAN file"):
+            found.append(elan_video(text, file))
+    return _annotated(found, path)
+
+
+def _annotated(found: Iterable[AnnotatedVideo], path: str | os.PathLike) -> dict[str, VideoAnnotation]:
+    videos: dict[str, VideoAnnotation] = {}
+    for one in found:
+        if one.name in videos:
+            raise InputError(f"{path}: video {one.name!r} is repeated")
+        instances = tuple(_instance(*segment) for segment in one.segments)
+        videos[one.name] = VideoAnnotation(id=one.name, fps=one.fps, instances=instances)
+    return videos
 
 
 def _from_json(content: Any, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
@@ -203,6 +245,8 @@ def _from_csv(text: str, path: str | os.PathLike) -> dict[str, VideoAnnotation]:
         videos = _thumos_annotations(rows)
     elif {"video-name", "t-init", "t-end", "label-idx"} <= columns:
         videos = _thumos_ground_truth(rows)
+    elif {"video", "start", "end", "label"} <= columns:
+        videos = _own_annotations(rows)
     elif "video" in columns and columns & set().union(*_TABLE_COLUMNS.values()):
         videos = _video_table(rows)
     else:
@@ -229,19 +273,18 @@ def read_table(text: str, path: str | os.PathLike, expected: str) -> tuple[list[
 
 
 def _thumos_annotations(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
-    instances: dict[str, list[Instance]] = {}
+    marked: dict[str, list[tuple[bool, Instance]]] = {}
     for where, row in rows:
-        of_video = instances.setdefault(row["video"], [])
-        if row["type_idx"].strip() != "0":
-            of_video.append(_instance(row["start"], row["end"], row["type"], where))
-    return {name: VideoAnnotation(id=name, instances=tuple(items)) for name, items in instances.items()}
+        instance = _instance(row["start"], row["end"], row["type"], where)
+        marked.setdefault(row["video"], []).append((row["type_idx"].strip() == "0", instance))
+    return {name: VideoAnnotation(id=name, **_split(items)) for name, items in marked.items()}
 
 
 def _thumos_ground_truth(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
     keys = {"duration": ("video-duration",), "fps": ("frame-rate",), "frames": ("video-frames",)}
     labels = list(THUMOS14_CLASSES)
     videos: dict[str, VideoAnnotation] = {}
-    instances: dict[str, list[Instance]] = {}
+    marked: dict[str, list[tuple[bool, Instance]]] = {}
     for where, row in rows:
         name = row["video-name"]
         if name not in videos:
@@ -249,9 +292,31 @@ def _thumos_ground_truth(rows: list[tuple[str, dict[str, str]]]) -> dict[str, Vi
         index = _number(row["label-idx"])
         if index is None or not (index.is_integer() and -1 <= index < len(labels)):
             raise InputError(f"{where}: label-idx is {row['label-idx']!r}, expected -1 to {len(labels) - 1}")
+        instance = _instance(row["t-init"], row["t-end"], labels[int(index)], where)
+        marked.setdefault(name, []).append((index < 0, instance))
+    return {name: replace(video, **_split(marked[name])) for name, video in videos.items()}
+
+
+def _split(marked: list[tuple[bool, Instance]]) -> dict[str, Any]:
+    """The fields `instances` and `ambiguous` of a video, from its rows in file order and whether each is ambiguous."""
+    return {
+        "instances": tuple(one for is_ambiguous, one in marked if not is_ambiguous),
+        "ambiguous": tuple((one.start, one.end) for is_ambiguous, one in marked if is_ambiguous),
+    }
+
+
+def _own_annotations(rows: list[tuple[str, dict[str, str]]]) -> dict[str, VideoAnnotation]:
+    """One row for each instance; a video without instances has a row with empty cells."""
+    videos: dict[str, VideoAnnotation] = {}
+    instances: dict[str, list[Instance]] = {}
+    for where, row in rows:
+        name = row["video"]
+        if name not in videos:
+            facts = _facts(row, _TABLE_COLUMNS, where)
+            videos[name] = VideoAnnotation(id=name, **facts, subset=_text_or_none(row.get("subset")))
         of_video = instances.setdefault(name, [])
-        if index >= 0:
-            of_video.append(_instance(row["t-init"], row["t-end"], labels[int(index)], where))
+        if any(row[column].strip() for column in ("start", "end", "label")):
+            of_video.append(_instance(row["start"], row["end"], row["label"], where))
     return {name: replace(video, instances=tuple(instances[name])) for name, video in videos.items()}
 
 

@@ -14,6 +14,7 @@ Labels count from 1. Times are frames. A proposal with label 0 overlaps no insta
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -68,18 +69,56 @@ def read_proposal_list(path: str | os.PathLike, *, classes: int | None = None) -
 
     InputError: names file and line of what is not as expected, or a video that occurs twice.
     """
-    lines = enumerate(read_text(path, EXPECTED).split("\n"), start=1)
     videos: dict[str, ProposalVideo] = {}
-    for is_separator, block in groupby(lines, key=lambda line: line[1].startswith("#")):
-        rows = [] if is_separator else [(number, text.strip()) for number, text in block if text.strip()]
-        if rows:
-            video = _Block(path, rows).video(classes)
-            if video.name in videos:
-                raise InputError(f"{path}, line {rows[0][0]}: video {video.name} occurs twice, expected it once")
-            videos[video.name] = video
+    for rows in _blocks(path):
+        video = _Block(path, rows).video(classes)
+        if video.name in videos:
+            raise InputError(f"{path}, line {rows[0][0]}: video {video.name} occurs twice, expected it once")
+        videos[video.name] = video
     if not videos:
         raise InputError(f"{path} has no video, expected {EXPECTED}")
     return list(videos.values())
+
+
+@dataclass(frozen=True)
+class ListedProposals:
+    """The proposals of one video as a list has them.
+
+    name: id of the video
+    duration: seconds, or frames where `rate` is 1; both are 1 where times are shares of the video
+    rate: frames in a second
+    segments: [p, 2] float64, start and end in frames, or as shares
+    """
+
+    name: str
+    duration: float
+    rate: float
+    segments: np.ndarray
+
+
+def listed_proposals(path: str | os.PathLike) -> list[ListedProposals]:
+    """Read the proposals of a list without cutting them; times may be shares of the video, as in the lists of TAG.
+
+    InputError: as in `read_proposal_list`.
+    """
+    videos: dict[str, ListedProposals] = {}
+    for rows in _blocks(path):
+        video = _Block(path, rows).proposals()
+        if video.name in videos:
+            raise InputError(f"{path}, line {rows[0][0]}: video {video.name} occurs twice, expected it once")
+        videos[video.name] = video
+    if not videos:
+        raise InputError(f"{path} has no video, expected {EXPECTED}")
+    return list(videos.values())
+
+
+def _blocks(path: str | os.PathLike) -> Iterator[list[tuple[int, str]]]:
+    """The lines of each video with their numbers, without blank ones."""
+    lines = enumerate(read_text(path, EXPECTED).split("\n"), start=1)
+    for is_separator, block in groupby(lines, key=lambda line: line[1].startswith("#")):
+        rows = [] if is_separator else [(number, text.strip()) for number, text in block if text.strip()]
+        if rows:
+            yield rows
 
 
 class _Block:
@@ -105,6 +144,15 @@ class _Block:
         return ProposalVideo(
             source, frames, instance_labels, instances, labels, best_iou, overlap_self, segments, coverage
         )
+
+    def proposals(self) -> ListedProposals:
+        source = self._next("the path of a video")[1]
+        (duration,), (rate,) = (self._numbers(name) for name in ("duration", "rate"))
+        if not (duration >= 0 and rate > 0):
+            raise self._error(self.line, "a duration of at least 0 and a rate above 0", f"{duration:g}, {rate:g}")
+        self._table("instances", "label from to")
+        segments = self._table("proposals", "label best_iou overlap_self from to")[:, 3:]
+        return ListedProposals(source.rsplit("/", 1)[-1], duration, rate, segments)
 
     def _table(self, what: str, fields: str) -> np.ndarray:
         """A count, then as many lines with these fields: float64 [count, fields]."""

@@ -2,7 +2,8 @@
 
 Average recall at an average number of proposals (AR@AN) and the area under that curve (AUC) are those of the
 ActivityNet proposal task (Escorcia et al., DAPs, ECCV 2016), which BSN, BMN, G-TAD and BCNet report; mean average
-precision (mAP) is that of the ActivityNet detection task. What matters for equal numbers:
+precision (mAP) is that of the ActivityNet detection task; that of the THUMOS'14 challenge is `toolkit_precision`. What
+matters for equal numbers:
 
 * AN is a share of every video's own list and not its first AN proposals. Of N proposals in the file (those of
   videos without ground truth included) and V videos with instances, each video keeps `int(n * ratio)` of its n,
@@ -21,6 +22,7 @@ from .average_recall import AverageRecall, average_recall
 from .ground_truth import without_duplicates
 from .mean_average_precision import MeanAveragePrecision, mean_average_precision
 from .settings import METRICS, MetricSettings
+from .toolkit_precision import toolkit_precision
 
 __all__ = [
     "METRICS",
@@ -31,5 +33,6 @@ __all__ = [
     "average_recall",
     "mean_average_precision",
     "read_results",
+    "toolkit_precision",
     "without_duplicates",
 ]

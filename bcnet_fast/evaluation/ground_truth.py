@@ -12,6 +12,8 @@ import numpy as np
 from ..data.annotations import VideoAnnotation
 from ..results.reader import Results
 
+AMBIGUOUS = "Ambiguous"  # label of THUMOS14
+
 
 def without_duplicates(
     ground_truth: Mapping[str, VideoAnnotation], tolerance_s: float = 1e-3
@@ -34,6 +36,16 @@ def without_duplicates(
                 kept.append(instance)
         cleaned[name] = dataclasses.replace(video, instances=tuple(kept))
     return cleaned
+
+
+def with_ambiguous(ground_truth: Mapping[str, VideoAnnotation]) -> dict[str, VideoAnnotation]:
+    """Ground truth whose instances labelled `Ambiguous`, as JSON may have them, are ambiguous intervals."""
+    videos = {}
+    for name, video in ground_truth.items():
+        ambiguous = tuple((one.start, one.end) for one in video.instances if one.label == AMBIGUOUS)
+        kept = tuple(one for one in video.instances if one.label != AMBIGUOUS)
+        videos[name] = dataclasses.replace(video, instances=kept, ambiguous=video.ambiguous + ambiguous)
+    return videos
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -28,9 +28,17 @@ def count_ties(group: np.ndarray, scores: np.ndarray) -> int:
 
 
 def overlapping_pairs(
-    group: np.ndarray, segments: np.ndarray, truth_group: np.ndarray, truth_segments: np.ndarray
+    group: np.ndarray,
+    segments: np.ndarray,
+    truth_group: np.ndarray,
+    truth_segments: np.ndarray,
+    overlap: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pairs (row, instance) of the same group with their tIoU, by row and instance, a bounded number at a time."""
+    """Pairs (row, instance) of the same group with their tIoU, by row and instance, a bounded number at a time.
+
+    overlap: tIoU of segments [n, 2] with segments [n, 2]; `pairwise_tiou` by default.
+    """
+    overlap = overlap or pairwise_tiou
     by_group = np.argsort(truth_group, kind="stable")
     first = np.searchsorted(truth_group[by_group], group, side="left")
     count = np.searchsorted(truth_group[by_group], group, side="right") - first
@@ -42,7 +50,7 @@ def overlapping_pairs(
         rows = np.repeat(np.arange(row, stop), count[row:stop])
         place_in_row = np.arange(len(rows)) - (end[rows] - count[rows] - before)
         instances = by_group[first[rows] + place_in_row]
-        yield rows, instances, pairwise_tiou(segments[rows], truth_segments[instances])
+        yield rows, instances, overlap(segments[rows], truth_segments[instances])
         row = stop
 
 
@@ -61,3 +69,25 @@ def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     inter = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0.0)
     with np.errstate(invalid="ignore"):
         return inter / ((b[:, 1] - b[:, 0]) + (a[:, 1] - a[:, 0]) - inter)
+
+
+def first_come_pairs(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Positions of the pairs that are taken when every row in turn takes its first free column.
+
+    Pairs come by row, and for each row by its preference. A pair that is the first of those left both for its row and
+    for its column is taken in the sequential rule too, so all such pairs are taken at once, their rows and columns
+    leave, and the rest goes round again.
+    """
+    matched, place = [], np.arange(len(row))
+    while len(row):
+        position = np.arange(len(row))
+        first_of_column = np.full(column.max() + 1, len(row))
+        np.minimum.at(first_of_column, column, position)
+        first_of_row = np.append(True, row[1:] != row[:-1])
+        taken = first_of_row & (first_of_column[column] == position)
+        matched.append(place[taken])
+        gone = np.zeros(column.max() + 1, dtype=bool)
+        gone[column[taken]] = True
+        left = ~gone[column] & ~np.isin(row, row[taken])
+        row, column, place = row[left], column[left], place[left]
+    return np.concatenate(matched) if matched else np.zeros(0, dtype=np.int64)

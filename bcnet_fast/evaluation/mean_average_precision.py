@@ -11,7 +11,7 @@ import numpy as np
 from ..data.annotations import VideoAnnotation
 from ..results.reader import Results
 from .ground_truth import Truth, missing_videos, unknown_videos
-from .matching import by_preference, count_ties, overlapping_pairs, ranking
+from .matching import by_preference, count_ties, first_come_pairs, overlapping_pairs, ranking
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def mean_average_precision(
         row, instance, tiou = (np.concatenate(column) for column in zip(*candidates, strict=True))
         for positives, threshold in zip(true_positive, thresholds, strict=True):
             enough = tiou >= threshold
-            positives[_match(row[enough], instance[enough])] = True
+            near = row[enough]
+            positives[near[first_come_pairs(near, instance[enough])]] = True
 
     positives_of_class = np.bincount(truth.label, minlength=n_classes)
     first = np.searchsorted(label, np.arange(n_classes + 1))
@@ -107,27 +108,6 @@ def mean_average_precision(
         videos_without_ground_truth=unknown_videos(results, truth),
         tied_detections=count_ties(label, results.scores[order]),
     )
-
-
-def _match(row: np.ndarray, instance: np.ndarray) -> np.ndarray:
-    """Rows that get an instance when every row in turn takes its first free one; pairs come in order of preference.
-
-    A pair that is the first of those left both for its row and for its instance is taken in the sequential rule too,
-    so all such pairs are taken at once, their rows and instances leave, and the rest goes round again.
-    """
-    matched = []
-    while len(row):
-        position = np.arange(len(row))
-        first_of_instance = np.full(instance.max() + 1, len(row))
-        np.minimum.at(first_of_instance, instance, position)
-        first_of_row = np.append(True, row[1:] != row[:-1])
-        taken = first_of_row & (first_of_instance[instance] == position)
-        matched.append(row[taken])
-        gone = np.zeros(instance.max() + 1, dtype=bool)
-        gone[instance[taken]] = True
-        left = ~gone[instance] & ~np.isin(row, row[taken])
-        row, instance = row[left], instance[left]
-    return np.concatenate(matched) if matched else np.zeros(0, dtype=np.int64)
 
 
 def _interpolated_precision(ranks: np.ndarray, n_positives: int) -> float:

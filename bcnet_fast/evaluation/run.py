@@ -19,16 +19,19 @@ from ..results.reader import Results, read_results
 from ..storage.output import require_apart, require_writable, write_json
 from ..text import count, shown, some
 from .average_recall import AverageRecall, average_recall
-from .ground_truth import without_duplicates
+from .ground_truth import with_ambiguous, without_duplicates
 from .mean_average_precision import MeanAveragePrecision, mean_average_precision
 from .recall_curve import ar_curve
 from .settings import METRICS, MetricSettings
+from .thresholds import parse_tiou, with_own_bits
+from .toolkit_precision import toolkit_precision
 
 # Treatment of the ground truth by protocol.
 GROUND_TRUTH = {
     "default": "ground truth unchanged",
     "release": "ground truth unchanged",
     "opentad": "ground truth without duplicates and instances of zero length",
+    "th14": "Ambiguous intervals apart, mAP of the THUMOS'14 toolkit",
 }
 # Default of --top-k: classes per video.
 _CLASSES = {"thumos14": 2, "activitynet13": 1}
@@ -42,6 +45,7 @@ class EvaluateOptions:
     ground_truth: str
     metric: str  # a key of METRICS
     protocol: str = "default"
+    tiou: str | None = None
     subset: str | None = None
     class_scores: str | None = None
     fusion: str = "product"
@@ -93,7 +97,7 @@ class Evaluation:
             *([f"left out      {count(left_out, 'video')} with proposals, of other subsets"] if left_out else []),
             "",
             f"Average recall in % ({where}; class-agnostic)",
-            _row("tIoU", [f"{threshold:.2f}" for threshold in recall.tiou_thresholds], "mean"),
+            _row("tIoU", _tious(recall.tiou_thresholds), "mean"),
         ]
         for an in self.settings.recall_at:
             cells = [f"{100 * value:.2f}" for value in recall.recall[:, an - 1]]
@@ -108,7 +112,7 @@ class Evaluation:
                 "",
                 f"Mean average precision in % ({where}, {used})",
                 f"classes from {stated['fusion']}",
-                _row("tIoU", [f"{threshold:.2f}" for threshold in precision.tiou_thresholds], "mean"),
+                _row("tIoU", _tious(precision.tiou_thresholds), "mean"),
                 _row("mAP", [f"{100 * value:.2f}" for value in precision.mean], f"{100 * precision.average:.2f}"),
             ]
         return "\n".join(map(shown, lines))
@@ -146,7 +150,7 @@ class Evaluation:
 
 def evaluate(options: EvaluateOptions) -> Evaluation:
     """Compare a result file with the ground truth. InputError: a file or option cannot be used."""
-    metrics, strip_prefix = METRICS[options.metric], PRESETS["bcnet"][options.metric].data.strip_prefix
+    metrics, strip_prefix = _metrics(options), PRESETS["bcnet"][options.metric].data.strip_prefix
     for path in (options.json, options.picture):
         if path:
             require_writable(path)
@@ -154,8 +158,8 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         inputs = {name: getattr(options, name) for name in ("proposals", "ground_truth", "class_scores", "video_info")}
         require_apart(options.json, "--json", **inputs)
 
-    subset, ground_truth, elsewhere = _ground_truth(options, metrics, strip_prefix)
-    proposals = _proposals(options, strip_prefix, ground_truth)
+    subset, ground_truth, elsewhere, everything = _ground_truth(options, metrics, strip_prefix)
+    proposals = _proposals(options, strip_prefix, ground_truth, everything)
     proposals, left_out = proposals.without(elsewhere)
     detections, fusion = _detections(options, strip_prefix, proposals, ground_truth)
     recall = average_recall(
@@ -163,7 +167,8 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     )
     precision = None
     if detections is not None:
-        precision = mean_average_precision(ground_truth, detections, tiou_thresholds=metrics.map_thresholds)
+        rule = toolkit_precision if options.protocol == "th14" else mean_average_precision
+        precision = rule(ground_truth, detections, tiou_thresholds=metrics.map_thresholds)
     stated = {
         "preset": options.metric,  # the name of this key is older than that of the flag
         "protocol": options.protocol,
@@ -174,13 +179,27 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
         "class_scores": options.class_scores,
         "fusion": fusion,
     }
-    return Evaluation(options, stated, recall, precision, _warnings(recall, precision, proposals, detections))
+    warnings = _warnings(recall, precision, proposals, detections)
+    if options.protocol == "th14" and not any(video.ambiguous for video in ground_truth.values()):
+        warnings.append(f"{options.ground_truth} has no Ambiguous interval, which the THUMOS14 annotation CSV has")
+    return Evaluation(options, stated, recall, precision, warnings)
+
+
+def _metrics(options: EvaluateOptions) -> MetricSettings:
+    """The numbers of --metric, with the thresholds of --tiou. InputError: --tiou cannot be used."""
+    metrics = METRICS[options.metric]
+    if options.tiou is None:
+        return metrics
+    tiou = parse_tiou(options.tiou)
+    # The toolkit compares with the decimal numbers of papers.
+    map_tiou = tiou if options.protocol == "th14" else with_own_bits(tiou, metrics.map_thresholds)
+    return replace(metrics, recall_thresholds=with_own_bits(tiou, metrics.recall_thresholds), map_thresholds=map_tiou)
 
 
 def _ground_truth(
     options: EvaluateOptions, protocol: MetricSettings, strip_prefix: bool
-) -> tuple[str | None, dict[str, VideoAnnotation], set[str]]:
-    """Subset, its videos, and the ids of videos that belong to other subsets."""
+) -> tuple[str | None, dict[str, VideoAnnotation], set[str], dict[str, VideoAnnotation]]:
+    """Subset, its videos, the ids of videos that belong to other subsets, and all videos."""
     everything = read_annotations(options.ground_truth, strip_prefix=strip_prefix)
     subset = options.subset
     names = {video.subset.lower(): video.subset for video in everything.values() if video.subset}
@@ -195,13 +214,21 @@ def _ground_truth(
     elsewhere = {name for name in everything.keys() - ground_truth.keys() if everything[name].subset}
     if options.protocol == "opentad":
         ground_truth = without_duplicates(ground_truth)
+    if options.protocol == "th14":
+        ground_truth = with_ambiguous(ground_truth)
     if not any(video.instances for video in ground_truth.values()):
         raise InputError(f"{options.ground_truth}: no annotated instance in {count(len(ground_truth), 'video')}")
-    return subset, ground_truth, elsewhere
+    return subset, ground_truth, elsewhere, everything
 
 
-def _proposals(options: EvaluateOptions, strip_prefix: bool, ground_truth: Mapping[str, VideoAnnotation]) -> Results:
-    proposals = read_results(options.proposals)
+def _proposals(
+    options: EvaluateOptions,
+    strip_prefix: bool,
+    ground_truth: Mapping[str, VideoAnnotation],
+    everything: Mapping[str, VideoAnnotation],
+) -> Results:
+    stated = read_annotations(options.video_info, strip_prefix=strip_prefix) if options.video_info else {}
+    proposals = read_results(options.proposals, {**everything, **stated})
     if strip_prefix:
         names = strip_activitynet_prefix(dict.fromkeys(proposals.video_names), options.proposals)
         proposals = replace(proposals, video_names=tuple(names))
@@ -249,7 +276,7 @@ def _require_common(what: str, path: str, names: Iterable[str], other_path: str,
 def _warnings(
     recall: AverageRecall, precision: MeanAveragePrecision | None, proposals: Results, detections: Results | None
 ) -> list[str]:
-    warnings = []
+    warnings = list(proposals.notes)
     if recall.videos_without_proposals:
         videos = _some(recall.videos_without_proposals, "video")
         warnings.append(f"{videos} without proposals: their instances count as missed")
@@ -276,6 +303,10 @@ def _warnings(
 
 def _some(names: Sequence[str], what: str) -> str:
     return f"{count(len(names), what)} ({some(names)})"
+
+
+def _tious(thresholds: np.ndarray) -> list[str]:
+    return [f"{tiou:.2f}" if abs(round(tiou, 2) - tiou) < 1e-9 else f"{tiou:.4f}" for tiou in thresholds.tolist()]
 
 
 def _row(name: str, cells: list[str], last: str) -> str:

@@ -39,6 +39,18 @@ def readable(where: object, expected: str) -> Iterator[None]:
         raise InputError(f"{where} cannot be read ({reason}), expected {expected}") from error
 
 
+@contextlib.contextmanager
+def no_collection() -> Iterator[None]:
+    """Pause the search for cycles: parsers create none, and scanning their many objects takes longer than parsing."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def require_file(path: str | os.PathLike, expected: str) -> Path:
     """Return `path` as a Path. InputError: it is not a readable file."""
     path = Path(path)
@@ -50,6 +62,17 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no read permission, expected {expected}")
     return path
+
+
+def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> bytes:
+    """The first bytes of a file, decompressed as far as they are gzip. InputError: it is not a readable file."""
+    path = require_file(path, expected)
+    with readable(path, expected), open(path, "rb") as file:
+        start = file.read(count)
+        if start.startswith(b"\x1f\x8b"):
+            with contextlib.suppress(zlib.error):
+                return zlib.decompressobj(wbits=31).decompress(start, count)
+        return start
 
 
 def read_text(path: str | os.PathLike, expected: str) -> str:
@@ -79,11 +102,9 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
 
     Checking for repeated keys takes a third of the time. Without `unique_keys` the last value wins, as in `json.loads`.
     """
-    # The parser creates no cycles; scanning its many new objects for them takes longer than parsing.
-    collecting = gc.isenabled()
-    gc.disable()
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
+        with no_collection():
+            return json.loads(text, object_pairs_hook=_unique_keys if unique_keys else None)
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}), expected {expected}"
@@ -95,9 +116,6 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
         raise InputError(f"{path}: a number has too many digits, expected {expected}") from error
     except _RepeatedKeyError as error:
         raise InputError(f"{path}: key {brief(error.args[0])} occurs twice, expected unique keys") from error
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:

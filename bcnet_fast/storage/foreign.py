@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from ..errors import InputError
 
 # Beginning of weight names -> project, by the attributes of its networks: opentad/models/detectors of OpenTAD,
 # libs/modeling/meta_archs.py of TriDet and ActionFormer, mmaction/models/heads of mmaction2.
@@ -22,6 +25,12 @@ _CONTENT = {
     b"PK": "a zip archive, such as .npz or a PyTorch checkpoint",
     b"\x80": "a pickle",
 }
+
+# Protocols 0 and 1, which Python 2 wrote, have no mark of their own.
+_PICKLE = re.compile(
+    rb"\x80[\x01-\x08]|[}\]]q|\((?:dp|lp|ip|i[a-z_]+\n|c[\w.]+\n)"
+    rb"|c(?:copy_reg|copyreg|__builtin__|builtins|numpy|pandas|torch)[\w.]*\n"
+)
 
 _VIDEO = "a video: extract features from it first"
 _CHECKPOINT = "a checkpoint: infer takes it with --checkpoint"
@@ -46,6 +55,16 @@ def content_of(start: bytes) -> str:
     """`; it looks like a NumPy array`, by the first bytes of a file; empty where they are of no known kind."""
     found = next((kind for magic, kind in _CONTENT.items() if start.startswith(magic)), None)
     return f"; it looks like {found}" if found else ""
+
+
+def refuse_pickle(path: Path, start: bytes) -> None:
+    """Raise InputError, which says how to convert it, where the first bytes of a file are those of a pickle."""
+    if _PICKLE.match(start):
+        raise InputError(
+            f"{path} is a pickle, which can run any code and is never loaded; if you trust it, convert it: python -c "
+            "\"import json, pickle; json.dump(pickle.load(open('IN.pkl', 'rb')), open('OUT.json', 'w'), "
+            'default=lambda value: value.tolist())"'
+        )
 
 
 def no_features(path: Path) -> str:

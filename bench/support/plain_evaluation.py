@@ -80,3 +80,43 @@ def plain_precision(truth: Truth, results: Entries, thresholds: Sequence[float])
                         break
         precision[label] = [sum(np.maximum.accumulate(right[::-1])) / positives for right in correct]
     return precision
+
+
+def toolkit_overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection by the span of both segments; 0 where they only touch."""
+    inter = min(one[1], other[1]) - max(one[0], other[0])
+    return inter / (max(one[1], other[1]) - min(one[0], other[0])) if inter > 0 else 0.0
+
+
+def plain_toolkit_precision(truth: Truth, results: Entries, thresholds: Sequence[float]) -> dict[str, list[float]]:
+    """Average precision of the THUMOS'14 toolkit for each label of the truth, one for each threshold.
+
+    Instances in turn take the free detection of the largest overlap, if that is above the threshold. Free detections
+    that overlap an ambiguous interval are left out.
+    """
+    labels = sorted({instance.label for video in truth.values() for instance in video.instances})
+    precision: dict[str, list[float]] = {}
+    for label in labels:
+        precision[label] = []
+        for threshold in thresholds:
+            right, wrong, positives = [], [], 0
+            for name in [*truth, *(name for name in results if name not in truth)]:
+                video = truth.get(name)
+                instances = [one for one in video.instances if one.label == label] if video else []
+                positives += len(instances)
+                entries = [entry for entry in results.get(name, []) if entry["label"] == label]
+                free = sorted(entries, key=lambda entry: -entry["score"])
+                for instance in instances:
+                    overlaps = [toolkit_overlap((instance.start, instance.end), entry["segment"]) for entry in free]
+                    if overlaps and max(overlaps) > threshold:
+                        right.append(free.pop(overlaps.index(max(overlaps)))["score"])
+                for entry in free:
+                    if not any(toolkit_overlap(one, entry["segment"]) for one in (video.ambiguous if video else ())):
+                        wrong.append(entry["score"])
+            ranked = sorted([(score, True) for score in right] + [(score, False) for score in wrong], reverse=True)
+            found, area = 0, 0.0
+            for rank, (_, is_right) in enumerate(ranked, 1):
+                found += is_right
+                area += is_right * found / rank / positives
+            precision[label].append(area)
+    return precision

@@ -26,8 +26,10 @@
 #include "runtime/parallel.h"
 #include "simd/denormals.h"
 
+// Without it, GCC leaves the instructions of the pairs one after the other: measured again with GCC 12, every case took
+// more than 3 % longer.
 #if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC optimize("schedule-insns")  // else GCC leaves the instructions of the pairs one after the other
+#pragma GCC optimize("schedule-insns")
 #endif
 
 #define BCNET_KERNELS "cpu/soft_nms_kernels.h"

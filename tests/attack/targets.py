@@ -20,6 +20,8 @@ from bcnet_fast import convert, evaluate, infer, inspect, train
 from bcnet_fast.config import BMNConfig, Config, DataConfig
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.networks.reference import NETWORKS
+from bcnet_fast.results import exchange
+from bcnet_fast.results.columns import Results
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
 COMMANDS = {"infer": infer, "inspect": inspect, "evaluate": evaluate, "train": train, "convert": convert}
@@ -149,7 +151,7 @@ def _tables(root: Path) -> list[Target]:
 def _evaluations(root: Path) -> list[Target]:
     folder = root / "evaluation"
     folder.mkdir()
-    entry = {"duration": 4.0, "subset": "test"}
+    entry = {"duration": 4.0, "fps": 25.0, "subset": "test"}
     annotated = {name: entry | {"annotations": [{"segment": [1.0, 2.0], "label": "x"}]} for name in ("a", "b")}
     (folder / "truth.json").write_text(json.dumps({"database": annotated}))
     found = [{"score": 0.9, "segment": [1.0, 2.0]}, {"score": 0.5, "segment": [0.0, 3.0]}]
@@ -160,10 +162,26 @@ def _evaluations(root: Path) -> list[Target]:
     (folder / "scores.json").write_text(
         json.dumps({"results": {"a": [0.5, 0.5], "b": [1.0, 0.0]}, "class": ["x", "y"]})
     )
-    own = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree)
+    (folder / "submission.txt").write_text("a 1 2 x 0.9\nb.mp4 0 3 x 0.5\n")
+    (folder / "rows.csv").write_text("video,start,end,score,label\na,1,2,0.9,x\nb,0,3,0.5,x\n")
+    (folder / "frames.csv").write_text("video-name f-init f-end score\na 25 50 0.9\nb 0 75 0.5\n")
+    (folder / "columns.json").write_text(
+        json.dumps({"video-id": ["a", "b"], "t-start": [1, 0], "t-end": [2, 3], "score": [0.9, 0.5]})
+    )
+    (folder / "list.txt").write_text("# 0\na\n4\n25\n0\n2\n0 0 0 25 50\n0 0 0 0 9\n# 1\nb\n1\n1\n0\n1\n0 0 0 0.1 0.5\n")
+    region = {"value": {"ranges": [{"start": 26, "end": 50}], "timelinelabels": ["x"]}}
+    tasks = [
+        {"data": {"video": f"{name}.mp4", "fps": 25}, "annotations": [{"result": [region]}]} for name in ("a", "b")
+    ]
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    medium = Results.from_dict({"a": [{"segment": [1.0, 2.0], "score": 1.0, "label": "x"}]})
+    exchange.write("elan", folder / "a.eaf", medium)
+    tree = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree)
+    cells = (m.any_bytes, m.whole_file, m.csv_cells, m.csv_cells)
 
-    def target(name: str, proposals: str, victim: str, *more: str) -> Target:
-        flags = ("--proposals", proposals, "--ground-truth", "truth.json", "--preset", "thumos14", "--json", "out.json")
+    def target(name: str, proposals: str, victim: str, *more: str, own: tuple[m.Mutation, ...] = tree) -> Target:
+        truth = victim if victim in ("tasks.json", "a.eaf") else "truth.json"
+        flags = ("--proposals", proposals, "--ground-truth", truth, "--preset", "thumos14", "--json", "out.json")
         return Target(name, "evaluation", ("evaluate", *flags, *more), victim, own, (victim,), ("out.json",))
 
     return [
@@ -171,6 +189,13 @@ def _evaluations(root: Path) -> list[Target]:
         target("result json.gz", "labelled.json.gz", "labelled.json.gz"),
         target("ground truth json", "labelled.json.gz", "truth.json"),
         target("class scores json", "plain.json", "scores.json", "--class-scores", "scores.json"),
+        target("submission text", "submission.txt", "submission.txt", "--protocol", "th14", own=cells),
+        target("result csv", "rows.csv", "rows.csv", own=cells),
+        target("result csv in frames", "frames.csv", "frames.csv", own=cells),
+        target("result columns", "columns.json", "columns.json"),
+        target("proposal list", "list.txt", "list.txt", own=cells),
+        target("label studio", "plain.json", "tasks.json"),
+        target("elan", "plain.json", "a.eaf", own=(m.any_bytes, m.whole_file)),
     ]
 
 

@@ -11,12 +11,17 @@ import pytest
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.targets import Target
+from helpers.sweeps import sweep
 
-QUICK = 75  # inputs, three of each kind
+QUICK = 25  # inputs, one of each kind
 
 
-def test_no_damaged_input_breaks_a_promise(request, tmp_path):
-    inputs = request.config.getoption("attack", default=None) or QUICK
+@sweep("inputs", [QUICK, 4 * QUICK])
+def test_no_damaged_input_breaks_a_promise(request, tmp_path, inputs):
+    asked = request.config.getoption("attack", default=None)
+    if asked and inputs != QUICK:
+        pytest.skip("--attack asks for another number")
+    inputs = asked or inputs
     command = [sys.executable, Path(__file__).parent / "run.py", "--inputs", str(inputs), "--json", tmp_path / "a.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from helpers.processes import PATIENCE_S, group_lives, inference, kill, started, wait_until, write_archive
-from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
 from bcnet_fast import infer, train
 from bcnet_fast.data.synthetic import make_videos, write_dataset
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
+# The quick tests kill a run once each: test_processes.py, and tests/training/test_train_resume.py.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")]
 KILLS = int(os.environ.get("BCNET_FAST_KILLS", "1"))
 
 
@@ -41,7 +41,7 @@ def killed_until_done(command: str, flags: list[str], whom: str, begun: Path, dr
                 assert process.returncode == 0, errors
 
 
-@sweep("whom", ["main", "worker", "group"])
+@pytest.mark.parametrize("whom", ["main", "worker", "group"])
 def test_inference(tmp_path, whom):
     write_archive(tmp_path)
     expected, output = tmp_path / "expected.json", tmp_path / "out" / "out.json"
@@ -52,7 +52,7 @@ def test_inference(tmp_path, whom):
     assert list(output.parent.iterdir()) == [output]
 
 
-@sweep("whom", ["main", "worker", "group"])
+@pytest.mark.parametrize("whom", ["main", "worker", "group"])
 def test_training(tmp_path, whom):
     subsets = (("training", 4), ("validation", 2))
     videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]

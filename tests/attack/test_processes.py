@@ -17,6 +17,7 @@ import pytest
 import torch
 from helpers.networks import SMALL
 from helpers.processes import PATIENCE_S, VIDEOS, group_lives, inference, lines, started, wait_until, write_archive
+from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
 from bcnet_fast import convert, evaluate, infer, train
@@ -45,7 +46,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@sweep("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
 def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_at_once(archive, tmp_path, number):
     output = tmp_path / "out.json"
     with started("infer", inference(archive, output, "--workers", 2)) as process:
@@ -53,9 +54,11 @@ def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_a
         process.send_signal(number)
         errors = process.communicate()[1] if number == signal.SIGTERM else process.wait()
         # At once: the lock is that of the main process alone.
+        assert not output.exists()
         assert infer.main(inference(archive, output, "--resume")) == 0
         wait_until(lambda: not group_lives(process.pid), 20)
     assert len(json.loads(output.read_text())["results"]) == VIDEOS
+    assert list(tmp_path.iterdir()) == [output]
     if number == signal.SIGTERM:
         assert process.returncode == 143
         assert "finished videos; continue with --resume" in errors and "Traceback" not in errors
@@ -97,6 +100,7 @@ def test_a_refused_training_leaves_no_folder(data, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow  # a process of its own
 def test_a_closed_pipe_ends_a_training_with_what_is_finished(data, tmp_path):
     flags = arguments(data, tmp_path / "run", model="gtad", settings=("train.epochs=100",))
     with started("train", flags, stdout=subprocess.PIPE) as process:
@@ -107,6 +111,7 @@ def test_a_closed_pipe_ends_a_training_with_what_is_finished(data, tmp_path):
     assert "of 100 epochs; continue with --resume" in errors and "Traceback" not in errors
 
 
+@pytest.mark.slow  # a process of its own
 def test_closed_streams_change_nothing(archive, tmp_path):
     shutil.copytree(archive / "features", tmp_path / "features")
     shutil.copy(archive / "weights.safetensors", tmp_path)
@@ -120,8 +125,10 @@ def test_closed_streams_change_nothing(archive, tmp_path):
     assert (tmp_path / "out.json").read_bytes() == expected.read_bytes()
 
 
-def test_features_that_were_replaced_are_read_again(archive, tmp_path, capsys):
-    shutil.copytree(archive / "features", tmp_path / "features")
+def test_features_that_were_replaced_are_read_again(archive, tmp_path, rng, capsys):
+    (tmp_path / "features").mkdir()
+    for number in range(5):
+        np.save(tmp_path / "features" / f"{number:02d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
     shutil.copy(archive / "weights.safetensors", tmp_path)
     output, changed = tmp_path / "out.json", tmp_path / "features" / "00.npy"
 

@@ -13,24 +13,20 @@ from helpers.paths import ROOT
 
 VERSIONS = ROOT / "bench" / "results" / "aot_triton_versions.csv"
 COMPILE = """
-import aot, json
+import aot, json, subprocess, tempfile
 launches = ("add_layer_norm", 90), ("anchor_sampling", 75), ("anchor_sampling", 90), ("difference_attention", 90)
 rows = [aot.measure((family, target, 0)) for family, target in launches]
 ptx = aot.compile_launch(next(aot.KERNELS["add_layer_norm"](90)).launch, 90).asm["ptx"]
-print(json.dumps([rows, ptx]))
+matching = aot.compile_launch(list(aot.KERNELS["match_proposals"](90))[4].launch, 90).asm["cubin"]
+with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+    file.write(matching)
+    file.flush()
+    code = subprocess.run([aot.TOOLS / "cuobjdump", "-sass", file.name], check=True, capture_output=True, text=True)
+print(json.dumps([rows, ptx, ["DMUL" in code.stdout, "DFMA" in code.stdout]]))
 """
-SUMMARIZE = """
-import aot, json, pathlib
-row = {"kernel": "add_layer_norm_forward", "dtype": "fp16", "target": "sm_75"}
-row |= {"registers": 40, "spill_bytes": 0, "blocks_per_sm": 4}
-rows = [row, row | {"spill_bytes": 8}, row | {"blocks_per_sm": 0}, row | {"dtype": "bf16", "registers": ""}]
-path = pathlib.Path(%r)
-aot.merge_summary(path, aot.summarize(rows, ["add_layer_norm"], [75, 120]))
-aot.COMPILER = "triton 3.2.0"
-aot.merge_summary(path, aot.summarize(rows[:1], ["add_layer_norm"], [75]))
-aot.merge_summary(path, aot.summarize(rows[:2], ["add_layer_norm"], [75]))
-print(json.dumps(sum(map(aot.is_bad, rows))))
-"""
+ROW = {"kernel": "add_layer_norm_forward", "dtype": "fp16", "target": "sm_75"}
+ROW |= {"registers": 40, "spill_bytes": 0, "blocks_per_sm": 4}
+ROWS = [ROW, ROW | {"spill_bytes": 8}, ROW | {"blocks_per_sm": 0}, ROW | {"dtype": "bf16", "registers": ""}]
 
 
 def run(code: str) -> object:
@@ -49,7 +45,7 @@ def run(code: str) -> object:
 
 
 def test_launches_compile_without_a_gpu():
-    (layer_norm, projection, *with_tensor_cores), ptx = run(COMPILE)
+    (layer_norm, projection, *with_tensor_cores), ptx, (products, fused) = run(COMPILE)
     assert layer_norm["kernel"] == "add_layer_norm_forward" and layer_norm["target"] == "sm_90"
     assert projection["kernel"] == "anchor_sampling_projection" and projection["target"] == "sm_75"
     assert [row["kernel"] for row in with_tensor_cores] == [
@@ -61,11 +57,17 @@ def test_launches_compile_without_a_gpu():
         assert row["dtype"] == "fp16" and row["registers"] > 0 and row["load128"] > 0
         assert row["spill_bytes"] == 0 and row["blocks_per_sm"] > 0
     assert ".target sm_90" in ptx and "fma.rn.f32" in ptx
+    assert products and not fused  # match_proposals has the bits of the CPU
 
 
-def test_summary_keeps_the_rows_of_other_versions(tmp_path):
-    path = tmp_path / "summary.csv"
-    assert run(SUMMARIZE % str(path)) == 3
+def test_summary_keeps_the_rows_of_other_versions(tmp_path, monkeypatch):
+    aot = pytest.importorskip("aot", reason="needs Triton")
+    path, family = tmp_path / "summary.csv", ["add_layer_norm"]
+    aot.merge_summary(path, aot.summarize(ROWS, family, [75, 120]))
+    monkeypatch.setattr(aot, "COMPILER", "triton 3.2.0")
+    for rows in (ROWS[:1], ROWS[:2]):
+        aot.merge_summary(path, aot.summarize(rows, family, [75]))
+    assert sum(map(aot.is_bad, ROWS)) == 3
     with path.open(newline="", encoding="utf-8") as file:
         old, mine, unknown = csv.DictReader(file)
     counts = ("variants", "compiled", "spilling", "not_fitting")

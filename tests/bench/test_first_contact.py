@@ -15,6 +15,7 @@ import pytest
 from contact.runner import Run
 from contact.steps import STEPS, Step
 from helpers.paths import ROOT
+from helpers.sweeps import sweep
 
 SCRIPT = ROOT / "bench" / "first_contact.py"
 # Steps that end in every way but the right one; nothing here imports PyTorch.
@@ -93,7 +94,7 @@ def read(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("fault", ["hang", "hang_with_lock", "hang_beside_child"])
+@sweep("fault", ["hang_with_lock", "hang", "hang_beside_child"])
 def test_a_hanging_step_ends_at_its_limit_and_the_next_one_runs(step, tmp_path, fault):
     hanging, good = run([step(fault, limit=1.0), step("good")], tmp_path / "out")
     assert hanging["status"] == "timeout" and hanging["reason"] == "killed after 1 s"
@@ -121,7 +122,7 @@ def test_a_crashing_step_keeps_its_last_lines_and_the_next_one_runs(step, tmp_pa
 
 
 def test_what_a_step_found_before_its_fault_is_kept(step, tmp_path):
-    lines = run([step("hang", limit=3.0), step("crash"), step("raises")], tmp_path / "out")
+    lines = run([step("hang", limit=1.0), step("crash"), step("raises")], tmp_path / "out")
     assert [line["rows"] for line in lines] == 3 * [[{"number": 1}]]
     assert lines[2]["status"] == "failed" and lines[2]["reason"] == "ValueError: wrong size"
     assert any("ValueError: wrong size" in line for line in lines[2]["output"])
@@ -178,12 +179,13 @@ def test_a_step_that_the_budget_cuts_off_has_not_failed(step, tmp_path):
     assert line["rows"] == [{"number": 1}]
 
 
-def test_every_step_of_the_real_run_ends_within_its_limit_when_it_hangs_or_crashes(step, tmp_path):
+@sweep("real_steps", [STEPS[::9], STEPS], ids=["some", "all"])
+def test_every_step_of_the_real_run_ends_within_its_limit_when_it_hangs_or_crashes(step, tmp_path, real_steps):
     for fault, limit, status in (("hang", 0.4, "timeout"), ("crash", 30.0, "crashed")):
         target = step(fault).target
-        steps = [dataclasses.replace(real, target=target, limit=limit, rival=False) for real in STEPS]
+        steps = [dataclasses.replace(real, target=target, limit=limit, rival=False) for real in real_steps]
         lines = run(steps, tmp_path / fault, budget=1e4)
-        assert [(line["step"], line["status"]) for line in lines] == [(real.name, status) for real in STEPS]
+        assert [(line["step"], line["status"]) for line in lines] == [(real.name, status) for real in real_steps]
         assert all(line["seconds"] < limit + 10 for line in lines)
 
 
@@ -260,14 +262,14 @@ def children(driver: int, step: str) -> list[int]:
 def test_some_steps_run_by_the_command_line(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(
-        command(out, "--steps", "add_layer_norm", "environment", "engine_exit"),
+        command(out, "--steps", "add_layer_norm", "environment"),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = read(out)
-    assert [line["step"] for line in lines] == ["environment", "add_layer_norm", "engine_exit"]
+    assert [line["step"] for line in lines] == ["environment", "add_layer_norm"]
     assert all(line["status"] == "ok" for line in lines)
     norm = lines[1]["rows"]
     assert {row["precision"] for row in norm} == {"fp32", "fp16", "bf16"}
@@ -300,12 +302,10 @@ def test_results_of_an_earlier_run_are_not_touched(tmp_path):
 
 
 def test_a_step_that_fails_sets_the_exit_code(tmp_path, monkeypatch):
-    """The device that is not here ends the run after its first step."""
     out = tmp_path / "out"
-    flags = [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "environment", "doctor", "timing"]
+    flags = [sys.executable, str(SCRIPT), "--out", str(out), "--steps", "environment"]
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(flags, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 1
-    lines = read(out)
-    assert [line["status"] for line in lines] == ["failed", "skipped", "skipped"]
-    assert "finds no CUDA device" in lines[0]["reason"]
+    (line,) = read(out)
+    assert line["status"] == "failed" and "finds no CUDA device" in line["reason"]

@@ -27,7 +27,11 @@ def in_this_process(command: list[str], *, stdout, **_: object) -> SimpleNamespa
     """`subprocess.run` of a training, without the time that a process takes to import PyTorch."""
     assert command[1:3] == ["-m", "bcnet_fast.train"]
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
-        return SimpleNamespace(returncode=train.main(command[3:]))
+        try:
+            return SimpleNamespace(returncode=train.main(command[3:]))
+        except InputError as error:
+            print(f"error: {error}")
+            return SimpleNamespace(returncode=2)
 
 
 def test_a_table_of_two_variants_is_made_once_and_printed_again(tables, tmp_path, capsys, monkeypatch):
@@ -68,9 +72,10 @@ def test_mean_and_deviation(tables):
     assert table.splitlines()[-1] == "| a | 3.0 ± 2.6 |"
 
 
-def test_a_failed_training_is_named_with_its_reason(tables, tmp_path):
+def test_a_failed_training_is_named_with_its_reason(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "subprocess", SimpleNamespace(run=in_this_process, STDOUT=None))
     flags = ["--features", str(tmp_path / "gone"), "--annotations", str(tmp_path / "gone.json")]
     with pytest.raises(InputError, match=r"output\.txt: expected a finished training, found error: .*gone"):
-        tables.main([*flags, "--output", str(tmp_path / "runs"), "--tables", "6", "--seeds", "1"])
+        tables.main([*flags, "--output", str(tmp_path / "runs"), "--tables", "6", "--seeds", "1", "--jobs", "1"])
     with pytest.raises(InputError, match="--features, --annotations: expected both or none"):
         tables.main(["--output", str(tmp_path), "--features", "x"])

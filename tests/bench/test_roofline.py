@@ -48,6 +48,7 @@ def test_cards_of_similar_names_have_other_rates(device, name):
     assert roofline.known_gpu(device) == (roofline.GPUS[name] if name else None)
 
 
+@pytest.mark.slow
 def test_committed_table_is_what_the_script_computes():
     with (BENCH / "results" / "roofline_gpus.csv").open(newline="", encoding="utf-8") as file:
         committed = list(csv.reader(file))[1:]

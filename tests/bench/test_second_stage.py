@@ -23,6 +23,7 @@ def few_runs(monkeypatch):
     )
 
 
+@pytest.mark.slow  # networks of the released sizes
 def test_every_form_has_a_row(tmp_path, few_runs, capsys):
     path = tmp_path / "figures.json"
     assert second_stage.main(["--proposals", "9", "--rows", "12", "--json", str(path)]) == 0

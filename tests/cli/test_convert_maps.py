@@ -60,6 +60,7 @@ def assert_golden(path, golden, name: str, case: str = "") -> None:
             torch.testing.assert_close(found[0].double(), torch.from_numpy(known[stored]), atol=tolerance, rtol=0)
 
 
+@pytest.mark.slow  # tests/networks/test_reference_maps.py has the reference's
 def test_the_release_of_bmn_gives_the_golden_outputs(tmp_path, golden, capsys):
     state = seeded.map_state(golden / "bmn_gtad" / "bmn_keys.json", SEED)
     path = converted(tmp_path, "--bmn", {"sample_mask": seeded.bmn_mask(100, "start_end"), **state}, "activitynet13")

@@ -87,6 +87,7 @@ def test_the_release_of_pgcn_gives_the_golden_outputs(tmp_path, capsys):
                 np.testing.assert_allclose(found[::3].numpy(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow  # of the released size
 def test_the_release_of_muses_gives_the_golden_outputs(tmp_path, capsys):
     path = converted(tmp_path, "muses", seeded_second_stage.state(STAGE2 / "keys.json", "muses", SEED))
     assert "26 tensors, 20.1 M values, muses for thumos14, C = 1024, K = 20" in capsys.readouterr().out

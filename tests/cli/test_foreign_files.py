@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from helpers.sweeps import sweep
 from safetensors.torch import save_file
 
 from bcnet_fast import convert
@@ -34,7 +35,7 @@ def refused(function, *arguments) -> str:
 
 
 @pytest.mark.parametrize("project", OTHERS)
-@pytest.mark.parametrize("kind", FLAGS)
+@sweep("kind", FLAGS, keep=2)
 def test_convert_names_the_project_of_a_checkpoint(tmp_path, project, kind):
     path = tmp_path / "theirs.pth.tar"
     torch.save({"epoch": 3, "state_dict": {name: torch.zeros(2) for name in OTHERS[project]}}, path)

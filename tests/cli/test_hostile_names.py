@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
 import sys
 
 import h5py
@@ -14,6 +13,7 @@ import torch
 from helpers.networks import SMALL
 
 from bcnet_fast import evaluate, infer, inspect
+from bcnet_fast.cli.parser import run
 from bcnet_fast.config import Config, DataConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.networks.reference.bcnet import BCNet
@@ -42,12 +42,14 @@ def flags(tmp_path, rng) -> list[str]:
     return [str(flag) for flag in [*flags, "--srt", tmp_path / "srt", "--plot", tmp_path / "plot"]]
 
 
-def test_names_are_exact_in_json_and_escaped_everywhere_else(tmp_path, flags):
-    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict"}
-    command = [sys.executable, "-m", "bcnet_fast.infer", *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert done.returncode == 1, done.stderr
-    printed = (done.stdout + done.stderr).decode("ascii")
+def test_names_are_exact_in_json_and_escaped_everywhere_else(tmp_path, flags, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), "ascii") for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit, match="1"):
+        run(lambda: infer.main(flags))
+    monkeypatch.undo()
+    printed = "".join(stream.detach().getvalue().decode("ascii") for stream in streams.values())
     assert all(line.isprintable() for line in printed.split("\n"))
     failed = [line for line in printed.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 1 and failed[0].startswith(r"failed: bad\udcff\x1b: ") and "has 1 snippet" in failed[0]

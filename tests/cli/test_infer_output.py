@@ -1,11 +1,6 @@
-"""What `infer` does with outputs: existing, interrupted, finished, killed, of one subset."""
+"""What `infer` does with outputs: existing, interrupted, finished, of one subset."""
 
 from __future__ import annotations
-
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -150,23 +145,3 @@ def test_a_video_on_which_the_network_overflows_is_reported(checkpoint, features
         "failed: c: video 'c': the network's scores have NaN or infinity, expected finite ones"
         in capsys.readouterr().err
     )
-
-
-def test_a_killed_process_leaves_no_half_written_output(checkpoint, tmp_path, rng):
-    folder = tmp_path / "features"
-    folder.mkdir()
-    for index in range(60):
-        np.save(folder / f"{index:03d}.npy", rng.standard_normal((60, 10)).astype(np.float32))
-    output = tmp_path / "out.json"
-    command = [sys.executable, "-m", "bcnet_fast.infer", "--checkpoint", checkpoint, "--features", folder]
-    command += ["--fps", "25", "--output", output]
-    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    partial = tmp_path / "out.json.partial"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and not (partial.exists() and partial.read_bytes().count(b"\n") > 3):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not output.exists() and partial.read_bytes().count(b"\n") > 3
-    assert run(checkpoint, folder, "--resume", output=output)[0] == 0
-    assert len(results_of(output)) == 60

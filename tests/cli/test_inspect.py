@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-import bcnet_fast
 from bcnet_fast.cli.parser import run
 from bcnet_fast.errors import InputError
 from bcnet_fast.inspect import main
@@ -294,12 +292,15 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert output.out == "" and output.err.startswith(message) and output.err.count("\n") == 1
 
 
-def test_runs_as_a_module(tmp_path):
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_runs_as_a_module(tmp_path, monkeypatch, capsys):
     _folder(tmp_path / "x", {"a": 30}, channels=4)
-    root = str(Path(bcnet_fast.__file__).parents[1])
-    command = [sys.executable, "-m", "bcnet_fast.inspect", "x"]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, capture_output=True, text=True)
-    assert done.returncode == 0 and "[30, 4]" in done.stdout and done.stderr == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["inspect.py", "x"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("bcnet_fast.inspect", run_name="__main__")
+    found = capsys.readouterr()
+    assert "[30, 4]" in found.out and found.err == ""
 
 
 def test_real_features(shared, capsys):

@@ -18,6 +18,12 @@ import torch
 inds = nms_1d_cpu.nms(torch.tensor([[0., 2], [0, 3]]), torch.tensor([0.5, 0.6]), iou_threshold=0.5)
 assert inds.tolist() == [1], inds
 """
+ALIGN = """
+out = Align1D.forward(torch.ones(1, 2, 10), torch.tensor([[0., 1, 5]]), 4, 2)
+assert out.shape == (1, 2, 4)
+grad = Align1D.backward(out, torch.tensor([[0., 1, 5]]), 4, 1, 2, 10, 2)
+assert grad.shape == (1, 2, 10)
+"""
 
 
 def python(code: str, *folders) -> str:
@@ -29,8 +35,8 @@ def python(code: str, *folders) -> str:
     return done.stdout
 
 
-def test_one_line_makes_the_import_work():
-    python("import bcnet_fast.compat.activate\nimport nms_1d_cpu\n" + HARD_NMS)
+def test_one_line_makes_both_imports_work():
+    python("import bcnet_fast.compat.activate\nimport nms_1d_cpu, Align1D\n" + HARD_NMS + ALIGN)
 
 
 def test_without_it_nothing_is_found():
@@ -60,14 +66,4 @@ def test_activating_twice_adds_one_finder():
     python(
         "import importlib, sys\nimport bcnet_fast.compat.activate as activate\nimportlib.reload(activate)\n"
         "assert sum(type(f).__name__ == 'CompatFinder' for f in sys.meta_path) == 1\n"
-    )
-
-
-def test_align1d_is_found_too():
-    python(
-        "import bcnet_fast.compat.activate\nimport Align1D, torch\n"
-        "out = Align1D.forward(torch.ones(1, 2, 10), torch.tensor([[0., 1, 5]]), 4, 2)\n"
-        "assert out.shape == (1, 2, 4)\n"
-        "grad = Align1D.backward(out, torch.tensor([[0., 1, 5]]), 4, 1, 2, 10, 2)\n"
-        "assert grad.shape == (1, 2, 10)\n"
     )

@@ -55,7 +55,7 @@ def test_flat_json(tmp_path: Path) -> None:
     assert _read(tmp_path / "flat", {"v_x": entry}) == {"v_x": expected}
 
 
-def test_thumos14_tables_lose_what_is_ambiguous(tmp_path: Path) -> None:
+def test_thumos14_tables_keep_what_is_ambiguous_apart(tmp_path: Path) -> None:
     annotation = (
         "video,type,type_idx,start,end,startFrame,endFrame\n"
         "t1,Diving,26,0.2,1.1,6,33\nt2,Ambiguous,0,1,2,30,60\nt1,Ambiguous,0,5,6,1,2\nt1,CliffDiving,22,0.2,1.1,6,33\n"
@@ -63,13 +63,15 @@ def test_thumos14_tables_lose_what_is_ambiguous(tmp_path: Path) -> None:
     instances = (Instance(0.2, 1.1, "Diving"), Instance(0.2, 1.1, "CliffDiving"))
     videos = _read(tmp_path / "annotation.csv", annotation)
     assert {name: video.instances for name, video in videos.items()} == {"t1": instances, "t2": ()}
+    assert {name: video.ambiguous for name, video in videos.items()} == {"t1": ((5.0, 6.0),), "t2": ((1.0, 2.0),)}
 
     truth = (
         "video-name,t-init,t-end,f-init,f-end,video-duration,frame-rate,video-frames,label-idx\n"
         "t1,0.2,1.1,6,33,20.5,30.0,615,7\nt1,5,6,1,2,20.5,30.0,615,-1\nt1,0.2,1.1,6,33,20.5,30.0,615,4\n"
     )
     videos = _read(tmp_path / "truth.csv", truth)
-    assert videos == {"t1": VideoAnnotation(id="t1", duration=20.5, fps=30.0, frames=615, instances=instances)}
+    facts = {"duration": 20.5, "fps": 30.0, "frames": 615, "ambiguous": ((5.0, 6.0),)}
+    assert videos == {"t1": VideoAnnotation(id="t1", instances=instances, **facts)}
 
 
 def test_video_tables_may_be_partial(tmp_path: Path) -> None:

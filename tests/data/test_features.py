@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.sweeps import sweep
 
 from bcnet_fast.data import features as features_module
 from bcnet_fast.data.features import FeatureArchive, FeatureSequence, iterate, open_features
@@ -362,7 +363,7 @@ def _load_sum(archive: FeatureArchive, video: str) -> float:
     return float(archive.load(video).features.sum())
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@sweep("method", ["fork", "spawn"])
 def test_archive_works_in_another_process_while_it_is_open_here(archive, method):
     expected = _load_sum(archive, "v01")
     with multiprocessing.get_context(method).Pool(1) as pool:

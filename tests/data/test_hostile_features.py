@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from helpers.sweeps import sweep
 
 from bcnet_fast.data import features as features_module
 from bcnet_fast.data.annotations import read_annotations
@@ -313,7 +314,7 @@ def test_hdf5_that_refers_to_other_files_is_refused(tmp_path, make):
         assert trusted.load("bad").features.shape == (9, C)
 
 
-@pytest.mark.parametrize("every", [1, 7])
+@sweep("every", [7, 1])
 @pytest.mark.parametrize("chunks", [(500_000, C), (300_000, 2), (1000, C)], ids=str)
 def test_every_chunk_of_hdf5_is_unpacked_once(tmp_path, rng, chunks, every):
     array = rng.standard_normal((500_000, C)).astype(np.float32)

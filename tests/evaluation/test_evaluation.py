@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 from support.plain_evaluation import plain_precision, plain_recall
 
 from bcnet_fast import evaluate, evaluation
@@ -227,7 +228,7 @@ def test_public_recall_on_generated_proposals(shared: Path, public: dict, kind: 
         _compare_precision(result, public["mAP_anet"])
 
 
-@pytest.mark.parametrize(
+@sweep(
     ("rule", "key", "file", "thresholds"),
     [
         ("bcnet", "mAP_thumos_bcnet_rule", "thumos_anno_eval.json", THUMOS.map_thresholds),

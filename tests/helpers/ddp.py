@@ -1,9 +1,10 @@
-"""Gradients of a batch in one process or in several: what `test_train` compares, and what torchrun runs for it."""
+"""Gradients of a batch in one process or in several: what `test_train` compares, and what the processes do."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -62,8 +63,8 @@ def gradients(name: str, processes: Processes | None = None) -> dict[str, torch.
     return {key: p.grad for key, p in trainer.network.named_parameters() if p.grad is not None}
 
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
+    """One process of several: write each network's gradients into `folder`, then train as flags.json there says."""
     options = train.parse(json.loads((folder / "flags.json").read_text()))
     device = torch.device("cpu")
     with Processes.join(device) as joined:  # once: torchrun's store serves a second group of the same processes badly
@@ -72,3 +73,15 @@ if __name__ == "__main__":
             if joined.first:
                 torch.save(found, folder / f"{system}.pt")
         train_with(joined, options, device)
+
+
+def forked(rank: int, folder: Path, port: int) -> None:
+    """`main` in a process that is a fork of the test's, which spares it the import of PyTorch."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)  # those of the test's process are not here
+    main(folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -19,7 +19,7 @@ from bcnet_fast.config import Config, DataConfig
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
-VIDEOS = 12
+VIDEOS = 8
 PATIENCE_S = 120
 
 

@@ -85,26 +85,33 @@ def test_a_build_from_other_sources_is_refused_with_a_warning_and_a_package_with
     assert loaded() == ("True", "")
 
 
+IN_FOLDER = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out", "--build-temp", "work"]
+EDITABLE = [sys.executable, "-c", "from setuptools.build_meta import build_editable; build_editable('wheel')"]
+
+
 @pytest.mark.skipif(BUILT is None, reason=str(native.reason))
-def test_the_next_build_compiles_again_what_was_built_from_other_sources(tmp_path):
+@pytest.mark.parametrize(("command", "folder"), [(IN_FOLDER, "out"), (EDITABLE, ".")], ids=["folder", "editable"])
+def test_the_next_build_compiles_again_what_was_built_from_other_sources(tmp_path, command, folder):
+    """And nothing else: installing once more, for an extra, takes what the first install has built."""
     tree = copy_sources(tmp_path)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree / name)
-    for name in ("bcnet_fast", "kernels"):
-        (tree / name).symlink_to(ROOT / name)
+    for path in (tree / "bcnet_fast", tree / folder / "bcnet_fast", tree / "kernels", tree / "wheel"):
+        path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "bcnet_fast" / "__init__.py", tree / "bcnet_fast")
     compiler = tree / "c++"
     compiler.write_text("#!/bin/sh\necho called >&2\nexit 1\n")
     compiler.chmod(0o755)
-    built = tree / "out" / "bcnet_fast" / BUILT.name
-    built.parent.mkdir(parents=True)
+    built = tree / folder / "bcnet_fast" / BUILT.name
     shutil.copy(BUILT, built)
     flags = {"CC": str(compiler), "CXX": str(compiler), "BCNET_FAST_NATIVE": "1", "BCNET_FAST_CUDA": "0"}
 
     def build() -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "out", "--build-temp", "work"]
         return subprocess.run(command, cwd=tree, env=os.environ | flags, capture_output=True, text=True, check=False)
 
-    assert build().returncode == 0
+    done = build()
+    assert done.returncode == 0, done.stderr
+    assert built.read_bytes() == BUILT.read_bytes()
     source = tree / "csrc" / "cpu" / "layers.cpp"
     old = source.stat()
     source.write_text(source.read_text(encoding="utf-8") + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from helpers.backends import NATIVE, needs_native
@@ -19,12 +18,10 @@ from helpers.networks import (
     CountedOperations,
     ablated,
     difference,
-    golden_fields,
     random_state,
     written,
 )
 from helpers.sweeps import sweep
-from support import seeded
 
 import bcnet_fast
 from bcnet_fast.config import AnchorProposalConfig, Config
@@ -33,7 +30,6 @@ from bcnet_fast.inference import Predictor
 from bcnet_fast.networks.engine import native
 from bcnet_fast.networks.engine.engine import Engine
 from bcnet_fast.networks.engine.rewrites import REWRITES, Rewrites
-from bcnet_fast.networks.outputs import BCNetOutput
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.ops import native as ops_native
 from bcnet_fast.proposals import ProposalGenerator
@@ -55,7 +51,12 @@ def case(request, tmp_path):
     return written(tmp_path, config, random_state(config.model))
 
 
-@pytest.fixture(params=ABLATED)
+# The larger network without each of its parts is a slow test, but for one.
+FEWER = [*list(ABLATED)[: len(ABLATED) // 2 + 1]]
+FEWER += [pytest.param(name, marks=pytest.mark.slow) for name in ABLATED if name not in FEWER]
+
+
+@pytest.fixture(params=FEWER)
 def ablated_case(request, tmp_path):
     """The same of one without some of its parts. Positional encodings of both streams are alike in the small ones."""
     config = ABLATED[request.param]
@@ -211,27 +212,6 @@ def test_lower_precisions_stay_near_the_reference(case, precision):
     assert difference(found, expected) < TOLERANCES[precision]
 
 
-# float64: 4e-13 measured. float32: 1e-5 measured; the release's own float32 is 1.1e-4 off.
-@needs_native
-@sweep(("precision", "tolerance"), [("fp32", 1e-4), ("fp64", 1e-9)])
-def test_golden_outputs_and_proposals(released, golden, precision, tolerance):
-    model = bcnet_fast.load(released, device="cpu", precision=precision)
-    features = torch.from_numpy(seeded.network_input(101))
-    everything = model(features)
-    expected = golden_fields(golden)
-    for name, values in expected.items():
-        assert np.abs(getattr(everything, name)[0].double().numpy() - values).max() < tolerance, name
-
-    exact = BCNetOutput(**{name: torch.from_numpy(values)[None] for name, values in expected.items()})
-    lengths, protocol = torch.tensor([256]), DEFAULT
-    found = ProposalGenerator(model.config, protocol).window_proposals(
-        Predictor(model, protocol).scores(features, lengths), lengths
-    )
-    wanted = ProposalGenerator(model.config, protocol).window_proposals(exact, lengths)
-    assert torch.equal(found.segments, wanted.segments)  # the same proposals in the same order
-    torch.testing.assert_close(found.decayed, wanted.decayed, rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize("backend", [NATIVE, "reference"])
 def test_candidates_are_all_that_proposals_depend_on(case, backend):
     path, features, _ = case
@@ -333,8 +313,8 @@ def test_features_of_any_dtype_and_stride_and_an_empty_batch(case):
 def test_network_and_proposals_by_triton_kernels(triton):
     config = CONFIGS["small"]
     torch.manual_seed(2)
-    state, features = random_state(SMALL), torch.randn(2, SMALL.feature_dim, SMALL.window)
-    lengths = torch.tensor([SMALL.window, SMALL.window - 5])
+    state, features = random_state(SMALL), torch.randn(1, SMALL.feature_dim, SMALL.window)
+    lengths = torch.tensor([SMALL.window - 5])
     exact = BCNet(SMALL)
     exact.load_state_dict(state)
     with torch.no_grad():

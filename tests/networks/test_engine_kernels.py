@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.backends import needs_native
 from helpers.networks import CONFIGS, NO_REWRITES, difference, map_config, random_state, written
+from helpers.sweeps import sweep
 
 import bcnet_fast
 from bcnet_fast.inference.model import Model
@@ -59,7 +60,7 @@ def all_scores(model: Model, features: torch.Tensor) -> list[Output]:
 
 
 @needs_native
-@pytest.mark.parametrize("precision", ["fp64", "fp32"])
+@sweep("precision", ["fp32", "fp64"])
 @pytest.mark.parametrize("name", CASES)
 def test_no_result_is_read_after_its_buffer_was_taken_again(name, precision, tmp_path, monkeypatch):
     """Where overwritten results become NaN, all scores stay the same: in every window, with and without rewrites."""

@@ -124,7 +124,7 @@ def test_by_triton_kernels(triton):
         torch.manual_seed(2)
         config = MAP_MODELS[name]
         network = NETWORKS[config.name](config)
-        features = torch.randn(2, config.feature_dim, config.window)
+        features = torch.randn(1, config.feature_dim, config.window)
         with torch.no_grad(), bcnet_fast.ops.use_backend("triton"):
             engine = Engine(config, network.state_dict(), torch.device("cpu"), "fp32", native=False)
             found = engine.network(features)

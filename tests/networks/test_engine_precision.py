@@ -173,6 +173,7 @@ def test_switches_are_as_before_after_a_block_and_after_an_error(user, tf32):
 
 
 @pytest.mark.skipif(not NEW, reason="older than PyTorch 2.9: the switches are independent")
+@pytest.mark.slow  # a process of its own
 def test_a_switch_that_follows_a_general_one_goes_on_doing_so():
     """In a process of its own: PyTorch's defaults follow, but what was set once by hand does not."""
     program = """

@@ -96,7 +96,7 @@ def test_bmn_gives_the_golden_outputs(golden):
 @sweep(
     ("name", "window"),
     [("gtad_anet", ""), ("gtad_t100", ""), ("gtad_thumos", ""), ("gtad_thumos", "_winB")],
-    keep=2,
+    keep=0,  # tests/cli/test_convert_maps.py has the engine's
 )
 def test_gtad_gives_the_golden_outputs(golden, name, window):
     output, _ = run(name, window)
@@ -113,7 +113,7 @@ def test_bmn_is_the_release_inside(inside):
     assert_close(seen["x_3d_p"][::64, 0, ::7, ::7], inside["bmn.p3d"])
 
 
-@sweep("name", GTAD, keep=2)
+@sweep("name", GTAD, keep=0)
 def test_gtad_is_the_release_inside(inside, name):
     config, (_, seen) = GTAD[name], run(name, "")
     every = 2 if config.window == 256 else 1

@@ -69,6 +69,7 @@ def test_pgcn_gives_the_golden_outputs(pgcn, number):
         assert_close(thinned(scores, number), known[f"{name}_{number}"])
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_pgcn_gives_the_golden_outputs_of_all_slots_and_of_negative_cosines(pgcn):
     video, known = listed("thumos_test")[0], np.load(STAGE2 / "pgcn_forward.npz")

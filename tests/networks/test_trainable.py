@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.accuracy import error
 from helpers.networks import MANY, MAP_MODELS, SMALL, ablated, objective
+from helpers.sweeps import sweep
 
 from bcnet_fast.networks import reference
 from bcnet_fast.networks import trainable as models
@@ -154,7 +155,7 @@ def test_inference_before_training_changes_nothing(name, kind):
 BARE = "bcnet, without frame_level, self_attention, difference_attention"
 
 
-@pytest.mark.parametrize("name", ["bcnet", BARE, "bmn, background", "gtad, background", "gtad, points"])
+@sweep("name", ["bcnet", "bmn, background", "gtad, background", BARE, "gtad, points"], keep=3)
 def test_a_few_steps_lower_the_loss_and_no_positives_are_no_fault(name):
     config = CONFIGS[name]
     network = models.build(config).train()

@@ -16,6 +16,7 @@ import torch
 from helpers.accuracy import BOUNDS, dtype, error
 from helpers.backends import needs_triton
 from helpers.paths import ROOT
+from helpers.sweeps import on_backends, sweep
 
 from bcnet_fast.errors import BackendError
 from bcnet_fast.ops import add_layer_norm, native, reference, use_backend
@@ -44,7 +45,10 @@ with_triton = needs_triton("add_layer_norm")
 triton = pytest.param("triton", marks=with_triton)
 
 
-@pytest.fixture(params=["reference", native_backend, triton])
+BACKENDS = ("reference", native_backend, triton)
+
+
+@pytest.fixture(params=BACKENDS)
 def backend(request):
     with use_backend(request.param):
         yield request.param
@@ -76,7 +80,7 @@ def exact(x, residual, grad) -> list[torch.Tensor]:
     return [out.detach(), grad_z, grad_z]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@on_backends(BACKENDS, "shape", [pytest.param(s, id="x".join(map(str, s))) for s in SHAPES], interpreted=8)
 @pytest.mark.parametrize("dtype", [dtype(d) for d in BOUNDS])
 def test_matches_float64(backend, device, poisoned, dtype, shape):
     if (backend, dtype) in (("native", torch.float16), ("native", torch.bfloat16), ("triton", torch.float64)):
@@ -241,7 +245,7 @@ def test_backward_keeps_the_output_and_a_number_per_row():
     assert kept == [(700, 400), (700,)]
 
 
-@pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "strided"])
+@sweep("strided", [True, False], ids=["strided", "contiguous"])
 def test_operators_pass_opcheck(strided):
     x, residual, grad = inputs((4, 3, 17))
     if strided:

@@ -130,7 +130,7 @@ def test_bits_do_not_depend_on_threads(backend):
     assert all(torch.equal(a, b) for one, two in zip(*found[1:], strict=True) for a, b in zip(one, two, strict=True))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@sweep("strategy", STRATEGIES)
 def test_projection_is_that_of_bmn(golden, backend, strategy):
     known = np.load(golden / "sampling" / "bmn_projection.npz")
     names = {"x_3d_p.0.weight": (512, 256, 32, 1, 1), "x_3d_p.0.bias": (512,)}
@@ -204,7 +204,11 @@ def test_the_cheaper_strategy_is_chosen():
     assert cheaper_strategy(aligned_plan(gtad_regions(256, 64), 256), 256, 512, "cpu") == "project"
 
 
-@sweep("name", ["gtad", "bcnet"])
+@sweep(
+    ("backend", "name"),
+    [("native", "gtad"), ("reference", "gtad"), ("native", "bcnet"), ("reference", "bcnet")],
+    indirect=["backend"],
+)
 def test_operators_pass_opcheck(backend, name):
     plan = PLANS[name]()
     features, weight, bias, grad_sampled, grad = inputs(plan, (2, 5, 8))

@@ -75,7 +75,7 @@ def test_float64_is_the_release_of_bcnet(golden, backend, name, most):
 @sweep("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 def test_native_has_the_bits_of_the_reference(rng, dtype, grid):
     for method, options in itertools.product(METHODS, OPTIONS):
-        segments, scores, offsets = random_sets(rng, dtype, grid)
+        segments, scores, offsets = random_sets(rng, dtype, grid, count=50)
         with use_backend("reference"):
             expected = soft_nms(segments, scores, method=method, offsets=offsets, **options)
         with use_backend("native"):
@@ -102,7 +102,7 @@ def test_native_has_the_bits_of_the_reference_in_a_large_set(rng, dtype, n):
 
 @native_only
 @pytest.mark.parametrize("tied", [False, True], ids=["continuous", "ties"])
-@pytest.mark.parametrize("method", METHODS)
+@sweep("method", METHODS)
 def test_native_has_the_bits_of_the_reference_in_sets_whose_layout_is_renewed(rng, method, tied):
     # In a long video candidates are moved together while they become fewer; where they overlap as much as in the short
     # one, the lists of picks become full. Tied candidates are told apart throughout.
@@ -180,7 +180,7 @@ def test_the_exponential_is_within_an_ulp(backend):
     # Pairs of equal score, of which the second lies within the first: its score becomes the decay factor itself.
     for dtype, lowest in ((np.float32, -87.0), (np.float64, -708.0)):
         sigma = dtype(-1 / lowest)
-        inner = np.linspace(0.0005, 1, 4001).astype(dtype)
+        inner = np.linspace(0.0005, 1, 4001 if backend == "native" else 401).astype(dtype)
         segments = np.stack([np.zeros_like(inner), np.ones_like(inner), np.zeros_like(inner), inner], 1).reshape(-1, 2)
         offsets = torch.arange(0, len(segments) + 1, 2)
         scores = torch.ones(len(segments), dtype=torch.from_numpy(inner).dtype)

@@ -61,7 +61,7 @@ def emulated(tmp_path_factory):
 
     with ThreadPoolExecutor(2) as pool:
         files = ("csrc/python/bindings_cuda.cpp", "csrc/cuda/soft_nms.cu")
-        objects = list(pool.map(compile_file, files, ("-O0", "-O2")))
+        objects = list(pool.map(compile_file, files, ("-O0", "-O1")))
     library = folder / f"_C_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run([COMPILER, "-shared", *objects, "-o", library], check=True)
     specification = importlib.util.spec_from_file_location("_C_cuda", library)
@@ -106,7 +106,7 @@ def test_thousands_of_sets_have_the_bits_of_the_cpu(rng, cuda_soft_nms, dtype, l
 
 
 @DTYPES
-@pytest.mark.parametrize("limit", ["shared", "mixed"])
+@sweep("limit", ["mixed", "shared"])
 def test_sets_of_very_different_size_in_one_launch(rng, cuda_soft_nms, dtype, limit):
     sizes = [0, 1025, 1, 31, 5000, 32, 33, 0]
     segments, scores, offsets = random_sets_of(rng, sizes, dtype)
@@ -322,7 +322,7 @@ def test_without_nvcc_the_build_leaves_the_extension_out_unless_it_must_be_built
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the CUDA extension is for Linux")
-@pytest.mark.parametrize("script", ["exit 1", '[ "$1" = --list-gpu-code ] && echo sm_80 || exit 1', "echo sm_35"])
+@sweep("script", ["exit 1", '[ "$1" = --list-gpu-code ] && echo sm_80 || exit 1', "echo sm_35"])
 def test_an_nvcc_that_fails_leaves_the_extension_out_unless_it_must_be_built(tree, script):
     path = write_nvcc(tree, script)
     assert build(tree, path).returncode == 0

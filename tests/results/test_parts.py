@@ -12,6 +12,7 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.results.merge import merge
 from bcnet_fast.results.part_writer import PartWriter
 from bcnet_fast.results.parts import Header, Part, fingerprint_of, parts_in
+from bcnet_fast.results.reader import read_results
 from bcnet_fast.results.writer import ResultWriter
 
 SETTINGS = {"version": "1", "fps": 25}
@@ -224,6 +225,16 @@ def test_merged_parquet_has_one_row_a_proposal(tmp_path, part_format):
         assert [row["score"] for row in mine] == scores.tolist() and [row["label"] for row in mine] == list(labels)
     footer = pyarrow.parquet.read_metadata(tmp_path / "merged.parquet").metadata
     assert json.loads(footer[b"bcnet_fast"])["settings"] == SETTINGS
+
+
+@pytest.mark.parametrize("part_format", FORMATS[1:])
+@pytest.mark.parametrize("labels", [False, True], ids=["proposals", "detections"])
+def test_a_merged_parquet_file_is_read_as_the_json(tmp_path, part_format, labels):
+    write(tmp_path / "parts", VIDEOS, labels=labels, part_format=part_format)
+    merge(tmp_path / "parts", tmp_path / "merged.json")
+    merge(tmp_path / "parts", tmp_path / "merged.parquet")
+    expected = read_results(tmp_path / "merged.json").to_dict()
+    assert read_results(tmp_path / "merged.parquet").to_dict() == {name: of for name, of in expected.items() if of}
 
 
 @pytest.mark.parametrize("part_format", FORMATS[1:])

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.pictures import bars, overlapping, texts
+from helpers.sweeps import sweep
 
 from bcnet_fast.data.annotations import Instance, VideoAnnotation
 from bcnet_fast.errors import InputError
@@ -70,7 +71,7 @@ def test_ar_curve_draws_each_threshold_and_the_mean(recall: AverageRecall, curve
 
 
 @pytest.mark.parametrize("ends", ["equal", "close", "middle", "far"])
-@pytest.mark.parametrize("count", [2, 10, 40])
+@sweep("count", [2, 10, 40], keep=2)
 def test_labels_of_a_recall_curve_are_beside_their_lines_and_apart(count: int, ends: str, curves: list) -> None:
     """Lines may end in the same point: all labels are inside the figure, in the order of the lines and apart."""
     result = recall_of(tuple(np.linspace(0.5, 0.89, count)))
@@ -164,8 +165,8 @@ def test_as_many_proposals_as_true_actions(instances: int, shown: int) -> None:
     assert len(bars(ranked, "proposals")) == 3
 
 
-@pytest.mark.parametrize(("rows", "labelled"), [(1, True), (10, False), (30, True), (100, True), (700, True)])
-@pytest.mark.parametrize("duration_s", [0.8, 75.0, 5400.0])
+@sweep(("rows", "labelled"), [(1, True), (10, False), (30, True), (700, True), (100, True)], keep=4)
+@sweep("duration_s", [75.0, 0.8, 5400.0])
 def test_no_text_lies_on_another_or_outside(rows: int, labelled: bool, duration_s: float) -> None:
     # Names without glyphs are drawn as boxes.
     names = ["a name of a class that is far too long for its row", "b", "$x_{y", "タイトル"]

@@ -40,6 +40,6 @@ def test_a_network_ends_with_its_validation(data, monkeypatch, tmp_path):
         return validate(model, *arguments)
 
     monkeypatch.setattr(run, "validate", watched)
-    assert train.main(arguments(data, tmp_path)) == 0
+    assert train.main(arguments(data, tmp_path, model="bmn")) == 0
     gc.collect()
     assert len(engines) == 2 and all(engine() is None for engine in engines)

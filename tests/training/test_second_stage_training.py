@@ -188,6 +188,7 @@ def test_a_step_of_pgcn_has_the_golden_losses_and_gradients():
     check_gradients(network, "pgcn")
 
 
+@pytest.mark.slow  # of the released size
 def test_two_steps_of_muses_have_the_golden_losses_and_gradients():
     network, generator = without_dropout(golden_network("muses")), np.random.RandomState(777)
     videos, known = trained_on("thumos_train"), np.load(STAGE2 / "muses_train.npz")

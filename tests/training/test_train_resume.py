@@ -10,6 +10,7 @@ import time
 
 import pytest
 from helpers.networks import SWITCHES
+from helpers.sweeps import sweep
 from helpers.training import SIZES, arguments, log_of
 
 from bcnet_fast import train
@@ -35,7 +36,7 @@ def interrupted_in(epoch: int, monkeypatch):
             yield
 
 
-@pytest.mark.parametrize("model", SIZES)
+@sweep("model", SIZES)
 def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model, monkeypatch, capsys):
     settings = ("train.epochs=3", "train.decay_every=1", "train.ema=0.9")
     train.main(arguments(data, tmp_path / "whole", model=model, settings=settings))
@@ -62,7 +63,7 @@ def test_a_training_from_before_a_setting_goes_on_with_its_default(data, tmp_pat
     assert len(log_of(tmp_path)) == 2
 
 
-def test_a_killed_training_goes_on_to_the_same_losses(data, tmp_path):
+def test_a_killed_training_goes_on_to_the_same_bits(data, tmp_path):
     settings = ("train.epochs=40",)
     command = [sys.executable, "-m", "bcnet_fast.train", *arguments(data, tmp_path, model="gtad", settings=settings)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -76,7 +77,8 @@ def test_a_killed_training_goes_on_to_the_same_losses(data, tmp_path):
     settings = (f"train.epochs={done + 1}",)
     train.main(arguments(data, tmp_path, "--resume", model="gtad", settings=settings))
     train.main(arguments(data, tmp_path / "whole", model="gtad", settings=settings))
-    assert (tmp_path / "log.csv").read_bytes() == (tmp_path / "whole" / "log.csv").read_bytes()
+    for name in ("log.csv", "last.safetensors", "best.safetensors"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_what_is_in_the_folder_is_neither_lost_nor_mixed(data, tmp_path):

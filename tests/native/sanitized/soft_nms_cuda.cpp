@@ -5,8 +5,14 @@
 
 template <typename T>
 void check(std::mt19937& random) {
+#ifdef BCNET_EMULATE_WITH_THREADS  // which take turns a thousand times slower
+  const std::vector<int> sizes{0, 33};
+  const bool kinds[]{true};
+#else
   const std::vector<int> sizes{0, 1, 33, 48};
-  for (const bool ties : {false, true}) {
+  const bool kinds[]{false, true};
+#endif
+  for (const bool ties : kinds) {
     const Sets<T> sets = random_sets<T>(random, sizes, ties);
     const auto candidates = static_cast<std::int64_t>(sets.scores.size());
     for (const auto& options : all_options()) {

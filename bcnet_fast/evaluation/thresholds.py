@@ -1,0 +1,52 @@
+"""tIoU thresholds as users write them: `0.3:0.1:0.7` or `0.3,0.5,0.7`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from ..errors import InputError
+
+_MOST = 100  # thresholds
+_EXPECTED = "expected FIRST:STEP:LAST or a comma list of numbers above 0 and up to 1, such as 0.3:0.1:0.7 or 0.3,0.5"
+_SAME = 1e-9
+
+
+def parse_tiou(text: str) -> tuple[float, ...]:
+    """Thresholds in the order of the text; a range has both of its ends. InputError: names --tiou and what is wrong."""
+    parts = text.split(":")
+    try:
+        values = [Decimal(part.strip()) for part in (parts if len(parts) > 1 else text.split(","))]
+    except InvalidOperation:
+        raise InputError(f"--tiou is {text!r:.80}, {_EXPECTED}") from None
+    if not all(value.is_finite() for value in values) or len(parts) not in (1, 3):
+        raise InputError(f"--tiou is {text!r:.80}, {_EXPECTED}")
+    if len(parts) == 3:
+        values = _range(text, *values)
+    wrong = next((value for value in values if not 0 < value <= 1), None)
+    if wrong is not None:
+        raise InputError(f"--tiou {text:.80} has the threshold {wrong}, expected numbers above 0 and up to 1")
+    if len(set(values)) < len(values):
+        raise InputError(f"--tiou {text:.80} has a threshold twice, expected each once")
+    if len(values) > _MOST:
+        raise InputError(f"--tiou {text[:80]} has {len(values)} thresholds, expected at most {_MOST}")
+    return tuple(map(float, values))
+
+
+def _range(text: str, first: Decimal, step: Decimal, last: Decimal) -> list[Decimal]:
+    # Comparisons of huge exponents are exact and cheap; sums of them would not be.
+    if not (0 < first <= 1 and 0 < last <= 1 and 0 < step <= 1):
+        raise InputError(f"--tiou is {text!r:.80}, {_EXPECTED}")
+    if last < first:
+        raise InputError(f"--tiou {text:.80} ends below its beginning, expected FIRST:STEP:LAST with FIRST <= LAST")
+    steps = (last - first) / step
+    if steps >= _MOST:
+        raise InputError(f"--tiou {text:.80} has more than {_MOST} thresholds, expected at most {_MOST}")
+    if steps != int(steps):
+        raise InputError(f"--tiou {text:.80}: no whole number of steps leads from {first} to {last}")
+    return [first + place * step for place in range(int(steps) + 1)]
+
+
+def with_own_bits(thresholds: Sequence[float], own: Sequence[float]) -> tuple[float, ...]:
+    """The thresholds, but with the last bit of those of a metric, which decides where a tIoU equals one of them."""
+    return tuple(next((bits for bits in own if abs(bits - value) < _SAME), value) for value in thresholds)
