@@ -2,12 +2,12 @@
 
     python bench/archive.py --folder DIR --make               writes the inputs into DIR: 3 GB, several minutes; with
                                                               --stage, only those of a stage
-    python bench/archive.py --folder DIR --stage throughput   one process and shards side by side, on two cores
+    python bench/archive.py --folder DIR --stage throughput   one process and shards side by side
     python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
     python bench/archive.py --folder DIR --stage ids          listing, resuming and merging up to 1,000,000 ids
 
 Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
-peak memory is the kernel's figure.
+peak memory is the kernel's figure. Times are CPU seconds, which other work on the machine changes little.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json
 
 STAGES = ("throughput", "memory", "ids")
-VIDEOS, SNIPPETS = 48, 512  # of the archive for throughput: three windows each
+VIDEOS, SNIPPETS, WINDOWS = 24, 512, 3  # of the archive for throughput; windows a video
 TINY = BCNetConfig(
     feature_dim=10,
     window=24,
@@ -70,27 +69,25 @@ SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
 LINKS = 20_000  # to one file: a file system has a limit
 
 
-def child(code: Sequence[str], threads: int = 1) -> tuple[float, float, str]:
-    """Seconds, peak memory in MiB and what is printed by a process. InputError: it failed."""
-    began = time.perf_counter()
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with subprocess.Popen(
-        [sys.executable, *code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout and process.stderr
-        output, errors = process.stdout.read(), process.stderr.read()
+def child(code: Sequence[str]) -> tuple[float, float]:
+    """CPU seconds and peak memory in MiB of a process with one thread. InputError: it failed."""
+    with tempfile.TemporaryFile("w+") as said:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([sys.executable, *code], stdout=subprocess.DEVNULL, stderr=said, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise InputError(f"{' '.join(code)}: {errors.strip().splitlines()[-1] if errors.strip() else status}")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024, output
+        if process.returncode:
+            said.seek(0)
+            raise InputError(f"{' '.join(code)}: {[*said, 'no message'][-2:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def make(folder: Path, stages: Sequence[str]) -> None:
     """Write checkpoints, archives of features and parts, as far as they are not there."""
     rng = np.random.default_rng(0)
     if "throughput" in stages:
-        make_archive(folder, "large", VIDEOS, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
+        for name, videos in (("large", VIDEOS), ("large_one", 1)):
+            make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
     if "memory" in stages:
         for count in TINY_VIDEOS:
             config = Config("small", model=TINY, data=DataConfig(window_stride=12))
@@ -162,44 +159,25 @@ def new_folder(folder: Path) -> Iterator[Path | None]:
 
 
 def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """Windows a second, with loading, of one process, of one shard of one, and of two shards at once."""
+    """CPU seconds a window of one process, of one shard of one, and of two shards; starting is subtracted."""
     common = ["-m", "bcnet_fast.infer", "--checkpoint", str(folder / "large.safetensors"), "--fps", "25"]
-    common += ["--features", str(folder / "large"), "--device", "cpu", "--overwrite", "--output"]
-
-    def windows_per_second(outputs: Sequence[str]) -> float:
-        return sum(float(re.findall(r"([\d.]+) windows/s", output)[0]) for output in outputs)
-
-    def single(threads: int) -> float:
-        return windows_per_second([child([*common, str(folder / "single.json")], threads)[2]])
-
-    def shards(count: int) -> float:
-        shutil.rmtree(folder / "parts", ignore_errors=True)
-        processes = [
-            subprocess.Popen(
-                [sys.executable, *common, str(folder / "parts"), "--shard", f"{index}/{count}"],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-            for index in range(count)
-        ]
-        return windows_per_second([process.communicate()[0] for process in processes])
-
-    variants: dict[str, Callable[[], float]] = {
-        "one process, 1 thread": lambda: single(1),
-        "one process, 2 threads": lambda: single(2),
-        "one shard, 1 thread": lambda: shards(1),
-        "two shards, 1 thread each": lambda: shards(2),
-    }
+    common += ["--device", "cpu", "--overwrite", "--output"]
+    variants = {"one process": None, "one shard of one": 1, "two shards": 2}
     found: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name, measure in variants.items():
-            found[name].append(measure())
-            print(f"{name}: {found[name][-1]:.2f} windows/s", flush=True)
-    return [
-        {"variant": name, "windows_per_s": statistics.median(values), "runs": values} for name, values in found.items()
-    ]
+        for name, shards in variants.items():
+            if shards is None:
+                runs = [[str(folder / "single.json")]]
+            else:
+                runs = [[str(folder / "parts"), "--shard", f"{index}/{shards}"] for index in range(shards)]
+            seconds = []
+            for features in ("large", "large_one"):  # the second has one video, for the time of starting
+                shutil.rmtree(folder / "parts", ignore_errors=True)
+                chosen = ["--features", str(folder / features)]
+                seconds.append(sum(child([*common, *run, *chosen])[0] for run in runs))
+            found[name].append((seconds[0] - seconds[1]) / (WINDOWS * (VIDEOS - 1)))
+            print(f"{name}: {1000 * found[name][-1]:.2f} ms of CPU a window", flush=True)
+    return [{"variant": name, "cpu_ms": 1000 * statistics.median(values)} for name, values in found.items()]
 
 
 def memory(folder: Path, _: int) -> list[dict[str, Any]]:
@@ -210,7 +188,7 @@ def memory(folder: Path, _: int) -> list[dict[str, Any]]:
         name = str(folder / f"tiny_{count}")
         flags = ["--checkpoint", f"{name}.safetensors", "--features", name]
         flags += ["--fps", "25", "--device", "cpu", "--output", str(folder / "parts"), "--shard", "0/1"]
-        _, peak, _ = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
+        _, peak = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
         rows.append({"videos": count, "peak_mib": peak})
         print(rows[-1], flush=True)
     return rows
@@ -236,12 +214,12 @@ assert len(open_features(sys.argv[1], feature_dim=1).ids) == int(sys.argv[2])
 
 
 def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
-    """Seconds and peak memory of listing, resuming and merging; those of starting Python are measured as well."""
-    started, idle, _ = min(child(["-c", "import bcnet_fast.merge, bcnet_fast.results.part_writer"]) for _ in range(3))
+    """CPU seconds and peak memory of listing, resuming and merging; those of starting Python are measured as well."""
+    started, idle = min(child(["-c", "import bcnet_fast.merge, bcnet_fast.results.part_writer"]) for _ in range(3))
     rows = [{"step": "start", "videos": 0, "seconds": started, "peak_mib": idle}]
 
     def note(step: str, count: int, code: list[str], **more: Any) -> None:
-        seconds, peak, _ = child(code)
+        seconds, peak = child(code)
         rows.append({"step": step, "videos": count, "seconds": max(seconds - started, 0), "peak_mib": peak, **more})
         print(rows[-1], flush=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .page_format import number, table, times
+from .page_format import number, table
 
 _MODEL_VIDEOS, _MODEL_WORKERS = 1_000_000, 1_000
 _WINDOWS = 3  # a video, as in the archive that was measured
@@ -13,12 +13,10 @@ _PART_VIDEOS, _PART_S = 1_000, 60  # limits of a part
 
 
 def throughput(found: dict[str, Any]) -> str:
-    rows = {row["variant"]: row["windows_per_s"] for row in found["throughput"]}
-    base = rows["one process, 1 thread"]
-    lines = [[name, number(value), times(value / base)] for name, value in rows.items()]
-    overhead = 100 * (1 - rows["one shard, 1 thread"] / base)
-    note = f"\nOne shard of one writes the same videos as parts: {overhead:.1f} % less throughput than one process.\n"
-    return table(["BCNet, THUMOS14 sizes", "windows/s, with loading", ""], lines) + note
+    rows = {row["variant"]: row["cpu_ms"] for row in found["throughput"]}
+    base = rows["one process"]
+    lines = [[name, number(value), f"{100 * (value / base - 1):+.1f} %"] for name, value in rows.items()]
+    return table(["BCNet, THUMOS14 sizes", "CPU time of a window, ms", "overhead"], lines)
 
 
 def memory(found: dict[str, Any]) -> str:
@@ -43,7 +41,7 @@ def ids(found: dict[str, Any]) -> str:
     ]
     idle = f"{number(start['seconds'])} s, which is subtracted, and {number(start['peak_mib'])} MiB"
     note = f"\nStarting Python takes {idle}.\n"
-    return table(["step", "videos", "seconds", "videos a minute", "peak memory, MiB"], lines) + note
+    return table(["step", "videos", "CPU seconds", "videos a minute", "peak memory, MiB"], lines) + note
 
 
 def growth(found: dict[str, Any]) -> str:
@@ -60,7 +58,7 @@ def growth(found: dict[str, Any]) -> str:
 
 def model(found: dict[str, Any]) -> str:
     """A run of many workers, from the rates that were measured."""
-    rate = next(row["windows_per_s"] for row in found["throughput"] if row["variant"] == "one shard, 1 thread")
+    window_s = next(row["cpu_ms"] / 1e3 for row in found["throughput"] if row["variant"] == "one shard of one")
     share = _MODEL_VIDEOS // _MODEL_WORKERS
 
     def each(step: str) -> float:
@@ -69,7 +67,7 @@ def model(found: dict[str, Any]) -> str:
         slowest = max(rows, key=lambda row: row["seconds"] / row["videos"])
         return slowest["seconds"] / slowest["videos"]
 
-    computing = share * _WINDOWS / rate
+    computing = share * _WINDOWS * window_s
     parts = _MODEL_WORKERS * max(1, -(-share // _PART_VIDEOS), int(computing // _PART_S))
     lists = _MODEL_WORKERS * _MODEL_VIDEOS // _KEYS
     lines = [
