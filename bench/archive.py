@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,14 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.results.parquet import Columns
+from bcnet_fast.results.part_writer import PartWriter
 from bcnet_fast.results.parts import DONE, Header, Record, fingerprint_of, write_part
+from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json
 
 STAGES = ("throughput", "memory", "ids")
-VIDEOS, SNIPPETS, WINDOWS = 24, 512, 3  # of the archive for throughput; windows a video
+VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
 TINY = BCNetConfig(
     feature_dim=10,
     window=24,
@@ -177,7 +180,32 @@ def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
                 seconds.append(sum(child([*common, *run, *chosen])[0] for run in runs))
             found[name].append((seconds[0] - seconds[1]) / (WINDOWS * (VIDEOS - 1)))
             print(f"{name}: {1000 * found[name][-1]:.2f} ms of CPU a window", flush=True)
-    return [{"variant": name, "cpu_ms": 1000 * statistics.median(values)} for name, values in found.items()]
+    rows = [{"variant": name, "cpu_ms": 1000 * statistics.median(values)} for name, values in found.items()]
+    return rows + writing(folder)
+
+
+def writing(folder: Path) -> list[dict[str, Any]]:
+    """CPU milliseconds to store a video of 100 proposals in the file of one process, and in parts of each format."""
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.uniform(0, 200, (100, 2)), axis=1), rng.random(100)
+    about = Header(PART_VIDEOS, "VERSION 1.3", "", {}, fingerprint_of({}))
+    found = []
+    for name in ("file", "jsonl", "parquet"):
+        target = folder / f"written_{name}"
+        began = time.process_time()
+        if name == "file":
+            one = ResultWriter(target, {}, overwrite=True)
+            for video in ids(PART_VIDEOS):
+                one.add(video, *columns)
+            one.finish("VERSION 1.3", "")
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.closing(PartWriter(target, 0, 1, about, lambda _: [[1, 1]], part_format=name)) as parts:
+                for video in ids(PART_VIDEOS):
+                    parts.add(video, 1, *columns, None)
+        found.append({"writing": name, "cpu_ms": 1000 * (time.process_time() - began) / PART_VIDEOS})
+        print(found[-1], flush=True)
+    return found
 
 
 def memory(folder: Path, _: int) -> list[dict[str, Any]]:

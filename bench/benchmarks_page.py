@@ -421,6 +421,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compat": lambda: each_machine("compat", compat),
     "soft-nms": soft_nms,
     "archive-throughput": lambda: each_machine("archive", archive_page.throughput),
+    "archive-writing": lambda: each_machine("archive", archive_page.writing),
     "archive-memory": lambda: each_machine("archive", archive_page.memory),
     "archive-ids": lambda: each_machine("archive", archive_page.ids),
     "archive-growth": lambda: each_machine("archive", archive_page.growth),

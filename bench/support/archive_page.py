@@ -13,10 +13,25 @@ _PART_VIDEOS, _PART_S = 1_000, 60  # limits of a part
 
 
 def throughput(found: dict[str, Any]) -> str:
-    rows = {row["variant"]: row["cpu_ms"] for row in found["throughput"]}
+    rows = {row["variant"]: row["cpu_ms"] for row in found["throughput"] if "variant" in row}
     base = rows["one process"]
     lines = [[name, number(value), f"{100 * (value / base - 1):+.1f} %"] for name, value in rows.items()]
-    return table(["BCNet, THUMOS14 sizes", "CPU time of a window, ms", "overhead"], lines)
+    return table(["BCNet, THUMOS14 sizes", "CPU time of a window, ms", "beside one process"], lines)
+
+
+def writing(found: dict[str, Any]) -> str:
+    rows = {row["writing"]: row["cpu_ms"] for row in found["throughput"] if "writing" in row}
+    names = {
+        "file": "one process: partial file and JSON",
+        "jsonl": "parts of JSON lines",
+        "parquet": "parts of Parquet",
+    }
+    computing = _WINDOWS * next(row["cpu_ms"] for row in found["throughput"] if row.get("variant") == "one process")
+    lines = [
+        [names[name], number(value), f"{100 * (value - rows['file']) / computing:+.2f} %"]
+        for name, value in rows.items()
+    ]
+    return table(["storing a video of 100 proposals", "CPU time, ms", "of computing it, beside one process"], lines)
 
 
 def memory(found: dict[str, Any]) -> str:
@@ -58,7 +73,7 @@ def growth(found: dict[str, Any]) -> str:
 
 def model(found: dict[str, Any]) -> str:
     """A run of many workers, from the rates that were measured."""
-    window_s = next(row["cpu_ms"] / 1e3 for row in found["throughput"] if row["variant"] == "one shard of one")
+    window_s = next(row["cpu_ms"] / 1e3 for row in found["throughput"] if row.get("variant") == "one shard of one")
     share = _MODEL_VIDEOS // _MODEL_WORKERS
 
     def each(step: str) -> float:
