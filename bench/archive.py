@@ -4,7 +4,7 @@
                                                               --stage, only those of a stage
     python bench/archive.py --folder DIR --stage throughput   one process and shards side by side
     python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
-    python bench/archive.py --folder DIR --stage ids          listing, resuming and merging up to 1,000,000 ids
+    python bench/archive.py --folder DIR --stage ids          listing, resuming and merging ids
 
 Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
 peak memory is the kernel's figure. Times are CPU seconds, which other work on the machine changes little.
@@ -58,16 +58,15 @@ TINY = BCNetConfig(
     max_duration=16,
 )
 TINY_VIDEOS = (1_000, 10_000, 100_000)
-# Ids, proposals a video, parts' format
+# Ids, proposals a video, format of the parts
 IDS = (
+    (10_000, 100, "jsonl"),
+    (10_000, 100, "parquet"),
     (10_000, 10, "jsonl"),
     (100_000, 10, "jsonl"),
     (1_000_000, 10, "jsonl"),
-    (10_000, 100, "jsonl"),
-    (30_000, 100, "jsonl"),
-    (10_000, 100, "parquet"),
-    (30_000, 100, "parquet"),
 )
+LISTS = (10_000, 100_000)  # files in a folder
 SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
 LINKS = 20_000  # to one file: a file system has a limit
 
@@ -98,8 +97,9 @@ def make(folder: Path, stages: Sequence[str]) -> None:
     if "ids" in stages:
         for count, proposals, part_format in IDS:
             make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
-            make_links(folder / f"links_{count}", count)
             (folder / f"ids_{count}.txt").write_text("".join(f"{video}\n" for video in ids(count)))
+        for count in LISTS:
+            make_links(folder / f"links_{count}", count)
 
 
 def make_archive(folder: Path, name: str, videos: int, snippets: int, config: Config, rng: np.random.Generator) -> None:
@@ -251,7 +251,7 @@ def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
         rows.append({"step": step, "videos": count, "seconds": max(seconds - started, 0), "peak_mib": peak, **more})
         print(rows[-1], flush=True)
 
-    for count in sorted({count for count, _, _ in IDS}):
+    for count in LISTS:
         note("list", count, ["-c", LIST, str(folder / f"links_{count}"), str(count)])
     for count, proposals, part_format in IDS:
         parts, more = str(folder / f"parts_{count}_{proposals}_{part_format}"), {"proposals": proposals}
@@ -270,6 +270,8 @@ def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for key in keys:
         mine = [row for row in rows if (row["step"], row.get("proposals"), row.get("format")) == key]
         sizes = [row["videos"] for row in mine]
+        if len(sizes) < 2:
+            continue
         found.append(
             {
                 **dict(zip(("step", "proposals", "format"), key, strict=True)),
