@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from . import bounds
 from .errors import InputError
-from .text import alternatives, brief, did_you_mean, nearest
+from .settings import build_section, require_object
+from .text import alternatives, brief, did_you_mean
 
 Section = TypeVar("Section")
-
-_FROM_0 = ("seed", "rescaled")  # whole numbers that may be 0; all others are at least 1
-_NULLABLE = ("max_snippets", "fps", "row_stride", "offset")
-_POSITIVE = ("stride", "row_stride", "fps", "sigma", "max_snippets", "learning_rate", "decay_factor")
-_NOT_NEGATIVE = ("weight_decay", "gradient_clip", "nms_threshold")
-_SHARES = ("dropout", "ema", "graph_dropout", "activity_dropout")
-_CHOICES = {"map_layout": ("start_end", "duration_start"), "map_kernel": (1, 3), "precision": ("fp32", "tf32", "bf16")}
-_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -204,20 +196,20 @@ class Config:
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "configuration") -> Config:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
-        _require_object(values, source)
+        require_object(values, source)
         sections = tuple(f.name for f in dataclasses.fields(Config) if f.name not in ("preset", "trained_on"))
         unknown = set(values) - {"preset", "trained_on", *sections}
         if unknown or "preset" not in values:
             raise InputError(f"{source} has the keys {sorted(values)}, expected preset, {', '.join(sections)}")
         model = values.get("model", {})
-        _require_object(model, f"{source}: model")
+        require_object(model, f"{source}: model")
         name = model.get("name", "bcnet")
         if not isinstance(name, str) or name not in SYSTEMS:
             raise InputError(f"{source}: model.name is {brief(name)}, expected {alternatives(SYSTEMS)}")
         kinds = section_kinds(name)
-        built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
+        built = {section: build_section(kinds, section, values.get(section, {}), source) for section in kinds}
         base = values.get("trained_on")
-        trained_on = None if base is None else _build({"trained_on": TimeBase}, "trained_on", base, source)
+        trained_on = None if base is None else build_section({"trained_on": TimeBase}, "trained_on", base, source)
         preset = values["preset"]
         if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
             raise InputError(f"{source}: preset is {brief(preset)}, expected a short name")
@@ -234,21 +226,7 @@ class Config:
 
     def override(self, values: dict[str, Any], source: str) -> Config:
         """A copy with some settings replaced: {section: {setting: value}}. Raises InputError as `from_dict` does."""
-        _require_object(values, source)
-        merged = self.to_dict()
-        sections = [name for name in merged if name not in ("preset", "trained_on")]
-        for section, settings in values.items():
-            if section not in sections:
-                expected = f"expected one of {', '.join(sections)}{did_you_mean(section, sections)}"
-                raise InputError(f"{source}: there is no section {section!r}, {expected}")
-            _require_object(settings, f"{source}: {section}")
-            merged[section] |= settings
-        if merged["model"]["name"] != self.model.name:
-            other = merged["model"]["name"]
-            raise InputError(
-                f"{source}: model.name is {brief(other)}, expected {self.model.name!r}; --model selects it"
-            )
-        return Config.from_dict(merged, source)
+        return Config.from_dict(_overridden(self, values, source), source)
 
 
 @dataclass(frozen=True)
@@ -302,6 +280,7 @@ class DetectionConfig:
 
     top: Annotated[int, "pairs of proposal and class kept of a video"] = 2000
     nms_threshold: Annotated[float, "largest IoU of two detections of a class, for one stream"] = 0.35
+    fused_nms_threshold: Annotated[float, "the same for several streams"] = 0.32
 
 
 @dataclass(frozen=True)
@@ -310,6 +289,21 @@ class RegressionStats:
 
     mean: Annotated[tuple[float, float], "means"] = (0.0, 0.0)
     std: Annotated[tuple[float, float], "standard deviations"] = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class SecondStageTrainConfig:
+    """How a second-stage network is trained, with SGD. The defaults are those of P-GCN on THUMOS14."""
+
+    epochs: Annotated[int, "passes over the training videos, times pools.passes"] = 70
+    batch_size: Annotated[int, "videos in a step, each with 8 proposals"] = 32
+    learning_rate: Annotated[float, "SGD's learning rate in the first epochs; biases have twice as much"] = 1e-2
+    decay_at: Annotated[tuple[int, int, int], "epochs after which decay_factor multiplies the rate"] = (15, 30, 45)
+    decay_factor: Annotated[float, "factor of the learning rate after each epoch of decay_at"] = 0.1
+    momentum: Annotated[float, "SGD's momentum"] = 0.9
+    weight_decay: Annotated[float, "SGD's weight decay, not of biases"] = 5e-4
+    single_videos: Annotated[bool, "mean of the losses of single videos, instead of one loss of all"] = False
+    seed: Annotated[int, "first weights, order of videos, sampled proposals and dropout"] = 0
 
 
 SECOND_STAGE_SYSTEMS: dict[str, type[PGCNConfig] | type[MUSESConfig]] = {"pgcn": PGCNConfig, "muses": MUSESConfig}
@@ -324,7 +318,10 @@ class SecondStageConfig:
     rows: FeatureRows = field(default_factory=FeatureRows)
     pools: SamplePools = field(default_factory=SamplePools)
     detections: DetectionConfig = field(default_factory=DetectionConfig)
+    train: SecondStageTrainConfig = field(default_factory=SecondStageTrainConfig)
     regression: RegressionStats | None = None  # None: unknown, so that regression cannot be applied
+    labels: tuple[str, ...] | None = None  # names of the K classes; None: not trained by this package
+    trained_on: TimeBase | None = None  # as in `Config`
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -332,25 +329,47 @@ class SecondStageConfig:
     @staticmethod
     def from_dict(values: dict[str, Any], source: str = "configuration") -> SecondStageConfig:
         """Build from nested dicts; InputError names `source` and any unknown key, wrong type or impossible value."""
-        _require_object(values, source)
+        require_object(values, source)
         names = [f.name for f in dataclasses.fields(SecondStageConfig)]
         if set(values) - set(names) or "preset" not in values:
             raise InputError(f"{source} has the keys {sorted(values)}, expected {', '.join(names)}")
         model = values.get("model", {})
-        _require_object(model, f"{source}: model")
+        require_object(model, f"{source}: model")
         name = model.get("name", "pgcn")
         if not isinstance(name, str) or name not in SECOND_STAGE_SYSTEMS:
             raise InputError(f"{source}: model.name is {brief(name)}, expected {alternatives(SECOND_STAGE_SYSTEMS)}")
-        kinds = {
-            "model": SECOND_STAGE_SYSTEMS[name],
-            "rows": FeatureRows,
-            "pools": SamplePools,
-            "detections": DetectionConfig,
-        }
-        built = {section: _build(kinds, section, values.get(section, {}), source) for section in kinds}
-        stats = values.get("regression")
-        regression = None if stats is None else _build({"regression": RegressionStats}, "regression", stats, source)
-        return SecondStageConfig(preset=str(values["preset"]), **built, regression=regression)
+        kinds = section_kinds(name)
+        built = {section: build_section(kinds, section, values.get(section, {}), source) for section in kinds}
+        for section, kind in (("regression", RegressionStats), ("trained_on", TimeBase)):
+            stated = values.get(section)
+            built[section] = None if stated is None else build_section({section: kind}, section, stated, source)
+        labels, classes = values.get("labels"), built["model"].classes
+        if labels is not None:
+            names_fit = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
+            if not names_fit or len(set(labels)) != len(labels) or len(labels) != classes:
+                raise InputError(f"{source}: labels is {brief(labels)}, expected different names of {classes} classes")
+            labels = tuple(labels)
+        return SecondStageConfig(preset=str(values["preset"]), **built, labels=labels)
+
+    def override(self, values: dict[str, Any], source: str) -> SecondStageConfig:
+        """A copy with some settings replaced, as `Config.override` makes it."""
+        return SecondStageConfig.from_dict(_overridden(self, values, source), source)
+
+
+def _overridden(config: Config | SecondStageConfig, values: dict[str, Any], source: str) -> dict[str, Any]:
+    """A configuration as nested dicts with some settings replaced: {section: {setting: value}}."""
+    require_object(values, source)
+    merged, sections = config.to_dict(), list(section_kinds(config.model.name))
+    for section, settings in values.items():
+        if section not in sections:
+            expected = f"expected one of {', '.join(sections)}{did_you_mean(section, sections)}"
+            raise InputError(f"{source}: there is no section {section!r}, {expected}")
+        require_object(settings, f"{source}: {section}")
+        merged[section] |= settings
+    if merged["model"]["name"] != config.model.name:
+        other = brief(merged["model"]["name"])
+        raise InputError(f"{source}: model.name is {other}, expected {config.model.name!r}; --model selects it")
+    return merged
 
 
 def is_second_stage(values: Any) -> bool:
@@ -361,13 +380,16 @@ def is_second_stage(values: Any) -> bool:
 
 def section_kinds(model: str) -> dict[str, type]:
     """The dataclasses of a system's settings, by section."""
+    if model in SECOND_STAGE_SYSTEMS:
+        return {
+            "model": SECOND_STAGE_SYSTEMS[model],
+            "rows": FeatureRows,
+            "pools": SamplePools,
+            "detections": DetectionConfig,
+            "train": SecondStageTrainConfig,
+        }
     of_model, of_proposals = SYSTEMS[model]
     return {"model": of_model, "data": DataConfig, "proposals": of_proposals, "train": TrainConfig}
-
-
-def setting_names(kinds: Mapping[str, type]) -> list[str]:
-    """Names of all settings in some sections, such as `train.epochs`."""
-    return [f"{section}.{f.name}" for section, kind in kinds.items() for f in dataclasses.fields(kind)]
 
 
 def meanings(section: type) -> dict[str, str]:
@@ -429,66 +451,3 @@ def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
         *found,
         ("window", points > bounds.LARGEST_PLAN, f"at most {bounds.LARGEST_PLAN} sampled points in a window"),
     ]
-
-
-def _require_object(values: Any, source: str) -> None:
-    if not isinstance(values, dict):
-        raise InputError(f"{source} is {brief(values)}, expected an object with settings")
-
-
-def _build(kinds: Mapping[str, type], section: str, values: Any, source: str) -> Any:
-    _require_object(values, f"{source}: {section}")
-    fields = {f.name: f for f in dataclasses.fields(kinds[section])}
-    clean = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise InputError(f"{source}: there is no setting {section}.{name}{_nearest_setting(kinds, section, name)}")
-        default = fields[name].default
-        try:
-            if value is None and name in _NULLABLE:
-                clean[name] = None
-            else:
-                clean[name] = _converted(name, value, 0.0 if default is None else default)
-        except ValueError as error:
-            raise InputError(f"{source}: {section}.{name} is {brief(value)}, expected {error}") from None
-    return kinds[section](**clean)
-
-
-def _nearest_setting(kinds: Mapping[str, type], section: str, name: str) -> str:
-    """A hint at the setting that was meant: of that name in another section, or of a similar one."""
-    names = setting_names(kinds)
-    by_name = {known.partition(".")[2]: known for known in names}
-    near = nearest(name, by_name)
-    if near:
-        return f"; did you mean {by_name[near]}?"
-    return f"; the settings of {section} are {', '.join(known for known in names if known.startswith(f'{section}.'))}"
-
-
-def _converted(name: str, value: Any, default: Any) -> Any:
-    """`value` in the type of `default`; ValueError says what the setting `name` must be."""
-    if isinstance(default, tuple):
-        if not isinstance(value, (list, tuple)) or len(value) != len(default):
-            raise ValueError(f"{len(default)} numbers, such as {list(default)}")
-        return tuple(_converted(name, one, of_default) for one, of_default in zip(value, default, strict=True))
-    if isinstance(default, float) and type(value) is int and abs(value) <= bounds.LARGEST:
-        value = float(value)
-    if type(value) is not type(default):
-        raise ValueError(_TYPES[type(default)])
-    low, high = 0 if name in _FROM_0 else 1, bounds.BOUNDS.get(name, bounds.LARGEST)
-    if type(value) is int and not low <= value <= high:
-        raise ValueError(f"a whole number from {low} to {high}")
-    if type(value) is float and not math.isfinite(value):
-        raise ValueError("a finite number")
-    if name in _POSITIVE and value <= 0:
-        raise ValueError("a number above 0")
-    if name in _POSITIVE and value < bounds.SMALLEST_FLOAT:
-        raise ValueError(f"a number of at least {bounds.SMALLEST_FLOAT:g}")
-    if type(value) is float and abs(value) > bounds.LARGEST_FLOAT:
-        raise ValueError(f"a number of at most {bounds.LARGEST_FLOAT:g}")
-    if name in _CHOICES and value not in _CHOICES[name]:
-        raise ValueError(alternatives(map(str, _CHOICES[name])))
-    if name in _NOT_NEGATIVE and value < 0:
-        raise ValueError("a number of at least 0")
-    if name in _SHARES and not 0 <= value < 1:
-        raise ValueError("a share from 0 to below 1")
-    return value

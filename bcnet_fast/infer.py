@@ -7,6 +7,9 @@
         write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
         such file, an HDF5 file, or the THUMOS14 two-stream folder
 
+    python -m bcnet_fast.infer --checkpoint FILE --features PATH --output out.json --refine pgcn.safetensors
+        also give the proposals, which are in out.proposals.json, classes and better boundaries: the command refine
+
 Exit code: 0 success; 1 some videos failed (listed at the end; the others are written); 2 bad input.
 """
 
@@ -18,7 +21,9 @@ from pathlib import Path
 from .cli import read_flags, shard_flags, time_flags
 from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
+from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
+from .inference.page import make_page
 from .inference.run import InferOptions, infer
 from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
@@ -84,7 +89,20 @@ def build_parser() -> Parser:
         help="number of best classes assigned to the proposals of a video",
     )
 
-    shown = parser.add_argument_group("pictures and subtitles")
+    labels.add_argument(
+        "--refine",
+        metavar="FILE",
+        nargs="+",
+        help="weights of P-GCN or MUSES-Net, one file a stream: refined detections, whose scores --labels multiplies",
+    )
+
+    shown = parser.add_argument_group("pages, pictures and subtitles")
+    shown.add_argument(
+        "--page", metavar="FILE.html", help="make a page to look at the results in a browser; see the command view"
+    )
+    shown.add_argument(
+        "--boundaries", metavar="DIR", help="write boundary probabilities per video, which the command view shows"
+    )
     add_plot_flags(shown, "a timeline of each video")
     shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
     shown.add_argument(
@@ -94,7 +112,7 @@ def build_parser() -> Parser:
         help="proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)",
     )
     shown.add_argument(
-        "--ground-truth", metavar="FILE", help="annotations to draw in the pictures, with hits and misses"
+        "--ground-truth", metavar="FILE", help="annotations to draw in pages and pictures, with hits and misses"
     )
 
     running = parser.add_argument_group("running")
@@ -124,6 +142,7 @@ def parse(argv: list[str]) -> InferOptions:
     for flag in ("features", "output"):
         if values[flag] is None:
             raise InputError(f"--{flag} is required; see --help, or run without flags for the demo")
+    values["refine"] = values["refine"] and tuple(values["refine"])
     options = InferOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
     require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1, part_videos=1)
     shard_flags.check(options)
@@ -137,13 +156,23 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_demo(Path("bcnet_demo"))
     options = parse(argv)
-    report = infer_shard(options) if options.shard else infer(options)
-    print(report.summary())
-    if options.profile and report.profile is not None:
-        print(report.profile.table())
-    for failure in report.failures:
-        print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
-    return 1 if report.failures else 0
+    if options.refine:
+        reports = infer_and_refine(options)
+    else:
+        reports = [infer_shard(options) if options.shard else infer(options)]
+    for report in reports:
+        print(report.summary())
+        if options.profile and report.profile is not None:
+            print(report.profile.table())
+        for note in report.notes:
+            print(f"note: {shown(note)}", file=sys.stderr)
+        for failure in report.failures:
+            print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
+    if page := make_page(options, reports[0].curves, options.boundaries):
+        for note in page.notes:
+            print(f"note: {shown(note)}", file=sys.stderr)
+        print(page.summary())
+    return 1 if any(report.failures for report in reports) else 0
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .config import (
     PGCNConfig,
     SamplePools,
     SecondStageConfig,
+    SecondStageTrainConfig,
     TrainConfig,
 )
 
@@ -162,7 +163,10 @@ FITTED = "small"  # the preset that takes its sizes from the data
 DATA_SETS = ("thumos14", "activitynet13")  # the public ones, of which there are released weights and metrics
 
 
-# Second-stage networks, by system, then by data set, as in their public releases.
+_SMALL_SECOND_STAGE = SecondStageTrainConfig(epochs=10, batch_size=16, decay_at=(6, 8, 9), weight_decay=0.0)
+
+
+# Second-stage networks, by system, then by data set, as in their public releases; small is for your own features.
 SECOND_STAGE_PRESETS: dict[str, dict[str, SecondStageConfig]] = {
     "pgcn": {
         "thumos14": SecondStageConfig("thumos14", PGCNConfig()),
@@ -173,16 +177,35 @@ SECOND_STAGE_PRESETS: dict[str, dict[str, SecondStageConfig]] = {
             SamplePools(
                 incomplete_iou=0.6, incomplete_overlap=0.0, background_iou=0.1, background_coverage=0.0, passes=5
             ),
-            DetectionConfig(top=100, nms_threshold=0.4),
+            DetectionConfig(top=100, nms_threshold=0.4, fused_nms_threshold=0.4),
+        ),
+        "small": SecondStageConfig(
+            "small",
+            PGCNConfig(feature_dim=32, hidden=128, graph_dropout=0.3, activity_dropout=0.3),
+            FeatureRows(clip=8),
+            train=_SMALL_SECOND_STAGE,
         ),
     },
     "muses": {
-        "thumos14": SecondStageConfig("thumos14", MUSESConfig(), detections=DetectionConfig(nms_threshold=0.4)),
+        "thumos14": SecondStageConfig(
+            "thumos14",
+            MUSESConfig(),
+            detections=DetectionConfig(nms_threshold=0.4, fused_nms_threshold=0.4),
+            train=SecondStageTrainConfig(epochs=20, single_videos=True),
+        ),
         "muses": SecondStageConfig(
             "muses",
             MUSESConfig(classes=25),
             pools=SamplePools(passes=1),
-            detections=DetectionConfig(top=500, nms_threshold=0.4),
+            detections=DetectionConfig(top=500, nms_threshold=0.4, fused_nms_threshold=0.4),
+            train=SecondStageTrainConfig(epochs=30, decay_at=(20, 30, 30)),
+        ),
+        "small": SecondStageConfig(
+            "small",
+            MUSESConfig(feature_dim=32, channels=(64, 64), head_width=64, activity_dropout=0.3),
+            FeatureRows(clip=8),
+            detections=DetectionConfig(nms_threshold=0.4, fused_nms_threshold=0.4),
+            train=_SMALL_SECOND_STAGE,
         ),
     },
 }

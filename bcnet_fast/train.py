@@ -1,4 +1,4 @@
-"""Train BCNet, BMN or G-TAD on your own features: a feature archive and one annotation file.
+"""Train BCNet, BMN, G-TAD, P-GCN or MUSES-Net on your own features: a feature archive and one annotation file.
 
     python -m bcnet_fast.train --preset small --features PATH --annotations FILE --output DIR
         train a small network on your own features, of any width; its sizes follow from the features and instances
@@ -14,12 +14,18 @@
     python -m bcnet_fast.train --model bmn --preset small --list-settings
         print every setting with its default and meaning
 
+    python -m bcnet_fast.train --model pgcn --preset small --proposals FILE --features PATH --annotations FILE \\
+            --output DIR
+        train a second stage, pgcn or muses, that gives proposals classes and better boundaries; FILE is a result of
+        infer, a proposal list of the public codes, or the checkpoint of a network that makes the proposals first
+
     torchrun --nproc-per-node 2 -m bcnet_fast.train ...
         train in several processes, one per GPU; the batch size is the total over all processes
 
 Each epoch ends with inference on the validation subset. DIR then contains best.safetensors, the checkpoint with the
-highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), last.safetensors, that of the last epoch, log.csv with all losses and
-recalls, and learning_curve.png. Both checkpoints work with infer. To continue after an interruption, add --resume to
+highest AUC (AN 1 to 100, tIoU 0.5:0.05:0.95), of a second stage the highest mAP, last.safetensors, that of the last
+epoch, log.csv with all losses and figures, and learning_curve.png. Both checkpoints work with infer, those of a second
+stage with infer --refine and refine. To continue after an interruption, add --resume to
 the same command. docs/training.md describes every step from features to numbers.
 
 Exit code: 0 success, 2 bad input, 130, 141 or 143 interrupted by Ctrl-C, a closed pipe or SIGTERM.
@@ -35,10 +41,12 @@ from typing import Any
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .cli.settings import list_settings
-from .config import section_kinds, setting_names
+from .config import section_kinds
 from .errors import InputError
-from .presets import FITTED, PRESET_NAMES, PRESETS
+from .presets import FITTED, PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
 from .protocols import NAMES
+from .settings import setting_names
+from .text import alternatives
 from .training.options import FEWEST_STEPS, Settings, TrainOptions
 from .training.run import train
 
@@ -69,19 +77,35 @@ def build_parser() -> Parser:
         help="subset to validate on (default: validation, or all videos of a file without subsets)",
     )
 
+    second = parser.add_argument_group("second stage (pgcn and muses)")
+    second.add_argument(
+        "--proposals",
+        metavar="FILE",
+        help="proposals of all videos: a result file, a proposal list, or a checkpoint that makes them",
+    )
+    second.add_argument(
+        "--val-proposals", metavar="FILE", help="proposals of the validation videos, if they are in another file"
+    )
+    second.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the classes in their order, one a line (default: those of the annotations, sorted)",
+    )
+
     system = parser.add_argument_group("system")
-    system.add_argument("--model", choices=list(PRESETS), default=TrainOptions.model, help="system")
+    system.add_argument("--model", choices=[*PRESETS, *SECOND_STAGE_PRESETS], default=TrainOptions.model, help="system")
     system.add_argument(
         "--preset",
-        choices=PRESET_NAMES,
-        help="settings to start from: thumos14 and activitynet13 are the networks of the papers, small is one for your "
-        "own features, synthetic the same one for generated videos",
+        choices=(*PRESET_NAMES, "muses"),
+        help="settings to start from: thumos14, activitynet13 and muses are the networks of the papers, small is one "
+        "for your own features, synthetic the same one for generated videos",
     )
     system.add_argument(
         "--fit",
         action="store_true",
-        help="choose feature width, window and longest proposal from the data, to cover 95 %% of the instances, and "
-        f"more epochs if those of the preset are fewer than {FEWEST_STEPS} steps; --preset {FITTED} always does",
+        help="choose feature width, window and longest proposal from the data, to cover 95 %% of the instances (of a "
+        f"second stage: width and classes), and more epochs if those of the preset are fewer than {FEWEST_STEPS} "
+        f"steps; --preset {FITTED} always does",
     )
     system.add_argument("--config", metavar="FILE.toml", help="settings that override the preset")
     system.add_argument(
@@ -105,7 +129,7 @@ def build_parser() -> Parser:
     )
     short = parser.add_argument_group("short names of settings (they override preset, --fit and file)")
     short.add_argument("--epochs", type=int, metavar="N", help="train.epochs")
-    short.add_argument("--batch-size", type=int, metavar="N", help="train.batch_size: windows in a step")
+    short.add_argument("--batch-size", type=int, metavar="N", help="train.batch_size: windows, or videos, in a step")
     short.add_argument("--learning-rate", type=float, metavar="R", help="train.learning_rate")
     short.add_argument("--seed", type=int, metavar="N", help="train.seed")
     time_flags.add_arguments(parser)
@@ -132,6 +156,7 @@ def _options(values: dict[str, Any]) -> TrainOptions:
     del values["list_settings"]
     if values["preset"] is None:
         raise InputError(f"--preset is required: {FITTED} for your own features, synthetic for generated videos")
+    _require_flags_of_model(values)
     settings = _parse_settings(values.pop("set"), values["model"])
     for name in SHORT:
         value = values.pop(name)
@@ -142,6 +167,21 @@ def _options(values: dict[str, Any]) -> TrainOptions:
     )
     require_at_least(options, workers=0)
     return options
+
+
+def _require_flags_of_model(values: dict[str, Any]) -> None:
+    """InputError: a preset or flag is of another system."""
+    model, presets = values["model"], _presets(values["model"])
+    if values["preset"] not in presets:
+        raise InputError(f"--preset is {values['preset']}, expected {alternatives(presets)} with --model {model}")
+    for name in ("proposals", "val_proposals", "classes"):
+        if values[name] is not None and model not in SECOND_STAGE_PRESETS:
+            flag, systems = name.replace("_", "-"), alternatives(SECOND_STAGE_PRESETS)
+            raise InputError(f"--{flag} is {values[name]}, expected no value with --model {model}; {systems} reads it")
+
+
+def _presets(model: str) -> dict[str, Any]:
+    return {**PRESETS, **SECOND_STAGE_PRESETS}[model]
 
 
 def _state(settings: Settings, name: str, value: float) -> None:
@@ -181,7 +221,8 @@ def _parse_settings(settings: list[str], model: str) -> Settings:
 def main(argv: list[str] | None = None) -> int:
     values = vars(build_parser().parse_args(sys.argv[1:] if argv is None else argv))
     if values["list_settings"]:
-        print(list_settings(PRESETS[values["model"]][values["preset"] or FITTED]))
+        _require_flags_of_model(values := values | {"preset": values["preset"] or FITTED})
+        print(list_settings(_presets(values["model"])[values["preset"]]))
     else:
         train(_options(values))
     return 0

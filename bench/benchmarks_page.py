@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import re
@@ -23,8 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support import archive_page
-from support.page_format import number, table, times
+from support import archive_page, reliability_tables, second_stage_tables
+from support.markdown import SPACE, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,7 +34,6 @@ SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->
 OURS = "bcnet_fast"
 # Benchmarks whose files begin with the name of another one.
 LONGER_NAMES = ("latency_maps", "precision_emulated")
-SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 NAMES = {
     "reference": "PyTorch, eager",
     "torch.compile": "torch.compile",
@@ -312,14 +312,13 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
-def attack() -> str:
-    found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
-    broken = Counter(failure["target"] for failure in found["failures"])
-    codes, targets = ("exit 0", "exit 1", "exit 2"), found["targets"]
-    lines = [[name, *(str(of.get(c, 0)) for c in codes), str(broken[name])] for name, of in targets.items()]
-    note = f"*{found['inputs']:,} inputs; the longest took {number(found['longest_s'])} s.*\n\n"
-    header = ["input", "read (exit 0)", "a video failed (1)", "refused (2)", "promise broken"]
-    return machine(found["environment"]) + note + table(header, lines)
+def view(found: dict[str, Any]) -> str:
+    header = ["videos", "proposals", "page, MB", "written in, s", "opened in, s"]
+    header += ["confidence slider, ms", "other tIoU, ms", "other video, ms"]
+    keys = ("page_mb", "write_s", "interactive_s", "slider_ms", "tiou_ms", "video_ms")
+    lines = [[f"{r['videos']:,}", f"{r['proposals']:,}", *(number(r[key]) for key in keys)] for r in found["rows"]]
+    rate, browser = statistics.mean(found["rate_gflops"]), found["environment"]["browser"]
+    return f"*{browser}; large float32 products at {number(rate)} GFLOP/s.*\n\n" + table(header, lines)
 
 
 def soft_nms() -> str:
@@ -404,6 +403,15 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+def second_stage_training(found: dict[str, Any]) -> str:
+    rows = [
+        [row["form"], number(row["median"]), times(row["times_ours"]), number(row["peak_mib"])]
+        for row in found["steps"]
+    ]
+    return table(["training step of P-GCN", "ms", "x ours", "peak MiB of the process"], rows)
+
+
+SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -417,17 +425,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "operators": lambda: each_machine("ops", operators),
     "layers": lambda: each_machine("layers", layers),
     "training": lambda: each_machine("training", training),
+    "second-stage": lambda: each_machine("second_stage", second_stage_tables.whole),
+    "second-stage-rewrites": lambda: each_machine("second_stage", second_stage_tables.rewrites),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
+    "view": lambda: each_machine("view", view),
     "soft-nms": soft_nms,
-    "archive-throughput": lambda: each_machine("archive", archive_page.throughput),
-    "archive-writing": lambda: each_machine("archive", archive_page.writing),
-    "archive-memory": lambda: each_machine("archive", archive_page.memory),
-    "archive-ids": lambda: each_machine("archive", archive_page.ids),
-    "archive-growth": lambda: each_machine("archive", archive_page.growth),
-    "archive-model": lambda: each_machine("archive", archive_page.model),
-    "shard-kills": lambda: each_machine("shard_kills", archive_page.kills),
-    "attack": attack,
+    **{name: functools.partial(each_machine, "archive", make) for name, make in archive_page.TABLES.items()},
+    "shard-kills": lambda: each_machine("shard_kills", reliability_tables.kills),
+    "attack": lambda: each_machine("attack", reliability_tables.attack),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,
@@ -435,6 +441,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
+    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
+    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
+    "second-stage-training": lambda: each_machine("second_stage_training", second_stage_training),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(

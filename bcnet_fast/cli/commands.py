@@ -11,8 +11,10 @@ from ..text import did_you_mean
 COMMANDS = {
     "infer": "write proposals for every video of a feature archive; without flags, run the demo",
     "merge": "join the parts of infer --shard to one result file",
-    "train": "train BCNet, BMN or G-TAD on your features or on synthetic videos",
+    "train": "train a network of either stage on your features, or on synthetic videos",
+    "refine": "give proposals classes and better boundaries by P-GCN or MUSES-Net",
     "evaluate": "print AR@AN, AUC and mAP of a result file",
+    "view": "make one HTML page to look at a result file, or export it to other tools",
     "convert": "convert public checkpoints to one safetensors file",
     "inspect": "show what feature files contain and which flags they need",
     "doctor": "show what was built and test every operator on this machine",

@@ -7,14 +7,15 @@ import shutil
 import textwrap
 from typing import Any
 
-from ..config import Config, meanings, section_kinds
+from ..config import Config, SecondStageConfig, meanings, section_kinds
 from ..presets import FITTED
 
 _FITTED = ("model.feature_dim", "model.window", "model.max_duration", "data.window_stride")
+_FITTED_SECOND_STAGE = ("model.feature_dim", "model.classes", "rows.clip")
 _INDENT = 40  # columns of names and defaults
 
 
-def list_settings(config: Config) -> str:
+def list_settings(config: Config | SecondStageConfig) -> str:
     """Every setting with its default, written as --set takes it, and its meaning; wrapped to the terminal."""
     model, preset = config.model.name, config.preset
     width = max(shutil.get_terminal_size((120, 24)).columns, _INDENT + 20)
@@ -27,7 +28,8 @@ def list_settings(config: Config) -> str:
             lines += textwrap.wrap(known[name], width, initial_indent=start, subsequent_indent=" " * len(start))
         lines.append("")
     if preset == FITTED:
-        lines.append(f"--preset {FITTED} takes {', '.join(_FITTED[:-1])} and {_FITTED[-1]} from the data.")
+        fitted = _FITTED_SECOND_STAGE if isinstance(config, SecondStageConfig) else _FITTED
+        lines.append(f"--preset {FITTED} takes {', '.join(fitted[:-1])} and {fitted[-1]} from the data.")
     return "\n".join(lines).rstrip()
 
 

@@ -39,5 +39,9 @@ def check(options: InferOptions) -> None:
         for name in ("part_format", "part_videos", "retry_failed"):
             if getattr(options, name) != getattr(InferOptions, name):
                 raise InputError(f"--{name.replace('_', '-')} needs --shard")
-    elif options.retry_failed and not options.resume:
+        return
+    for name in ("page", "refine"):
+        if getattr(options, name):
+            raise InputError(f"--{name} needs the results of all shards, expected no --shard; see merge")
+    if options.retry_failed and not options.resume:
         raise InputError("--retry-failed needs --resume")

@@ -41,6 +41,8 @@ class ProposalVideo:
     overlap_self: [p] float64, share of the proposal inside that instance
     proposals: [p, 2] int64, first frame and end
     coverage: [p] float64, length before the cut as a share of the video
+    rate: as written in the list, frames a second, or 1 where the duration is in frames
+    left_out: proposals of the file that are none of these
     """
 
     path: str
@@ -52,6 +54,8 @@ class ProposalVideo:
     overlap_self: np.ndarray
     proposals: np.ndarray
     coverage: np.ndarray
+    rate: float = 1.0
+    left_out: int = 0
 
     @property
     def name(self) -> str:
@@ -136,14 +140,15 @@ class _Block:
         frames = int(frames)
         instance_labels, instances, _ = _cut(self._table("instances", "label start end"), frames)
         proposals = self._table("proposals", "label best_iou overlap_self start end")
+        count = len(proposals)
         if classes is not None:
             proposals = proposals[proposals[:, 0] <= classes]
         labels, segments, kept = _cut(proposals[:, [0, 3, 4]], frames)
         _, best_iou, overlap_self, starts, ends = proposals[kept].T
         coverage = (ends - starts) / max(frames, 1)
-        return ProposalVideo(
-            source, frames, instance_labels, instances, labels, best_iou, overlap_self, segments, coverage
-        )
+        facts = source, frames, instance_labels, instances
+        columns = labels, best_iou, overlap_self, segments, coverage
+        return ProposalVideo(*facts, *columns, rate, count - len(segments))
 
     def proposals(self) -> ListedProposals:
         source = self._next("the path of a video")[1]

@@ -10,6 +10,9 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+import torch
+
+from ..ops import native
 
 OVERLAPPING, DISTANT = 8, 2  # candidate slots of both kinds
 SLOTS = OVERLAPPING + DISTANT
@@ -45,6 +48,11 @@ def neighbour_slots(segments: np.ndarray) -> np.ndarray:
 
     Returns int64 [N, 10].
     """
+    if native.module is not None:
+        segments = np.ascontiguousarray(np.asarray(segments, dtype=np.float64).reshape(-1, 2))
+        slots = np.empty((len(segments), SLOTS), dtype=np.int64)
+        native.module.neighbour_slots(segments, MIN_IOU, slots, threads=torch.get_num_threads())
+        return slots
     iou, distance = pairwise_iou(segments), pairwise_distance(segments)
     apart = (iou <= 0) & (distance > 0)
     np.fill_diagonal(iou, -1.0)

@@ -199,7 +199,8 @@ def load(
     """Load a checkpoint (.safetensors), or make a new network with random weights from a preset's name or a Config.
 
     "demo" is the small network that is shipped with the package, trained on synthetic videos. A checkpoint of P-GCN or
-    MUSES-Net gives a `SecondStageModel`, in fp32, fp64 or tf32 and with the backends "auto" and "reference".
+    MUSES-Net gives a `SecondStageModel`, in fp32, fp64 or tf32 and with the backends "auto", "native" and
+    "reference".
 
     Args:
         device: "auto", "cpu", "cuda" or a torch.device.

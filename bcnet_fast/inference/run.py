@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 import sys
 import time
@@ -31,10 +30,10 @@ from ..presets import PRESETS
 from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
+from ..results.boundaries import Boundaries, write_boundaries
 from ..results.fusion import fuse_video
-from ..results.pictures import PictureWriter, file_name
-from ..results.subtitles import write_subtitles
-from ..results.timeline import best_count
+from ..results.pictures import PictureWriter
+from ..results.view import require_page_name
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
@@ -42,6 +41,7 @@ from ..storage.output import require_apart, require_writable
 from ..text import count
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
+from .running import interruptible, require_fresh, sha256, show, take_up
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,11 @@ class InferOptions:
     labels: str | None = None
     fusion: str = "product"
     top_k: int = 1
+    # Checkpoints of P-GCN or MUSES-Net turn them into detections too, by `both_stages.infer_and_refine`.
+    refine: tuple[str, ...] | None = None
+    # A page of the results, by `page.make_page`; a folder of boundary probabilities.
+    page: str | None = None
+    boundaries: str | None = None
     # A folder of pictures, or the file of one; a folder of subtitles.
     plot: str | None = None
     plot_format: str | None = None
@@ -98,6 +103,8 @@ class InferReport:
     failures: tuple[Failure, ...]
     profile: Profile | None
     drawing_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    curves: Mapping[str, Boundaries] = field(default_factory=dict)  # of this run, for a page
 
     def summary(self) -> str:
         """One line: output file, counts, speed (pictures not counted) and settings."""
@@ -141,6 +148,10 @@ def prepare(options: InferOptions) -> Prepared:
         require_writable(Path(options.srt) / "subtitles.srt")
     if options.trace:
         require_writable(options.trace)
+    if options.page:
+        require_page_name(options.page, "--page")
+    if options.boundaries:
+        require_writable(Path(options.boundaries) / "boundaries.npz")
     return Prepared(config, archive, truth, class_scores, times, pictures, _load(options, config))
 
 
@@ -150,10 +161,7 @@ def infer(options: InferOptions) -> InferReport:
     InputError: a file or option cannot be used, or every video failed.
     """
     started = time.perf_counter()
-    if Path(options.output).is_file() and not (options.resume or options.overwrite):
-        raise InputError(f"{options.output} exists; replace it with --overwrite, or complete it with --resume")
-    if options.resume and options.overwrite:
-        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+    require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     prepared = prepare(options)
     config, archive, pictures = prepared.config, prepared.archive, prepared.pictures
     with contextlib.closing(
@@ -165,17 +173,7 @@ def infer(options: InferOptions) -> InferReport:
             overwrite=options.overwrite,
         )
     ) as writer:
-        for gone in writer.done.keys() - archive.ids:
-            del writer.done[gone]
-        videos = [video for video in archive.ids if video not in writer.done]
-        if options.resume:
-            print(f"resumed: {len(writer.done)} of {len(archive.ids)} videos are already done")
-            for number, what, why in (
-                (writer.damaged, "line", f"damaged in {writer.partial}"),
-                (writer.changed, "video", f"with other feature files than before in {options.features}"),
-            ):
-                if number:
-                    print(f"note: {count(number, what)} {why}: done again", file=sys.stderr)
+        videos = take_up(writer, archive.ids, options.features, resume=options.resume)
         details = details_of(options, config)
         if writer.finished is not None and not videos:
             writer.close(discard=True)
@@ -183,15 +181,9 @@ def infer(options: InferOptions) -> InferReport:
             return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
         failures: list[Failure] = []
         run = Run(options, prepared, lambda video, _, *columns: writer.add(video, *columns), failures.append)
-        try:
-            with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
-                run.predict(videos)
-        except (KeyboardInterrupt, BrokenPipeError):
-            print(
-                f"{writer.partial} holds {count(len(writer.done), 'finished video')}; continue with --resume",
-                file=sys.stderr,
-            )
-            raise
+        recording = record() if options.profile or options.trace else contextlib.nullcontext()
+        with interruptible(writer), recording as profile:
+            run.predict(videos)
         if not writer.done:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
@@ -210,6 +202,7 @@ def infer(options: InferOptions) -> InferReport:
         tuple(failures),
         profile,
         pictures.seconds,
+        curves=run.curves,
     )
 
 
@@ -244,6 +237,7 @@ class Run:
     ) -> None:
         self.options, self.prepared, self.store, self.fail = options, prepared, store, fail
         self.predictor = Predictor(prepared.model, protocol_for(options.protocol, prepared.config))
+        self.curves: dict[str, Boundaries] = {}  # for the page
         self.windows = 0
 
     def predict(self, videos: Sequence[str]) -> None:
@@ -281,14 +275,17 @@ class Run:
     def _show(
         self, result: VideoProposals, segments: np.ndarray, scores: np.ndarray, labels: np.ndarray | None
     ) -> None:
-        """Write the picture and the subtitles of a video."""
-        if self.options.srt:
-            annotation = self.prepared.truth.get(result.video)
-            best = slice(best_count(len(annotation.instances) if annotation else 0, self.options.best))
-            shown = segments[best], scores[best], None if labels is None else labels[best]
-            write_subtitles(Path(self.options.srt) / f"{file_name(result.video)}.srt", *shown)
+        """Write the picture, the subtitles and the boundary probabilities of a video."""
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
-        self.prepared.pictures.add(result.video, result.duration, boundary, segments, scores, labels)
+        found, options, prepared = (segments, scores, labels), self.options, self.prepared
+        times, start, end = (np.asarray(column, np.float32) for column in boundary)
+        curves = Boundaries(times, start, end, result.duration)
+        if options.boundaries:
+            write_boundaries(options.boundaries, result.video, curves)
+        elif options.page:
+            self.curves[result.video] = curves
+        annotation = prepared.truth.get(result.video)
+        show(result.video, result.duration, boundary, found, prepared.pictures, options.srt, annotation, options.best)
 
 
 def resolve_config(options: InferOptions) -> Config:
@@ -375,9 +372,9 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
     names = ("fusion", "top_k", "precision", "protocol", "plot", "plot_format", "srt", "best")
     return {
         "version": __version__,
-        "checkpoint": _sha256(options.checkpoint),
-        "times": _sha256(options.time.times),
-        "labels": _sha256(options.labels),
+        "checkpoint": sha256(options.checkpoint),
+        "times": sha256(options.time.times),
+        "labels": sha256(options.labels),
         "features": options.features,
         "subset": options.subset,
         "every": options.time.every,
@@ -385,16 +382,6 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         **{name: getattr(options, name) for name in names},
         **config.to_dict(),
     }
-
-
-def _sha256(path: str | None) -> str | None:
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def version_of(config: Config) -> str:

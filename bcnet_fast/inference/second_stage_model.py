@@ -12,17 +12,20 @@ from ..config import MUSESConfig, PGCNConfig, SecondStageConfig
 from ..errors import BackendError, InputError
 from ..geometry.proposal_graph import SLOTS, TREE
 from ..networks.engine.muses import MUSESEngine
+from ..networks.engine.native_muses import NativeMUSES
+from ..networks.engine.native_pgcn import NativePGCN
 from ..networks.engine.pgcn import PGCNEngine
-from ..networks.engine.rewrites import Rewrites
+from ..networks.engine.rewrites import IN_CPP, REWRITES, Rewrites
 from ..networks.outputs import SecondStageOutput
 from ..networks.reference import SECOND_STAGE
 from ..networks.reference.pgcn import whole_trees
+from ..ops import native
 from ..ops.precision import gpu_products
 from ..text import alternatives
 
 ENGINES = {"pgcn": PGCNEngine, "muses": MUSESEngine}
 PRECISIONS = {"fp32": torch.float32, "fp64": torch.float64, "tf32": torch.float32}
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "native", "reference")
 ROOTS_AT_A_TIME = 32  # bounds the memory of the reference P-GCN's trees
 
 
@@ -48,12 +51,15 @@ class SecondStageReference:
         return SecondStageOutput(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
+SecondStageRun = PGCNEngine | MUSESEngine | NativePGCN | NativeMUSES | SecondStageReference
+
+
 class SecondStageModel:
     """A second-stage network prepared for inference, with its configuration, device, precision and backend."""
 
     def __init__(
         self,
-        run: PGCNEngine | MUSESEngine | SecondStageReference,
+        run: SecondStageRun,
         config: SecondStageConfig,
         device: torch.device,
         precision: str,
@@ -104,12 +110,30 @@ def second_stage_model(
         raise InputError(f"precision is {precision!r}, expected {alternatives(PRECISIONS)} for {model.name}")
     if backend not in BACKENDS:
         raise BackendError(f"backend is {backend!r}, expected {alternatives(BACKENDS)} for {model.name}")
-    dtype = PRECISIONS[precision]
-    if backend == "reference":
-        run = SecondStageReference(model, state, device, dtype)
-    else:
-        run = ENGINES[model.name](model, state, device, dtype, rewrites)
+    run = _run(model, state, device, precision, backend, rewrites)
     return SecondStageModel(run, config, device, precision, backend)
+
+
+def _run(
+    model: PGCNConfig | MUSESConfig,
+    state: Mapping[str, Tensor],
+    device: torch.device,
+    precision: str,
+    backend: str,
+    rewrites: Rewrites,
+) -> SecondStageRun:
+    if backend == "reference":
+        return SecondStageReference(model, state, device, PRECISIONS[precision])
+    # C++ has the network with all rewrites; without one that has an alternative in PyTorch, PyTorch runs it.
+    complete = all(getattr(rewrites, name) for name in REWRITES[model.name] if name not in IN_CPP)
+    if device.type == "cpu" and native.module is not None and complete:
+        if isinstance(model, PGCNConfig):
+            return NativePGCN(model, state, precision, rewrites.strassen)
+        return NativeMUSES(model, state, precision, rewrites.strassen, rewrites.short_filters)
+    if backend == "native":
+        missing = native.reason or "it needs a CPU and all rewrites"
+        raise BackendError(f"backend 'native' cannot be used: {missing}")
+    return ENGINES[model.name](model, state, device, PRECISIONS[precision], rewrites)
 
 
 def _pgcn_inputs(config: PGCNConfig, inputs: list[Tensor]) -> list[Tensor]:

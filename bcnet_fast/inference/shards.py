@@ -9,13 +9,13 @@ import sys
 import time
 
 from ..data.shard import Shard, parse_shard
-from ..errors import InputError
 from ..profiling import record
 from ..results.part_writer import PartWriter
 from ..results.parts import Header, fingerprint_of
 from ..text import count
 from .predict import Failure
 from .run import InferOptions, InferReport, Prepared, Run, details_of, prepare, run_settings, version_of
+from .running import require_fresh
 
 
 def infer_shard(options: InferOptions) -> InferReport:
@@ -25,8 +25,7 @@ def infer_shard(options: InferOptions) -> InferReport:
     """
     started = time.perf_counter()
     shard = parse_shard(options.shard or "", os.environ)
-    if options.resume and options.overwrite:
-        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+    require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     return run_shard(options, prepare(options), shard, started)
 
 

@@ -27,7 +27,7 @@ from ..config import (
     SecondStageConfig,
 )
 from ..errors import InputError
-from ..presets import DATA_SETS, PRESETS, SECOND_STAGE_PRESETS
+from ..presets import DATA_SETS, FITTED, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
 from ..storage.files import readable, require_file
 from ..storage.foreign import project_of
@@ -287,7 +287,7 @@ def _second_stage(
     preset: str | None,
     path: str | os.PathLike,
 ) -> SecondStageConfig:
-    presets = SECOND_STAGE_PRESETS[model.name]
+    presets = {name: config for name, config in SECOND_STAGE_PRESETS[model.name].items() if name != FITTED}
     if preset is None:
         fitting = [name for name, config in presets.items() if config.model.classes == model.classes]
         if not fitting:

@@ -69,7 +69,12 @@ def fuse_streams(streams: Sequence[StreamScores], weights: Sequence[float]) -> S
 
 
 def detect(
-    scores: StreamScores, segments: np.ndarray, settings: DetectionConfig, *, regress: bool = True
+    scores: StreamScores,
+    segments: np.ndarray,
+    settings: DetectionConfig,
+    *,
+    regress: bool = True,
+    class_weights: np.ndarray | None = None,
 ) -> Detections:
     """Detections of one video.
 
@@ -79,9 +84,12 @@ def detect(
 
     segments: [N, 2] as fractions of the video, `geometry.proposal_windows.relative_segments`
     regress: whether the regression is applied
+    class_weights: [K], factors of the scores, such as those of a classifier of whole videos
     """
     segments = np.asarray(segments, dtype=np.float64).reshape(-1, 2)
     combined = _softmax(scores.activity)[:, 1:] * np.exp(scores.completeness)
+    if class_weights is not None:
+        combined = combined * class_weights
     best = np.argsort(-combined, axis=None, kind="stable")[: settings.top]
     proposal, label = np.divmod(best, combined.shape[1])
     kept = []

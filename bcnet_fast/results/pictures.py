@@ -95,7 +95,7 @@ class PictureWriter:
         self,
         video: str,
         duration_s: float,
-        boundary: tuple[np.ndarray, np.ndarray, np.ndarray],
+        boundary: tuple[np.ndarray, np.ndarray, np.ndarray] | None,
         segments: np.ndarray,
         scores: np.ndarray,
         labels: np.ndarray | None,

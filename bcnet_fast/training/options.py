@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import Config, TrainConfig
+from ..config import Config, SecondStageConfig, TrainConfig
 from ..data.source import ReadLimits
 from ..data.timing import TimeOptions
 from ..errors import InputError
-from ..presets import FITTED, PRESETS
+from ..presets import FITTED, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.files import read_toml
 
 FEWEST_STEPS = 150  # optimizer steps of a training with --fit
@@ -31,6 +31,9 @@ class TrainOptions:
     features: str | None = None
     annotations: str | None = None
     val_annotations: str | None = None
+    proposals: str | None = None  # of P-GCN and MUSES-Net: a file, or a checkpoint that makes them
+    val_proposals: str | None = None
+    classes: str | None = None
     train_subset: str | None = None
     val_subset: str | None = None
     fit: bool = False
@@ -53,6 +56,14 @@ class TrainOptions:
 def resolve_config(options: TrainOptions, fitted: Settings | None = None) -> Config:
     """Settings of the preset, overridden by --fit, then by the TOML file, then by --set and its short names."""
     config = PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
+    if options.config:
+        config = config.override(read_toml(options.config), options.config)
+    return config.override(options.settings, "--set")
+
+
+def resolve_second_stage(options: TrainOptions, fitted: Settings | None = None) -> SecondStageConfig:
+    """`resolve_config` for P-GCN and MUSES-Net."""
+    config = SECOND_STAGE_PRESETS[options.model][options.preset].override(fitted or {}, "--fit")
     if options.config:
         config = config.override(read_toml(options.config), options.config)
     return config.override(options.settings, "--set")

@@ -20,15 +20,16 @@ from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..inference.model import load, resolve_device
 from ..ops import native
-from ..presets import PRESETS
+from ..presets import PRESETS, SECOND_STAGE_PRESETS
 from ..progress import clock
 from ..protocols import protocol_for
 from ..text import count, shown
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
-from .learning_curve import learning_curve
+from .learning_curve import draw_curve
 from .options import Settings, TrainOptions, fitted_epochs, require_covered, resolve_config, stated
 from .run_folder import Run, locked, require_inputs_apart, require_usable
+from .second_stage_run import train_second_stage
 from .subsets import (
     open_archive,
     read_subsets,
@@ -47,6 +48,9 @@ def train(options: TrainOptions) -> None:
 
     InputError: a file or option cannot be used.
     """
+    if options.model in SECOND_STAGE_PRESETS:
+        train_second_stage(options)
+        return
     # What is wrong is an error before any file is read and before synthetic videos are generated.
     resolve_config(options)
     require_usable(options.output, resume=options.resume)
@@ -118,7 +122,7 @@ def train_with(processes: Processes, options: TrainOptions, device: torch.device
     if processes.first:
         number = max(output.rows, key=lambda row: row["AUC"])["epoch"]
         print(f"{output.path('best')}: epoch {number:g}, validation AUC {output.best:.2f}")
-        _draw(output)
+        draw_curve(output.rows, output.folder)
 
 
 def _run_epochs(
@@ -166,15 +170,6 @@ def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoA
     times = options.time.resolver(config, archive, known=training)
     require_stride(options, times, with_features(archive, "training", training))
     return fitted_sizes(archive, training, times, stated(options, "model", "feature_dim"))
-
-
-def _draw(output: Run) -> None:
-    try:
-        learning_curve(output.rows, output.folder / "learning_curve.png")
-    except ImportError:
-        print(
-            "note: no learning_curve.png, which needs: pip install matplotlib; log.csv has its numbers", file=sys.stderr
-        )
 
 
 def _digest(windows: TrainingWindows) -> str:

@@ -1,6 +1,6 @@
 """The folder of a training: checkpoints, what a resumed training needs, and the log.
 
-    best.safetensors    the checkpoint of the epoch with the highest validation AUC
+    best.safetensors    the checkpoint of the epoch with the highest validation AUC, or mAP
     last.safetensors    that of the last finished epoch
     state.safetensors   weights, the optimizer's moments and the log so far: what --resume continues from
     log.csv             the losses and the validation recall of every epoch
@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..config import Config
+from ..config import Config, SecondStageConfig
 from ..errors import InputError
 from ..storage.checkpoint import read_training_state, save_checkpoint, save_training_state
 from ..storage.files import readable
@@ -78,9 +78,18 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 class Run:
     """One training in its folder; `rows` is the log, a row for each finished epoch."""
 
-    def __init__(self, folder: str | os.PathLike, config: Config, facts: dict[str, Any]) -> None:
-        """facts: what else decides the results, as JSON has it; a resumed training must have the same."""
-        self.folder, self.config = Path(folder), config
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        config: Config | SecondStageConfig,
+        facts: dict[str, Any],
+        *,
+        figure: str = "AUC",
+    ) -> None:
+        """facts: what else decides the results, as JSON has it; a resumed training must have the same.
+        figure: the column of the log whose highest value is the best epoch's
+        """
+        self.folder, self.config, self.figure = Path(folder), config, figure
         self.settings = _as_json({"config": config.to_dict(), **facts})
         self.rows: list[Row] = []
         self._board: Any = None
@@ -102,12 +111,12 @@ class Run:
         with readable(state, expected):
             before, rows = {"config": None} | facts["settings"], list(facts["rows"])
             for number, row in enumerate(rows, 1):
-                if not {"epoch", "AUC"} <= row.keys() == rows[0].keys() or row["epoch"] != number:
+                if not {"epoch", self.figure} <= row.keys() == rows[0].keys() or row["epoch"] != number:
                     raise InputError(f"{state} has a damaged row {number} of the log, expected {expected}")
                 if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
                     raise InputError(f"{state} has no finite numbers in row {number} of the log, expected {expected}")
         # Whole again: an older version wrote fewer settings, of which the others are the defaults.
-        before["config"] = _as_json(Config.from_dict(before["config"], str(state)).to_dict())
+        before["config"] = _as_json(type(self.config).from_dict(before["config"], str(state)).to_dict())
         differences = _differences(before, self.settings)
         if differences:
             raise InputError(
@@ -118,8 +127,8 @@ class Run:
 
     @property
     def best(self) -> float:
-        """The highest validation AUC so far, in percent."""
-        return max((row["AUC"] for row in self.rows), default=float("-inf"))
+        """The highest validation figure so far, in percent."""
+        return max((row[self.figure] for row in self.rows), default=float("-inf"))
 
     def save_last(self, weights: dict[str, Tensor]) -> Path:
         save_checkpoint(self.path("last"), weights, self.config)
@@ -127,7 +136,7 @@ class Run:
 
     def finish_epoch(self, row: Row, weights: dict[str, Tensor], state: dict[str, Tensor]) -> bool:
         """Write everything of an epoch; returns whether it is the best so far."""
-        better = row["AUC"] > self.best
+        better = row[self.figure] > self.best
         if better:
             save_checkpoint(self.path("best"), weights, self.config)
         rows = [*self.rows, row]
@@ -173,8 +182,8 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         return []
     if name == "config.trained_on" and before is None:  # of an older version, which did not store it
         return []
-    if name == "windows":  # a digest
-        return ["windows (of other videos, instances or times)"]
+    if name in ("windows", "proposals"):  # a digest
+        return [f"{name} (of other videos, instances or times)"]
     if isinstance(before, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys([*before, *now]))
         return [

@@ -63,10 +63,14 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
 
 def select_annotations(options: TrainOptions, config: Config) -> list[Mapping[str, VideoAnnotation]]:
     """Annotations of the training videos and of the validation videos."""
+    return select_videos(options, strip_prefix=config.data.strip_prefix)
+
+
+def select_videos(options: TrainOptions, *, strip_prefix: bool) -> list[Mapping[str, VideoAnnotation]]:
+    """`select_annotations` by the prefix that is removed of the names."""
     assert options.annotations is not None  # `train` requires them, or generates videos
     paths = options.annotations, options.val_annotations or options.annotations
-    prefix = config.data.strip_prefix
-    files = {path: read_annotations(path, strip_prefix=prefix) for path in dict.fromkeys(paths)}
+    files = {path: read_annotations(path, strip_prefix=strip_prefix) for path in dict.fromkeys(paths)}
     return [
         _select(files[path], path, flag, wanted, name, alone=len(files) == 1)
         for path, flag, wanted, name in (

@@ -33,6 +33,7 @@ from ..storage.checkpoint import is_finite, mismatches, unfitting
 from .dataset import TrainingWindows
 from .distributed import Processes
 from .losses import bcnet_loss, map_loss
+from .seeding import mixed, seed_torch
 from .targets import BatchTargets, Targets
 
 Losses = dict[str, Tensor]
@@ -161,8 +162,8 @@ class Trainer:
             )
 
         seed = self.config.train.seed
-        _seed_torch(seed, epoch, _DROPOUT, self.processes.rank)
-        drawn = torch.Generator().manual_seed(_mixed(seed, epoch, _DRAWS))
+        seed_torch(seed, epoch, _DROPOUT, self.processes.rank)
+        drawn = torch.Generator().manual_seed(mixed(seed, epoch, _DRAWS))
         self.network.train()
         names: list[str] = []
         total = torch.zeros(())
@@ -249,11 +250,3 @@ class Trainer:
         problems |= {kind: names for kind, names in (("not float32", odd), ("not finite", wrong)) if names}
         if problems:
             raise InputError(unfitting(source, problems))
-
-
-def _mixed(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-
-
-def _seed_torch(*entropy: int) -> None:
-    torch.manual_seed(_mixed(*entropy))

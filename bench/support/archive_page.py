@@ -1,10 +1,10 @@
-"""Tables of docs/how_to/archives.md and docs/reliability.md from the results of bench/archive.py and kill_shards.py."""
+"""Tables of docs/how_to/archives.md from the results of bench/archive.py."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .page_format import number, table
+from .markdown import number, table
 
 _MODEL_VIDEOS, _MODEL_WORKERS = 1_000_000, 1_000
 _WINDOWS = 3  # a video, as in the archive that was measured
@@ -102,11 +102,11 @@ def model(found: dict[str, Any]) -> str:
     return table([title, "time", "what it consists of"], lines)
 
 
-def kills(found: dict[str, Any]) -> str:
-    names = ("runs", "kills", "main", "worker", "group", "lost", "doubled")
-    lines = [
-        [row["part_format"], *(str(row[name]) for name in names), "yes" if row["equal"] else "no"]
-        for row in found["rows"]
-    ]
-    header = ["parts", "runs", "killed", "the process", "a worker", "all of them", "videos lost", "videos doubled"]
-    return table([*header, "bytes equal"], lines)
+TABLES = {
+    "archive-throughput": throughput,
+    "archive-writing": writing,
+    "archive-memory": memory,
+    "archive-ids": ids,
+    "archive-growth": growth,
+    "archive-model": model,
+}

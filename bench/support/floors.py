@@ -16,10 +16,11 @@ from collections.abc import Callable
 
 import torch
 
-from bcnet_fast.config import BCNetConfig, BMNConfig, GTADConfig, ModelConfig
+from bcnet_fast.config import BCNetConfig, BMNConfig, GTADConfig, ModelConfig, MUSESConfig, PGCNConfig
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import proposal_map, sampling_plan
 from bcnet_fast.networks.engine.native import STRASSEN_FROM
+from bcnet_fast.networks.reference.muses import BINS, BRANCHES, INNER_BINS, tap_offsets
 from bcnet_fast.ops.sampling_plan import interpolated_plan
 
 
@@ -177,3 +178,22 @@ def cpu_tflops(precision: str, seconds: float = 0.25) -> float:
                 call()
                 best = max(best, 2e-12 * size**3 / (time.perf_counter() - started))
     return best
+
+
+def second_stage_work(case: str, proposals: int, rows: int) -> float:
+    """Multiply-adds of a second-stage network's products after the exact rewrites, for THUMOS14.
+
+    Sums along edges, cosines and maxima are left out, as is what short filters and Strassen's algorithm save.
+    """
+    if case == "MUSES-Net":
+        model = MUSESConfig()
+        inner, outer = model.channels
+        taps = 2 * max(max(tap_offsets(*branch)) for branch in BRANCHES) + 1
+        convolutions = rows * taps * (model.feature_dim * inner + inner * outer)
+        bins = BINS + len(range(BINS)[INNER_BINS])
+        return convolutions + proposals * model.head_width * (bins * outer + 4 * model.classes + 1)
+    model = PGCNConfig()
+    heads = (model.feature_dim + model.hidden) * (model.classes + 1) + (3 * model.feature_dim + model.hidden) * 3 * (
+        model.classes
+    )
+    return proposals * (4 * model.feature_dim * model.hidden + heads)

@@ -23,6 +23,7 @@ void define_difference_attention(py::module_& module);
 void define_layers(py::module_& module);
 void define_match_proposals(py::module_& module);
 void define_nms_1d(py::module_& module);
+void define_second_stage(py::module_& module);
 void define_soft_nms(py::module_& module);
 }  // namespace bcnet_fast
 
@@ -53,5 +54,6 @@ PYBIND11_MODULE(_C, module) {
   bcnet_fast::define_add_layer_norm(module);
   bcnet_fast::define_match_proposals(module);
   bcnet_fast::define_nms_1d(module);
+  bcnet_fast::define_second_stage(module);
   bcnet_fast::define_soft_nms(module);
 }

@@ -29,3 +29,9 @@ def features(tmp_path, rng) -> Path:
     for video, length in LENGTHS.items():
         np.save(folder / f"{video}.npy", rng.standard_normal((length, 10)).astype(np.float32))
     return folder
+
+
+@pytest.fixture
+def checkpoint_of_proposals(checkpoint) -> Path:
+    """The same, where a test has checkpoints of second-stage networks too."""
+    return checkpoint

@@ -90,17 +90,15 @@ EXAMPLE = {
     "README": ["README.md"],
     "how to": [
         "docs/get_started.md",
-        *(f"docs/how_to/{name}.md" for name in ("own_features", "class_labels", "evaluate")),
+        *(f"docs/how_to/{name}.md" for name in ("own_features", "class_labels", "evaluate", "view")),
     ],
     "training": ["docs/training.md"],
-    "commands": [f"docs/commands/{name}.md" for name in ("train", "infer", "evaluate", "inspect")],
+    "commands": [f"docs/commands/{name}.md" for name in ("train", "infer", "evaluate", "view", "inspect")],
 }
 
 
-@sweep("pages", EXAMPLE.values(), ids=EXAMPLE)
-def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_path, monkeypatch, capsys):
-    """On five short videos, for one epoch."""
-    monkeypatch.chdir(tmp_path)
+def make_few_videos(monkeypatch) -> None:
+    """The example of the pages with five videos."""
     made = synthetic.make_videos
 
     def few(count: int, *, seed: int, subset: str):
@@ -108,6 +106,13 @@ def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_pa
 
     monkeypatch.setattr(synthetic, "make_videos", few)
     run("make_example_data", [])
+
+
+@sweep("pages", EXAMPLE.values(), ids=EXAMPLE)
+def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_path, monkeypatch, capsys):
+    """On five short videos, for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    make_few_videos(monkeypatch)
     done: list[list[str]] = []
     for name, arguments in itertools.chain.from_iterable(map(commands, pages)):
         if name == "make_example_data":
@@ -123,3 +128,19 @@ def test_the_commands_of_the_example_run_in_the_order_of_the_pages(pages, tmp_pa
     log = next(Path("example").glob("*/log.csv")).read_text().splitlines()
     recall = dict(zip(log[0].split(","), log[1].split(","), strict=True))["AR@100"]
     assert f"{float(recall):.2f}" in printed
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_second_stage_run_and_agree(tmp_path, monkeypatch, capsys):
+    """From features and annotations to labelled detections, whose mAP is that of the training's log."""
+    monkeypatch.chdir(tmp_path)
+    make_few_videos(monkeypatch)
+    pages = ["docs/how_to/second_stage.md", "docs/commands/infer.md", "docs/commands/refine.md"]
+    written = itertools.chain(*(commands(page) for page in pages))
+    chosen = [(name, words) for name, words in written if "infer" not in name or "--subset" in words]
+    for name, arguments in chosen:
+        run(name, arguments)
+    assert [name for name, _ in chosen] == ["train", "train", "infer", "evaluate", "infer", "refine"]
+    log = Path("example/pgcn/log.csv").read_text().splitlines()
+    row = dict(zip(log[0].split(","), log[1].split(","), strict=True))
+    assert f"{float(row['mAP']):.2f}" in capsys.readouterr().out

@@ -25,6 +25,7 @@ from bcnet_fast.config import (
     PGCNConfig,
     RegressionStats,
     SamplePools,
+    SecondStageTrainConfig,
     TrainConfig,
 )
 
@@ -110,6 +111,7 @@ def test_every_setting_has_a_row(site_hooks):
         SamplePools,
         DetectionConfig,
         RegressionStats,
+        SecondStageTrainConfig,
     ):
         for field in dataclasses.fields(section):
             assert f"| `{field.name}` |" in page, f"{section.__name__}.{field.name}"

@@ -119,8 +119,9 @@ def test_wheel_holds_every_module_and_asset_and_works_from_elsewhere(tmp_path, w
     # A wheel has the kernels inside the package and needs no shim to find them.
     assert modules_of_checkout() - set(imported) <= {"bcnet_fast.kernels"}
     assert refused.startswith("backend 'native' cannot be used: the native extension was not built")
-    assets = {f.name for f in (ROOT / "bcnet_fast" / "assets").glob("*") if f.is_file()}
-    assert assets <= {f.name for f in (without_compiler / "bcnet_fast" / "assets").glob("*")}
+    for folder in ("bcnet_fast/assets", "bcnet_fast/assets/view"):
+        assets = {f.name for f in (ROOT / folder).glob("*") if f.is_file()}
+        assert assets and assets <= {f.name for f in (without_compiler / folder).glob("*")}
 
 
 def test_a_build_that_must_be_native_fails_without_a_compiler(tmp_path):

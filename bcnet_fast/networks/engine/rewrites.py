@@ -48,6 +48,9 @@ class Rewrites:
     merged_taps: bool = True
     # MUSES-Net: two look-ups in a table of maxima over 2^k columns instead of a scan for each bin.
     maxima_table: bool = True
+    # MUSES-Net: the 21 taps are seven groups of three, and three outputs of three taps take five products instead of
+    # nine (`short_filters`). In C++ only.
+    short_filters: bool = True
 
 
 # The switches that concern each system.
@@ -55,7 +58,9 @@ REWRITES = {
     "bcnet": ("project_sampling", "matched_anchors", "batched_original", "folded_norm", "strassen"),
     "bmn": ("project_sampling", "valid_cells"),
     "gtad": ("project_sampling", "valid_cells"),
-    "pgcn": ("shared_nodes", "root_rows", "folded_heads", "edge_cosines"),
-    "muses": ("merged_taps", "maxima_table"),
+    "pgcn": ("shared_nodes", "root_rows", "folded_heads", "edge_cosines", "strassen"),
+    "muses": ("merged_taps", "maxima_table", "short_filters", "strassen"),
 }
+# Switches of the second stage that only C++ has.
+IN_CPP = ("strassen", "short_filters")
 ALL_REWRITES = Rewrites()

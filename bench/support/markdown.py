@@ -1,8 +1,10 @@
-"""Numbers and tables in Markdown, as the pages of the documentation show them."""
+"""Figures and tables as the pages of the documentation have them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 
 
 def number(value: float | None, digits: int = 3) -> str:

@@ -1,0 +1,51 @@
+"""Proposals and their refinement in one run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InputError
+from .refine import RefineOptions, RefineReport, refine
+from .run import InferOptions, InferReport, infer
+from .running import require_fresh
+from .second_stage_model import BACKENDS, PRECISIONS
+from .streams import class_names, read_configs
+
+
+def proposals_beside(output: str) -> str:
+    """The file of the proposals that `output` is refined from: `out.proposals.json` beside `out.json`."""
+    return str(Path(output).with_suffix(".proposals.json"))
+
+
+def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
+    """`infer` into a file beside the output, then `refine` of that file, with the same result as both by hand.
+
+    InputError: as both raise it; what is wrong with the second stage is an error before the first one runs.
+    """
+    if not options.refine:
+        raise InputError("--refine has no checkpoint, expected at least one")
+    proposals = proposals_beside(options.output)
+    for path in (options.output, proposals):
+        require_fresh(path, resume=options.resume, overwrite=options.overwrite)
+    class_names(read_configs(options.refine), options.refine, None)
+    first = replace(options, output=proposals, refine=None, labels=None, plot=None, plot_format=None, srt=None)
+    report = infer(first)
+    # Proposals that were missing before change the file, and with it what is refined.
+    changed = report.windows > 0
+    shared = ("subset", "time", "limits", "device", "protocol", "labels", "plot", "plot_format", "srt", "best")
+    shared += ("ground_truth", "workers", "profile")
+    refined = refine(
+        RefineOptions(
+            proposals=proposals,
+            features=(options.features,),
+            checkpoint=options.refine,
+            output=options.output,
+            precision=options.precision if options.precision in PRECISIONS else "fp32",
+            backend=options.backend if options.backend in BACKENDS else "auto",
+            resume=options.resume and not changed,
+            overwrite=options.overwrite or changed,
+            **{name: getattr(options, name) for name in shared},
+        )
+    )
+    return report, refined

@@ -1,0 +1,97 @@
+"""What all runs that write a result file video by video have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.annotations import VideoAnnotation
+from ..errors import InputError
+from ..results.pictures import PictureWriter, file_name
+from ..results.subtitles import write_subtitles
+from ..results.timeline import best_count
+from ..results.writer import ResultWriter
+from ..text import count
+
+Boundary = tuple[np.ndarray, np.ndarray, np.ndarray]  # times, start and end probabilities
+
+
+def require_fresh(output: str, *, resume: bool, overwrite: bool) -> None:
+    """InputError: the output exists, and no flag says what to do with it, or two do."""
+    if Path(output).is_file() and not (resume or overwrite):
+        raise InputError(f"{output} exists; replace it with --overwrite, or complete it with --resume")
+    if resume and overwrite:
+        raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+
+
+def sha256(path: str | os.PathLike | None) -> str | None:
+    """Digest of a file, or of all files of a folder with their names; None for None."""
+    if path is None:
+        return None
+    digest, folder = hashlib.sha256(), Path(path)
+    files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else [folder]
+    for file in files:
+        if folder.is_dir():
+            digest.update(f"{file.relative_to(folder)}\0".encode())
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def take_up(writer: ResultWriter, videos: Sequence[str], features: str, *, resume: bool) -> list[str]:
+    """The videos that are not done yet; with `resume`, says how many are. Those that are gone are dropped."""
+    for gone in writer.done.keys() - set(videos):
+        del writer.done[gone]
+    left = [video for video in videos if video not in writer.done]
+    if resume:
+        print(f"resumed: {len(writer.done)} of {len(videos)} videos are already done")
+        for number, what, why in (
+            (writer.damaged, "line", f"damaged in {writer.partial}"),
+            (writer.changed, "video", f"with other feature files than before in {features}"),
+        ):
+            if number:
+                print(f"note: {count(number, what)} {why}: done again", file=sys.stderr)
+    return left
+
+
+@contextlib.contextmanager
+def interruptible(writer: ResultWriter) -> Iterator[None]:
+    """Say how to go on after an interruption."""
+    try:
+        yield
+    except (KeyboardInterrupt, BrokenPipeError):
+        print(
+            f"{writer.partial} holds {count(len(writer.done), 'finished video')}; continue with --resume",
+            file=sys.stderr,
+        )
+        raise
+
+
+def show(
+    video: str,
+    duration: float,
+    boundary: Boundary | None,
+    found: tuple[np.ndarray, np.ndarray, np.ndarray | None],
+    pictures: PictureWriter,
+    srt: str | None,
+    annotation: VideoAnnotation | None,
+    best: int | None,
+) -> None:
+    """Write the picture and the subtitles of a video, as far as they are asked for.
+
+    duration: seconds
+    found: segments, scores and labels, best first
+    """
+    if srt:
+        first = slice(best_count(len(annotation.instances) if annotation else 0, best))
+        segments, scores, labels = found
+        path = Path(srt) / f"{file_name(video)}.srt"
+        write_subtitles(path, segments[first], scores[first], None if labels is None else labels[first])
+    pictures.add(video, duration, boundary, *found)
