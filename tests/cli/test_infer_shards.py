@@ -136,6 +136,7 @@ def test_a_video_that_left_the_archive_leaves_the_result(checkpoint, archive):
         (("--shard", "0/1", "--retry-failed"), "--retry-failed needs --resume"),
         (("--shard", "0/1", "--part-videos", 0), "--part-videos is 0, expected at least 1"),
         (("--shard", "0/1", "--resume", "--overwrite"), "give one of the two"),
+        (("--shard", "0/1", "--page", "out.html"), "--page needs the results of all shards, expected no --shard"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(checkpoint, features, more, message):
