@@ -91,3 +91,15 @@ def children(process: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
         return []
+
+
+def kill(process: int, whom: str) -> None:
+    """Kill the group of a process, the process alone ("main") or one of its workers by -9, if it still runs."""
+    with contextlib.suppress(ProcessLookupError):
+        if whom == "group":
+            os.killpg(process, signal.SIGKILL)
+        elif whom == "main":
+            os.kill(process, signal.SIGKILL)
+        else:
+            for worker in children(process)[:1]:
+                os.kill(worker, signal.SIGKILL)
