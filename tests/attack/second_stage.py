@@ -1,11 +1,7 @@
-"""Inputs of the second stage to mutate: published checkpoints, checkpoints of this package, and proposal lists.
-
-`load` and `pool` stand for programs of users: they read what the library reads, and use it.
-"""
+"""Inputs of the second stage to mutate: published checkpoints, checkpoints of this package, and proposal lists."""
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -15,18 +11,12 @@ from attack import mutations as m
 from attack.target import Target
 from helpers.second_stage import SMALL_MUSES, SMALL_PGCN
 
-from bcnet_fast.config import FeatureRows, MUSESConfig, PGCNConfig, RegressionStats, SecondStageConfig
-from bcnet_fast.data.proposal_list import read_proposal_list
-from bcnet_fast.geometry.proposal_graph import neighbour_slots
-from bcnet_fast.geometry.proposal_windows import inference_ticks, pooled_rows
-from bcnet_fast.inference.model import load
+from bcnet_fast.config import RegressionStats, SecondStageConfig
 from bcnet_fast.networks.reference import SECOND_STAGE
 from bcnet_fast.presets import SECOND_STAGE_PRESETS
 from bcnet_fast.storage.checkpoint import save_checkpoint
-from bcnet_fast.training.second_stage_samples import draw_samples, video_pool
 
 SYSTEMS = {"pgcn": SMALL_PGCN, "muses": SMALL_MUSES}
-PROPOSALS = 4  # of the video that `load` scores
 LIST = """# 0
 validation/a
 40.0
@@ -50,49 +40,18 @@ validation/b
 """
 
 
-def score(argv: list[str]) -> int:
-    """Load a checkpoint and score a video of the size that it expects."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--checkpoint", required=True)
-    path = parser.parse_args(argv).checkpoint
-    scorer = load(path, device="cpu")
-    model = scorer.config.model
-    draw = np.random.default_rng(0)
-    if isinstance(model, PGCNConfig):
-        widths = model.feature_dim, 3 * model.feature_dim
-        segments = np.array([[0, 10], [5, 20], [30, 40], [2, 12]])
-        inputs = [draw.standard_normal((PROPOSALS, width), np.float32) for width in widths]
-        output = scorer(*inputs, neighbour_slots(segments))
-    elif isinstance(model, MUSESConfig):
-        features = draw.standard_normal((model.feature_dim, 20), np.float32)
-        output = scorer(features, np.array([[0, 50], [8, 99], [40, 80], [0, 159]]))
-    else:
-        return 0
-    print(f"{path}: {len(output.activity)} proposals")
-    return 0
-
-
-def pool(argv: list[str]) -> int:
-    """Read a proposal list and use it as inference and training do."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--list", required=True)
-    rules = SECOND_STAGE_PRESETS["pgcn"]["thumos14"].pools
-    rows = 0
-    for video in read_proposal_list(parser.parse_args(argv).list):
-        ticks = inference_ticks(video.proposals, video.frames)
-        found = pooled_rows(ticks, video.frames, 30, FeatureRows())
-        rows += len(found)
-        if found.size and not (0 <= found.min() and found.max() < 30):
-            raise RuntimeError(f"rows from {found.min()} to {found.max()}")
-        if len(video.instances):
-            draw_samples(video_pool(video, rules), np.random.default_rng(0))
-    print(f"{rows} proposals")
-    return 0
-
-
 def targets(root: Path) -> list[Target]:
     """Write the inputs below `root`."""
-    (root / "second").mkdir()
+    (root / "second" / "features").mkdir(parents=True)
+    for video, rows in (("a", 43), ("b", 18)):
+        array = np.random.default_rng(0).standard_normal((rows, SMALL_PGCN.feature_dim))
+        np.save(root / "second" / "features" / f"{video}.npy", array.astype(np.float32))
+    (root / "second" / "classes.txt").write_text("x\ny\nz\n")
+    (root / "second" / "list.txt").write_text(LIST)
+    refine = ("refine", "--proposals", "list.txt", "--features", "features", "--classes", "classes.txt", "--fps", "25")
+    refine += ("--device", "cpu", "--output", "out.json", "--checkpoint")
+    # A configuration may ask for other features and classes than there are.
+    asked = ("features", "classes.txt", "--fps", "--stride")
     checkpoint = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
     release = (m.any_bytes, m.whole_file, m.zip_members, m.torch_objects, m.torch_objects, _regression_stats)
     found = []
@@ -110,15 +69,14 @@ def targets(root: Path) -> list[Target]:
         preset = next(iter(SECOND_STAGE_PRESETS[system]))
         convert = ("convert", f"--{system}", published, "--preset", preset, "--output", "out.safetensors")
         found += [
-            Target(f"checkpoint {system}", "second", ("load", "--checkpoint", stored), stored, checkpoint, (stored,)),
+            Target(
+                f"refine {system}", "second", (*refine, stored), stored, checkpoint, (stored, *asked), ("out.json",)
+            ),
             Target(f"release {system}", "second", convert, published, release, (published,), ("out.safetensors",)),
         ]
-    (root / "second" / "list.txt").write_text(LIST)
     own = (m.any_bytes, m.whole_file, m.words, m.words, m.lines)
-    return [
-        *found,
-        Target("list, read", "second", ("pool", "--list", "list.txt"), "list.txt", own, ("list.txt",)),
-    ]
+    run = (*refine, "pgcn.safetensors")
+    return [*found, Target("refine list", "second", run, "list.txt", own, ("list.txt", "features"), ("out.json",))]
 
 
 def _regression_stats(rng: random.Random, path: Path) -> str:

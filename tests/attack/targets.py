@@ -19,7 +19,7 @@ from attack import second_stage
 from attack.target import Target
 from helpers.networks import SMALL
 
-from bcnet_fast import convert, evaluate, infer, inspect, train
+from bcnet_fast import convert, evaluate, infer, inspect, refine, train
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.networks.reference import NETWORKS
@@ -34,8 +34,7 @@ COMMANDS = {
     "evaluate": evaluate.main,
     "train": train.main,
     "convert": convert.main,
-    "load": second_stage.score,
-    "pool": second_stage.pool,
+    "refine": refine.main,
 }
 FEATURE_MUTATIONS = (m.any_bytes, m.any_bytes, m.whole_file)
 SAFETENSORS = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
