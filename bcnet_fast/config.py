@@ -22,7 +22,6 @@ Section = TypeVar("Section")
 _NOT_SETTINGS = ("preset", "trained_on", "recipe")  # parts of a configuration that --set cannot change
 
 
-
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes that all three networks have."""

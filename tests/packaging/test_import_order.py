@@ -16,14 +16,14 @@ import bcnet_fast
 PACKAGE = Path(bcnet_fast.__file__).parent
 # From the bottom to the top. A module may import its own level and those below it.
 LEVELS = (
-    ("errors", "bounds", "recipe", "config", "presets", "protocols", "progress", "text", "kernels"),
+    ("errors", "bounds", "recipe", "settings", "config", "presets", "protocols", "progress", "text", "kernels"),
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
     ("video",),
     ("networks", "layers"),
     ("proposals",),
     ("inference", "training", "evaluation", "results", "compat"),
-    ("cli", "infer", "extract", "train", "evaluate", "convert", "inspect", "doctor", "__main__"),
+    ("cli", "infer", "extract", "train", "refine", "evaluate", "view", "convert", "inspect", "doctor", "__main__"),
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 COMMANDS = len(LEVELS) - 1
