@@ -148,19 +148,22 @@ class Video:
         joined = self._container.format.name in _JOINED
         stated = None if joined else self.facts.duration or self.facts.longest
         latest = None if stated is None else math.ceil((stated + 1) * rate)  # number of a last frame
+        hold = math.ceil(_LONGEST_HOLD_S * rate)
         start: int | None = None  # time stamp of frame 0
-        number, stamp = -1, 0
+        number, stamp, base, ticks = -1, 0, None, Fraction(1)
         for frame in self._decode():
             self.decoded += 1
             following = number + 1
             if frame.pts is None or frame.time_base is None:
                 place = following
             else:
-                ticks = Fraction(frame.time_base) * rate  # frames in a unit of time
+                if frame.time_base != base:
+                    base = frame.time_base
+                    ticks = Fraction(base) * rate  # frames in a unit of time
                 if start is None:
                     start = frame.pts
                 place = _nearest(frame.pts - start, ticks)
-                limit = following + _LONGEST_HOLD_S * rate if latest is None else max(latest, following)
+                limit = following + hold if latest is None else max(latest, following)
                 if (place < following and stamp - frame.pts > 1 / Fraction(frame.time_base)) or place > limit:
                     # Time stamps that run backwards, or beyond the end, begin anew.
                     self.jumps += 1

@@ -53,9 +53,9 @@ def read_rows(video: Video, backbone: Backbone, options: ReadOptions) -> Iterato
     row = 0
     while batch := list(itertools.islice(clips, options.clips)):
         numbers = torch.from_numpy(np.stack([frame for frame, _ in batch]))
-        pixels = torch.from_numpy(np.stack([np.stack(clip) for _, clip in batch]))
+        pixels = np.stack([frame for _, clip in batch for frame in clip])
         with readable(f"{video.path}: the network", "clips that it can compute"):
-            rows = backbone(pixels, numbers).numpy()
+            rows = backbone(torch.from_numpy(pixels).unflatten(0, numbers.shape), numbers).numpy()
         if not np.isfinite(rows).all():
             bad = row + int(np.argmin(np.isfinite(rows).all(1)))
             raise InputError(f"{video.path}: row {bad} of the features is not finite, expected finite values")
