@@ -21,13 +21,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .cli import read_flags, time_flags, video_flags
+from .cli import read_flags, shard_flags, time_flags, video_flags
 from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
 from .inference.page import make_page
 from .inference.run import InferOptions, infer
+from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
 from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
@@ -40,7 +41,7 @@ def build_parser() -> Parser:
         "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
     )
     parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
-    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write")
+    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write; with --shard, a folder")
     parser.add_argument(
         "--subset",
         metavar="NAME",
@@ -138,6 +139,7 @@ def build_parser() -> Parser:
         help="continue a run with the same settings, interrupted or with videos that failed or came later",
     )
     running.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    shard_flags.add_arguments(parser)
     return parser
 
 
@@ -162,7 +164,8 @@ def parse(argv: list[str]) -> InferOptions:
         read=read,
         **values,
     )
-    require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1)
+    require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1, part_videos=1)
+    shard_flags.check(options)
     return options
 
 
@@ -173,7 +176,10 @@ def main(argv: list[str] | None = None) -> int:
 
         return run_demo(Path("bcnet_demo"))
     options = parse(argv)
-    reports = infer_and_refine(options) if options.refine else [infer(options)]
+    if options.refine:
+        reports = infer_and_refine(options)
+    else:
+        reports = [infer_shard(options) if options.shard else infer(options)]
     for report in reports:
         print(report.summary())
         if options.profile and report.profile is not None:
@@ -182,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"note: {shown(note)}", file=sys.stderr)
         for failure in report.failures:
             print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
-    if page := make_page(options, reports[0].curves, options.boundaries):
+    if page := make_page(options, reports[0].curves, options.boundaries, reports[0].video_files):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)
         print(page.summary())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import re
@@ -23,8 +24,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support import second_stage_tables
-from support.markdown import SPACE, number, table, times
+from support import archive_page, reliability, second_stage_tables
+from support.markdown import NAMES, SPACE, machine, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,22 +34,6 @@ SECTION = re.compile(r"(<!-- begin figures: (\S+) -->\n).*?(<!-- end figures -->
 OURS = "bcnet_fast"
 # Benchmarks whose files begin with the name of another one.
 LONGER_NAMES = ("latency_maps", "precision_emulated")
-NAMES = {
-    "reference": "PyTorch, eager",
-    "torch.compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-    "bcnet_fast fp32": "**bcnet_fast fp32**",
-    "bcnet_fast bf16": "bcnet_fast bf16",
-    "bcnet_fast int8": "**bcnet_fast int8**",
-}
-
-
-def machine(environment: dict[str, Any]) -> str:
-    threads = f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}"
-    facts = [environment["device"], threads, f"PyTorch {environment['torch']}"]
-    facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
-    return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"
 
 
 def results(benchmark: str) -> list[dict[str, Any]]:
@@ -320,16 +305,6 @@ def view(found: dict[str, Any]) -> str:
     return f"*{browser}; large float32 products at {number(rate)} GFLOP/s.*\n\n" + table(header, lines)
 
 
-def attack() -> str:
-    found = json.loads((RESULTS / "attack.json").read_text(encoding="utf-8"))
-    broken = Counter(failure["target"] for failure in found["failures"])
-    codes, targets = ("exit 0", "exit 1", "exit 2"), found["targets"]
-    lines = [[name, *(str(of.get(c, 0)) for c in codes), str(broken[name])] for name, of in targets.items()]
-    note = f"*{found['inputs']:,} inputs; the longest took {number(found['longest_s'])} s.*\n\n"
-    header = ["input", "read (exit 0)", "a video failed (1)", "refused (2)", "promise broken"]
-    return machine(found["environment"]) + note + table(header, lines)
-
-
 def soft_nms() -> str:
     """One line for each set and dtype, the rows of a CSV whose variants follow one another."""
     parts = []
@@ -412,15 +387,6 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
-def second_stage_training(found: dict[str, Any]) -> str:
-    rows = [
-        [row["form"], number(row["median"]), times(row["times_ours"]), number(row["peak_mib"])]
-        for row in found["steps"]
-    ]
-    return table(["training step of P-GCN", "ms", "x ours", "peak MiB of the process"], rows)
-
-
-SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -440,7 +406,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "compat": lambda: each_machine("compat", compat),
     "view": lambda: each_machine("view", view),
     "soft-nms": soft_nms,
-    "attack": attack,
+    "attack": lambda: reliability.attack(RESULTS),
+    "kills": lambda: reliability.kills(RESULTS),
+    **{name: functools.partial(each_machine, "archive", make) for name, make in archive_page.TABLES.items()},
+    "shard-kills": lambda: each_machine("shard_kills", reliability.shard_kills),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,
@@ -448,9 +417,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
-    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
-    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
-    "second-stage-training": lambda: each_machine("second_stage_training", second_stage_training),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(

@@ -64,17 +64,24 @@ class Step:
         return loss.item()
 
 
-def check(step: Step) -> None:
-    """BackendError: a form gives another loss or other gradients than the first."""
+def check(step: Step) -> dict[str, float]:
+    """Run every form once; the highest memory of the process after each, in MiB.
+
+    The form with the least memory comes first, because the highest use of a process never falls. BackendError: a form
+    gives another loss or other gradients than that one.
+    """
     expected: list[torch.Tensor] = []
-    for name, form in FORMS.items():
+    peaks: dict[str, float] = {}
+    for name, form in reversed(FORMS.items()):
         network = step.network(form).eval()
         loss = step.run(network)
+        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         found = [torch.tensor(loss), *(p.grad for p in network.parameters() if p.grad is not None)]
         for one, wanted in zip(found, expected or found, strict=True):
             if not torch.allclose(one, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max())):
-                raise BackendError(f"{name}: expected the loss and gradients of {next(iter(FORMS))!r}, found others")
+                raise BackendError(f"{name}: expected the loss and gradients of {list(FORMS)[-1]!r}, found others")
         expected = expected or found
+    return peaks
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,15 +93,10 @@ def main(argv: list[str] | None = None) -> int:
     facts = begin(arguments.threads, [arguments.json])
     keep_freed_memory()
     step = Step(arguments.videos)
-    # The form with the least memory first, because the highest use of a process never falls.
-    peaks: dict[str, float] = {}
-    for name in reversed(FORMS):
-        step.run(step.network(FORMS[name]).train())
-        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    check(step)
+    peaks = check(step)
     networks = {name: step.network(form).train() for name, form in FORMS.items()}
     calls = {name: lambda network=network: step.run(network) for name, network in networks.items()}
-    timings = alternate(calls, seconds=1.0, warm_up=False)
+    timings = alternate(calls, seconds=1.0, least_runs=2, warm_up=False)
     base = timings["bcnet_fast"].median
     rows = [
         {"form": name, **timing._asdict(), "times_ours": timing.median / base, "peak_mib": peaks[name]}

@@ -87,6 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             row = {"videos": videos, "proposals": report.proposals, "page_mb": report.size / 1e6}
             row["write_s"] = time.perf_counter() - began
             rows.append(row | measure(browser, page_file, args.repeats))
+            print(f"{videos} videos: {rows[-1]}", flush=True)
     rates.append(1e3 * cpu_tflops("fp32"))
     print(f"{facts['browser']}; float32 products: {rates[0]:.0f} GFLOP/s before, {rates[1]:.0f} after")
     print_table(list(rows[0]), [list(row.values()) for row in rows])

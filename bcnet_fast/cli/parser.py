@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import re
@@ -18,6 +19,7 @@ from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
 from ..text import alternatives, did_you_mean, nearest, shown
 
+_UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
@@ -141,12 +143,19 @@ def run(main: Callable[[], int]) -> None:
         sys.stdout = None
         code = 141
     except (OSError, MemoryError) as error:
-        code = _say(f"error: {shown(str(error)) or 'out of memory'}", 2)
+        code = _say(f"error: {_reason(error)}", 2)
     except Ended as error:
         code = _say("ended by a signal", 128 + error.args[0])
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     raise SystemExit(code)
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    # Only the standard streams fail without the name of a file: writing to files is checked where they are written.
+    if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
+        return f"standard output cannot be written: {error.strerror}"
+    return shown(str(error)) or "out of memory"
 
 
 def _say(line: str, code: int) -> int:

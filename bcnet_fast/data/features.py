@@ -124,9 +124,9 @@ class FeatureArchive:
 
     def files(self, video: str) -> list[Path]:
         """The files that hold the features of a video, and perhaps those of others."""
-        place = self._source.videos[self._names[video]]
-        if isinstance(place, Path):
-            return [place]
+        own = self._source.file(self._names[video])
+        if own is not None:
+            return [own]
         return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
 
     def sidecar(self, video: str) -> Sidecar | None:
@@ -143,6 +143,15 @@ class FeatureArchive:
             except OSError:
                 known[path] = []
         return {video: [version for path in self.files(video) for version in known[path]] for video in self.ids}
+
+    def version(self, video: str) -> list[list[int]]:
+        """The entry of `versions` for one video, without those of the others."""
+        found = []
+        for path in self.files(video):
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                found.append([status.st_size, status.st_mtime_ns])
+        return found
 
     def stored(self, video: str) -> StoredArray:
         """Shape and dtype on disk; for .npy, .npz and HDF5 no values are read. InputError: it cannot be opened."""

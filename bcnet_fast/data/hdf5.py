@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +44,9 @@ def is_hdf5(path: Path) -> bool:
     return False
 
 
-def is_two_stream(names: set[str]) -> bool:
+def is_two_stream(names: Iterable[str]) -> bool:
     """Whether a folder with these files has the THUMOS14 two-stream layout."""
-    return bool(names & {f"{stream}_{subset}.h5" for stream in STREAMS for subset in SUBSETS})
+    return bool({f"{stream}_{subset}.h5" for stream in STREAMS for subset in SUBSETS}.intersection(names))
 
 
 class _Hdf5Files:

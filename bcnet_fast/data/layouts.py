@@ -29,29 +29,34 @@ def find_source(path: Path, limits: ReadLimits) -> Source:
         raise InputError(f"{path} does not exist, expected a file or folder of features")
     if not path.is_dir():
         if path.suffix.lower() in _READERS:
-            return _Files({path.stem: path}, path.suffix.lower(), f"{path.suffix.lower()} file", limits)
+            suffix = path.suffix.lower()
+            return _Files(path.parent, {path.stem: path.name}, suffix, f"{suffix} file", limits)
         if path.suffix.lower() in hdf5.SUFFIXES or hdf5.is_hdf5(path):
             return hdf5.Hdf5(path, limits)
         raise InputError(f"{path} has suffix {path.suffix!r}, expected {_KINDS} or .h5{no_features(path)}")
     # Whatever is named like a file of features is listed: links to nothing, folders and pipes are failures of their
-    # own videos, and not dropped.
-    with readable(path, "a folder of features"):
-        entries = [Path(entry) for entry in os.scandir(path) if not entry.name.startswith(".")]
-    names = {entry.name for entry in entries}
+    # own videos, and not dropped. Names stay text: a path for each takes ten times the memory.
+    with readable(path, "a folder of features"), os.scandir(path) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     if hdf5.is_two_stream(names):
-        return hdf5.TwoStream(path, names, limits)
-    files = [entry for entry in entries if entry.suffix.lower() in _READERS]
-    suffixes = sorted({file.suffix.lower() for file in files})
+        return hdf5.TwoStream(path, set(names), limits)
+    videos: dict[str, str] = {}
+    suffixes: set[str] = set()
+    for name in names:
+        video, suffix = os.path.splitext(name)
+        if suffix.lower() not in _READERS:
+            continue
+        if video in videos:
+            raise InputError(f"{path} has {videos[video]} and {name}, expected one file per video")
+        videos[video] = name
+        suffixes.add(suffix.lower())
     if not suffixes:
-        raise InputError(f"{path} has no file of features, expected {_KINDS}{_what_is_there(sorted(entries))}")
-    videos: dict[str, Path] = {}
-    for file in sorted(files):
-        if file.stem in videos:
-            raise InputError(f"{path} has {videos[file.stem].name} and {file.name}, expected one file per video")
-        videos[file.stem] = file
+        there = _what_is_there([path / name for name in names])
+        raise InputError(f"{path} has no file of features, expected {_KINDS}{there}")
     if len(suffixes) > 1:
-        raise InputError(f"{path} has {' and '.join(suffixes)} files, expected one kind")
-    return _Files(videos, suffixes[0], f"folder of {suffixes[0]} files", limits)
+        raise InputError(f"{path} has {' and '.join(sorted(suffixes))} files, expected one kind")
+    (suffix,) = suffixes
+    return _Files(path, videos, suffix, f"folder of {suffix} files", limits)
 
 
 def _what_is_there(entries: list[Path]) -> str:
@@ -66,7 +71,8 @@ def _what_is_there(entries: list[Path]) -> str:
 
 
 class _Files(Source):
-    def __init__(self, videos: dict[str, Path], suffix: str, kind: str, limits: ReadLimits) -> None:
+    def __init__(self, folder: Path, videos: dict[str, str], suffix: str, kind: str, limits: ReadLimits) -> None:
+        self.folder = folder
         self.videos = videos
         self.kind = kind
         self.suffix = suffix
@@ -75,7 +81,10 @@ class _Files(Source):
         self._sidecars: dict[str, Sidecar | None] = {}
 
     def where(self, name: str) -> str:
-        return str(self.videos[name])
+        return str(self.file(name))
+
+    def file(self, name: str) -> Path:
+        return self.folder / self.videos[name]
 
     def sidecar(self, name: str) -> Sidecar | None:
         if name not in self._sidecars:
@@ -83,7 +92,7 @@ class _Files(Source):
         return self._sidecars[name]
 
     def open(self, name: str) -> Any:
-        return _READERS[self.suffix](require_file(self.videos[name], self.expected), self.limits)
+        return _READERS[self.suffix](require_file(self.file(name), self.expected), self.limits)
 
 
 def _read_npy(path: Path, limits: ReadLimits) -> Any:

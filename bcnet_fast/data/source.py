@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -66,6 +67,11 @@ class Source(abc.ABC):
     def sidecar(self, name: str) -> Sidecar | None:
         """What `extract` stated about a video, if it made the features. InputError: it is damaged."""
         return None
+
+    def file(self, name: str) -> Path | None:
+        """The file of a video; None where a file has several."""
+        place = self.videos[name]
+        return place if isinstance(place, Path) else None
 
     def interrupt(self) -> None:  # noqa: B027
         """Let a read in another thread end soon; most are short."""

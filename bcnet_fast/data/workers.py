@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
+_DEATH = "DataLoader worker (pid"  # begins PyTorch's message
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
 
 
@@ -31,7 +32,7 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
                 yield result
                 first, deaths = first + 1, 0
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+            if not str(error).startswith(_DEATH):
                 raise
             if not careful:
                 print("note: a process that reads features was killed; going on with one", file=sys.stderr)
@@ -70,6 +71,12 @@ def _with_deaths_noticed(results: Iterator[T]) -> Iterator[T]:
                 result = next(results)
             except StopIteration:
                 return
+            except Exception as error:
+                # The check raises in the middle of what `next` does, such as starting a thread, which may turn its
+                # error into another one.
+                if died and not str(error).startswith(_DEATH):
+                    raise RuntimeError(f"{_DEATH} unknown) ended") from error
+                raise
             finally:
                 waits = False
             yield result

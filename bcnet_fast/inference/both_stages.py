@@ -29,6 +29,9 @@ def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
     for path in (options.output, proposals):
         require_fresh(path, resume=options.resume, overwrite=options.overwrite)
     class_names(read_configs(options.refine), options.refine, None)
+    features = options.keep_features if options.videos else options.features
+    if features is None:
+        raise InputError("--refine reads the features again, expected --keep-features DIR with videos")
     first = replace(options, output=proposals, refine=None, labels=None, plot=None, plot_format=None, srt=None)
     report = infer(first)
     # Proposals that were missing before change the file, and with it what is refined.
@@ -38,7 +41,7 @@ def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
     refined = refine(
         RefineOptions(
             proposals=proposals,
-            features=(options.features,),
+            features=(features,),
             checkpoint=options.refine,
             output=options.output,
             precision=options.precision if options.precision in PRECISIONS else "fp32",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from ..results.boundaries import Boundaries
 from ..results.view import ViewOptions, ViewReport, view
@@ -11,12 +12,16 @@ from .run import InferOptions
 
 
 def make_page(
-    options: InferOptions | RefineOptions, curves: Mapping[str, Boundaries] | None = None, boundaries: str | None = None
+    options: InferOptions | RefineOptions,
+    curves: Mapping[str, Boundaries] | None = None,
+    boundaries: str | None = None,
+    files: Mapping[str, Path] | None = None,
 ) -> ViewReport | None:
     """Make the page of --page from the output of a finished run; None without that flag.
 
     curves: boundary probabilities of this run.
     boundaries: folder of those of this and earlier runs.
+    files: video files by id, to which the page links.
     """
     if options.page is None:
         return None
@@ -28,4 +33,4 @@ def make_page(
         subset=options.subset if options.ground_truth else None,
         boundaries=boundaries,
     )
-    return view(about, curves)
+    return view(about, curves, files or None)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count
+from ..threads import FairShare
 from ..video.extraction import ReadOptions
 from ..video.listing import list_videos
 from ..video.run import NetworkOptions
@@ -92,6 +93,11 @@ class InferOptions:
     trace: str | None = None
     resume: bool = False
     overwrite: bool = False
+    # One of several runs that share the archive: `inference.shards.infer_shard`.
+    shard: str | None = None
+    part_format: str = "jsonl"
+    part_videos: int = 1000
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,9 @@ class InferReport:
     profile: Profile | None
     drawing_seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    curves: Mapping[str, Boundaries] = field(default_factory=dict)  # of this run, for a page
+    # For a page: boundary probabilities of this run, and the video files if it read any.
+    curves: Mapping[str, Boundaries] = field(default_factory=dict)
+    video_files: Mapping[str, Path] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line: output file, counts, speed (pictures not counted) and settings."""
@@ -121,13 +129,28 @@ class InferReport:
         )
 
 
-def infer(options: InferOptions) -> InferReport:
-    """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
+@dataclass(frozen=True)
+class Prepared:
+    """What a run needs, opened and checked."""
 
-    InputError: a file or option cannot be used, or every video failed.
-    """
-    started = time.perf_counter()
-    require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
+    config: Config
+    archive: FeatureArchive
+    unusable: tuple[Failure, ...]  # files named as videos that are none
+    truth: dict[str, VideoAnnotation]
+    class_scores: ClassScores | None
+    times: TimeResolver
+    pictures: PictureWriter
+    model: Model
+
+    @property
+    def video_files(self) -> dict[str, Path]:
+        """The video files that are read, by id; empty for features."""
+        archive = self.archive
+        return {video: archive.files(video)[0] for video in archive.ids} if archive.kind == "videos" else {}
+
+
+def prepare(options: InferOptions) -> Prepared:
+    """Open the inputs and load the network. InputError: a file or option cannot be used."""
     config = resolve_config(options)
     archive, unusable = open_archive(options, config)
     _require_apart(options, archive)
@@ -142,8 +165,18 @@ def infer(options: InferOptions) -> InferReport:
         require_page_name(options.page, "--page")
     if options.boundaries:
         require_writable(Path(options.boundaries) / "boundaries.npz")
-    model = _load(options, config)
+    return Prepared(config, archive, tuple(unusable), truth, class_scores, times, pictures, _load(options, config))
 
+
+def infer(options: InferOptions) -> InferReport:
+    """Write the proposals of every video of an archive. Notes and warnings go to stderr as they arise.
+
+    InputError: a file or option cannot be used, or every video failed.
+    """
+    started = time.perf_counter()
+    require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
+    prepared = prepare(options)
+    config, archive, pictures = prepared.config, prepared.archive, prepared.pictures
     with contextlib.closing(
         ResultWriter(
             options.output,
@@ -154,23 +187,23 @@ def infer(options: InferOptions) -> InferReport:
         )
     ) as writer:
         videos = take_up(writer, archive.ids, options.features, resume=options.resume)
-        details = _details(options, config)
+        details = details_of(options, config)
         if writer.finished is not None and not videos:
             writer.close(discard=True)
             seconds = time.perf_counter() - started
-            return InferReport(options.output, len(writer.done), 0, writer.finished, seconds, details, (), None)
-        predictor = Predictor(model, protocol_for(options.protocol, config))
-        run = _Run(options, predictor, truth, class_scores, writer, pictures)
-        run.failures += unusable
+            counts = len(writer.done), 0, writer.finished
+            failed, files = prepared.unusable, prepared.video_files
+            return InferReport(options.output, *counts, seconds, details, failed, None, video_files=files)
+        failures = list(prepared.unusable)
+        run = Run(options, prepared, lambda video, _, *columns: writer.add(video, *columns), failures.append)
         recording = record() if options.profile or options.trace else contextlib.nullcontext()
         with interruptible(writer), recording as profile:
-            run.predict(archive, videos, times)
-        failures = run.failures
+            run.predict(videos)
         if not writer.done:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
             raise InputError(f"{failures[0].reason}{others}")
-        proposals = writer.finish("THUMOS14" if config.preset == "thumos14" else "VERSION 1.3", details)
+        proposals = writer.finish(version_of(config), details)
     seconds = time.perf_counter() - started
     if options.trace and profile is not None:
         profile.write_trace(options.trace)
@@ -185,6 +218,7 @@ def infer(options: InferOptions) -> InferReport:
         profile,
         pictures.seconds,
         curves=run.curves,
+        video_files=prepared.video_files,
     )
 
 
@@ -230,57 +264,66 @@ def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
         "ground_truth": options.ground_truth,
     }
     for flag, path in (("--output", options.output), ("--trace", options.trace)):
-        if path is not None and os.path.exists(path):
+        if path is not None and os.path.isfile(path):
             require_apart(path, flag, **inputs)
             for features in {file for video in archive.ids for file in archive.files(video)}:
                 require_apart(path, flag, features=features)
 
 
-class _Run:
-    """Predicts, draws and stores the videos of a run one by one."""
+class Run:
+    """Predicts, draws and stores the videos of a run one by one.
+
+    store: called with id, number of windows, segments, scores and labels of each video.
+    fail: called with each video that could not be used.
+    """
 
     def __init__(
         self,
         options: InferOptions,
-        predictor: Predictor,
-        truth: dict[str, VideoAnnotation],
-        class_scores: ClassScores | None,
-        writer: ResultWriter,
-        pictures: PictureWriter,
+        prepared: Prepared,
+        store: Callable[[str, int, np.ndarray, np.ndarray, np.ndarray | None], None],
+        fail: Callable[[Failure], None],
     ) -> None:
-        self.options, self.predictor, self.writer, self.pictures = options, predictor, writer, pictures
-        self.truth, self.class_scores = truth, class_scores
-        self.failures: list[Failure] = []
+        self.options, self.prepared, self.store, self.fail = options, prepared, store, fail
+        self.predictor = Predictor(prepared.model, protocol_for(options.protocol, prepared.config))
         self.curves: dict[str, Boundaries] = {}  # for the page
         self.windows = 0
 
-    def predict(self, archive: FeatureArchive, videos: list[str], times: TimeResolver) -> None:
-        """Predict and store all `videos`; failures are collected."""
-        options = self.options
-        found = self.predictor(archive, videos, times, batch_size=options.batch_size, workers=options.workers)
+    def predict(self, videos: Sequence[str]) -> None:
+        """Predict and store all `videos`. Beside other work, PyTorch has fewer threads meanwhile, see `FairShare`."""
+        with FairShare() as share:
+            self._predict(videos, share)
+
+    def _predict(self, videos: Sequence[str], share: FairShare) -> None:
+        options, prepared = self.options, self.prepared
+        found = self.predictor(
+            prepared.archive, videos, prepared.times, batch_size=options.batch_size, workers=options.workers
+        )
         for result in progress(found, total=len(videos), what="videos", hidden=bool(options.videos)):
+            share.renew()
             if isinstance(result, Failure):
-                self.failures.append(result)
-            elif self.class_scores is not None and result.video not in self.class_scores:
+                self.fail(result)
+            elif prepared.class_scores is not None and result.video not in prepared.class_scores:
                 reason = f"{options.labels}: no class scores for video {result.video!r}"
-                self.failures.append(Failure(result.video, reason))
+                self.fail(Failure(result.video, reason))
             else:
                 self._store(result)
 
     def _store(self, result: VideoProposals) -> None:
         segments, scores, labels = result.segments, result.scores, None
-        if self.class_scores is not None:
+        class_scores = self.prepared.class_scores
+        if class_scores is not None:
             rule, top_k = self.options.fusion, self.options.top_k
-            segments, scores, labels = fuse_video(result.video, segments, scores, self.class_scores, rule, top_k=top_k)
+            segments, scores, labels = fuse_video(result.video, segments, scores, class_scores, rule, top_k=top_k)
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         try:
             with stage("pictures and subtitles"), readable(f"video {result.video!r}", "proposals that can be drawn"):
                 self._show(result, segments, scores, labels)
         except InputError as error:
-            self.failures.append(Failure(result.video, str(error)))
+            self.fail(Failure(result.video, str(error)))
             return
         with stage("writing"):
-            self.writer.add(result.video, segments, scores, labels)
+            self.store(result.video, result.windows, segments, scores, labels)
         self.windows += result.windows
 
     def _show(
@@ -288,15 +331,15 @@ class _Run:
     ) -> None:
         """Write the picture, the subtitles and the boundary probabilities of a video."""
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
-        found, options = (segments, scores, labels), self.options
+        found, options, prepared = (segments, scores, labels), self.options, self.prepared
         times, start, end = (np.asarray(column, np.float32) for column in boundary)
         curves = Boundaries(times, start, end, result.duration)
         if options.boundaries:
             write_boundaries(options.boundaries, result.video, curves)
         elif options.page:
             self.curves[result.video] = curves
-        annotation = self.truth.get(result.video)
-        show(result.video, result.duration, boundary, found, self.pictures, options.srt, annotation, options.best)
+        annotation = prepared.truth.get(result.video)
+        show(result.video, result.duration, boundary, found, prepared.pictures, options.srt, annotation, options.best)
 
 
 def resolve_config(options: InferOptions) -> Config:
@@ -398,7 +441,12 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
     }
 
 
-def _details(options: InferOptions, config: Config) -> str:
+def version_of(config: Config) -> str:
+    """The `version` of a submission file, by which evaluators tell the data sets apart."""
+    return "THUMOS14" if config.preset == "thumos14" else "VERSION 1.3"
+
+
+def details_of(options: InferOptions, config: Config) -> str:
     """Settings in one line, for the summary and the result file."""
     weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
     flags = options.time.flags

@@ -304,8 +304,13 @@ def _second_stage(
 def _regression_stats(stored: Any, path: str | os.PathLike) -> RegressionStats | None:
     if stored is None:
         return None
-    if not isinstance(stored, Tensor) or stored.shape != (2, 2) or not stored.isfinite().all():
-        found = f"a tensor {list(stored.shape)}" if isinstance(stored, Tensor) else type(stored).__name__
+    is_real = is_plain(stored) and not stored.dtype.is_complex
+    if not is_real or stored.shape != (2, 2) or not stored.isfinite().all():
+        found = (
+            f"a tensor {list(stored.shape)}"
+            if is_real
+            else f"no plain tensor of real numbers ({type(stored).__name__})"
+        )
         raise InputError(f"{path}: reg_stats is {found}, expected finite means and deviations [2, 2]")
     (centre, size), (centre_std, size_std) = stored.double().tolist()
     return RegressionStats((centre, size), (centre_std, size_std))

@@ -289,5 +289,7 @@ def _read_parquet(path: Path, videos: Videos | None) -> Results:
     except ImportError as error:
         raise InputError(f"{path} is a Parquet file, which needs pyarrow: pip install 'bcnet_fast[parquet]'") from error
     with readable(path, EXPECTED):
-        table = parquet.read_table(path).to_pydict()
+        columns = parquet.read_table(path).to_pydict()
+    # A column of nothing is none, such as the labels of proposals that `merge` wrote.
+    table = {name: values for name, values in columns.items() if not values or any(one is not None for one in values)}
     return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)

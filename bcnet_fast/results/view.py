@@ -71,10 +71,15 @@ def require_page_name(path: str, flag: str) -> None:
     require_writable(path)
 
 
-def view(options: ViewOptions, boundaries: Mapping[str, Boundaries] | None = None) -> ViewReport:
+def view(
+    options: ViewOptions,
+    boundaries: Mapping[str, Boundaries] | None = None,
+    files: Mapping[str, Path] | None = None,
+) -> ViewReport:
     """Write the page of a result file, or export it.
 
     boundaries: curves in memory, which come before those of the folder `options.boundaries`.
+    files: video files by id, in the place of those of the folder `options.videos`.
 
     InputError: a file or option cannot be used, or two files have no video in common.
     """
@@ -90,7 +95,6 @@ def view(options: ViewOptions, boundaries: Mapping[str, Boundaries] | None = Non
     curves = dict(boundaries or {})
     if options.boundaries:
         curves = _curves(options.boundaries, names, notes) | curves
-    files = None
     if options.videos:
         files, missing = find_videos(options.videos, names)
         notes += missing

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -41,6 +42,21 @@ def entries(
         {"score": score, "segment": segment, "label": label}
         for (score, segment), label in zip(rows, labels, strict=True)
     ]
+
+
+def write_submission(
+    file: TextIO, results: Iterable[tuple[str, str]], version: str, details: str, settings: dict[str, Any]
+) -> None:
+    """Write a submission JSON as its videos arrive.
+
+    results: ids, and their proposals as JSON; sorted by id.
+    version, details, settings: what the file says about itself and the run.
+    """
+    file.write(f'{{"version": {json.dumps(version)}, "results": {{')
+    for position, (video, proposals) in enumerate(results):
+        file.write(f"{',' if position else ''}\n{json.dumps(video)}: {proposals}")
+    external_data = {"used": True, "details": details, "settings": settings}
+    file.write(f'\n}}, "external_data": {json.dumps(external_data)}}}\n')
 
 
 class ResultWriter:
@@ -193,18 +209,19 @@ class ResultWriter:
     def finish(self, version: str, details: str) -> int:
         """Write the submission, remove the partial file and return the number of proposals."""
         total = 0
-        with atomic_text(self.output) as file:
-            file.write(f'{{"version": {json.dumps(version)}, "results": {{')
-            for position, video in enumerate(sorted(self.done)):
+
+        def results() -> Iterator[tuple[str, str]]:
+            nonlocal total
+            for video in sorted(self.done):
                 self._file.seek(self.done[video])
                 record = _record(self._file.readline())
                 if record is None:
                     raise InputError(f"{self.partial} was changed during the run; start again with --resume")
-                proposals = record["proposals"]
-                total += len(proposals)
-                file.write(f"{',' if position else ''}\n{json.dumps(video)}: {json.dumps(proposals)}")
-            external_data = {"used": True, "details": details, "settings": self.settings}
-            file.write(f'\n}}, "external_data": {json.dumps(external_data)}}}\n')
+                total += len(record["proposals"])
+                yield video, json.dumps(record["proposals"])
+
+        with atomic_text(self.output) as file:
+            write_submission(file, results(), version, details, self.settings)
         self.close(discard=True)
         return total
 
@@ -230,10 +247,15 @@ def _are_entries(value: Any) -> bool:
     """Whether a value has the types of `entries`."""
     return isinstance(value, list) and all(
         isinstance(entry, dict)
-        and isinstance(entry.get("score"), int | float)
+        and _is_finite(entry.get("score"))
         and isinstance(segment := entry.get("segment"), list)
         and len(segment) == 2
-        and all(isinstance(bound, int | float) for bound in segment)
+        and all(map(_is_finite, segment))
         and isinstance(entry.get("label", ""), str)
         for entry in value
     )
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a value is a number that JSON and a double can hold."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max

@@ -6,6 +6,7 @@ they would run pickled code.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.lib import format as npy
+
+# Of headers that Python 2 wrote: several lines with a place in this package, and nothing for the user to do.
+warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file required additional header parsing", UserWarning)
 
 
 class StoredArray:

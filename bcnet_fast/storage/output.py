@@ -65,13 +65,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with _temporary_folder(target.parent) as folder:
             temporary = folder / target.name
             yield temporary
-            temporary.chmod(_mode(target))
-            _to_disk(temporary)
-            os.replace(temporary, target)
-            with contextlib.suppress(OSError):  # some file systems know no such thing
-                _to_disk(target.parent)
+            move_into_place(temporary, target)
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def move_into_place(temporary: Path, target: Path) -> None:
+    """Bring a finished file to disk and give it the name `target` on the same file system. OSError: it fails."""
+    temporary.chmod(_mode(target))
+    _to_disk(temporary)
+    os.replace(temporary, target)
+    with contextlib.suppress(OSError):  # some file systems know no such thing
+        _to_disk(target.parent)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ class Video:
     segments: np.ndarray  # [G, 2] float64, instances within the features, in units from boundary 0
     stride: float  # units per snippet; a unit is a video frame, or a snippet where the video is rescaled
     features: np.ndarray | None  # [snippets, C]; None where they are read again for each window
+    largest: float  # magnitude of a feature
 
     def lengths(self) -> np.ndarray:
         """Lengths of the instances in snippets, [G]."""
@@ -94,7 +95,8 @@ def check_subset(
         outside += int((~reached).sum())
         kept_bytes -= features.nbytes
         kept = features if kept_bytes >= 0 else None
-        videos.append(Video(replace(annotation, instances=instances), len(features), segments[reached], stride, kept))
+        annotation, largest = replace(annotation, instances=instances), float(np.abs(features).max())
+        videos.append(Video(annotation, len(features), segments[reached], stride, kept, largest))
 
     if not videos and failures:
         more = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""

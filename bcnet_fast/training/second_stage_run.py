@@ -363,9 +363,9 @@ def _truth(source: _Source, videos: Iterable[SecondStageVideo], labels: Sequence
             truth[one.name] = source.annotations[one.name]
             continue
         seconds = one.clock.seconds(one.video.instances).tolist()
-        codes = one.video.instance_labels.tolist()
+        codes: list[int] = one.video.instance_labels.tolist()
         named = zip(seconds, codes, strict=True)
-        instances = tuple(Instance(start, end, labels[code - 1]) for (start, end), code in named)
+        instances = tuple(Instance(start, end, labels[int(code) - 1]) for (start, end), code in named)
         truth[one.name] = VideoAnnotation(one.name, instances=instances)
     if not any(video.instances for video in truth.values()):
         raise InputError(f"{source.proposals.path}: validation videos: no instance, expected at least one")

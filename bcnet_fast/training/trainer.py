@@ -198,9 +198,11 @@ class Trainer:
             done += 1
         means = dict(zip(names, (total / done).tolist(), strict=True))
         if not all(np.isfinite(list(means.values()))):
+            video = max(windows.videos, key=lambda video: video.largest)
             raise InputError(
                 f"the loss is {means['total']} in epoch {epoch + 1} with learning rate {self.learning_rate(epoch):g}, "
-                "expected a finite number; lower --learning-rate"
+                "expected a finite number; lower --learning-rate "
+                f"(the largest feature value is {video.largest:.3g}, of video {video.annotation.id!r})"
             )
         return means
 

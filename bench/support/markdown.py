@@ -1,9 +1,19 @@
-"""Figures and tables as the pages of the documentation have them."""
+"""Figures and tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
+NAMES = {
+    "reference": "PyTorch, eager",
+    "torch.compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "bcnet_fast fp32": "**bcnet_fast fp32**",
+    "bcnet_fast bf16": "bcnet_fast bf16",
+    "bcnet_fast int8": "**bcnet_fast int8**",
+}
 SPACE = "\u00a0"  # keeps a figure and its ratio on one line
 
 
@@ -26,3 +36,10 @@ def times(ratio: float) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def machine(environment: dict[str, Any]) -> str:
+    threads = f"{environment['threads']} {'thread' if environment['threads'] == 1 else 'threads'}"
+    facts = [environment["device"], threads, f"PyTorch {environment['torch']}"]
+    facts += [f"{name} {environment[key]}" for key, name in NAMES.items() if key in environment]
+    return f"*{', '.join(facts)}; {environment['date']}, commit {environment['commit'].rstrip('+')}.*\n"

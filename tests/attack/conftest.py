@@ -1,4 +1,4 @@
-"""`pytest tests/attack --attack N`: that many damaged inputs instead of a quick part."""
+"""`pytest tests/attack --attack N --kills M`: that many damaged inputs and kills instead of a quick part."""
 
 from __future__ import annotations
 
@@ -7,3 +7,4 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attack", type=int, metavar="N", help="number of damaged inputs (default: a quick part)")
+    parser.addoption("--kills", type=int, metavar="N", help="number of kills (default: a few)")

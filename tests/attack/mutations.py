@@ -168,6 +168,57 @@ def csv_cells(rng: random.Random, path: Path) -> None:
     path.write_bytes("\n".join(map(",".join, rows)).encode("utf-8", "surrogateescape"))
 
 
+def words(rng: random.Random, path: Path) -> None:
+    """Replace, remove or repeat words of a text whose words are separated by blanks."""
+    rows = [line.split(" ") for line in path.read_text().split("\n")]
+    odd = [
+        *NAMES,
+        "nan",
+        "inf",
+        "-1",
+        "0",
+        "1",
+        "0.5",
+        "1e308",
+        "1e-308",
+        "2147483647",
+        "99999999",
+        "9" * 5000,
+        "",
+        "\0",
+    ]
+    for _ in range(rng.choice((1, 1, 3))):
+        row = rng.choice(rows)
+        cell = rng.randrange(len(row))
+        choice = rng.randrange(4)
+        if choice <= 1:
+            row[cell] = rng.choice(odd)
+        elif choice == 2:
+            row.insert(cell, row[cell])
+        else:
+            row[cell : cell + 1] = []
+            row += [] if row else [""]
+    path.write_bytes("\n".join(map(" ".join, rows)).encode("utf-8", "surrogateescape"))
+
+
+def lines(rng: random.Random, path: Path) -> None:
+    """Remove, repeat, exchange or cut whole lines."""
+    rows = path.read_bytes().split(b"\n")
+    for _ in range(rng.choice((1, 1, 3))):
+        at, other = rng.randrange(len(rows)), rng.randrange(len(rows))
+        choice = rng.randrange(4)
+        if choice == 0:
+            del rows[at]
+            rows = rows or [b""]
+        elif choice == 1:
+            rows.insert(at, rows[other])
+        elif choice == 2:
+            rows[at], rows[other] = rows[other], rows[at]
+        else:
+            rows[at] = rows[at][: rng.randrange(len(rows[at]) + 1)]
+    path.write_bytes(b"\n".join(rows))
+
+
 def toml_values(rng: random.Random, path: Path) -> None:
     hostile = ["1" * 5000, "0x" + "f" * 9000, "[" * 5000 + "]" * 5000, "1e308", "nan", "-inf", '"a\\nb"', "1979-05-27"]
     hostile += ["{a = 1}", "[]", "true", "9223372036854775808", '"\\u001b[31m"', "'", '"""', "1e-308", "1_0", "[1, 2]"]

@@ -1,10 +1,10 @@
-"""Attack the readers: `python tests/attack/run.py --inputs 1000 --json bench/results/attack.json`.
+"""Attack the commands: `python tests/attack/run.py --inputs 1000 --kills 100 --json bench/results/attack.json`.
 
 Each input is a small file with seeded damage, given to the command that reads it, in a forked process with limits on
 memory and time, and a hook that notes code that is run and files that are opened. Accepted are: the command succeeds;
 it names the video that failed, and the others have the results that they have without it (exit code 1); or it ends with
 one line that names the file, and leaves no output (exit code 2). Everything else is listed as a failure, with the
-number of the input: `--only NUMBER --keep DIR` repeats it and keeps its files.
+number of the input: `--only NUMBER --keep DIR` repeats it and keeps its files. Kills: see kills.py.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import gc
 import io
 import json
 import os
@@ -34,8 +35,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 import h5py  # noqa: E402
 import torch  # noqa: E402
+from attack.kills import Kills, waited_for_a_core  # noqa: E402
 from attack.mutations import NAMES, VALUES, Mutation, dump  # noqa: E402
-from attack.targets import COMMANDS, Target, build  # noqa: E402
+from attack.target import Target  # noqa: E402
+from attack.targets import COMMANDS, build  # noqa: E402
 from support.environment import environment  # noqa: E402
 
 from bcnet_fast.cli.parser import run as run_command  # noqa: E402
@@ -80,7 +83,7 @@ def _wait(child: int, until: float) -> tuple[int, Any]:
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             return status, usage
-        if time.monotonic() > until:
+        if time.monotonic() > until + waited_for_a_core(child):
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
 
@@ -101,7 +104,7 @@ def _child(target: Target, folder: Path, arguments: list[str], files: dict[str, 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.addaudithook(_hook(events, folder))
         try:
-            run_command(lambda: COMMANDS[arguments[0]].main(arguments[1:]))
+            run_command(lambda: COMMANDS[arguments[0]](arguments[1:]))
         except SystemExit as leaving:
             code = int(leaving.code or 0)
         except BaseException:
@@ -206,7 +209,7 @@ class Attack:
                 os.chdir(folder)
                 try:
                     with contextlib.redirect_stderr(printed):
-                        code = COMMANDS[target.command[0]].main(list(target.command[1:]))
+                        code = COMMANDS[target.command[0]](list(target.command[1:]))
                 finally:
                     os.chdir(before)
                 if code != 0:
@@ -273,56 +276,88 @@ def _mutate(rng: random.Random, target: Target, folder: Path, arguments: list[st
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100, metavar="N", help="number of inputs")
-    parser.add_argument("--minutes", type=float, default=float("inf"), metavar="M", help="stop after this time")
-    parser.add_argument("--seed", type=int, default=0, help="of all mutations")
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="number of kills")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=float("inf"),
+        metavar="M",
+        help="stop after this time, of which kills take half",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all mutations and kills")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one input, with what it printed")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="with --only: keep the damaged files here")
     options = parser.parse_args()
-    began = time.monotonic()
+    began, versions = time.monotonic(), environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
+    until = began + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary).resolve()
+        attack = Attack(root, options.seed)
+        gc.collect()
+        gc.freeze()  # what is there now needs no look in the forked processes
+        print(f"{len(attack.targets)} targets, ready in {time.monotonic() - began:.1f} s", flush=True)
+        if options.only is not None:
+            *_, outcome, problems = attack.attack(options.only, options.keep)
+            print(outcome.out, outcome.err, ", ".join(problems) or "good", sep="\n")
+            return 0
+        facts = _kill(root / "kills", options.seed, options.kills, (began + until) / 2)
+        facts = _inputs(attack, options.inputs, until) | facts
+    failures = [*facts["failures"], *facts["kill_failures"]]
+    seconds = time.monotonic() - began
+    print(f"{facts['inputs']} inputs and {facts['killed']} kills in {seconds:.0f} s; {len(failures)} failures")
+    if options.json:
+        facts = {"environment": versions, "seed": options.seed, "seconds": round(seconds, 1), **facts}
+        Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
+    return 1 if failures else 0
+
+
+def _inputs(attack: Attack, count: int, until: float) -> dict[str, Any]:
+    """Attack with that many inputs, and return the figures."""
     kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     failures: list[dict[str, Any]] = []
     longest = resident = done = 0
-    with tempfile.TemporaryDirectory() as temporary:
-        attack = Attack(Path(temporary).resolve(), options.seed)
-        print(f"{len(attack.targets)} targets, ready in {time.monotonic() - began:.1f} s", flush=True)
-        numbers = [options.only] if options.only is not None else range(options.inputs)
-        for done, number in enumerate(numbers, 1):
-            target, what, outcome, problems = attack.attack(number, options.keep)
-            kinds[target.name][f"exit {outcome.code}"] += 1
-            longest, resident = max(longest, outcome.seconds), max(resident, outcome.resident - attack.idle)
-            if problems or options.only is not None:
-                failures.append({"input": number, "target": target.name, "mutation": what, "problems": problems})
-                shown = outcome.err.strip().splitlines()[-3:]
-                print(
-                    f"input {number}: {target.name}, {what}: {', '.join(problems) or 'good'}; {shown!r:.600}",
-                    flush=True,
-                )
-            if options.only is not None:
-                print(outcome.out, outcome.err)
-            elif done % 250 == 0:
-                print(f"{done} inputs, {len(failures)} failures", flush=True)
-            if time.monotonic() - began > 60 * options.minutes:
-                break
-    seconds = time.monotonic() - began
-    if options.only is not None:
-        return 0
-    codes = collections.Counter(code for of_kind in kinds.values() for code in of_kind.elements())
-    print(f"{done} inputs in {seconds:.0f} s: {dict(codes)}; {len(failures)} failures")
-    if options.json:
-        facts = {
-            "environment": environment() | {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version},
-            "seed": options.seed,
-            "inputs": done,
-            "seconds": round(seconds, 1),
-            "longest_s": round(longest, 2),
-            "largest_mib_above_idle": round(resident / 2**20),
-            "exit_codes": dict(codes),
-            "targets": {name: dict(of_kind) for name, of_kind in kinds.items()},
-            "failures": failures,
-        }
-        Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
-    return 1 if failures else 0
+    for number in range(count):
+        target, what, outcome, problems = attack.attack(number)
+        done = number + 1
+        kinds[target.name][f"exit {outcome.code}"] += 1
+        longest, resident = max(longest, outcome.seconds), max(resident, outcome.resident - attack.idle)
+        if problems:
+            failures.append({"input": number, "target": target.name, "mutation": what, "problems": problems})
+            shown = outcome.err.strip().splitlines()[-3:]
+            print(f"input {number}: {target.name}, {what}: {', '.join(problems)}; {shown!r:.600}", flush=True)
+        if done % 250 == 0:
+            print(f"{done} inputs, {len(failures)} failures", flush=True)
+        if time.monotonic() > until:
+            break
+    return {
+        "inputs": done,
+        "longest_s": round(longest, 2),
+        "largest_mib_above_idle": round(resident / 2**20),
+        "exit_codes": dict(collections.Counter(code for of_kind in kinds.values() for code in of_kind.elements())),
+        "targets": {name: dict(of_kind) for name, of_kind in kinds.items()},
+        "failures": failures,
+    }
+
+
+def _kill(root: Path, seed: int, count: int, until: float) -> dict[str, Any]:
+    """Kill runs that often, and return the figures."""
+    if not count:
+        return {"killed": 0, "kills": {}, "kill_failures": []}
+    kills = Kills(root, seed)
+    failures: list[dict[str, Any]] = []
+    for number in range(count):
+        problems = kills.kill(number)
+        if problems:
+            name = kills.runs[number % len(kills.runs)].name
+            failures.append({"kill": number, "target": name, "problems": problems})
+            print(f"kill {number}: {name}: {', '.join(problems)}", flush=True)
+        if (number + 1) % 50 == 0:
+            print(f"{number + 1} kills, {len(failures)} failures", flush=True)
+        if time.monotonic() > until:
+            break
+    killed = sum(of_kind["kills"] for of_kind in kills.facts().values())
+    return {"killed": killed, "kills": kills.facts(), "kill_failures": failures}
 
 
 if __name__ == "__main__":

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gzip
 import io
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
 import torch
 from attack import mutations as m
+from attack import second_stage
+from attack.target import Target
 from helpers.networks import SMALL
 
-from bcnet_fast import convert, evaluate, infer, inspect, train
-from bcnet_fast.config import BMNConfig, Config, DataConfig
+from bcnet_fast import convert, evaluate, infer, inspect, refine, train
+from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.results import exchange
 from bcnet_fast.results.columns import Results
+from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
-COMMANDS = {"infer": infer, "inspect": inspect, "evaluate": evaluate, "train": train, "convert": convert}
+COMMANDS = {
+    "infer": infer.main,
+    "inspect": inspect.main,
+    "evaluate": evaluate.main,
+    "train": train.main,
+    "convert": convert.main,
+    "refine": refine.main,
+}
 FEATURE_MUTATIONS = (m.any_bytes, m.any_bytes, m.whole_file)
+SAFETENSORS = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
 TRAIN_SIZES = (
     "model.base_channels=8 model.width=8 model.heads=1 model.head_dim=8 model.feedforward=8 model.boundary_layers=1 "
     "model.clip_channels=2 model.bins=2 model.feature_dim=8 model.window=32 model.max_duration=16 "
@@ -33,33 +45,12 @@ TRAIN_SIZES = (
 ).split()
 
 
-@dataclass(frozen=True)
-class Target:
-    """One file to mutate, and a command that reads it.
-
-    folder: below the root of all targets; a copy of it is the working folder of the command.
-    victim: file to mutate; None: one of the arguments, see `argument`.
-    outputs: what must not exist where the command ends with exit code 2.
-    named: words of which an error line must have one.
-    kept: videos of out.json that no mutation may change.
-    """
-
-    name: str
-    folder: str
-    command: tuple[str, ...]
-    victim: str | None
-    mutations: tuple[m.Mutation, ...]
-    named: tuple[str, ...]
-    outputs: tuple[str, ...] = ()
-    kept: tuple[str, ...] = ()
-    argument: int | None = None
-
-
 def build(root: Path) -> list[Target]:
     """Write the inputs of all targets below `root`."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    return [*_features(root, rng), *_tables(root), *_evaluations(root), *_networks(root)]
+    firsts = [*_features(root, rng), *_tables(root), *_evaluations(root), *_checkpoints(root), *_trainings(root)]
+    return [*firsts, *_resumed(root, rng), *second_stage.targets(root)]
 
 
 def _inference(*more: str) -> tuple[str, ...]:
@@ -113,6 +104,12 @@ def _features(root: Path, rng: np.random.Generator) -> list[Target]:
         ),
         Target(
             "features h5 bytes", command=run, outputs=("out.json",), mutations=(m.any_bytes, m.whole_file), **common
+        ),
+        Target(
+            "inspect h5",
+            command=("inspect", "features.h5", "--feature-dim", "10"),
+            mutations=(m.hdf5_objects, m.any_bytes),
+            **common,
         ),
     ]
     return targets
@@ -199,10 +196,8 @@ def _evaluations(root: Path) -> list[Target]:
     ]
 
 
-def _networks(root: Path) -> list[Target]:
-    """Checkpoints, releases, training states and settings."""
-    targets = []
-    raw = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
+def _checkpoints(root: Path) -> list[Target]:
+    """Checkpoints of this package and of releases."""
     folder = root / "checkpoint"
     (folder / "features").mkdir(parents=True)
     np.save(folder / "features" / "a.npy", np.ones((20, 10), np.float32))
@@ -211,42 +206,92 @@ def _networks(root: Path) -> list[Target]:
     run += ("--device", "cpu", "--max-video-gib", "0.0625")
     # A configuration may ask for other features than there are.
     named = ("net.safetensors", "features/a.npy", "video 'a'", "--fps")
-    targets.append(Target("checkpoint", "checkpoint", run, "net.safetensors", raw, named, ("out.json",)))
+    targets = [Target("checkpoint", "checkpoint", run, "net.safetensors", SAFETENSORS, named, ("out.json",))]
 
-    folder = root / "release"
-    folder.mkdir()
-    model = BMNConfig(base_channels=8, sampled_channels=8, map_channels=4, bins=4)
-    state = {f"module.{name}": value for name, value in NETWORKS["bmn"](model).state_dict().items()}
-    torch.save({"epoch": 1, "state_dict": state}, folder / "bmn.pth.tar")
-    run = ("convert", "--bmn", "bmn.pth.tar", "--preset", "activitynet13", "--output", "out.safetensors")
+    (root / "release").mkdir()
+    networks = {
+        "bmn": BMNConfig(base_channels=8, sampled_channels=8, map_channels=4, bins=4),
+        "gtad": dataclasses.replace(
+            GTADConfig(), base_channels=8, block_channels=8, block_groups=2, sampled_channels=8, map_channels=4
+        ),
+    }
     own = (m.any_bytes, m.whole_file, m.zip_members, m.torch_objects, m.torch_objects)
-    targets.append(Target("release", "release", run, "bmn.pth.tar", own, ("bmn.pth.tar",), ("out.safetensors",)))
+    for name, model in networks.items():
+        state = NETWORKS[name](model).state_dict()
+        content = {"epoch": 1, "state_dict": {f"module.{key}": value for key, value in state.items()}}
+        victim = f"{name}.pth.tar"
+        torch.save(content, root / "release" / victim)
+        run = ("convert", f"--{name}", victim, "--preset", "activitynet13", "--output", "out.safetensors")
+        targets.append(Target(f"release {name}", "release", run, victim, own, (victim,), ("out.safetensors",)))
+    return targets
 
+
+def _trainings(root: Path) -> list[Target]:
+    """Training states, settings, annotations and features."""
     folder = root / "training"
     folder.mkdir()
     easy = SyntheticConfig(instances=(1.0, 2.0), feature_dim=8, classes=2, scenes=2)
     subsets = (("training", 3), ("validation", 1))
     videos = [video for name, number in subsets for video in make_videos(number, seed=1, subset=name, config=easy)]
     write_dataset(folder, videos)
-    run = ("train", "--preset", "synthetic", "--features", "features", "--annotations", "annotations.json")
-    run += ("--output", "run", "--device", "cpu", "--resume")
-    before = os.getcwd()
-    os.chdir(folder)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        train.main([*run[1:], "--set", *TRAIN_SIZES])
-    os.chdir(before)
+    begin = ("train", "--preset", "synthetic", "--features", "features", "--annotations", "annotations.json")
+    begin += ("--device", "cpu", "--output")
+    run = (*begin, "run", "--resume")
+    _quietly(folder, *run, "--set", *TRAIN_SIZES)
     (folder / "settings.toml").write_text(_as_toml(TRAIN_SIZES))
     state_file = "run/state.safetensors"
     named = ("state.safetensors",)
     settings = ("settings.toml", "--config", *named, "features/", "training", "validation", "model.", "train.")
-    targets += [
-        Target("training state", "training", (*run, "--set", *TRAIN_SIZES), state_file, raw, named),
+    victim = f"features/{sorted(path.name for path in (folder / 'features').iterdir())[1]}"
+    fresh = (*begin, "fresh", "--max-video-gib", "0.0625", "--set", *TRAIN_SIZES)
+    data = ("features", "annotations.json", "training", "validation")
+    return [
+        Target("training state", "training", (*run, "--set", *TRAIN_SIZES), state_file, SAFETENSORS, named),
         Target("settings toml", "training", (*run, "--config", "settings.toml"), "settings.toml",
                (m.any_bytes, m.whole_file, m.toml_values, m.toml_values), settings),
         Target("settings --set", "training", (*run, "--set", *TRAIN_SIZES, "model.dropout=0.1"), None, (),
                ("--set", *settings), argument=-1),
+        Target("training features", "training", fresh, victim, (*FEATURE_MUTATIONS, m.npy_header), data, ("fresh",)),
+        Target("training annotations", "training", fresh, "annotations.json",
+               (m.any_bytes, m.whole_file, m.json_tree, m.json_tree), data, ("fresh",)),
     ]  # fmt: skip
+
+
+def _resumed(root: Path, rng: np.random.Generator) -> list[Target]:
+    """What an earlier run has left: a partial file, and a result to which a video is added."""
+    targets = []
+    for name, victim in (("partial", "out.json.partial"), ("finished", "out.json")):
+        folder = root / name
+        (folder / "features").mkdir(parents=True)
+        for video in ("a", "b", "c"):
+            np.save(folder / "features" / f"{video}.npy", rng.standard_normal((20, 10)).astype(np.float32))
+        run = _inference("--features", "features", "--resume")
+        if name == "partial":
+            with mock.patch.object(ResultWriter, "finish", side_effect=KeyboardInterrupt):
+                with contextlib.suppress(KeyboardInterrupt):
+                    _quietly(folder, *run)
+            rows = (folder / victim).read_bytes().splitlines(keepends=True)
+            (folder / victim).write_bytes(b"".join(rows[:-1]))
+            own, kept = (m.any_bytes, m.any_bytes, m.whole_file, m.lines, m.lines), ("a", "b", "c")
+        else:
+            last = folder / "features" / "c.npy"
+            later = last.read_bytes()
+            last.unlink()
+            _quietly(folder, *run)
+            last.write_bytes(later)
+            own, kept = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree), ("c",)
+        targets.append(Target(f"resumed {victim}", name, run, victim, own, (victim,), kept=kept))
     return targets
+
+
+def _quietly(folder: Path, command: str, *arguments: str) -> None:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            COMMANDS[command](list(arguments))
+    finally:
+        os.chdir(before)
 
 
 def _as_toml(settings: list[str]) -> str:

@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from attack.kills import KINDS, Kills, Run
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
-from attack.targets import Target
+from attack.target import Target
 from helpers.sweeps import sweep
 
-QUICK = 25  # inputs, one of each kind
+QUICK = 43  # inputs, one of each kind
 
 
-@sweep("inputs", [QUICK, 4 * QUICK])
-def test_no_damaged_input_breaks_a_promise(request, tmp_path, inputs):
-    asked = request.config.getoption("attack", default=None)
-    if asked and inputs != QUICK:
-        pytest.skip("--attack asks for another number")
-    inputs = asked or inputs
-    command = [sys.executable, Path(__file__).parent / "run.py", "--inputs", str(inputs), "--json", tmp_path / "a.json"]
+@sweep(("inputs", "kills"), [(QUICK, 0), (4 * QUICK, 2 * len(KINDS))])
+def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path, inputs, kills):
+    asked = {name: request.config.getoption(name, default=None) for name in ("attack", "kills")}
+    if any(asked.values()) and inputs != QUICK:
+        pytest.skip("--attack or --kills asks for another number")
+    inputs, kills = asked["attack"] or inputs, asked["kills"] or kills
+    command = [sys.executable, Path(__file__).parent / "run.py", "--json", tmp_path / "a.json"]
+    command += ["--inputs", str(inputs), "--kills", str(kills)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "a.json").read_text())
     assert facts["inputs"] == inputs == sum(facts["exit_codes"].values())
-    assert facts["failures"] == [] and min(facts["exit_codes"].values()) > 0
+    assert facts["killed"] == kills == sum(of_kind["kills"] for of_kind in facts["kills"].values())
+    assert facts["failures"] == facts["kill_failures"] == [] and min(facts["exit_codes"].values()) > 0
 
 
 INFER = Target("features", "x", ("infer",), "features/bad.npy", (), ("features",), ("out.json",), ("good",))
@@ -70,6 +75,24 @@ def test_other_results_and_outputs_left_behind_are_seen(tmp_path):
     assert judged(tmp_path, INFER, 0, "") == ["no results in the output (ZeroDivisionError)"]
     (tmp_path / "out.json").write_text(json.dumps(FINE))
     assert judged(tmp_path, INFER, 0, "") == []
+
+
+def test_what_a_kill_leaves_loses_or_changes_is_seen(tmp_path):
+    kills = object.__new__(Kills)
+    kills.compared, kills.orphans = Counter(), []
+    run = Run("infer", "main", [], tmp_path / "found", tmp_path / "expected", "out.json")
+    for folder in (run.output, run.expected):
+        folder.mkdir()
+        (folder / "out.json").write_text("1")
+    assert kills.of_parts(run) == kills.of_files(run) == []
+    (run.output / "out.json").write_text("2")
+    (run.output / "out.json.partial").touch()
+    (run.expected / "out.srt").touch()
+    assert kills.of_parts(run) == ["out.json after a kill is not whole"]
+    assert kills.of_files(run) == ["out.json.partial is left", "out.srt is missing", "out.json differs"]
+    with subprocess.Popen(["sleep", "100"], start_new_session=True) as process:
+        kills.orphans = [(process.pid, time.monotonic())]
+        assert kills.of_orphans() == ["workers outlive their parent"]
 
 
 def test_hostile_values_are_written_as_json():

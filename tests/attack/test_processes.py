@@ -25,6 +25,7 @@ from bcnet_fast.config import Config
 from bcnet_fast.data import features as reading
 from bcnet_fast.data.features import FeatureArchive, iterate, open_features
 from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.data.workers import read_in_order
 from bcnet_fast.errors import InputError
 from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage import output as storage
@@ -123,6 +124,26 @@ def test_closed_streams_change_nothing(archive, tmp_path):
     shell = " ".join(command) + " <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", shell], timeout=PATIENCE_S).returncode == 0
     assert (tmp_path / "out.json").read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "errors"),
+    [
+        (">/dev/full", 2, "error: standard output cannot be written: No space left on device\n"),
+        ("2>/dev/full >/dev/null", 0, ""),
+        ("--nonsense 2>/dev/full", 2, ""),
+        ("--nonsense 2>&-", 2, ""),
+    ],
+)
+def test_full_streams_are_one_line_or_change_nothing(tmp_path, redirection, code, errors):
+    segment = {"segment": [1.0, 2.0]}
+    video = {"duration": 4.0, "subset": "test", "annotations": [segment | {"label": "x"}]}
+    (tmp_path / "truth.json").write_text(json.dumps({"database": {"a": video}}))
+    (tmp_path / "found.json").write_text(json.dumps({"results": {"a": [segment | {"score": 0.5}]}}))
+    flags = "--proposals found.json --ground-truth truth.json --metric thumos14"
+    shell = f"{sys.executable} -m bcnet_fast.evaluate {flags} {redirection}"
+    done = subprocess.run(["sh", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (code, errors)
 
 
 def test_features_that_were_replaced_are_read_again(archive, tmp_path, rng, capsys):
@@ -262,4 +283,28 @@ def test_a_killed_worker_costs_a_retry_or_its_video(archive, tmp_path, monkeypat
             assert np.array_equal(
                 sequence.features, reading.from_array(np.load(archive / "features" / f"{video}.npy"), 10, "").features
             )
+    assert "note: a process that reads features was killed" in capfd.readouterr().err
+
+
+def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(capfd):
+    """As where the handler of PyTorch raises while `next` starts a thread, which turns its error into a KeyError."""
+
+    def noticed(number, frame):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    def results(items, one_by_one):
+        for item in items:
+            if item == 2 and not one_by_one:
+                try:
+                    os.kill(os.getpid(), signal.SIGCHLD)
+                    time.sleep(PATIENCE_S)
+                except RuntimeError:
+                    raise KeyError("thread") from None
+            yield item
+
+    before = signal.signal(signal.SIGCHLD, noticed)
+    try:
+        assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
     assert "note: a process that reads features was killed" in capfd.readouterr().err

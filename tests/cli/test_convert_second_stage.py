@@ -139,6 +139,17 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    "stats",
+    [torch.zeros(2, 2, device="meta"), torch.zeros(2, 2).to_sparse(), torch.zeros(2, 2) * 1j, [[0, 1], [0, 1]]],
+    ids=["meta", "sparse", "complex", "list"],
+)
+def test_reg_stats_that_are_no_plain_tensor_are_one_line(tmp_path, capsys, stats):
+    content = {"state_dict": state_of(SMALL_PGCN), "reg_stats": stats}
+    message = refused(tmp_path, content, capsys, "--pgcn", "--preset", "thumos14")
+    assert "reg_stats is no plain tensor of real numbers" in message and "expected finite means" in message
+
+
 def test_a_checkpoint_without_reg_stats_is_converted_and_says_so(tmp_path, capsys):
     torch.save({"state_dict": state_of(SMALL_PGCN)}, tmp_path / "best.pth.tar")
     output = tmp_path / "pgcn.safetensors"

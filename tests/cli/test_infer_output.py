@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from helpers.infer import CONFIG, columns, flags, results_of, run
@@ -97,6 +99,17 @@ def test_a_finished_output_of_other_settings_is_not_resumed(checkpoint, features
     with pytest.raises(InputError, match=r"out.json does not say with which settings it was made"):
         run(checkpoint, features, "--resume")
     assert not list(features.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "1" + "0" * 400])
+def test_a_finished_output_with_numbers_that_are_not_finite_is_not_resumed(checkpoint, features, value):
+    output = run(checkpoint, features)[1]
+    (features / "z.npy").write_bytes((features / "a.npy").read_bytes())
+    damaged = re.sub(r'"score": [0-9.e-]+', f'"score": {value}', output.read_text(), count=1)
+    output.write_text(damaged)
+    with pytest.raises(InputError, match=r"out.json has other entries for video 'a', expected score and segment"):
+        run(checkpoint, features, "--resume")
+    assert output.read_text() == damaged
 
 
 def test_a_subset_of_the_archive(checkpoint, features, capsys):

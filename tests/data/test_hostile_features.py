@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import subprocess
+import sys
 import time
 import tracemalloc
 import warnings
@@ -341,3 +343,14 @@ def test_old_pytorch_reads_no_pickles(tmp_path, monkeypatch):
             archive.load("a")
     monkeypatch.setattr(torch, "__version__", "2.10.0+cpu")
     np.testing.assert_array_equal(archive.load("a").features, GOOD)
+
+
+def test_an_npy_of_python_2_is_read_without_a_warning(tmp_path):
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (20L, 10L), }"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(800)
+    (tmp_path / "old.npy").write_bytes(content)
+    code = "import sys; from pathlib import Path; from bcnet_fast.storage.arrays import open_npy"
+    code += "; print(open_npy(Path(sys.argv[1])).shape)"
+    command = [sys.executable, "-c", code, str(tmp_path / "old.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(20, 10)\n", "")

@@ -23,14 +23,14 @@ VIDEOS = 8
 PATIENCE_S = 120
 
 
-def write_archive(folder: Path) -> Path:
+def write_archive(folder: Path, videos: int = VIDEOS) -> Path:
     """Write weights.safetensors and features/ into a folder."""
     torch.manual_seed(0)
     config = Config("small", model=SMALL, data=DataConfig(window_stride=12))
     save_checkpoint(folder / "weights.safetensors", BCNet(SMALL).state_dict(), config)
     (folder / "features").mkdir()
     draw = np.random.default_rng(0)
-    for number in range(VIDEOS):
+    for number in range(videos):
         # More than a pipe holds, so that a worker waits for its parent.
         np.save(folder / "features" / f"{number:02d}.npy", draw.standard_normal((2000, 10)).astype(np.float32))
     return folder
@@ -91,3 +91,15 @@ def children(process: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
         return []
+
+
+def kill(process: int, whom: str) -> None:
+    """Kill the group of a process, the process alone ("main") or one of its workers by -9, if it still runs."""
+    with contextlib.suppress(ProcessLookupError):
+        if whom == "group":
+            os.killpg(process, signal.SIGKILL)
+        elif whom == "main":
+            os.kill(process, signal.SIGKILL)
+        else:
+            for worker in children(process)[:1]:
+                os.kill(worker, signal.SIGKILL)

@@ -16,7 +16,19 @@ import bcnet_fast
 PACKAGE = Path(bcnet_fast.__file__).parent
 # From the bottom to the top. A module may import its own level and those below it.
 LEVELS = (
-    ("errors", "bounds", "recipe", "settings", "config", "presets", "protocols", "progress", "text", "kernels"),
+    (
+        "errors",
+        "bounds",
+        "recipe",
+        "config",
+        "presets",
+        "protocols",
+        "progress",
+        "settings",
+        "text",
+        "threads",
+        "kernels",
+    ),
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
     ("video",),

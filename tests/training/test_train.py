@@ -179,6 +179,14 @@ def test_a_loss_that_is_not_finite_stops_the_training(data, tmp_path):
     assert not (tmp_path / "last.safetensors").exists()
 
 
+def test_a_loss_that_features_make_infinite_names_their_video(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data" / "features" / "training_0001.npy"
+    np.save(path, np.load(path) + np.float32(3e38) * (np.arange(8) == 3))
+    with pytest.raises(InputError, match=r"the largest feature value is 3e\+38, of video 'training_0001'"):
+        train.main(arguments(tmp_path / "data", tmp_path / "run"))
+
+
 def test_what_cannot_be_used_is_listed_and_the_rest_is_trained_on(data, tmp_path, capsys):
     shutil.copytree(data, tmp_path / "data")
     features, annotations = tmp_path / "data" / "features", tmp_path / "data" / "annotations.json"

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from helpers.infer import results_of
+from helpers.refine import checkpoint as second_stage
 from helpers.training import SIZES, SMALL
 from helpers.videos import write_video
+from helpers.view import data_of
 
 from bcnet_fast import extract, infer, inspect, train
-from bcnet_fast.config import Config
+from bcnet_fast.config import Config, PGCNConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.storage.checkpoint import read_config
 
@@ -94,6 +97,20 @@ def test_a_video_and_its_features_give_the_same_proposals(data, trained, tmp_pat
     assert results_of(tmp_path / "memory.json") == results_of(tmp_path / "again.json") == expected
     assert max(one["segment"][1] for one in expected["video_5"]) <= FRAMES / 25
     assert "note" not in capsys.readouterr().err
+
+
+def test_the_page_of_videos_plays_them_and_refine_reads_their_features_again(data, trained, tmp_path) -> None:
+    flags = (data / "clips" / "video_5.mp4", "--checkpoint", trained / "best.safetensors")
+    assert propose(tmp_path / "out.json", *flags, "--page", tmp_path / "page.html") == 0
+    (shown,) = data_of(tmp_path / "page.html")["videos"]
+    assert (tmp_path / unquote(shown["source"]["link"])).resolve() == (data / "clips" / "video_5.mp4").resolve()
+    model = PGCNConfig(classes=3, feature_dim=8, hidden=5)
+    second = second_stage(tmp_path / "second.safetensors", model=model)
+    with pytest.raises(InputError, match="--refine reads the features again, expected --keep-features DIR"):
+        propose(tmp_path / "out.json", *flags, "--refine", second)
+    kept = ("--refine", second, "--keep-features", tmp_path / "kept")
+    assert propose(tmp_path / "out.json", *flags, *kept) == 0
+    assert all("label" in one for one in results_of(tmp_path / "out.json")["video_5"])
 
 
 def test_features_of_a_training_on_files_are_those_of_the_videos(data, trained, tmp_path) -> None:

@@ -1,0 +1,205 @@
+"""Write the share of one run among several: parts of bounded size, each absent or whole, whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..storage.lock import Lock
+from ..storage.output import move_into_place
+from .parquet import SUFFIX, Columns, require_pyarrow
+from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
+
+_MAX_ROWS = 200_000  # of a part, which bounds the memory for them
+_MAX_AGE_S = 60.0  # of the oldest video that is not on disk yet
+
+
+class PartWriter:
+    """Collects the videos of one shard, and commits them as parts.
+
+    folder: of the parts of all shards; made if it is missing.
+    shard, shards: which of how many.
+    about: what its headers say about the run.
+    source: gives size and time of the last change in ns of the feature files of a video, or None where the archive or
+        the shard does not have it.
+    part_format: "jsonl" or "parquet".
+    part_videos: most videos of a part.
+    resume: take over the videos in parts of this shard, and in parts of runs with another number of shards.
+    overwrite: delete the parts of this shard.
+    retry_failed: with `resume`, do failed videos again.
+
+    done, failed: the videos of this shard that need no work, with their numbers of proposals or their errors.
+    changed: number of videos that are done again because their feature files have changed.
+
+    InputError: the folder cannot be written, another run holds the shard, parts are damaged or of other settings, or
+    there are parts and neither `resume` nor `overwrite` is true.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        shard: int,
+        shards: int,
+        about: Header,
+        source: Callable[[str], list[list[int]] | None],
+        *,
+        part_format: str = "jsonl",
+        part_videos: int = 1000,
+        resume: bool = False,
+        overwrite: bool = False,
+        retry_failed: bool = False,
+    ) -> None:
+        if part_format == SUFFIX.lstrip("."):
+            require_pyarrow()
+        self.folder, self.shard, self.shards = Path(folder), shard, shards
+        self.about, self._source = about, source
+        self._suffix, self._limit = f".{part_format}", part_videos
+        self._name = f"part-{shard:03d}-of-{shards:03d}"
+        self.done: dict[str, int] = {}
+        self.failed: dict[str, str] = {}
+        self.changed = 0
+        self._attempts: dict[str, int] = {}  # of videos that are done again
+        self._held: list[tuple[Record, Columns]] = []
+        self._rows, self._since, self._next = 0, 0.0, 0
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(self.folder / f".{self._name}.lock", f"{folder}: shard {shard}/{shards}")
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            self._remove_leftovers()
+            self._take_up(*self._own_and_others(), resume, overwrite, retry_failed)
+        except BaseException:
+            self.close()
+            raise
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed runs of this shard have left, on whichever machine: this run holds its lock."""
+        for path in self.folder.glob(f".{self._name}-*.tmp"):
+            path.unlink()
+
+    def _own_and_others(self) -> tuple[list[Path], list[Path]]:
+        """Parts of this shard, and of runs with another number of shards, by their names: the rest is not opened."""
+        own: list[Path] = []
+        others: list[Path] = []
+        for path in parts_in(self.folder):
+            shard, shards, _ = numbers_of(path)
+            if shards != self.shards:
+                others.append(path)
+            elif shard == self.shard:
+                own.append(path)
+        return own, others
+
+    def _take_up(self, own: list[Path], others: list[Path], resume: bool, overwrite: bool, retry_failed: bool) -> None:
+        if overwrite and others:
+            raise InputError(
+                f"{self.folder} has parts of another number of shards, such as {others[0].name}; delete them"
+            )
+        if overwrite:
+            for path in own:
+                path.unlink()
+            own = []
+        if (own or others) and not resume:
+            raise InputError(
+                f"{self.folder} has parts such as {(own + others)[0].name}; "
+                "continue with --resume, or replace them with --overwrite"
+            )
+        self._next = 1 + max((numbers_of(path)[2] for path in own), default=-1)
+        best: dict[str, tuple[tuple[int, bool], bool]] = {}  # order among its records, and whether files have changed
+        for path in own + others:
+            part = Part(path)
+            part.require_run(self.about)
+            for record in part.records():
+                source, order = self._source(record.video), record.order()
+                if source is None or (record.video in best and best[record.video][0] >= order):
+                    continue
+                best[record.video] = order, record.source != source
+                self.done.pop(record.video, None)
+                self.failed.pop(record.video, None)
+                if record.status == DONE:
+                    self.done[record.video] = record.proposals
+                else:
+                    self.failed[record.video] = record.error or ""
+        for video, (order, changed) in best.items():
+            if changed or (retry_failed and video in self.failed):
+                self.changed += changed
+                self.done.pop(video, None)
+                self.failed.pop(video, None)
+                self._attempts[video] = order[0]
+
+    def add(
+        self,
+        video: str,
+        windows: int,
+        segments: np.ndarray,
+        scores: np.ndarray,
+        labels: Sequence[str] | np.ndarray | None,
+    ) -> None:
+        """Take over the proposals of a video: segments [n, 2] in seconds, scores [n], labels n or None.
+
+        InputError: a part is full and cannot be written.
+        """
+        reason = self._unfit(video, labels)
+        if reason:
+            self.fail(video, reason)
+            return
+        self.done[video] = len(scores)
+        self._hold(video, DONE, None, windows, Columns(segments, scores, labels))
+
+    def fail(self, video: str, reason: str) -> None:
+        """Take note of a video that could not be used."""
+        self.failed[video] = reason
+        self._hold(video, FAILED, reason, 0, Columns(np.empty((0, 2)), np.empty(0)))
+
+    def _unfit(self, video: str, labels: Sequence[str] | np.ndarray | None) -> str | None:
+        """Why names cannot be stored: Parquet has UTF-8 only, which names of files need not be."""
+        if self._suffix == SUFFIX:
+            for name in (video, *(() if labels is None else set(map(str, labels)))):
+                try:
+                    name.encode()
+                except UnicodeEncodeError:
+                    return f"{name!r} is not UTF-8, which Parquet requires; use --part-format jsonl"
+        return None
+
+    def _hold(self, video: str, status: str, error: str | None, windows: int, columns: Columns) -> None:
+        rows, source = len(columns.scores), self._source(video)
+        attempt = 1 + self._attempts.pop(video, 0)
+        fingerprint = self.about.fingerprint
+        record = Record(video, status, error, windows, rows, attempt, source or [], fingerprint)
+        self._since = self._since if self._held else time.monotonic()
+        self._held.append((record, columns))
+        self._rows += rows
+        late = time.monotonic() - self._since >= _MAX_AGE_S
+        if late or len(self._held) >= self._limit or self._rows >= _MAX_ROWS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what is held as a part. InputError: it cannot be written; then there is no such part."""
+        if not self._held:
+            return
+        target = self.folder / f"{self._name}-{self._next:04d}{self._suffix}"
+        temporary = self.folder / f".{self._name}-{secrets.token_hex(8)}.tmp"
+        try:
+            write_part(temporary, self.about, self._held, self._suffix)
+            move_into_place(temporary, target)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        self._next += 1
+        self._held, self._rows = [], 0
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.folder} cannot be written: {error.strerror or error}")
+
+    def close(self) -> None:
+        """Let other runs hold the shard. What is not committed is lost."""
+        self._lock.release(remove=True)

@@ -1,0 +1,283 @@
+"""Parts of a large result: what several runs that share an archive write into one folder.
+
+A part has a header, a record for each video, and a row for each proposal; videos are sorted by id. It is never changed
+after it has got its name, `part-SHARD-of-SHARDS-NUMBER.jsonl` or `.parquet`.
+
+JSON lines: the header, the records, and then the rows. Parquet: the rows have the columns of `results.parquet`, and the
+footer has header and records under `HEADER` and `RECORDS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+from ..storage.files import readable
+from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
+
+FORMATS = ("jsonl", "parquet")
+NAME = re.compile(r"part-(\d{3,})-of-(\d{3,})-(\d{4,})\.(jsonl|parquet)")
+HEADER, RECORDS = "bcnet_fast_part", "bcnet_fast_videos"  # keys in the footer of Parquet
+DONE, FAILED = "done", "failed"
+_VERSION = 1
+_EXPECTED = "a whole part of `infer --shard`"
+_READ_BYTES = 1 << 16  # read at once from a file, which is closed in between: merging reads from every shard
+_GROUP_ROWS = 4096  # of Parquet, which are unpacked at once
+
+
+class Record(NamedTuple):
+    """What a part says about one video.
+
+    error: why it failed.
+    windows, proposals: their numbers.
+    attempt: 1, or more where the video had failed or its feature files have changed since.
+    source: size and time of the last change in ns of its feature files.
+    fingerprint: of weights, settings and version, `fingerprint_of`.
+    """
+
+    video: str
+    status: str
+    error: str | None
+    windows: int
+    proposals: int
+    attempt: int
+    source: list[list[int]]
+    fingerprint: str
+
+    def order(self) -> tuple[int, bool]:
+        """Of several records of a video, the greatest counts: the last attempt, and in it success before failure."""
+        return self.attempt, self.status == DONE
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a part says about itself and its run.
+
+    videos_in_archive: of all shards.
+    version, details, settings: of the submission file, `write_submission`.
+    first, last: ids.
+    sizes, checksums: bytes and CRC-32 of records and rows; empty for Parquet, which has its own.
+    """
+
+    videos_in_archive: int
+    version: str
+    details: str
+    settings: dict[str, Any]
+    fingerprint: str
+    videos: int = 0
+    rows: int = 0
+    first: str = ""
+    last: str = ""
+    sizes: tuple[int, ...] = ()
+    checksums: tuple[int, ...] = ()
+
+
+def fingerprint_of(settings: dict[str, Any]) -> str:
+    """16 hexadecimal digits that differ where weights, settings or version differ."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Rows:
+    """Proposals of one video as they are stored in JSON lines."""
+
+    def __init__(self, lines: Sequence[bytes]) -> None:
+        self._lines = lines
+
+    def json(self) -> str:
+        """As in a submission, without parsing: a row is an entry with id and rank before it."""
+        # A quote inside an id is escaped, so that the first match is the key.
+        rows = ["{" + line[line.index(b'"score": ') : -1].decode("ascii") for line in self._lines]
+        return f"[{', '.join(rows)}]"
+
+    def columns(self) -> Columns:
+        found = [json.loads(line) for line in self._lines]
+        segments = np.array([row["segment"] for row in found], np.float64).reshape(-1, 2)
+        labels = [row["label"] for row in found] if found and "label" in found[0] else None
+        return Columns(segments, np.array([row["score"] for row in found], np.float64), labels)
+
+
+class Stored(NamedTuple):
+    """A video of a part."""
+
+    record: Record
+    found: Rows | Columns
+
+
+class Part:
+    """A part on disk; no file stays open. InputError: it is damaged, or something else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shard, self.shards, _ = numbers_of(path)
+        self._parquet = path.suffix == SUFFIX
+        with readable(path, _EXPECTED):
+            if self._parquet:
+                header = json.loads(self._open().metadata.metadata[HEADER.encode()])
+            else:
+                with open(path, "rb") as file:
+                    line = file.readline()
+                self._begin, header = len(line), json.loads(line)[HEADER]
+            if header.pop("format") != _VERSION:
+                raise InputError(f"{path} is of another version of bcnet_fast, expected {_EXPECTED}")
+            self.header = Header(**header)
+            if not self._parquet and path.stat().st_size != self._begin + sum(self.header.sizes):
+                raise InputError(f"{path} has been cut, expected {_EXPECTED}; delete it and run its shard again")
+
+    def require_run(self, about: Header) -> None:
+        """InputError: the part is from a run with other settings."""
+        found, expected = self.header.settings, about.settings
+        if self.header.fingerprint != about.fingerprint:
+            names = sorted(name for name in found.keys() | expected if found.get(name) != expected.get(name))
+            raise InputError(
+                f"{self.path} is from a run with other values of {', '.join(names)}; "
+                "use the same settings, or another folder"
+            )
+
+    def records(self) -> Iterator[Record]:
+        """The records of its videos, by id."""
+        with readable(self.path, _EXPECTED):
+            if self._parquet:
+                lines = self._open().metadata.metadata[RECORDS.encode()].splitlines()
+            else:
+                lines = self._lines(0)
+            for line in lines:
+                yield Record(**json.loads(line))
+
+    def videos(self) -> Iterator[Stored]:
+        """Records and proposals of its videos, by id."""
+        with readable(self.path, _EXPECTED):
+            if self._parquet:
+                rows: Iterator[Any] = self._groups()
+                held = next(rows, None)
+                for record in self.records():
+                    taken, held = _take(held, rows, record.proposals)
+                    yield Stored(record, taken)
+            else:
+                lines = self._lines(1)
+                for record in self.records():
+                    yield Stored(record, Rows([next(lines) for _ in range(record.proposals)]))
+
+    def _lines(self, section: int) -> Iterator[bytes]:
+        """The lines of the records (0) or rows (1), after their checksum has been compared: rows are not parsed."""
+        checksum = functools.reduce(lambda checksum, block: zlib.crc32(block, checksum), self._blocks(section), 0)
+        if checksum != self.header.checksums[section]:
+            raise InputError(f"{self.path} is damaged, expected {_EXPECTED}; delete it and run its shard again")
+        rest = b""
+        for block in self._blocks(section):
+            lines = (rest + block).splitlines(keepends=True)
+            rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+            yield from lines
+
+    def _blocks(self, section: int) -> Iterator[bytes]:
+        """The bytes of the records (0) or rows (1); the file is closed in between."""
+        place = self._begin + sum(self.header.sizes[:section])
+        end = place + self.header.sizes[section]
+        while place < end:
+            with open(self.path, "rb") as file:
+                file.seek(place)
+                block = file.read(min(_READ_BYTES, end - place))
+            if not block:
+                raise ValueError("cut while it was read")
+            place += len(block)
+            yield block
+
+    def _open(self) -> Any:
+        return require_pyarrow().parquet.ParquetFile(self.path, page_checksum_verification=True)
+
+    def _groups(self) -> Iterator[Columns]:
+        """The rows, a group at a time."""
+        for number in range(self._open().num_row_groups):
+            table = self._open().read_row_group(number, columns=["start", "end", "score", "label"])
+            start, end, score, label = (table.column(name) for name in table.column_names)
+            labels = None if label.null_count == len(label) else np.array(label.to_pylist(), object)
+            yield Columns(np.column_stack([start.to_numpy(), end.to_numpy()]), score.to_numpy(), labels)
+
+
+def _take(held: Columns | None, more: Iterator[Columns], count: int) -> tuple[Columns, Columns | None]:
+    """The next `count` rows and those that are left of their group. ValueError: there are fewer."""
+    pieces: list[Columns] = []
+    while count:
+        if held is None:
+            raise ValueError("rows are missing")
+        pieces.append(_slice(held, 0, count))
+        count -= len(pieces[-1].scores)
+        held = _slice(held, len(pieces[-1].scores), None)
+        if not len(held.scores):
+            held = next(more, None)
+    if not pieces:
+        return Columns(np.empty((0, 2)), np.empty(0)), held
+    labels = [piece.labels for piece in pieces if piece.labels is not None]
+    return Columns(
+        np.concatenate([piece.segments for piece in pieces]),
+        np.concatenate([piece.scores for piece in pieces]),
+        np.concatenate(labels) if labels else None,
+    ), held
+
+
+def _slice(columns: Columns, begin: int, end: int | None) -> Columns:
+    segments, scores, labels = columns
+    return Columns(segments[begin:end], scores[begin:end], None if labels is None else labels[begin:end])
+
+
+def numbers_of(path: Path) -> tuple[int, int, int]:
+    """Shard, number of shards and number of a part, from its name."""
+    match = NAME.fullmatch(path.name)
+    assert match, path
+    shard, shards, number = map(int, match.groups()[:3])
+    return shard, shards, number
+
+
+def parts_in(folder: str | os.PathLike) -> list[Path]:
+    """Every part in a folder, by shard and number. InputError: it cannot be read."""
+    with readable(folder, "a folder of parts that `infer --shard` wrote"), os.scandir(folder) as found:
+        paths = [Path(entry) for entry in found if NAME.fullmatch(entry.name)]
+    return sorted(paths, key=lambda path: (numbers_of(path), path.name))
+
+
+def write_part(path: Path, about: Header, videos: Iterable[tuple[Record, Columns]], suffix: str) -> None:
+    """Write a part to `path` in the format of a suffix. OSError: it cannot be written."""
+    chosen = sorted(videos, key=lambda video: video[0].video)
+    records = [record for record, _ in chosen]
+    header = dataclasses.replace(
+        about,
+        videos=len(records),
+        rows=sum(record.proposals for record in records),
+        first=records[0].video,
+        last=records[-1].video,
+    )
+    lines = "".join(json.dumps(record._asdict()) + "\n" for record in records).encode()
+    if suffix == SUFFIX:
+        table = parquet_table([(record.video, columns) for record, columns in chosen if record.proposals])
+        with parquet_writer(path, {HEADER: json.dumps(_stated(header)), RECORDS: lines.decode()}) as file:
+            file.write_table(table, row_group_size=_GROUP_ROWS)
+        return
+    rows = "".join(row for record, columns in chosen for row in _rows(record.video, columns)).encode()
+    sections = lines, rows
+    header = dataclasses.replace(
+        header, sizes=tuple(map(len, sections)), checksums=tuple(zlib.crc32(section) for section in sections)
+    )
+    with open(path, "wb") as file:
+        file.write(json.dumps({HEADER: _stated(header)}).encode() + b"\n" + lines + rows)
+
+
+def _stated(header: Header) -> dict[str, Any]:
+    return {"format": _VERSION, **dataclasses.asdict(header)}
+
+
+def _rows(video: str, columns: Columns) -> Iterator[str]:
+    """A line for each proposal: id and rank, and then the entry of a submission."""
+    name = json.dumps(video)
+    for rank, entry in enumerate(columns.entries(), 1):
+        yield f'{{"video": {name}, "rank": {rank}, {entry[1:]}\n'

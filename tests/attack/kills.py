@@ -1,0 +1,231 @@
+"""Kill runs at random moments and resume them: their files are those of an undisturbed run, byte for byte.
+
+A command runs in a forked process that leads a group of its own. After a random time, the process, one of its workers
+or the whole group is killed, and the command is run again at once, often to be killed again. Counted as failures:
+another exit code than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a
+file under its final name that is not whole, and at the end another file or another byte than without kills.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from attack.targets import COMMANDS
+from helpers.processes import children, group_lives, inference, write_archive
+from helpers.training import EASY, arguments
+
+from bcnet_fast.cli.parser import run as run_command
+from bcnet_fast.config import BMNConfig
+from bcnet_fast.data.synthetic import make_videos, write_dataset
+from bcnet_fast.networks.reference import NETWORKS
+
+PATIENCE_S = 60
+ORPHANS_S = 60  # after which workers without a parent have ended
+ENDS = 0.3  # share of the runs that are not killed
+WHOM = {"main": "main process", "worker": "a worker", "group": "process group"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that is killed. whom: main, worker or group. whole: the file that is never seen in part."""
+
+    command: str
+    whom: str
+    flags: list[str]
+    output: Path
+    expected: Path
+    whole: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.command}: {WHOM[self.whom]}"
+
+
+class Kills:
+    """Runs of commands below `root`, and their files without kills."""
+
+    def __init__(self, root: Path, seed: int) -> None:
+        self.root = root
+        root.mkdir()
+        self.random = random.Random(f"kills-{seed}")
+        write_archive(root, videos=4)
+        subsets = (("training", 4), ("validation", 2))
+        videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]
+        write_dataset(root / "data", videos)
+        model = BMNConfig(base_channels=64, sampled_channels=64)
+        torch.save({"epoch": 1, "state_dict": NETWORKS["bmn"](model).state_dict()}, root / "bmn.pth.tar")
+        self.runs = [self._run(*kind) for kind in KINDS]
+        self.seconds: dict[str, float] = {}
+        for run in self.runs:
+            if run.command not in self.seconds:
+                began = time.monotonic()
+                done = self._started(run, run.expected)
+                problems = self._ended(done)
+                if problems:
+                    raise RuntimeError(f"{run.command} fails without kills: {problems}")
+                self.seconds[run.command] = time.monotonic() - began
+        self.kills: collections.Counter[str] = collections.Counter()
+        self.compared: collections.Counter[str] = collections.Counter()
+        self.orphans: list[tuple[int, float]] = []
+
+    def _run(self, command: str, whom: str) -> Run:
+        output, expected = self.root / f"{command}-{whom}", self.root / f"{command}-expected"
+        output.mkdir()
+        expected.mkdir(exist_ok=True)
+        if command == "infer":
+            flags, whole = inference(self.root, Path("out.json"), "--workers", 2, "--resume"), "out.json"
+        elif command == "train":
+            more, settings = ("--workers", 1, "--resume"), ("train.epochs=3",)
+            flags = arguments(self.root / "data", Path("run"), *more, model="gtad", settings=settings)
+            whole = "run/best.safetensors"
+        else:
+            flags, whole = ["--bmn", str(self.root / "bmn.pth.tar"), "--preset", "activitynet13"], "out.safetensors"
+            flags += ["--output", whole]
+        return Run(command, whom, flags, output, expected, whole)
+
+    def kill(self, number: int) -> list[str]:
+        """Run commands until one is killed, and return what went wrong on the way."""
+        run, problems = self.runs[number % len(self.runs)], list[str]()
+        while True:
+            process = self._started(run, run.output)
+            is_killed = self.random.random() >= ENDS and self._kill(run, process)
+            self.kills[run.name] += is_killed
+            if is_killed and run.whom != "worker":
+                os.waitpid(process, 0)
+                self.orphans.append((process, time.monotonic() + ORPHANS_S))
+                problems += self.of_parts(run)
+            else:
+                problems += self._ended(process)
+                problems += self.of_files(run)
+                shutil.rmtree(run.output)
+                run.output.mkdir()
+            problems += self.of_orphans()
+            if is_killed or problems:
+                return problems
+
+    def _kill(self, run: Run, process: int) -> bool:
+        """Wait a random time and kill. False: the process has ended before."""
+        until = time.monotonic() + self.random.random() * self.seconds[run.command]
+        while time.monotonic() < until or (run.whom == "worker" and not children(process)):
+            if not _runs(process):
+                return False
+            time.sleep(0.001)
+        if not _runs(process):
+            return False
+        if run.whom == "group":
+            os.killpg(process, signal.SIGKILL)
+        elif run.whom == "main":
+            os.kill(process, signal.SIGKILL)
+        else:
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(self.random.choice(children(process)), signal.SIGKILL)
+                return True
+            return False
+        return True
+
+    def _started(self, run: Run, folder: Path) -> int:
+        """Fork a process that runs the command in `folder`, and wait until it leads its group."""
+        ready, begun = os.pipe()
+        process = os.fork()
+        if process == 0:
+            code = 70
+            try:
+                os.setsid()
+                os.close(begun)
+                os.chdir(folder)
+                os.dup2(os.open(self.root / "errors", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                run_command(lambda: COMMANDS[run.command](run.flags))
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        os.close(begun)
+        os.read(ready, 1)  # until the process closes its end
+        os.close(ready)
+        return process
+
+    def _ended(self, process: int) -> list[str]:
+        until = time.monotonic() + PATIENCE_S
+        while _runs(process):
+            if time.monotonic() > until + waited_for_a_core(process):
+                os.killpg(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+                return ["hang"]
+            time.sleep(0.002)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        errors = (self.root / "errors").read_text()
+        problems = [] if code == 0 else [f"exit code {code}: {errors[-300:]}"]
+        return problems + ["traceback"] * ("Traceback" in errors)
+
+    def of_parts(self, run: Run) -> list[str]:
+        """What a kill has just left under a final name must be whole."""
+        path = run.output / run.whole
+        if run.command == "train" or not path.exists():  # the best epoch so far is another than that of all
+            return []
+        same = path.read_bytes() == (run.expected / run.whole).read_bytes()
+        return [] if same else [f"{run.whole} after a kill is not whole"]
+
+    def of_files(self, run: Run) -> list[str]:
+        """What a run that has ended leaves must be what it leaves without kills."""
+        found, expected = _files(run.output), _files(run.expected)
+        problems = [f"{name} is left" for name in found.keys() - expected.keys()]
+        problems += [f"{name} is missing" for name in expected.keys() - found.keys()]
+        problems += [f"{name} differs" for name in expected.keys() & found.keys() if found[name] != expected[name]]
+        self.compared[run.name] += 1
+        return problems
+
+    def of_orphans(self) -> list[str]:
+        """Workers of killed processes must end soon."""
+        self.orphans = [(group, until) for group, until in self.orphans if group_lives(group)]
+        late = [group for group, until in self.orphans if time.monotonic() > until]
+        for group in late:
+            os.killpg(group, signal.SIGKILL)
+        return ["workers outlive their parent"] * len(late)
+
+    def facts(self) -> dict[str, Any]:
+        """Kills and comparisons by command and by whom was killed."""
+        return {run.name: {"kills": self.kills[run.name], "compared": self.compared[run.name]} for run in self.runs}
+
+
+def waited_for_a_core(process: int) -> float:
+    """Seconds in which a process could run but others had the cores: no part of its own time."""
+    try:
+        return int(Path(f"/proc/{process}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
+KINDS = [
+    ("infer", "main"),
+    ("train", "worker"),
+    ("convert", "main"),
+    ("infer", "group"),
+    ("train", "main"),
+    ("infer", "worker"),
+    ("train", "group"),
+]
+
+
+def _runs(process: int) -> bool:
+    """Whether a child of this process has not ended; it stays to be waited for."""
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """Content of all files but those of TensorBoard, which have the time in their names."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if "tensorboard" not in name}
