@@ -22,7 +22,7 @@ RATE = 25
 
 
 def checkpoint(path: Path, system: str = "pgcn", *, seed: int = 0, std: float = 0.5, **changes) -> Path:
-    """Weights of a small network. std: of the last layers', that gives scores of ordinary size for features around 1."""
+    """Weights of a small network. std: of the last layers', for scores of ordinary size from features around 1."""
     model = changes.pop("model", SMALL[system])
     config = SecondStageConfig("small", model, regression=RegressionStats((0.0, 0.0), (0.1, 0.1)), labels=LABELS)
     config = replace(config, **changes)
