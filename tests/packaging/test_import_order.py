@@ -35,7 +35,20 @@ LEVELS = (
     ("networks", "layers"),
     ("proposals",),
     ("inference", "training", "evaluation", "results", "compat"),
-    ("cli", "infer", "extract", "train", "refine", "evaluate", "view", "convert", "inspect", "doctor", "__main__"),
+    (
+        "cli",
+        "infer",
+        "extract",
+        "train",
+        "refine",
+        "evaluate",
+        "merge",
+        "view",
+        "convert",
+        "inspect",
+        "doctor",
+        "__main__",
+    ),
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 COMMANDS = len(LEVELS) - 1
