@@ -63,7 +63,7 @@ class NativePGCN:
             else:
                 edges = tree_edges(neighbours).contiguous().numpy()
             with stage("edges"):
-                weights = _edge_weights(*features, edges)
+                weights = _edge_weights(features[0], features[1], edges)
             scores = []
             for network, x, of_edges in zip((self.activity, self.completeness), features, weights, strict=True):
                 with stage("graph"):
