@@ -88,7 +88,7 @@ class _Files(Source):
 
     def sidecar(self, name: str) -> Sidecar | None:
         if name not in self._sidecars:
-            self._sidecars[name] = read_sidecar(sidecar_path(self.videos[name]))
+            self._sidecars[name] = read_sidecar(sidecar_path(self.file(name)))
         return self._sidecars[name]
 
     def open(self, name: str) -> Any:
