@@ -16,7 +16,6 @@ import bcnet_fast
 PACKAGE = Path(bcnet_fast.__file__).parent
 # From the bottom to the top. A module may import its own level and those below it.
 LEVELS = (
-<<<<<<< HEAD
     (
         "errors",
         "bounds",
@@ -30,9 +29,6 @@ LEVELS = (
         "threads",
         "kernels",
     ),
-=======
-    ("errors", "bounds", "recipe", "settings", "config", "presets", "protocols", "progress", "text", "kernels"),
->>>>>>> h7
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
     ("video",),
