@@ -21,8 +21,8 @@ FRAMES = {"one": 400, "two": 320, "three": 240}
 RATE = 25
 
 
-def checkpoint(path: Path, system: str = "pgcn", *, seed: int = 0, **changes) -> Path:
-    """Weights of a small network that gives scores of ordinary size."""
+def checkpoint(path: Path, system: str = "pgcn", *, seed: int = 0, std: float = 0.5, **changes) -> Path:
+    """Weights of a small network. std: of the last layers', for scores of ordinary size from features around 1."""
     model = changes.pop("model", SMALL[system])
     config = SecondStageConfig("small", model, regression=RegressionStats((0.0, 0.0), (0.1, 0.1)), labels=LABELS)
     config = replace(config, **changes)
@@ -31,7 +31,7 @@ def checkpoint(path: Path, system: str = "pgcn", *, seed: int = 0, **changes) ->
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if "_fc.weight" in name:
-                parameter.normal_(std=0.5)
+                parameter.normal_(std=std)
     save_checkpoint(path, network.state_dict(), config)
     return path
 

@@ -14,28 +14,18 @@ from helpers.paths import ROOT
 import bcnet_fast
 
 PACKAGE = Path(bcnet_fast.__file__).parent
+BASICS = ("errors", "bounds", "recipe", "settings", "config", "presets", "protocols", "progress", "text", "threads")
+COMMAND_MODULES = ("infer", "extract", "train", "refine", "evaluate", "view", "merge", "convert", "inspect", "doctor")
 # From the bottom to the top. A module may import its own level and those below it.
 LEVELS = (
-    (
-        "errors",
-        "bounds",
-        "recipe",
-        "config",
-        "presets",
-        "protocols",
-        "progress",
-        "settings",
-        "text",
-        "threads",
-        "kernels",
-    ),
+    (*BASICS, "kernels"),
     ("storage", "profiling"),
     ("ops", "geometry", "data"),
     ("video",),
     ("networks", "layers"),
     ("proposals",),
     ("inference", "training", "evaluation", "results", "compat"),
-    ("cli", "infer", "extract", "train", "refine", "evaluate", "view", "convert", "inspect", "doctor", "__main__"),
+    ("cli", *COMMAND_MODULES, "__main__"),
 )
 LEVEL = {part: number for number, parts in enumerate(LEVELS) for part in parts}
 COMMANDS = len(LEVELS) - 1

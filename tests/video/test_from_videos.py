@@ -105,7 +105,7 @@ def test_the_page_of_videos_plays_them_and_refine_reads_their_features_again(dat
     (shown,) = data_of(tmp_path / "page.html")["videos"]
     assert (tmp_path / unquote(shown["source"]["link"])).resolve() == (data / "clips" / "video_5.mp4").resolve()
     model = PGCNConfig(classes=3, feature_dim=8, hidden=5)
-    second = second_stage(tmp_path / "second.safetensors", model=model)
+    second = second_stage(tmp_path / "second.safetensors", model=model, std=1e-4)
     with pytest.raises(InputError, match="--refine reads the features again, expected --keep-features DIR"):
         propose(tmp_path / "out.json", *flags, "--refine", second)
     kept = ("--refine", second, "--keep-features", tmp_path / "kept")
