@@ -30,7 +30,7 @@ from bcnet_fast.presets import PRESET_NAMES, PRESETS
             ["train", "--preset", "smal"],
             "--preset is 'smal', expected thumos14, activitynet13, small, synthetic or muses; did",
         ),
-        (["train", "--preset", "small", "--model", "gtda"], "expected bcnet, bmn, gtad, pgcn or muses; did you mean gtad?"),
+        (["train", "--preset", "small", "--model", "gtda"], "gtad, pgcn or muses; did you mean gtad?"),
         (
             ["evaluate", "--metric", "thumos"],
             "--metric is 'thumos', expected thumos14 or activitynet13; did you",
