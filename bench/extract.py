@@ -4,8 +4,8 @@
 
 Frames: the decoder alone, and `extract --backbone frame-index`, which decodes, places frames in time, samples clips and
 writes rows, but needs no pixels. Pixels: the decoder with PyAV's conversion to RGB of 224 x 224, and `extract` with a
-backbone that reads one pixel of each clip. `--hour` adds the peak memory over synthetic files of a minute and an hour;
-`--seconds 0` leaves out the rest.
+backbone that reads one pixel of each clip. `--hour` adds the peak memory over synthetic files of a minute
+and an hour; `--seconds 0` leaves out the rest.
 """
 
 from __future__ import annotations

@@ -89,7 +89,8 @@ def run_shard(options: InferOptions, prepared: Prepared, shard: Shard, started: 
         sum(writer.done.values()),
         seconds,
         about.details,
-        tuple(Failure(*failed) for failed in sorted(writer.failed.items())),
+        tuple(Failure(*failed) for failed in sorted(writer.failed.items()))
+        + tuple(failure for failure in prepared.unusable if failure.video in shard),
         profile,
         prepared.pictures.seconds,
     )

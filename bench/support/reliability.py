@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from .markdown import machine, number, table
 
@@ -31,14 +30,3 @@ def kills(results: Path) -> str:
         lines.append([f"`{command}`", whom, str(of["kills"]), str(of["compared"]), str(broken[name])])
     lines.append(["all", "", *(str(sum(int(line[i]) for line in lines)) for i in (2, 3, 4))])
     return table(["command", "killed", "kills", "results compared", "promise broken"], lines)
-
-
-def shard_kills(found: dict[str, Any]) -> str:
-    """Shards that were killed, resumed and merged."""
-    names = ("runs", "kills", "main", "worker", "group", "lost", "doubled")
-    lines = [
-        [row["part_format"], *(str(row[name]) for name in names), "yes" if row["equal"] else "no"]
-        for row in found["rows"]
-    ]
-    header = ["parts", "runs", "killed", "the process", "a worker", "all of them", "videos lost", "videos doubled"]
-    return table([*header, "bytes equal"], lines)

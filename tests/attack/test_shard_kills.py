@@ -1,7 +1,6 @@
 """Shards that are killed at random moments, resumed and merged: the result is that of an undisturbed single run.
 
-A few kills run with the tests. tests/attack/kill_shards.py makes any number, and writes the figures of
-docs/reliability.md.
+A few kills run with the tests. tests/attack/kill_shards.py makes any number.
 """
 
 from __future__ import annotations
