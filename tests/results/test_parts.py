@@ -192,7 +192,9 @@ def test_parts_are_neither_mixed_nor_lost_unasked(tmp_path):
     with pytest.raises(InputError, match="continue with --resume, or replace them with --overwrite"):
         writer(tmp_path, 0, 2)
     writer(tmp_path, 1, 2).close()  # the other shard has none yet
-    with pytest.raises(InputError, match=r"parts of other shards, such as part-000-of-002-0000.jsonl; delete them"):
+    with pytest.raises(
+        InputError, match=r"of another number of shards, such as part-000-of-002-0000.jsonl; delete them"
+    ):
         writer(tmp_path, 0, 3, overwrite=True)
     assert writer(tmp_path, 0, 3, resume=True).done == {"v0": 0}
     replaced = writer(tmp_path, 0, 2, overwrite=True)
