@@ -9,6 +9,7 @@ import sys
 import time
 
 from ..data.shard import Shard, parse_shard
+from ..errors import InputError
 from ..profiling import record
 from ..results.part_writer import PartWriter
 from ..results.parts import Header, fingerprint_of
@@ -25,6 +26,8 @@ def infer_shard(options: InferOptions) -> InferReport:
     """
     started = time.perf_counter()
     shard = parse_shard(options.shard or "", os.environ)
+    if os.path.isfile(options.output):
+        raise InputError(f"{options.output} is a file, expected a folder for the parts")
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     return run_shard(options, prepare(options), shard, started)
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import torch
 from attack import mutations as m
-from attack import second_stage
+from attack import second_stage_targets
 from attack.target import Target
 from helpers.networks import SMALL
 

@@ -10,12 +10,12 @@ import sys
 
 import pytest
 from attack.kill_shards import campaign
-from helpers.sweeps import sweep
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals as on Linux")
 
 
-@sweep("part_format, kills", [("jsonl", 2), ("parquet", 2), ("jsonl", 20), ("parquet", 20)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("part_format", "kills"), [("jsonl", 20), ("parquet", 20)])
 def test_killed_shards_lose_and_double_nothing(tmp_path, part_format, kills):
     if part_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         pytest.skip("pyarrow is not installed")

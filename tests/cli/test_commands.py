@@ -56,7 +56,11 @@ def test_the_list_imports_neither_torch_nor_numpy():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("infr", "did you mean infer?"), ("x", "the commands are infer, extract, train,"), ("-x", "the commands are")],
+    [
+        ("infr", "did you mean infer?"),
+        ("x", "the commands are infer, extract, merge, train,"),
+        ("-x", "the commands are"),
+    ],
 )
 def test_an_unknown_command_is_one_line(monkeypatch, capsys, name, hint):
     code, out, err = start(monkeypatch, capsys, "bcnet", name)

@@ -147,7 +147,7 @@ def test_flags_that_do_not_fit_are_refused(checkpoint, features, more, message):
 
 def test_a_file_is_no_folder_of_parts(checkpoint, features, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file cannot be written: File exists"):
+    with pytest.raises(InputError, match="file is a file, expected a folder for the parts"):
         infer.main(flags(checkpoint, features, "--shard", "0/1", output=tmp_path / "file"))
     for parts in (tmp_path / "gone", tmp_path / "file", features):
         with pytest.raises(InputError, match="expected a folder of parts that `infer --shard` wrote"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,6 +76,8 @@ def test_inference_shares_busy_cores_unless_the_user_states_a_number(monkeypatch
     if stated:
         monkeypatch.setenv(stated, "2")
     monkeypatch.setattr(threads, "others_running", lambda: 1000)
-    monkeypatch.setattr(run, "_infer", lambda options, fair: torch.get_num_threads())
-    assert run.infer(SimpleNamespace()) == expected
+    seen = []
+    monkeypatch.setattr(run.Run, "_predict", lambda self, videos, share: seen.append(torch.get_num_threads()))
+    run.Run.predict(object.__new__(run.Run), [])
+    assert seen == [expected]
     assert torch.get_num_threads() == 2
