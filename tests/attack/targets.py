@@ -50,7 +50,7 @@ def build(root: Path) -> list[Target]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     firsts = [*_features(root, rng), *_tables(root), *_evaluations(root), *_checkpoints(root), *_trainings(root)]
-    return [*firsts, *_resumed(root, rng), *second_stage.targets(root)]
+    return [*firsts, *_resumed(root, rng), *second_stage_targets.targets(root)]
 
 
 def _inference(*more: str) -> tuple[str, ...]:
