@@ -81,7 +81,7 @@ def test_variants_fit_with_every_version_of_triton_in_the_table():
     with VERSIONS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     counted = {row["compiler"].rpartition(".")[0] for row in rows}
-    assert counted >= {"triton 3.2", "triton 3.3", "triton 3.7", "triton 3.9"}
+    assert counted >= {f"triton 3.{minor}" for minor in range(2, 10)}
     assert all(row["not_fitting"] == "0" for row in rows)
     # Only bfloat16 on Turing, which has no such instructions, and only with the oldest version.
     failing = {(r["compiler"], r["target"], r["note"]) for r in rows if int(r["compiled"]) < int(r["variants"])}
