@@ -67,10 +67,13 @@ def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_a
 
 def test_a_lock_is_not_inherited(tmp_path):
     writer = ResultWriter(tmp_path / "out.json", {})
+    begun, begin = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(begin, b"x")
         time.sleep(PATIENCE_S)
         os._exit(0)
+    os.read(begun, 1)
     try:
         with pytest.raises(InputError, match=r"out.json.partial is in use by another run"):
             ResultWriter(tmp_path / "out.json", {})
@@ -79,6 +82,8 @@ def test_a_lock_is_not_inherited(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(begun)
+        os.close(begin)
 
 
 def test_a_second_training_in_a_folder_is_refused(data, tmp_path):
