@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support import reliability, second_stage_tables
+from support import reliability, second_stage_tables, video_tables
 from support.markdown import NAMES, SPACE, machine, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -404,9 +404,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
     "view": lambda: each_machine("view", view),
+    "extract": lambda: each_machine("extract", video_tables.extract),
     "soft-nms": soft_nms,
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
+    "contended": lambda: each_machine("contended", reliability.contended),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,
     "predicted-floors": predicted_floors,

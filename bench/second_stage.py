@@ -122,7 +122,7 @@ def timed(case: str, calls: dict[str, Callable[[], SecondStageOutput]], base: st
     expected = host(calls[last]())
     for name in others:
         for found, wanted in zip(host(calls[name]()), expected, strict=True):
-            if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max())):
+            if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.detach().abs().max())):
                 raise BackendError(f"{case}, {name}: expected the scores of {last!r}, found others")
     scores = {name: lambda call=call: host(call()) for name, call in calls.items()}
     timings = alternate(scores, seconds=1.0, warm_up=False)
@@ -226,7 +226,7 @@ def training(videos: int) -> list[dict[str, Any]]:
     forwards = {"all": own, PUBLIC: functools.partial(pgcn_dense_graph, public)}
     own.eval(), public.eval()
     for found, wanted in zip(*(host(forward(*inputs)) for forward in forwards.values()), strict=True):
-        torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.abs().max()))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE * float(wanted.detach().abs().max()))
     own.train(), public.train()
 
     def step(forward: Callable[..., SecondStageOutput]) -> None:

@@ -30,3 +30,15 @@ def kills(results: Path) -> str:
         lines.append([f"`{command}`", whom, str(of["kills"]), str(of["compared"]), str(broken[name])])
     lines.append(["all", "", *(str(sum(int(line[i]) for line in lines)) for i in (2, 3, 4))])
     return table(["command", "killed", "kills", "results compared", "promise broken"], lines)
+
+
+def contended(found: dict[str, Any]) -> str:
+    """Seconds of networks on idle cores and beside busy processes."""
+    lines = []
+    for row in found["rows"]:
+        beside = f"{row['busy']} busy processes" if row["busy"] else "idle"
+        name = f"{row['network']}, {row['windows']} windows".replace(" 1 windows", " 1 window")
+        taken = f" ({' or '.join(map(str, row['threads']))})" if row["variant"] == "by itself" else ""
+        lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
+    note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
+    return note + table(["network", "beside", "threads", "seconds"], lines)
