@@ -375,11 +375,11 @@ def resolve_times(
         times, path = options.time.resolver(config, archive), options.time.times
     except InputError as error:
         raise InputError(f"{options.checkpoint}: {error}" if config.trained_on else str(error)) from error
+    unused = len(times.table) - len(times.matched(archive.ids)) if path else 0
     if options.subset is not None:
         _keep_subset(options, archive, truth or times.table)
     if path:
         times.require_match(archive.ids, options.features, path)
-        unused = len(times.table) - len(times.matched(archive.ids))
         if unused:
             print(f"note: {path}: {count(unused, 'video')} without features", file=sys.stderr)
     elif not config.data.rescale and all(times.facts(video).fps is None for video in archive.ids):

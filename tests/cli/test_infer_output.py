@@ -118,7 +118,9 @@ def test_a_subset_of_the_archive(checkpoint, features, capsys):
     everything = results_of(run(checkpoint, features)[1])
     code, output = run(checkpoint, features, "--times", table, "--subset", "Validation")
     assert code == 0 and results_of(output) == {video: everything[video] for video in ("b", "c")}
-    assert "note: 2 videos left out, not in the subset 'Validation'" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "note: 2 videos left out, not in the subset 'Validation'" in errors
+    assert "times.csv: 1 video without features" in errors  # x, but none of those that are left out
     for more, message in (
         (("--subset", "validation"), "--subset requires an annotation file with subsets"),
         (
