@@ -118,7 +118,8 @@ def _from_arrays(path: Path) -> ClassScores:
     if isinstance(names, list):
         names = {"videos": names, "labels": list(THUMOS14_CLASSES)}
     if not isinstance(names, dict) or not all(isinstance(names.get(key), list) for key in ("videos", "labels")):
-        raise InputError(f'{names_path}: unknown layout, expected {{"videos": [names], "labels": [names]}}')
+        expected = f'{{"videos": [names], "labels": [names]}} for {path.name}'
+        raise InputError(f"{names_path}: unknown layout, expected {expected}")
     return _checked(names["videos"], names["labels"], scores, path)
 
 

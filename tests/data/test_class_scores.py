@@ -93,3 +93,10 @@ def test_videos_are_found_by_name() -> None:
     scores = ClassScores(("v", "w"), ("a",), np.ones((2, 1)))
     assert "w" in scores and "a" not in scores and scores.row_of["w"] == 1
     assert scores.row_of is scores.row_of  # made once
+
+
+def test_an_array_beside_other_class_scores_is_named(tmp_path):
+    np.save(tmp_path / "scores.npy", np.ones((1, 2)))
+    (tmp_path / "scores.json").write_text(json.dumps({"v": {"a": 1.0}}))
+    with pytest.raises(InputError, match=r"scores\.json: unknown layout, expected .* for scores\.npy"):
+        read_class_scores(tmp_path / "scores.npy")
