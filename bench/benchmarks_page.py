@@ -408,6 +408,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soft-nms": soft_nms,
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
+    "shard-kills": lambda: each_machine("shard_kills", reliability.shard_kills),
     "contended": lambda: each_machine("contended", reliability.contended),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,

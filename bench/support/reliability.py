@@ -43,3 +43,14 @@ def contended(found: dict[str, Any]) -> str:
         lines.append([name, beside, row["variant"] + taken, number(row["seconds"])])
     note = f"*{found['environment']['cores']} cores; median of {len(found['rows'][0]['rounds'])} rounds.*\n\n"
     return note + table(["network", "beside", "threads", "seconds"], lines)
+
+
+def shard_kills(found: dict[str, Any]) -> str:
+    """Shards that were killed, resumed and merged."""
+    names = ("runs", "kills", "main", "worker", "group", "lost", "doubled")
+    lines = [
+        [row["part_format"], *(str(row[name]) for name in names), "yes" if row["equal"] else "no"]
+        for row in found["rows"]
+    ]
+    header = ["parts", "runs", "killed", "the process", "a worker", "all of them", "videos lost", "videos doubled"]
+    return table([*header, "bytes equal"], lines)
