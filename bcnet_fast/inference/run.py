@@ -332,12 +332,13 @@ class Run:
         """Write the picture, the subtitles and the boundary probabilities of a video."""
         boundary = result.boundary_times, result.boundary_start, result.boundary_end
         found, options, prepared = (segments, scores, labels), self.options, self.prepared
-        times, start, end = (np.asarray(column, np.float32) for column in boundary)
-        curves = Boundaries(times, start, end, result.duration)
-        if options.boundaries:
-            write_boundaries(options.boundaries, result.video, curves)
-        elif options.page:
-            self.curves[result.video] = curves
+        if options.boundaries or options.page:
+            times, start, end = (np.asarray(column, np.float32) for column in boundary)
+            curves = Boundaries(times, start, end, result.duration)
+            if options.boundaries:
+                write_boundaries(options.boundaries, result.video, curves)
+            else:
+                self.curves[result.video] = curves
         annotation = prepared.truth.get(result.video)
         show(result.video, result.duration, boundary, found, prepared.pictures, options.srt, annotation, options.best)
 
