@@ -10,7 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
     InputError: Ray is not installed, or there is no cluster.
     """
     require_address(address)
-    handlers = _handlers()  # Ray replaces them
     ray = require_ray()
     if ray.is_initialized():
         yield ray
         return
     with contextlib.ExitStack() as stack:
+        restore = stack.enter_context(_signals())
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "critical"}
         if address == LOCAL:
             folder = stack.enter_context(_session_folder())
@@ -76,14 +76,13 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
         try:
             ray.init(address=address, **common)
         except SystemExit:  # Ray's answer to SIGTERM while it starts
-            _restore(handlers)
+            restore()
             signal.raise_signal(signal.SIGTERM)
             raise
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"--ray {address}: {reason}; expected a cluster that runs") from error
-        finally:
-            _restore(handlers)
+        restore()
         yield ray
 
 
@@ -128,12 +127,37 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
-def _handlers() -> dict[int, Any]:
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], None]]:
+    """Keep the handlers of signals, which Ray replaces while it starts; yield what brings them back.
+
+    Ray turns what a handler raises while it waits into a plain KeyboardInterrupt. Here it becomes what was raised.
+    """
     if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        yield lambda: None
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    raised: list[BaseException] = []
 
+    def noting(number: int, frame: Any) -> None:
+        try:
+            before[number](number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
-def _restore(handlers: dict[int, Any]) -> None:
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, noting if callable(handler) else handler)
+
+    try:
+        yield restore
+    except KeyboardInterrupt:
+        if raised:
+            raise raised[0] from None
+        raise
+    finally:
+        for number, handler in before.items():
+            # A handler that ignores further signals from now on stays.
+            if signal.getsignal(number) is noting:
+                signal.signal(number, handler)

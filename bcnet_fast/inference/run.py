@@ -97,7 +97,7 @@ class InferOptions:
     part_format: str = "jsonl"
     part_videos: int = 1000
     retry_failed: bool = False
-    # All shards on a Ray cluster of this address, or "local": `inference.ray.infer_ray`, whose processes `workers` counts.
+    # All shards on a Ray cluster of this address, or "local": `inference.ray.infer_ray`, with `workers` processes.
     ray: str | None = None
     cpus_per_worker: int = 1
     gpus_per_worker: float = 0.0
