@@ -25,10 +25,13 @@ from ..results.parts import Header, Part, numbers_of, parts_in
 from ..storage.lock import Lock
 from ..text import count
 from .ray_cluster import LOCAL, cluster, most_workers, require_address, require_ray
+from .ray_dataset import predict
 from .ray_pool import Pool
 from .ray_worker import Job
 from .run import InferOptions, InferReport, Inputs, open_inputs
 from .shards import about_run, require_folder
+
+__all__ = ["RayRun", "infer_ray", "predict", "start"]
 
 _LOCK = ".ray.lock"  # in the folder of the parts
 _SHARDS_A_WORKER = 8  # at least, so that all end at about the same time

@@ -86,13 +86,15 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
         yield ray
 
 
-def most_workers(ray: Any, cpus: int, gpus: float) -> int:
-    """How many workers the machines of the cluster have room for, at least one."""
+def most_workers(ray: Any, cpus: int, gpus: float, free_cpus: int = 0) -> int:
+    """How many workers the machines of the cluster have room for beside other work, at least one."""
     room = 0
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
-            fits = int(has.get("CPU", 0) // cpus)
+            free_here = min(free_cpus, int(has.get("CPU", 0)))
+            fits = int((has.get("CPU", 0) - free_here) // cpus)
+            free_cpus -= free_here
             room += min(fits, int(has.get("GPU", 0) / gpus)) if gpus else fits
     return max(1, room)
 
