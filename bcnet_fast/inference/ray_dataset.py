@@ -20,7 +20,7 @@ from .model import load
 from .predict import Failure, Predictor
 from .ray_cluster import most_workers, require_ray
 
-_TIMES = {"fps": "fps", "stride": "feature_stride", "offset": "feature_offset", "duration": "duration"}
+_TIMES = ("fps", "stride", "offset", "duration")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,13 @@ class _Worker:
             value = batch[column][row] if column in batch else None
             if value is not None and np.isfinite(value):
                 stated[column] = float(value)
-        return VideoAnnotation(name, **{_TIMES[column]: value for column, value in stated.items()})
+        return VideoAnnotation(
+            name,
+            fps=stated.get("fps"),
+            feature_stride=stated.get("stride"),
+            feature_offset=stated.get("offset"),
+            duration=stated.get("duration"),
+        )
 
     def _sequences(
         self, names: Sequence[str], features: np.ndarray

@@ -79,7 +79,7 @@ def campaign(folder: Path, *, kills: int, part_format: str, seed: int, several: 
     write_archive(folder, VIDEOS)
     expected, parts = folder / "expected.json", folder / "parts"
     assert infer.main(inference(folder, expected)) == 0
-    counts = dict.fromkeys(("runs", "kills", "worker", "machine", "driver", "results"), 0)
+    counts: dict[str, int] = dict.fromkeys(("runs", "kills", "worker", "machine", "driver", "results"), 0)
     found = {"lost": 0, "doubled": 0, "left behind": 0, "equal": True}
     choices = ["worker", "machine", "driver"] if several else ["worker", "driver"]
     complete = False
@@ -168,14 +168,13 @@ def main() -> int:
     options = parser.parse_args()
     record = begin(1, [options.json])
     rows = []
-    for kind, part_format in (("several machines", "jsonl"), ("several machines", "parquet"), ("local", "jsonl")):
+    kinds = (("several machines", "jsonl"), ("several machines", "parquet"), ("local", "jsonl"))
+    for seed, (kind, part_format) in enumerate(kinds, options.seed):
         with (
             tempfile.TemporaryDirectory() as folder,
             machines() if kind != "local" else contextlib.nullcontext() as several,
         ):
-            found = campaign(
-                Path(folder), kills=options.kills, part_format=part_format, seed=options.seed, several=several
-            )
+            found = campaign(Path(folder), kills=options.kills, part_format=part_format, seed=seed, several=several)
         rows.append({"cluster": kind, "part_format": part_format, **found})
         print(rows[-1], flush=True)
     if options.json:

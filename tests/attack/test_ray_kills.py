@@ -6,6 +6,8 @@ tests/attack/kill_ray.py makes any number of kills.
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import signal
 import sys
 
@@ -15,7 +17,7 @@ from attack.kill_shards import compare
 from attack.test_full_disk import FULL, PLENTY, _mounted
 from helpers.processes import PATIENCE_S, inference, started, wait_until, write_archive
 
-from bcnet_fast import infer
+from bcnet_fast import infer, merge
 from bcnet_fast.results.parts import parts_in
 
 pytestmark = [
@@ -90,3 +92,35 @@ def _finish(archive, remove: bool = True) -> None:
         for path in (archive / "parts").iterdir():
             path.unlink()
         (archive / "parts").rmdir()
+
+
+def test_a_video_that_kills_its_process_fails_and_the_others_have_results(archive, tmp_path, monkeypatch, capsys):
+    """The archive of the workers is that of the driver, and here one that ends the process that reads a video."""
+    import ray
+
+    from bcnet_fast.inference import ray as ours
+
+    opened, deadly = ours.open_inputs, "03"
+
+    def open_inputs(options):
+        inputs = opened(options)
+        load = inputs.archive.load
+
+        def kill_or_load(video):
+            if video == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return load(video)
+
+        inputs.archive.load = kill_or_load
+        return inputs
+
+    monkeypatch.setattr(ours, "open_inputs", open_inputs)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    parts, output = tmp_path / "parts", tmp_path / "merged.json"
+    assert infer.main(inference(archive, parts, "--ray", "--workers", 1)) == 1
+    reason = "the process that computed video '03' was killed 2 times, expected enough memory"
+    assert f"failed: 03: {reason}" in capsys.readouterr().err
+    assert merge.main([str(parts), "--output", str(output)]) == 1
+    found, expected = (json.loads(path.read_text())["results"] for path in (output, archive / "expected.json"))
+    del expected[deadly]
+    assert found == expected
