@@ -12,7 +12,7 @@ import signal
 import sys
 
 import pytest
-from attack.kill_ray import campaign, flags, machines
+from attack.kill_ray import campaign, flags, machines, workers
 from attack.kill_shards import compare
 from attack.test_full_disk import FULL, PLENTY, _mounted
 from helpers.processes import PATIENCE_S, inference, started, wait_until, write_archive
@@ -53,9 +53,14 @@ def test_a_signal_keeps_what_is_finished_and_refuses_a_second_run(archive, tmp_p
     parts = archive / "parts"
     with started("infer", flags(archive, None, "jsonl")) as driver:
         wait_until(lambda: parts.exists() and len(parts_in(parts)) >= 2)
+        computing = workers()
+        for process in computing:  # the second run begins before the first one has done its work
+            os.kill(process, signal.SIGSTOP)
         with started("infer", flags(archive, None, "jsonl")) as second:
             errors = second.communicate(timeout=PATIENCE_S)[1]
             assert second.returncode == 2 and f"{parts} is in use by another run" in errors
+        for process in computing:
+            os.kill(process, signal.SIGCONT)
         driver.send_signal(number)
         errors = driver.communicate(timeout=PATIENCE_S)[1]
     assert driver.returncode == code, errors
