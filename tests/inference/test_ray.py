@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +23,14 @@ from helpers.networks import SMALL
 from helpers.processes import wait_until
 
 from bcnet_fast import infer, merge
+from bcnet_fast.data.shard import Shard
+from bcnet_fast.data.timing import TimeFlags, TimeOptions
 from bcnet_fast.errors import InputError
+from bcnet_fast.inference.predict import Failure
 from bcnet_fast.inference.ray_cluster import cluster as cluster_of
+from bcnet_fast.inference.ray_worker import Job, Worker
+from bcnet_fast.inference.run import InferOptions, open_inputs
+from bcnet_fast.inference.shards import about_run
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.parts import parts_in
 from bcnet_fast.results.reader import read_results
@@ -99,6 +107,58 @@ def test_a_missing_ray_is_one_line_that_names_its_extra(checkpoint, archive, tmp
     with pytest.raises(InputError, match=r"^Ray is not installed, expected for --ray: pip install 'bcnet_fast\[ray\]'"):
         infer.main(infer_flags(checkpoint, archive, "--ray", output=tmp_path / "parts"))
     assert not (tmp_path / "parts").exists()
+
+
+@pytest.fixture
+def job(checkpoint, archive, tmp_path) -> Job:
+    """What a driver tells its workers."""
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    (parts / "marker").touch()
+    times = TimeOptions(TimeFlags(fps=25))
+    options = InferOptions(
+        str(archive), str(parts), checkpoint=str(checkpoint), time=times, device="cpu", part_videos=1, resume=True
+    )
+    inputs = open_inputs(options)
+    return Job(options, inputs, about_run(options, inputs), str(tmp_path), "marker")
+
+
+def test_a_worker_does_one_video_or_gives_it_up_and_then_the_rest(job):
+    shard, worker = Shard(0, 1), Worker(job)
+    assert worker.ready().error is None
+    first, second, *rest = worker.left(shard).left
+    assert len(rest) == VIDEOS - 2
+    assert second not in worker.run_one(shard, second).left
+    assert worker.give_up(shard, first, "killed").report.failures == (Failure(first, "killed"),)
+    report = worker.run(shard).report
+    assert (report.videos, report.failures) == (VIDEOS - 1, (Failure(first, "killed"),))
+    assert len(parts_in(job.options.output)) == VIDEOS
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"marker": "other"},
+            r"the Ray worker on \S+ does not see the folder .*parts that infer --ray was started with",
+        ),
+        (
+            {"features": "gone"},
+            r"the Ray worker on \S+ does not see gone, which .*expected storage that all machines have",
+        ),
+        (
+            {"version": "0.0.1"},
+            r"the Ray worker on \S+ has bcnet_fast .*, expected 0.0.1 as where infer --ray was started",
+        ),
+        ({"precision": "fp64"}, r"the Ray worker on \S+ has other values of precision"),
+    ],
+    ids=["output", "features", "version", "settings"],
+)
+def test_a_worker_on_a_machine_that_lacks_something_says_so_in_one_line(job, changes, message):
+    of_job = {name: value for name, value in changes.items() if name in ("marker", "version")}
+    of_options = {name: value for name, value in changes.items() if name not in of_job}
+    worker = Worker(replace(job, options=replace(job.options, **of_options), **of_job))
+    assert re.match(message, worker.ready().error or "")
 
 
 @needs_ray
