@@ -9,9 +9,6 @@ from pathlib import Path
 # Threads that wait by spinning make small networks ten times slower when other work shares the cores. The setting
 # counts when torch is first imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# The processes that tests start read compiled modules, instead of compiling all of them again.
-sys.dont_write_bytecode = False
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # With a process for each core (pytest-xdist), more threads would only take turns.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,6 +26,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
+
+# Test modules, and what they start, read compiled modules instead of compiling all of them again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests of such a file share what takes seconds to make: object files, an extension, a wheel, outputs of networks.
 ONE_PROCESS = (
