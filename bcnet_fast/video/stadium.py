@@ -79,13 +79,14 @@ def frames(video: SyntheticVideo, config: SyntheticConfig) -> Iterator[np.ndarra
     """
     rate = float(frame_rate(config))
     time = np.arange(FRAMES * len(video.features)) / rate
-    noise, scene, running = _noise(video, time, config), video.scene(time), _running(video, time)
+    noise, scene, running = _noise(video, config), video.scene(time), _running(video, time)
     stage, skies, total = _shown(_stage()), _shown(_skies()), _clock(len(time) / rate)
     crowd, lit, bar = _crowd(), _lit(), _BAR_COLUMNS.stop - _BAR_COLUMNS.start
     for number, now in enumerate(time):
+        if number % FRAMES == 0:
+            stage[_CROWD] = _shown(crowd + (lit * _seated(noise[number // FRAMES]))[..., None])
         picture = stage.copy()
         picture[_SKY] = skies[scene[number]]
-        picture[_CROWD] = _shown(crowd + (lit * _seated(noise[number]))[..., None])
         for place, (action, position, activation) in enumerate(running[number]):
             # Neighbours on a track are not in step.
             _add_runner(picture, action, position, activation, now + 0.3 * place)
@@ -137,14 +138,14 @@ def readout(config: SyntheticConfig) -> tuple[np.ndarray, np.ndarray]:
     return weights, bias
 
 
-def _noise(video: SyntheticVideo, time: np.ndarray, config: SyntheticConfig) -> np.ndarray:
-    """What scenes and events leave of the features, at times [F] -> [F, C]."""
+def _noise(video: SyntheticVideo, config: SyntheticConfig) -> np.ndarray:
+    """What scenes and events leave of the features, [T, C]."""
     phases, scenes = world_vectors(config)
     middle = (np.arange(len(video.features)) + 0.5) * config.stride / config.fps
     left = video.features - scenes[video.scene(middle)]
     for event in video.events:
         left -= event.phases(middle) @ phases[event.action]
-    return np.stack([np.interp(time, middle, channel) for channel in left.T], axis=1)
+    return left
 
 
 def _seated(values: np.ndarray) -> np.ndarray:
