@@ -421,3 +421,20 @@ def test_roles_names_and_focus(open_page: Open, results: Path, truth: Path) -> N
             break
         assert page.evaluate("document.activeElement.getBoundingClientRect().width") > 5
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+@pytest.mark.slow
+def test_the_lowest_place_of_the_slider_hides_nothing(open_page: Open, tmp_path: Path) -> None:
+    """The slider rounds these numbers up."""
+    entries = [
+        {"segment": [n, n + 1.5], "score": score}
+        for n, score in enumerate((0.8924772131260915, 1.8077490639163174e-19))
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"results": {"a": entries}}))
+    page = open_page(tmp_path / "results.json")
+    assert page.text_content("#threshold-value") == "any"
+    assert "2 proposals" in page.text_content("#summary")
+    set_slider(page, "#threshold", 0.3)
+    assert "1 of 2 proposals" in page.text_content("#summary")
+    set_slider(page, "#threshold", 0)
+    assert page.text_content("#threshold-value") == "any"
