@@ -1,7 +1,8 @@
 """Write temporal action proposals for the videos of a feature archive. Needs no annotations.
 
     python -m bcnet_fast.infer
-        run the demo: synthetic videos, and a small trained network that is shipped with the package
+        run the demo: synthetic videos, and a small trained network that is shipped with the package; with PyAV, also
+        clips of these videos, and a page that plays them
 
     python -m bcnet_fast.infer --checkpoint FILE.safetensors --features PATH --fps 30 --output FILE.json
         write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
