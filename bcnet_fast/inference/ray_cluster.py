@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from ..storage.output import is_running
 LOCAL, AUTO = "local", "auto"
 _ADDRESS = re.compile(r"[^\s/]+:\d{1,5}")
 _SESSION = re.compile(r"bcnet-ray-(\d+)-[0-9a-f]{4}")  # a folder, with the number of the driver
+_ANSWER_S = 10.0
 _LONGEST_TEMPORARY = 16  # characters; names of sockets have a limit
 _OBJECTS_BYTES = 256 << 20  # most memory for what processes share: names of an archive
 # For a cluster that is started here; a user's own values come first.
@@ -41,12 +43,20 @@ def require_ray() -> Any:
 
 
 def require_address(address: str) -> None:
-    """InputError: it is no address of a cluster, for example a video that follows the flag --ray."""
-    if address not in (LOCAL, AUTO) and not _ADDRESS.fullmatch(address):
+    """InputError: it is no address of a cluster, for example a video that follows the flag --ray, or none answers."""
+    if address in (LOCAL, AUTO):
+        return
+    if not _ADDRESS.fullmatch(address):
         raise InputError(
             f"--ray is {address!r:.80}, expected HOST:PORT of a cluster that this machine belongs to, auto, or nothing "
             "for the cores of this machine"
         )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()  # Ray itself would try for minutes
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--ray {address} does not answer ({reason}), expected a cluster that runs") from error
 
 
 @contextlib.contextmanager
@@ -80,7 +90,7 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
             signal.raise_signal(signal.SIGTERM)
             raise
         except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise InputError(f"--ray {address}: {reason}; expected a cluster that runs") from error
         restore()
         yield ray

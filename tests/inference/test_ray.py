@@ -88,6 +88,7 @@ def merged(archive: Path, parts: Path) -> tuple[int, bytes]:
     [
         (("--ray", "--shard", "0/1"), "--ray does all shards and --shard one of them, expected one of the two"),
         (("--ray", "clip.mp4"), "--ray is 'clip.mp4', expected HOST:PORT of a cluster"),
+        (("--ray", "127.0.0.1:9"), r"--ray 127.0.0.1:9 does not answer \(.+\), expected a cluster that runs"),
         (("--cpus-per-worker", 2), "--cpus-per-worker needs --ray"),
         (("--shard", "0/1", "--gpus-per-worker", 1), "--gpus-per-worker needs --ray"),
         (("--ray", "--cpus-per-worker", 0), "--cpus-per-worker is 0, expected at least 1"),
