@@ -146,7 +146,7 @@ class Prepared:
     def video_files(self) -> dict[str, Path]:
         """The video files that are read, by id; empty for features."""
         archive = self.archive
-        return {video: archive.files(video)[0] for video in archive.ids} if archive.kind == "videos" else {}
+        return {video: Path(archive.files(video)[0]) for video in archive.ids} if archive.kind == "videos" else {}
 
 
 def prepare(options: InferOptions) -> Prepared:
@@ -198,7 +198,7 @@ def infer(options: InferOptions) -> InferReport:
         run = Run(options, prepared, lambda video, _, *columns: writer.add(video, *columns), failures.append)
         recording = record() if options.profile or options.trace else contextlib.nullcontext()
         with interruptible(writer), recording as profile:
-            run.predict(videos)
+            run.predict(archive.reading_order(videos))
         if not writer.done:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""

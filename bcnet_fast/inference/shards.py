@@ -72,7 +72,7 @@ def run_shard(options: InferOptions, prepared: Prepared, shard: Shard, started: 
                 run.fail(failure)
         try:
             with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
-                run.predict(videos)
+                run.predict(archive.reading_order(videos))
         except (KeyboardInterrupt, BrokenPipeError):
             writer.commit()
             print(

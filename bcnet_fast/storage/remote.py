@@ -1,0 +1,436 @@
+"""Files at fsspec addresses, such as s3://bucket/folder: listed page by page, read in ranges or whole, stored whole.
+
+An `Address` prints without passwords and signatures. No connection is kept between calls, so that addresses work in
+forked processes and on other machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import io
+import itertools
+import os
+import random
+import re
+import time
+import urllib.parse
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from ..errors import InputError
+
+T = TypeVar("T")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()]+")
+_WEB = ("http", "https")
+_PACKAGES = {
+    **dict.fromkeys(_WEB, "aiohttp"),
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
+    "hf": "huggingface_hub",
+}
+_TRIES = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0  # between two tries
+_GIVE_UP_S = 180.0  # no further try after that time
+_SILENT_S = 60.0  # without a byte of an answer
+_BLOCK, _BLOCKS = 1 << 19, 64  # bytes read at once, and blocks in memory, of a file that is read in parts
+_PAGE = 1000  # entries of a listing that are taken over at once
+_LONGEST_REASON = 160  # characters of a message of a library
+_pauses = random.Random()  # leaves the global random state alone
+
+
+class Address(str):
+    """A file or folder in another storage. `str()` and f-strings give `shown_address`; pickling keeps the whole.
+
+    facts: size in bytes and version, as far as a listing has stated them.
+    """
+
+    facts: tuple[int, int] | None
+
+    def __new__(cls, text: str, facts: tuple[int, int] | None = None) -> Address:
+        address = super().__new__(cls, text)
+        address.facts = facts
+        return address
+
+    @property
+    def whole(self) -> str:
+        """The address with everything that it takes to reach it."""
+        return str.__str__(self)
+
+    def __str__(self) -> str:
+        return shown_address(self.whole)
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __format__(self, specification: str) -> str:
+        return format(str(self), specification)
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Place and query, which begins with `?`."""
+        before, mark, query = self.whole.partition("?") if self._is_web else (self.whole, "", "")
+        return before, mark + query
+
+    @property
+    def _is_web(self) -> bool:
+        return self.whole.partition("://")[0].lower() in _WEB
+
+    @property
+    def name(self) -> str:
+        """The last part, such as that of a path."""
+        name = self._parts[0].rstrip("/").rpartition("/")[2]
+        return urllib.parse.unquote(name) if self._is_web else name
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.name)[1]
+
+    @property
+    def stem(self) -> str:
+        return os.path.splitext(self.name)[0]
+
+    @property
+    def parent(self) -> Address:
+        before, query = self._parts
+        return Address(before.rstrip("/").rpartition("/")[0] + query)
+
+    def with_name(self, name: str) -> Address:
+        return self.parent / name
+
+    def __truediv__(self, name: str) -> Address:
+        before, query = self._parts
+        return Address(f"{before.rstrip('/')}/{urllib.parse.quote(name) if self._is_web else name}{query}")
+
+
+Place = Path | Address
+
+
+def is_address(path: object) -> bool:
+    """Whether a path names another storage, such as `s3://bucket/name`."""
+    return isinstance(path, str) and _ADDRESS.match(path) is not None
+
+
+def place_of(path: str | os.PathLike) -> Place:
+    """A local path, or the address of another storage. `file://` is local."""
+    if isinstance(path, Address) or not is_address(path):
+        return path if isinstance(path, Address) else Path(path)
+    text = str(path)
+    if text.lower().startswith("file://"):
+        return Path(urllib.parse.unquote(urllib.parse.urlparse(text).path))
+    return Address(text)
+
+
+def shown_address(text: str) -> str:
+    """An address without user, password and signature; other text as it is."""
+    protocol, mark, rest = text.partition("://")
+    if not mark:
+        return text
+    host, slash, path = rest.partition("/")
+    user, at, server = host.rpartition("@")
+    if at and (protocol.lower() in _WEB or ":" in user):
+        host = server
+    path = re.sub(r"\?[^?=]*=.*|(?<=\w)#.*" if protocol.lower() not in _WEB else r"[?#].*", "", path)
+    return f"{protocol}://{host.partition('?')[0]}{slash}{path}"
+
+
+def without_secrets(text: str) -> str:
+    """A message of a library, with the addresses in it as `shown_address`."""
+    return _IN_TEXT.sub(lambda found: shown_address(found[0]), text)
+
+
+def _filesystem(address: Address) -> tuple[Any, str]:
+    """The fsspec file system of this process, and the path in it. InputError: a package is missing, or unknown."""
+    try:
+        import fsspec
+        import fsspec.core
+    except ImportError as error:
+        raise InputError(f"{address}: addresses need fsspec: pip install 'bcnet_fast[remote]'") from error
+    protocol = address.whole.partition("://")[0].lower()
+    if "::" in address.whole:
+        raise InputError(f"{address} is a chain of addresses, expected a single one")
+    package = _PACKAGES.get(protocol)
+    try:
+        return fsspec.core.url_to_fs(address.whole, use_listings_cache=False, **_options(protocol))
+    except ImportError as error:
+        needed = f"needs {package}: pip install {package}" if package else without_secrets(str(error))
+        raise InputError(f"{address}: {protocol}:// {needed}") from error
+    except ValueError as error:
+        raise InputError(f"{address}: {without_secrets(str(error))}, expected a protocol of fsspec") from None
+
+
+def _options(protocol: str) -> dict[str, Any]:
+    """Limits for the time without an answer; everything else, credentials included, is what the libraries find."""
+    if protocol in _WEB:
+        import aiohttp
+
+        silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
+        return {"client_kwargs": {"timeout": silent, "trust_env": True}}
+    if protocol in ("s3", "s3a"):
+        return {"config_kwargs": {"connect_timeout": _SILENT_S, "read_timeout": _SILENT_S}}
+    return {}
+
+
+def _tried(address: Address, work: Callable[[Any, str], T], tries: int = _TRIES) -> T:
+    """`work(file system, path)`, again after errors of servers and connections.
+
+    InputError: it failed. FileNotFoundError: there is no such file.
+    """
+    begun = time.monotonic()
+    for number in itertools.count(1):
+        fs, path = _filesystem(address)
+        try:
+            return work(fs, path)
+        except InputError:
+            raise
+        except Exception as error:
+            # The web client reports whatever goes wrong as a missing file.
+            cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+            if not _may_pass(cause) or number == tries or time.monotonic() - begun > _GIVE_UP_S:
+                if isinstance(error, FileNotFoundError) and (cause is error or _status_of(cause) in (404, None)):
+                    raise FileNotFoundError(str(address)) from None
+                raise InputError(f"{address} cannot be reached ({_reason(cause, number)})") from None
+        time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (number - 1)) * (0.5 + _pauses.random()))
+    raise AssertionError
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status in an error of a library."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    found = getattr(error, "status", None) or getattr(error, "code", None) or getattr(response, "status_code", None)
+    return int(str(found)) if str(found).isdecimal() else None
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a further try may help."""
+    status = _status_of(error)
+    if status is not None and 400 <= status < 600:
+        return status >= 500 or status in (408, 429)
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
+        return False
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError | TimeoutError | EOFError) or library in (
+        "aiohttp",
+        "asyncio",
+        "botocore",
+        "httpx",
+    )
+
+
+def _reason(error: BaseException, tries: int) -> str:
+    lines = without_secrets(str(error)).strip().splitlines()
+    reason = lines[0][:_LONGEST_REASON] if lines else type(error).__name__
+    return reason if tries == 1 else f"{reason}; tried {tries} times"
+
+
+def _info(address: Address) -> dict[str, Any]:
+    return _tried(address, lambda fs, path: fs.info(path))
+
+
+def _facts(info: dict[str, Any]) -> tuple[int, int] | None:
+    """Size and version of a file from what a storage says about it; None where it does not say the size.
+
+    The version is the time of the last change in ns or, where that is unknown, a number below all such times.
+    """
+    size = info.get("size")
+    if not isinstance(size, int) or size < 0:
+        return None
+    for name in ("LastModified", "last_modified", "mtime", "modified", "created"):
+        value = info.get(name)
+        if isinstance(value, datetime.datetime):
+            return size, int(value.timestamp() * 1e6) * 1000
+        if isinstance(value, int | float) and value > 0:
+            return size, int(value * 1e6) * 1000
+    stated = next((str(info[name]) for name in ("ETag", "etag", "blob_id", "md5Hash") if info.get(name)), "")
+    return size, int.from_bytes(hashlib.blake2b(stated.encode(), digest_size=6).digest(), "big")
+
+
+def facts_of(place: Place) -> tuple[int, int] | None:
+    """Size in bytes and version of a file, see `_facts`; None where there is none. InputError: it cannot be reached."""
+    if not isinstance(place, Address):
+        try:
+            status = place.stat()
+        except OSError:
+            return None
+        return status.st_size, status.st_mtime_ns
+    if place.facts is None:
+        with contextlib.suppress(FileNotFoundError):
+            place.facts = _facts(_info(place))
+    return place.facts
+
+
+def size_of(place: Place) -> int:
+    """Bytes of a file. InputError: there is none, or its storage does not state it."""
+    if not isinstance(place, Address):
+        return place.stat().st_size
+    if place.facts is None:
+        try:
+            place.facts = _facts(_info(place))
+        except FileNotFoundError:
+            raise InputError(f"{place} does not exist") from None
+        if place.facts is None:
+            raise InputError(f"{place} has no size in the answer of its server, expected one, to bound the memory")
+    return place.facts[0]
+
+
+def exists(place: Place) -> bool:
+    """Whether there is a file. InputError: it cannot be reached."""
+    return facts_of(place) is not None if isinstance(place, Address) else place.is_file()
+
+
+def read_range(address: Address, start: int, end: int) -> bytes:
+    """Bytes from `start` to before `end`. InputError: they cannot be read."""
+
+    def work(fs: Any, path: str) -> bytes:
+        found = fs.cat_file(path, start=start, end=end)
+        if len(found) == end - start:
+            return found
+        if len(found) > end - start:
+            raise InputError(f"{address}: its server does not serve parts of files, expected one that knows ranges")
+        raise EOFError(f"{len(found)} of {end - start} bytes at {start} arrived")
+
+    try:
+        return _tried(address, work) if end > start else b""
+    except FileNotFoundError:
+        raise InputError(f"{address} does not exist any more") from None
+
+
+def read_whole(address: Address, limit: int, flag: str = "") -> bytes:
+    """All bytes of a file. InputError: it has more than `limit`, which `flag` sets, or cannot be read."""
+    size = size_of(address)
+    if size > limit:
+        by = f" ({flag})" if flag else ""
+        raise InputError(f"{address} has {size / 2**30:.3g} GiB, expected at most {limit / 2**30:.3g} GiB{by}")
+
+    def work(fs: Any, path: str) -> bytes:
+        found = fs.cat_file(path)
+        if len(found) != size:
+            raise EOFError(f"{len(found)} of {size} bytes arrived")
+        return found
+
+    try:
+        return _tried(address, work)
+    except FileNotFoundError:
+        raise InputError(f"{address} does not exist any more") from None
+
+
+class RemoteFile(io.RawIOBase):
+    """A file that is read in parts; 32 MiB of it are kept in memory.
+
+    block: bytes read at once where fewer are asked for.
+
+    InputError: its size is unknown, or a part cannot be read.
+    """
+
+    def __init__(self, address: Address, block: int = _BLOCK) -> None:
+        super().__init__()
+        self.address, self.size, self._block = address, size_of(address), block
+        self._position = 0
+        self._held: OrderedDict[int, bytes] = OrderedDict()  # by number, the last used at the end
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence]
+        if begin + offset < 0:
+            raise ValueError(f"position {begin + offset} is negative")
+        self._position = begin + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        begin, end = self._position, min(self._position + len(view), self.size)
+        if end <= begin:
+            return 0
+        if end - begin > self._block:
+            view[: end - begin] = read_range(self.address, begin, end)
+            self._position = end
+            return end - begin
+        for number in range(begin // self._block, -(-end // self._block)):
+            first = number * self._block
+            block = self._read_block(number)
+            low, high = max(begin, first), min(end, first + len(block))
+            view[low - begin : high - begin] = block[low - first : high - first]
+        self._position = end
+        return end - begin
+
+    def _read_block(self, number: int) -> bytes:
+        if number not in self._held:
+            first = number * self._block
+            self._held[number] = read_range(self.address, first, min(first + self._block, self.size))
+            while len(self._held) > _BLOCKS:
+                self._held.popitem(last=False)
+        self._held.move_to_end(number)
+        return self._held[number]
+
+    def readall(self) -> bytes:
+        return self.read(max(0, self.size - self._position)) or b""
+
+
+def open_binary(place: Place) -> IO[bytes]:
+    """Open a file to read bytes, at any position. OSError or InputError: it cannot be opened."""
+    return RemoteFile(place) if isinstance(place, Address) else open(place, "rb")  # pyright: ignore[reportReturnType]
+
+
+def open_whole(place: Place, limit: int, flag: str = "") -> IO[bytes]:
+    """Open a file that is read as a whole: one of another storage is in memory, see `read_whole`."""
+    return io.BytesIO(read_whole(place, limit, flag)) if isinstance(place, Address) else open(place, "rb")
+
+
+def listed(folder: Address) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """Name, and size and version, of each file in a folder, in any order.
+
+    The listing of S3 is read page by page; other storages give theirs as a whole.
+
+    InputError: it cannot be read, or there is no such folder.
+    """
+    any_file = False
+    try:
+        for info in _entries(folder):
+            name = str(info["name"]).rstrip("/").rpartition("/")[2]
+            if name and info.get("type") != "directory" and not str(info["name"]).endswith("/"):
+                any_file = True
+                yield (urllib.parse.unquote(name.partition("?")[0]) if folder._is_web else name), _facts(info)
+    except FileNotFoundError:
+        any_file = False
+    if not any_file:
+        raise InputError(f"{folder} does not exist or has no file, expected a folder with files")
+
+
+def _entries(folder: Address) -> Iterator[dict[str, Any]]:
+    fs, path = _filesystem(folder)
+    if not hasattr(fs, "_iterdir") or not hasattr(fs, "split_path"):
+        yield from _tried(folder, lambda fs, path: fs.ls(path, detail=True))
+        return
+    from fsspec.asyn import sync
+
+    bucket, key, _ = fs.split_path(path)
+    items = fs._iterdir(bucket, prefix=f"{key.rstrip('/')}/" if key else "", delimiter="/")
+    # One try: the library asks for a page again by itself, and an iterator that has failed looks like one at its end.
+    page: list[dict[str, Any]] | None = None
+    while page is None or page:
+        page = _tried(folder, lambda fs, path: sync(fs.loop, _page, items), tries=1) or []
+        yield from page
+
+
+async def _page(items: Any) -> list[dict[str, Any]]:
+    page: list[dict[str, Any]] = []
+    async for item in items:
+        page.append(item)
+        if len(page) == _PAGE:
+            break
+    return page
