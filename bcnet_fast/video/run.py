@@ -108,6 +108,7 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     backbone = options.network.open(known)
     videos, failures = list_videos(options.videos)
     folder = Path(options.output)
+    is_new = not folder.exists()
     require_writable(folder / "features.npy")
     report = ExtractReport(options.output, backbone.recipe, failures=failures)
     run = _Run(folder, backbone, options, report)
@@ -119,6 +120,8 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
         pass
     report.seconds = time.perf_counter() - started
     if failures and not report.extracted and not report.kept:
+        if is_new:
+            folder.rmdir()
         others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0][1]}{others}")
     return report
