@@ -34,9 +34,11 @@ from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
 from .text import shown
 
+_ADDRESSES = ("features", "checkpoint", "times", "labels", "ground_truth", "output")
+
 
 def build_parser() -> Parser:
-    parser = command_parser("infer", __doc__)
+    parser = command_parser("infer", __doc__, _ADDRESSES)
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
     )

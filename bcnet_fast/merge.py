@@ -20,12 +20,13 @@ from .errors import InputError
 from .results.merge import merge, read_ids
 from .results.parquet import SUFFIX, require_pyarrow
 from .results.parts import Part, parts_in
-from .storage.output import require_writable
+from .storage.output import require_storable, require_writable
+from .storage.remote import exists
 from .text import shown
 
 
 def build_parser() -> Parser:
-    parser = command_parser("merge", __doc__)
+    parser = command_parser("merge", __doc__, ("parts", "output", "features", "videos"))
     parser.add_argument("parts", metavar="PARTS", help="folder of the parts, the --output of infer --shard")
     parser.add_argument("--output", metavar="FILE", required=True, help="file to write, .json or .parquet")
     archive = parser.add_mutually_exclusive_group()
@@ -57,12 +58,12 @@ def _ids(parts: str, features: str | None, videos: str | None) -> Iterable[str] 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    output = require_writable(options.output)
+    output = require_storable(options.output)
     if output.suffix not in (".json", SUFFIX):
         raise InputError(f"--output is {options.output}, expected a name that ends with .json or {SUFFIX}")
     if output.suffix == SUFFIX:
         require_pyarrow()
-    if output.exists() and not options.overwrite:
+    if exists(output) and not options.overwrite:
         raise InputError(f"{options.output} exists; replace it with --overwrite")
     if options.unfinished:
         require_writable(options.unfinished)

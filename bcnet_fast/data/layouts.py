@@ -60,6 +60,8 @@ def _find_in_folder(path: Place, limits: ReadLimits) -> Source:
     if isinstance(path, Address):
         facts = dict(listed(path))
         names = sorted(name for name in facts if not name.startswith("."))
+        if not names:
+            raise InputError(f"{path} does not exist or has no file, expected a file or folder of features")
     else:
         with readable(path, "a folder of features"), os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))

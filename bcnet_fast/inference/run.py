@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 import warnings
@@ -38,6 +37,7 @@ from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
+from ..storage.remote import exists, place_of, shown_address
 from ..text import count
 from ..threads import FairShare
 from ..video.extraction import ReadOptions
@@ -264,7 +264,7 @@ def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
         "ground_truth": options.ground_truth,
     }
     for flag, path in (("--output", options.output), ("--trace", options.trace)):
-        if path is not None and os.path.isfile(path):
+        if path is not None and exists(place_of(path)):
             require_apart(path, flag, **inputs)
             for features in {file for video in archive.ids for file in archive.files(video)}:
                 require_apart(path, flag, features=features)
@@ -432,7 +432,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "checkpoint": sha256(options.checkpoint),
         "times": sha256(options.time.times),
         "labels": sha256(options.labels),
-        "features": options.features,
+        "features": shown_address(options.features),
         "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
         "subset": options.subset,
         "every": options.time.every,
@@ -449,11 +449,11 @@ def version_of(config: Config) -> str:
 
 def details_of(options: InferOptions, config: Config) -> str:
     """Settings in one line, for the summary and the result file."""
-    weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
+    weights = f"checkpoint {place_of(options.checkpoint).name}" if options.checkpoint else "random weights"
     flags = options.time.flags
     stated = [f"{name} {getattr(flags, name):g}" for name in ("fps", "stride", "offset") if getattr(flags, name)]
     if options.time.times:
-        stated.append(f"times {Path(options.time.times).name}")
+        stated.append(f"times {place_of(options.time.times).name}")
     parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
     return ", ".join([*parts, options.precision, f"protocol {options.protocol}", *stated])
 

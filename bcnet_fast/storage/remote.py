@@ -6,14 +6,18 @@ forked processes and on other machines.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
+import functools
 import hashlib
 import io
 import itertools
 import os
 import random
 import re
+import shutil
+import tempfile
 import time
 import urllib.parse
 from collections import OrderedDict
@@ -41,6 +45,9 @@ _SILENT_S = 60.0  # without a byte of an answer
 _BLOCK, _BLOCKS = 1 << 19, 64  # bytes read at once, and blocks in memory, of a file that is read in parts
 _PAGE = 1000  # entries of a listing that are taken over at once
 _LONGEST_REASON = 160  # characters of a message of a library
+_LARGEST_COPY = 16 << 30  # bytes of a checkpoint or result
+_copies: dict[tuple[int, str], Path] = {}  # by process and address
+_folders: dict[int, str] = {}  # by process
 _pauses = random.Random()  # leaves the global random state alone
 
 
@@ -240,7 +247,7 @@ def _facts(info: dict[str, Any]) -> tuple[int, int] | None:
     The version is the time of the last change in ns or, where that is unknown, a number below all such times.
     """
     size = info.get("size")
-    if not isinstance(size, int) or size < 0:
+    if info.get("type") == "directory" or not isinstance(size, int) or size < 0:
         return None
     for name in ("LastModified", "last_modified", "mtime", "modified", "created"):
         value = info.get(name)
@@ -383,7 +390,7 @@ class RemoteFile(io.RawIOBase):
 
 def open_binary(place: Place) -> IO[bytes]:
     """Open a file to read bytes, at any position. OSError or InputError: it cannot be opened."""
-    return RemoteFile(place) if isinstance(place, Address) else open(place, "rb")  # pyright: ignore[reportReturnType]
+    return io.BufferedReader(RemoteFile(place), 1 << 16) if isinstance(place, Address) else open(place, "rb")
 
 
 def open_whole(place: Place, limit: int, flag: str = "") -> IO[bytes]:
@@ -391,24 +398,99 @@ def open_whole(place: Place, limit: int, flag: str = "") -> IO[bytes]:
     return io.BytesIO(read_whole(place, limit, flag)) if isinstance(place, Address) else open(place, "rb")
 
 
+def local_copy(address: Address, expected: str) -> Path:
+    """A copy of a file on this machine, made once by each process and removed at its end.
+
+    InputError: there is none, it has more than 16 GiB, or it cannot be read.
+    """
+    key = os.getpid(), address.whole
+    if key not in _copies:
+        try:
+            size = size_of(address)
+        except InputError as error:
+            raise InputError(f"{error}, expected {expected}") from None
+        if size > _LARGEST_COPY:
+            raise InputError(f"{address} has {size >> 30} GiB, expected at most {_LARGEST_COPY >> 30} GiB")
+        target = Path(tempfile.mkdtemp(prefix="copy-", dir=_folder_of_process())) / _file_name(address)
+
+        def work(fs: Any, path: str) -> None:
+            fs.get_file(path, str(target))
+            if (found := target.stat().st_size) != size:
+                raise EOFError(f"{found} of {size} bytes arrived")
+
+        try:
+            _tried(address, work)
+        except FileNotFoundError:
+            raise InputError(f"{address} does not exist any more, expected {expected}") from None
+        _copies[key] = target
+    return _copies[key]
+
+
+def _file_name(address: Address) -> str:
+    """A name for a local copy: the address's own unless it would lead elsewhere."""
+    name = address.name
+    return name if Path(name).name == name and "\0" not in name else "copy"
+
+
+def _folder_of_process() -> str:
+    """A temporary folder that this process, and no forked one, removes at its end."""
+    process = os.getpid()
+    if process not in _folders:
+        _folders[process] = folder = tempfile.mkdtemp(prefix="bcnet-")
+        atexit.register(lambda: os.getpid() == process and shutil.rmtree(folder, ignore_errors=True))
+    return _folders[process]
+
+
+def reads_addresses(expected: str) -> Callable[[Callable[..., T]], Callable[..., T]]:
+    """Let a reader of one local file, its first argument, also read an address, by a copy. Errors name the address."""
+
+    def decorate(read: Callable[..., T]) -> Callable[..., T]:
+        @functools.wraps(read)
+        def reader(path: Any, *more: Any, **options: Any) -> T:
+            place = place_of(path)
+            if not isinstance(place, Address):
+                return read(path, *more, **options)
+            local = local_copy(place, expected)
+            try:
+                return read(local, *more, **options)
+            except InputError as error:
+                raise InputError(str(error).replace(str(local.parent), str(place.parent))) from None
+
+        return reader
+
+    return decorate
+
+
+def store(local: Path, target: Address) -> None:
+    """Write a local file to an address. It appears as a whole or not at all. InputError: it cannot be written."""
+
+    def work(fs: Any, path: str) -> None:
+        fs.put_file(str(local), path)
+
+    try:
+        _tried(target, work)
+    except (FileNotFoundError, NotImplementedError) as error:
+        raise InputError(f"{target} cannot be written ({type(error).__name__})") from None
+
+
+def remove(target: Address) -> None:
+    """Delete a file; none is no error. InputError: it cannot be deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        _tried(target, lambda fs, path: fs.rm_file(path))
+
+
 def listed(folder: Address) -> Iterator[tuple[str, tuple[int, int] | None]]:
     """Name, and size and version, of each file in a folder, in any order.
 
-    The listing of S3 is read page by page; other storages give theirs as a whole.
-
-    InputError: it cannot be read, or there is no such folder.
+    The listing of S3 is read page by page; other storages give theirs as a whole. A folder that does not exist has no
+    file: object stores have none. InputError: it cannot be read.
     """
-    any_file = False
-    try:
+    with contextlib.suppress(FileNotFoundError):
         for info in _entries(folder):
-            name = str(info["name"]).rstrip("/").rpartition("/")[2]
-            if name and info.get("type") != "directory" and not str(info["name"]).endswith("/"):
-                any_file = True
+            place = str(info["name"])
+            name = place.rpartition("/")[2]
+            if name and info.get("type") != "directory":
                 yield (urllib.parse.unquote(name.partition("?")[0]) if folder._is_web else name), _facts(info)
-    except FileNotFoundError:
-        any_file = False
-    if not any_file:
-        raise InputError(f"{folder} does not exist or has no file, expected a folder with files")
 
 
 def _entries(folder: Address) -> Iterator[dict[str, Any]]:
