@@ -42,8 +42,14 @@ def build_parser() -> Parser:
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
     )
-    parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
-    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write; with --shard, a folder")
+    parser.add_argument(
+        "--features",
+        metavar="PATH",
+        help="features of the videos, a path or an address such as s3://bucket/folder; layouts: docs/formats.md",
+    )
+    parser.add_argument(
+        "--output", metavar="FILE.json", help="submission JSON to write, a path or an address; with --shard, a folder"
+    )
     parser.add_argument(
         "--subset",
         metavar="NAME",

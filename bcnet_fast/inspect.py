@@ -51,7 +51,7 @@ class InspectOptions:
 
 def build_parser() -> Parser:
     parser = command_parser("inspect", DESCRIPTION, ("path", "checkpoint", "times"))
-    parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
+    parser.add_argument("path", metavar="PATH", help="folder, file or address of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
     system.add_argument("--preset", choices=PRESET_NAMES, help="preset that will use the features")
     system.add_argument("--checkpoint", metavar="FILE", help="checkpoint that will use the features")

@@ -27,8 +27,8 @@ from .text import shown
 
 def build_parser() -> Parser:
     parser = command_parser("merge", __doc__, ("parts", "output", "features", "videos"))
-    parser.add_argument("parts", metavar="PARTS", help="folder of the parts, the --output of infer --shard")
-    parser.add_argument("--output", metavar="FILE", required=True, help="file to write, .json or .parquet")
+    parser.add_argument("parts", metavar="PARTS", help="folder or address of the parts, the --output of infer --shard")
+    parser.add_argument("--output", metavar="FILE", required=True, help="file or address to write, .json or .parquet")
     archive = parser.add_mutually_exclusive_group()
     archive.add_argument("--features", metavar="PATH", help="features of all videos, to list those without a result")
     archive.add_argument(

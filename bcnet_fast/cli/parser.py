@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
-from ..storage.remote import Address, is_address, place_of
+from ..storage.address import Address, is_address, place_of
 from ..text import alternatives, did_you_mean, nearest, shown
 
 _PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS", "VIDEO")  # how help shows arguments that are paths
@@ -68,7 +68,7 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown flag {found[1]}" + (f"; did you mean {by_name[near]}?" if near else ""))
         values, rest = super().parse_known_args(args, namespace)
         for action in self._actions:
-            if (action.metavar or "").partition(".")[0] in _PATHS and hasattr(values, action.dest):
+            if str(action.metavar).partition(".")[0] in _PATHS and hasattr(values, action.dest):
                 setattr(values, action.dest, self._checked_place(action, getattr(values, action.dest)))
         return values, rest
 

@@ -21,8 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
+from ..storage.address import Place, place_of
 from ..storage.files import readable
-from ..storage.remote import Place, facts_of, place_of
+from ..storage.remote import facts_of
 from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import find_source

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.files import readable, require_file
-from ..storage.remote import Address, Place, RemoteFile
+from ..storage.remote import RemoteFile
 from .source import ARRAY_NAMES, ReadLimits, Source
 
 # An extra: only the functions that need it import it.
@@ -154,20 +155,21 @@ class TwoStream(Source):
     row_stride = 1.0
     time_first = True
 
-    def __init__(self, folder: Place, names: set[str], limits: ReadLimits) -> None:
-        self.folder = folder
+    def __init__(self, folder: Place, files: dict[str, Place], limits: ReadLimits) -> None:
+        """files: by their names in the folder."""
+        self._places = files
         self._files = _Hdf5Files(limits.trust_hdf5_links)
         self.videos: dict[str, str] = {}  # id -> subset
         for subset in SUBSETS:
             pair = [f"{stream}_{subset}.h5" for stream in STREAMS]
-            present = [name for name in pair if name in names]
+            present = [name for name in pair if name in files]
             if len(present) == 1:
-                missing = next(name for name in pair if name not in names)
+                missing = next(name for name in pair if name not in files)
                 raise InputError(f"{folder} has {present[0]} but not {missing}, expected both")
             # The union, so that a video missing in one stream is reported.
             videos: set[str] = set()
             for name in present:
-                with _listing(folder / name) as file:
+                with _listing(files[name]) as file:
                     videos.update(_names(file))
             for video in videos:
                 if video in self.videos:
@@ -193,7 +195,7 @@ class TwoStream(Source):
         self._files.close()
 
     def _paths(self, name: str) -> list[Place]:
-        return [self.folder / f"{stream}_{self.videos[name]}.h5" for stream in STREAMS]
+        return [self._places[f"{stream}_{self.videos[name]}.h5"] for stream in STREAMS]
 
 
 class _SideBySide:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.arrays import StoredArray, open_npy, open_npz
 from ..storage.files import readable, require_file
 from ..storage.foreign import no_features
 from ..storage.pickles import bytes_of, is_plain, load_tensors
-from ..storage.remote import Address, Place, facts_of, listed, read_whole, size_of
+from ..storage.remote import facts_of, listed, read_whole, size_of
 from ..text import count, some
 from . import hdf5, parquet, webdataset
 from .sidecar import Sidecar, read_sidecar, sidecar_path
@@ -66,16 +67,19 @@ def _find_in_folder(path: Place, limits: ReadLimits) -> Source:
         with readable(path, "a folder of features"), os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     if hdf5.is_two_stream(names):
-        return hdf5.TwoStream(path, set(names), limits)
+        return hdf5.TwoStream(path, {name: _inside(path, name, facts) for name in names}, limits)
     # Other files may lie beside arrays, but not the other way round.
     for suffixes in (_ARRAYS, hdf5.SUFFIXES):
-        found = {name: os.path.splitext(name) for name in names if name.lower().endswith(suffixes)}
         videos: dict[str, str] = {}
-        for name, (video, _) in found.items():
+        kinds: set[str] = set()
+        for name in names:
+            video, suffix = os.path.splitext(name)
+            if suffix.lower() not in suffixes:
+                continue
             if video in videos:
                 raise InputError(f"{path} has {videos[video]} and {name}, expected one file per video")
             videos[video] = name
-        kinds = {suffix.lower() for _, suffix in found.values()}
+            kinds.add(suffix.lower())
         if len(kinds) > 1:
             raise InputError(f"{path} has {' and '.join(sorted(kinds))} files, expected one kind")
         if videos:

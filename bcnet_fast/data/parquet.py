@@ -18,8 +18,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..results.parquet import require_pyarrow
+from ..storage.address import Place
 from ..storage.files import readable
-from ..storage.remote import Place, open_binary
+from ..storage.remote import open_binary
 from ..text import alternatives
 from .source import ARRAY_NAMES, ReadLimits, Source
 

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..recipe import Recipe
+from ..storage.address import Place
 from ..storage.files import read_json
 from ..storage.output import write_json
-from ..storage.remote import Place, exists
+from ..storage.remote import exists
 from ..text import brief
 
 P = TypeVar("P", bound=Place)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..storage.remote import Place
+from ..storage.address import Place
 from .sidecar import Sidecar
 
 ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HDF5 group of several arrays

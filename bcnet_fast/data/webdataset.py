@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.arrays import StoredArray
 from ..storage.files import readable
-from ..storage.remote import Address, Place, RemoteFile, read_range
+from ..storage.remote import RemoteFile, read_range
 from .source import ARRAY_NAMES, ReadLimits, Source
 
 _EXPECTED = "a tar with .npy members, not compressed"

@@ -24,9 +24,9 @@ from ..ops.backends import BACKENDS
 from ..ops.devices import resolve_device
 from ..ops.precision import gpu_products
 from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
+from ..storage.address import Address, place_of
 from ..storage.checkpoint import StoredWeights, read_any_config
 from ..storage.files import readable
-from ..storage.remote import Address, place_of
 from ..text import alternatives, did_you_mean
 from .second_stage_model import second_stage_model
 

@@ -34,10 +34,11 @@ from ..results.fusion import fuse_video
 from ..results.pictures import PictureWriter
 from ..results.view import require_page_name
 from ..results.writer import ResultWriter
+from ..storage.address import place_of, shown_address
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
-from ..storage.remote import exists, place_of, shown_address
+from ..storage.remote import exists
 from ..text import count
 from ..threads import FairShare
 from ..video.extraction import ReadOptions

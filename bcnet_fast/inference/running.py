@@ -17,8 +17,9 @@ from ..results.pictures import PictureWriter, file_name
 from ..results.subtitles import write_subtitles
 from ..results.timeline import best_count
 from ..results.writer import ResultWriter
+from ..storage.address import is_address, place_of
 from ..storage.files import require_file
-from ..storage.remote import exists, is_address, place_of
+from ..storage.remote import exists
 from ..text import count
 
 Boundary = tuple[np.ndarray, np.ndarray, np.ndarray]  # times, start and end probabilities

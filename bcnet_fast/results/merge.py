@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from ..errors import InputError
+from ..storage.address import place_of
 from ..storage.files import require_file
 from ..storage.output import atomic_path, atomic_text
-from ..storage.remote import place_of
 from ..text import brief, count
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
 from .parts import DONE, Header, Part, Stored, parts_in

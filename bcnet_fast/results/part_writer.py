@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place, place_of
 from ..storage.lock import Lock
 from ..storage.output import atomic_path, move_into_place, require_storable
-from ..storage.remote import Address, Place, place_of, remove
+from ..storage.remote import remove
 from .parquet import SUFFIX, Columns, require_pyarrow
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 

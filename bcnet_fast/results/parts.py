@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place, place_of
 from ..storage.files import readable, require_file
-from ..storage.remote import Address, Place, listed, open_binary, place_of, read_range, size_of
+from ..storage.remote import listed, open_binary, read_range, size_of
 from ..text import brief
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
 

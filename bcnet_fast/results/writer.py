@@ -18,10 +18,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.files import read_json
 from ..storage.lock import Lock
 from ..storage.output import atomic_text, require_storable, require_writable
-from ..storage.remote import Address, Place, exists, facts_of
+from ..storage.remote import exists, facts_of
 from ..text import count
 
 
@@ -151,7 +152,7 @@ class ResultWriter:
             self._require_equal(found, self.partial)
         self._file.truncate(end)
 
-    def _require_equal(self, found: dict[str, Any], path: Path) -> None:
+    def _require_equal(self, found: dict[str, Any], path: Place) -> None:
         settings = self.settings
         if found != settings:
             names = sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name))

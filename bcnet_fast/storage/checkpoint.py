@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
+from .address import place_of
 from .files import parse_json, readable, require_file
 from .foreign import project_of
 from .output import atomic_path
-from .remote import place_of
 
 FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"

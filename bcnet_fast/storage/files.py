@@ -16,8 +16,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..text import brief
+from .address import Address, place_of
 from .foreign import content_of
-from .remote import Address, local_copy, place_of
+from .remote import local_copy
 
 LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
 _PART = 1 << 20  # bytes read or unpacked at once

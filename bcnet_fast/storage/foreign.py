@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
-from .remote import Address
+from .address import Address
 
 # Beginning of weight names -> project, by the attributes of its networks: opentad/models/detectors of OpenTAD,
 # libs/modeling/meta_archs.py of TriDet and ActionFormer, mmaction/models/heads of mmaction2.

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
-from .remote import Address, Place, is_address, place_of, remove, store
+from .address import Address, Place, is_address, place_of
+from .remote import remove, store
 
 _PATH_OF_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")  # what pathlib makes of an address
 _TEMPORARY = re.compile(r"\.bcnet-(\d+)-[0-9a-f]{16}\.tmp")  # with the number of the process

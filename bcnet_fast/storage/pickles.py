@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from .remote import Address, size_of
+from .address import Address
+from .remote import size_of
 
 SAFE_SINCE = (2, 10)
 _LEGACY = "CVE-2025-32434 and CVE-2026-24747"  # of torch.load with weights_only=True, before 2.6 and before 2.10

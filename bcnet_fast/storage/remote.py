@@ -1,6 +1,6 @@
 """Files at fsspec addresses, such as s3://bucket/folder: listed page by page, read in ranges or whole, stored whole.
 
-An `Address` prints without passwords and signatures. No connection is kept between calls, so that addresses work in
+No connection is kept between calls, so that addresses work in
 forked processes and on other machines.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import errno
 import functools
 import hashlib
 import io
 import itertools
 import os
 import random
-import re
 import shutil
 import tempfile
 import time
@@ -26,13 +26,11 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from ..errors import InputError
+from .address import WEB, Address, Place, place_of, without_secrets
 
 T = TypeVar("T")
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()]+")
-_WEB = ("http", "https")
 _PACKAGES = {
-    **dict.fromkeys(_WEB, "aiohttp"),
+    **dict.fromkeys(WEB, "aiohttp"),
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
@@ -45,110 +43,11 @@ _SILENT_S = 60.0  # without a byte of an answer
 _BLOCK, _BLOCKS = 1 << 19, 64  # bytes read at once, and blocks in memory, of a file that is read in parts
 _PAGE = 1000  # entries of a listing that are taken over at once
 _LONGEST_REASON = 160  # characters of a message of a library
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a copy on this machine
 _LARGEST_COPY = 16 << 30  # bytes of a checkpoint or result
 _copies: dict[tuple[int, str], Path] = {}  # by process and address
 _folders: dict[int, str] = {}  # by process
 _pauses = random.Random()  # leaves the global random state alone
-
-
-class Address(str):
-    """A file or folder in another storage. `str()` and f-strings give `shown_address`; pickling keeps the whole.
-
-    facts: size in bytes and version, as far as a listing has stated them.
-    """
-
-    facts: tuple[int, int] | None
-
-    def __new__(cls, text: str, facts: tuple[int, int] | None = None) -> Address:
-        address = super().__new__(cls, text)
-        address.facts = facts
-        return address
-
-    @property
-    def whole(self) -> str:
-        """The address with everything that it takes to reach it."""
-        return str.__str__(self)
-
-    def __str__(self) -> str:
-        return shown_address(self.whole)
-
-    def __repr__(self) -> str:
-        return repr(str(self))
-
-    def __format__(self, specification: str) -> str:
-        return format(str(self), specification)
-
-    @property
-    def _parts(self) -> tuple[str, str]:
-        """Place and query, which begins with `?`."""
-        before, mark, query = self.whole.partition("?") if self._is_web else (self.whole, "", "")
-        return before, mark + query
-
-    @property
-    def _is_web(self) -> bool:
-        return self.whole.partition("://")[0].lower() in _WEB
-
-    @property
-    def name(self) -> str:
-        """The last part, such as that of a path."""
-        name = self._parts[0].rstrip("/").rpartition("/")[2]
-        return urllib.parse.unquote(name) if self._is_web else name
-
-    @property
-    def suffix(self) -> str:
-        return os.path.splitext(self.name)[1]
-
-    @property
-    def stem(self) -> str:
-        return os.path.splitext(self.name)[0]
-
-    @property
-    def parent(self) -> Address:
-        before, query = self._parts
-        return Address(before.rstrip("/").rpartition("/")[0] + query)
-
-    def with_name(self, name: str) -> Address:
-        return self.parent / name
-
-    def __truediv__(self, name: str) -> Address:
-        before, query = self._parts
-        return Address(f"{before.rstrip('/')}/{urllib.parse.quote(name) if self._is_web else name}{query}")
-
-
-Place = Path | Address
-
-
-def is_address(path: object) -> bool:
-    """Whether a path names another storage, such as `s3://bucket/name`."""
-    return isinstance(path, str) and _ADDRESS.match(path) is not None
-
-
-def place_of(path: str | os.PathLike) -> Place:
-    """A local path, or the address of another storage. `file://` is local."""
-    if isinstance(path, Address) or not is_address(path):
-        return path if isinstance(path, Address) else Path(path)
-    text = str(path)
-    if text.lower().startswith("file://"):
-        return Path(urllib.parse.unquote(urllib.parse.urlparse(text).path))
-    return Address(text)
-
-
-def shown_address(text: str) -> str:
-    """An address without user, password and signature; other text as it is."""
-    protocol, mark, rest = text.partition("://")
-    if not mark:
-        return text
-    host, slash, path = rest.partition("/")
-    user, at, server = host.rpartition("@")
-    if at and (protocol.lower() in _WEB or ":" in user):
-        host = server
-    path = re.sub(r"\?[^?=]*=.*|(?<=\w)#.*" if protocol.lower() not in _WEB else r"[?#].*", "", path)
-    return f"{protocol}://{host.partition('?')[0]}{slash}{path}"
-
-
-def without_secrets(text: str) -> str:
-    """A message of a library, with the addresses in it as `shown_address`."""
-    return _IN_TEXT.sub(lambda found: shown_address(found[0]), text)
 
 
 def _filesystem(address: Address) -> tuple[Any, str]:
@@ -173,7 +72,7 @@ def _filesystem(address: Address) -> tuple[Any, str]:
 
 def _options(protocol: str) -> dict[str, Any]:
     """Limits for the time without an answer; everything else, credentials included, is what the libraries find."""
-    if protocol in _WEB:
+    if protocol in WEB:
         import aiohttp
 
         silent = aiohttp.ClientTimeout(total=None, sock_connect=_SILENT_S, sock_read=_SILENT_S)
@@ -199,7 +98,7 @@ def _tried(address: Address, work: Callable[[Any, str], T], tries: int = _TRIES)
             # The web client reports whatever goes wrong as a missing file.
             cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
             if not _may_pass(cause) or number == tries or time.monotonic() - begun > _GIVE_UP_S:
-                if isinstance(error, FileNotFoundError) and (cause is error or _status_of(cause) in (404, None)):
+                if isinstance(cause, FileNotFoundError) or _status_of(cause) == 404:
                     raise FileNotFoundError(str(address)) from None
                 raise InputError(f"{address} cannot be reached ({_reason(cause, number)})") from None
         time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (number - 1)) * (0.5 + _pauses.random()))
@@ -220,6 +119,8 @@ def _may_pass(error: BaseException) -> bool:
     status = _status_of(error)
     if status is not None and 400 <= status < 600:
         return status >= 500 or status in (408, 429)
+    if isinstance(error, OSError) and error.errno in _LOCAL:
+        return False
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
     library = type(error).__module__.partition(".")[0]
@@ -463,6 +364,8 @@ def reads_addresses(expected: str) -> Callable[[Callable[..., T]], Callable[...,
 
 def store(local: Path, target: Address) -> None:
     """Write a local file to an address. It appears as a whole or not at all. InputError: it cannot be written."""
+    if target.is_web:
+        raise InputError(f"{target} is on a web server, expected an object store or a local path to write to")
 
     def work(fs: Any, path: str) -> None:
         fs.put_file(str(local), path)
@@ -489,8 +392,10 @@ def listed(folder: Address) -> Iterator[tuple[str, tuple[int, int] | None]]:
         for info in _entries(folder):
             place = str(info["name"])
             name = place.rpartition("/")[2]
-            if name and info.get("type") != "directory":
-                yield (urllib.parse.unquote(name.partition("?")[0]) if folder._is_web else name), _facts(info)
+            if folder.is_web:
+                name = urllib.parse.unquote(name.partition("?")[0])
+            if name and "/" not in name and info.get("type") != "directory":
+                yield name, _facts(info)
 
 
 def _entries(folder: Address) -> Iterator[dict[str, Any]]:

@@ -14,8 +14,9 @@ from helpers.web import Web, serving
 from bcnet_fast.data.features import FeatureSequence, ReadLimits, iterate, open_features
 from bcnet_fast.errors import InputError
 from bcnet_fast.storage import remote
+from bcnet_fast.storage.address import Address, place_of, shown_address
 from bcnet_fast.storage.files import read_json
-from bcnet_fast.storage.remote import Address, local_copy, place_of, shown_address
+from bcnet_fast.storage.remote import local_copy
 
 fsspec = pytest.importorskip("fsspec", reason="needs fsspec, of the extra remote")
 C = 6
@@ -223,6 +224,15 @@ def test_without_fsspec_an_address_is_one_line_that_names_the_extra(monkeypatch)
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(InputError, match=r"pip install 'bcnet_fast\[remote\]'"):
         open_features("s3://bucket/x", feature_dim=C)
+
+
+def test_what_cannot_be_reached_is_not_taken_for_missing(tmp_path, web):
+    """A result that seems to be missing would be made again, and replaced."""
+    for fault, address in ((500, web.address("x.npy")), (0, "http://127.0.0.1:1/x.npy")):
+        web.faults = {"x.npy": [fault] * 99}
+        with pytest.raises(InputError, match="cannot be reached"):
+            remote.exists(Address(address))
+    assert not remote.exists(Address(web.address("missing.npy")))
 
 
 def test_an_empty_or_missing_folder_is_one_line(tmp_path, web):

@@ -16,7 +16,9 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.progress import progress
 
 # As if they were not installed: None makes an import fail.
-BLOCKED = "import sys; sys.modules.update(h5py=None, pyarrow=None, triton=None, tqdm=None, tensorboard=None)\n"
+BLOCKED = (
+    "import sys; sys.modules.update(fsspec=None, h5py=None, pyarrow=None, triton=None, tqdm=None, tensorboard=None)\n"
+)
 
 
 @pytest.fixture
