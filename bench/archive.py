@@ -4,6 +4,7 @@
                                                               --stage, only those of a stage
     python bench/archive.py --folder DIR --stage throughput   one process and shards side by side
     python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
+    python bench/archive.py --folder DIR --stage long         one video of up to 1,000,000 snippets
     python bench/archive.py --folder DIR --stage ids          listing, resuming and merging ids
 
 Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
@@ -42,7 +43,7 @@ from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json
 
-STAGES = ("throughput", "memory", "ids")
+STAGES = ("throughput", "memory", "long", "ids")
 VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
 TINY = BCNetConfig(
     feature_dim=10,
@@ -58,6 +59,7 @@ TINY = BCNetConfig(
     max_duration=16,
 )
 TINY_VIDEOS = (1_000, 10_000, 100_000)
+LONG_SNIPPETS = (1_000, 10_000, 100_000, 1_000_000)
 # Ids, proposals a video, format of the parts
 IDS = (
     (10_000, 100, "jsonl"),
@@ -90,10 +92,11 @@ def make(folder: Path, stages: Sequence[str]) -> None:
     if "throughput" in stages:
         for name, videos in (("large", VIDEOS), ("large_one", 1)):
             make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
-    if "memory" in stages:
-        for count in TINY_VIDEOS:
-            config = Config("small", model=TINY, data=DataConfig(window_stride=12))
-            make_archive(folder, f"tiny_{count}", count, 20, config, rng)
+    tiny = Config("small", model=TINY, data=DataConfig(window_stride=12))
+    for count in TINY_VIDEOS if "memory" in stages else ():
+        make_archive(folder, f"tiny_{count}", count, 20, tiny, rng)
+    for snippets in LONG_SNIPPETS if "long" in stages else ():
+        make_archive(folder, f"long_{snippets}", 1, snippets, tiny, rng)
     if "ids" in stages:
         for count, proposals, part_format in IDS:
             make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
@@ -222,6 +225,18 @@ def memory(folder: Path, _: int) -> list[dict[str, Any]]:
     return rows
 
 
+def long(folder: Path, _: int) -> list[dict[str, Any]]:
+    """CPU seconds and peak memory of `infer` over one video, starting included."""
+    rows = []
+    for snippets in LONG_SNIPPETS:
+        name = str(folder / f"long_{snippets}")
+        flags = ["--checkpoint", f"{name}.safetensors", "--features", name, "--fps", "25", "--device", "cpu"]
+        seconds, peak = child(["-m", "bcnet_fast.infer", *flags, "--output", f"{name}.json", "--overwrite"])
+        rows.append({"snippets": snippets, "seconds": seconds, "peak_mib": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
 RESUME = """
 import sys
 from pathlib import Path
@@ -296,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
         make(folder, [args.stage] if args.stage else STAGES)
     if args.stage:
         record = begin(1, [args.json])
-        measure = {"throughput": throughput, "memory": memory, "ids": id_stage}[args.stage]
+        measure = {"throughput": throughput, "memory": memory, "long": long, "ids": id_stage}[args.stage]
         rows = measure(folder, args.repeats)
         found = {args.stage: rows}
         if args.stage == "ids":

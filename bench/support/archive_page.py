@@ -42,6 +42,11 @@ def memory(found: dict[str, Any]) -> str:
     return table(["tiny videos", "peak memory, MiB", ""], lines)
 
 
+def long(found: dict[str, Any]) -> str:
+    lines = [[f"{row['snippets']:,}", number(row["seconds"]), number(row["peak_mib"])] for row in found["long"]]
+    return table(["snippets of one video", "CPU seconds, with starting", "peak memory, MiB"], lines)
+
+
 def ids(found: dict[str, Any]) -> str:
     start, *rows = found["ids"]
     lines = [
@@ -106,6 +111,7 @@ TABLES = {
     "archive-throughput": throughput,
     "archive-writing": writing,
     "archive-memory": memory,
+    "archive-long": long,
     "archive-ids": ids,
     "archive-growth": growth,
     "archive-model": model,
