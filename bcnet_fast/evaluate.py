@@ -23,7 +23,7 @@ from .results.fusion import FUSION_RULES
 
 
 def build_parser() -> Parser:
-    parser = command_parser("evaluate", __doc__)
+    parser = command_parser("evaluate", __doc__, ("proposals", "ground_truth", "class_scores"))
     parser.add_argument(
         "--proposals",
         metavar="PATH",

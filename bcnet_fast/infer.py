@@ -37,15 +37,23 @@ from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
 from .text import shown
 
+_ADDRESSES = ("features", "checkpoint", "times", "labels", "ground_truth", "output")
+
 
 def build_parser() -> Parser:
-    parser = command_parser("infer", __doc__)
+    parser = command_parser("infer", __doc__, _ADDRESSES)
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
     )
-    parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
     parser.add_argument(
-        "--output", metavar="FILE.json", help="submission JSON to write; with --shard or --ray, a folder"
+        "--features",
+        metavar="PATH",
+        help="features of the videos, a path or an address such as s3://bucket/folder; layouts: docs/formats.md",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE.json",
+        help="submission JSON to write, a path or an address; with --shard or --ray, a folder",
     )
     parser.add_argument(
         "--subset",

@@ -50,8 +50,8 @@ class InspectOptions:
 
 
 def build_parser() -> Parser:
-    parser = command_parser("inspect", DESCRIPTION)
-    parser.add_argument("path", metavar="PATH", help="folder, file or HDF5 archive of features (docs/formats.md)")
+    parser = command_parser("inspect", DESCRIPTION, ("path", "checkpoint", "times"))
+    parser.add_argument("path", metavar="PATH", help="folder, file or address of features (docs/formats.md)")
     system = parser.add_mutually_exclusive_group()
     system.add_argument("--preset", choices=PRESET_NAMES, help="preset that will use the features")
     system.add_argument("--checkpoint", metavar="FILE", help="checkpoint that will use the features")
@@ -198,7 +198,7 @@ def _print_widths(stored: Mapping[str, StoredArray], options: InspectOptions) ->
         presets = [f"--preset {name}" for name in DATA_SETS if SYSTEM[name].model.feature_dim == width]
         stated = f"--preset {FITTED} " if options.preset == FITTED else ""
         for flag in (not stated and presets) or [f"{stated}--feature-dim {width}"]:
-            print(f"  {program('inspect')} {shlex.quote(options.path)} {flag} {times}".rstrip())
+            print(f"  {program('inspect')} {shlex.quote(str(options.path))} {flag} {times}".rstrip())
 
 
 def _time_flags(options: InspectOptions) -> dict[str, str]:
@@ -212,7 +212,7 @@ def _time_flags(options: InspectOptions) -> dict[str, str]:
 
 
 def _as_text(flags: Mapping[str, str]) -> str:
-    return " ".join(f"{flag} {shlex.quote(value)}" for flag, value in flags.items())
+    return " ".join(f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items())
 
 
 def _print_videos(reports: Sequence[VideoReport], listed: int | None) -> None:
@@ -272,7 +272,7 @@ def _print_flags(
         notes.append(f"missing: {error}")
     times = {**_time_flags(options), **mended}
     if resolver.config.preset == FITTED and not options.checkpoint:
-        command, flags = "train", {"--preset": FITTED, "--features": options.path, **times}
+        command, flags = "train", {"--preset": FITTED, "--features": str(options.path), **times}
         if any(video.instances for video in resolver.table.values()):
             flags["--annotations"] = flags.pop("--times")
         else:
@@ -294,7 +294,7 @@ def _print_flags(
 def _infer_flags(options: InspectOptions, config: Config, times: Mapping[str, str], feature_dim: int) -> dict[str, str]:
     system = {"--checkpoint": options.checkpoint} if options.checkpoint else {"--preset": config.preset}
     width = {"--feature-dim": str(feature_dim)} if feature_dim != config.model.feature_dim else {}
-    return {"--features": options.path, **system, **times, **width}
+    return {"--features": str(options.path), **system, **times, **width}
 
 
 def _print_table(rows: Sequence[Sequence[str]], listed: int | None) -> None:

@@ -20,14 +20,17 @@ from .errors import InputError
 from .results.merge import merge, read_ids
 from .results.parquet import SUFFIX, require_pyarrow
 from .results.parts import Part, parts_in
-from .storage.output import require_writable
+from .storage.output import require_storable, require_writable
+from .storage.remote import exists
 from .text import shown
 
 
 def build_parser() -> Parser:
-    parser = command_parser("merge", __doc__)
-    parser.add_argument("parts", metavar="PARTS", help="folder of the parts, the --output of infer --shard or --ray")
-    parser.add_argument("--output", metavar="FILE", required=True, help="file to write, .json or .parquet")
+    parser = command_parser("merge", __doc__, ("parts", "output", "features", "videos"))
+    parser.add_argument(
+        "parts", metavar="PARTS", help="folder or address of the parts, the --output of infer --shard or --ray"
+    )
+    parser.add_argument("--output", metavar="FILE", required=True, help="file or address to write, .json or .parquet")
     archive = parser.add_mutually_exclusive_group()
     archive.add_argument("--features", metavar="PATH", help="features of all videos, to list those without a result")
     archive.add_argument(
@@ -57,12 +60,12 @@ def _ids(parts: str, features: str | None, videos: str | None) -> Iterable[str] 
 
 def main(argv: list[str] | None = None) -> int:
     options = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    output = require_writable(options.output)
+    output = require_storable(options.output)
     if output.suffix not in (".json", SUFFIX):
         raise InputError(f"--output is {options.output}, expected a name that ends with .json or {SUFFIX}")
     if output.suffix == SUFFIX:
         require_pyarrow()
-    if output.exists() and not options.overwrite:
+    if exists(output) and not options.overwrite:
         raise InputError(f"{options.output} exists; replace it with --overwrite")
     if options.unfinished:
         require_writable(options.unfinished)

@@ -58,7 +58,7 @@ SHORT = ("epochs", "batch_size", "learning_rate", "seed")
 
 
 def build_parser() -> Parser:
-    parser = command_parser("train", __doc__)
+    parser = command_parser("train", __doc__, ("features", "annotations", "val_annotations", "times"))
     data = parser.add_argument_group("data")
     data.add_argument("--features", metavar="PATH", help="features of all videos; layouts: docs/formats.md")
     data.add_argument(

@@ -17,8 +17,10 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
+from ..storage.address import Address, is_address, place_of
 from ..text import alternatives, did_you_mean, nearest, shown
 
+_PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS", "VIDEO")  # how help shows arguments that are paths
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
@@ -45,8 +47,10 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line, like all others, and name the flag or choice that was meant."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, addresses: Sequence[str] = (), **options: Any) -> None:
+        """addresses: names of the values that may be in another storage; other paths are local."""
         super().__init__(formatter_class=HelpFormatter, **options)
+        self._addresses = addresses
 
     def error(self, message: str) -> NoReturn:
         for pattern, plain in _PLAIN:
@@ -62,7 +66,23 @@ class Parser(argparse.ArgumentParser):
                 by_name = {known.lstrip("-"): known for known in self._option_string_actions}
                 near = nearest(found[1].lstrip("-"), by_name)
                 self.error(f"unknown flag {found[1]}" + (f"; did you mean {by_name[near]}?" if near else ""))
-        return super().parse_known_args(args, namespace)
+        values, rest = super().parse_known_args(args, namespace)
+        for action in self._actions:
+            if str(action.metavar).partition(".")[0] in _PATHS and hasattr(values, action.dest):
+                setattr(values, action.dest, self._checked_place(action, getattr(values, action.dest)))
+        return values, rest
+
+    def _checked_place(self, action: argparse.Action, value: Any) -> Any:
+        """A path, or several, in which addresses are known as such."""
+        if isinstance(value, list | tuple):
+            return type(value)(self._checked_place(action, part) for part in value)
+        if not is_address(value):
+            return value
+        if action.dest not in self._addresses:
+            name = action.option_strings[0] if action.option_strings else str(action.metavar)
+            self.error(f"{name} is {place_of(value)}, expected a local path")
+        place = place_of(value)
+        return place if isinstance(place, Address) else str(place)
 
     def _is_known(self, flag: str) -> bool:
         """Whether a flag exists, or the beginning of one, which argparse completes."""
@@ -85,9 +105,12 @@ def program(command: str) -> str:
     return f"bcnet {command}" if started_by_script() else f"{_MODULE}{command}"
 
 
-def command_parser(command: str, description: str | None) -> Parser:
-    """Parser of a command, with --version. Examples in the description use the `program` the user started."""
-    parser = Parser(prog=program(command), description=(description or "").replace(_MODULE, program("")))
+def command_parser(command: str, description: str | None, addresses: Sequence[str] = ()) -> Parser:
+    """Parser of a command, with --version. Examples in the description use the `program` the user started.
+
+    addresses: see `Parser`.
+    """
+    parser = Parser(addresses, prog=program(command), description=(description or "").replace(_MODULE, program("")))
     parser.add_argument("--version", action="version", version=f"bcnet_fast {__version__}")
     return parser
 

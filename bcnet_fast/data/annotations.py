@@ -31,6 +31,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..storage.files import parse_json, read_text, readable
+from ..storage.remote import reads_addresses
 from ..text import brief
 from .annotation_tools import AnnotatedVideo, elan_video, is_labelstudio, labelstudio_videos
 
@@ -110,6 +111,7 @@ class VideoAnnotation:
     ambiguous: tuple[tuple[float, float], ...] = ()  # intervals marked `Ambiguous`, in seconds
 
 
+@reads_addresses(_EXPECTED)
 def read_annotations(
     path: str | os.PathLike, subset: str | None = None, *, strip_prefix: bool = False
 ) -> dict[str, VideoAnnotation]:

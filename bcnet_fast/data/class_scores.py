@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import InputError
 from ..storage.arrays import open_npy, open_npz
 from ..storage.files import parse_json, read_json, read_text, readable, require_file
+from ..storage.remote import reads_addresses
 from ..text import brief
 from .annotations import THUMOS14_CLASSES, read_table, strip_activitynet_prefix
 
@@ -43,6 +44,7 @@ class ClassScores:
         return video in self.row_of
 
 
+@reads_addresses(_EXPECTED)
 def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) -> ClassScores:
     """Read class scores. The content determines the layout:
 

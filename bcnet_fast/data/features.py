@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InputError
+from ..storage.address import Place, place_of
 from ..storage.files import readable
+from ..storage.remote import facts_of
 from ..text import count
 from .annotations import strip_activitynet_prefix
 from .layouts import find_source
@@ -66,8 +67,9 @@ def open_features(
 ) -> FeatureArchive:
     """Open an archive of features; reads names only.
 
-    path: folder of .npy, .npz, .csv or .pt files (one kind), one such file, an HDF5 file, or a folder with the THUMOS14
-        two-stream files.
+    path: folder of .npy, .npz, .csv or .pt files or of HDF5 files with one video each (one kind), one such file, an
+        HDF5 file, one or a folder of Parquet files or of tars, or a folder with the THUMOS14 two-stream files; also at
+        an address such as s3://bucket/folder.
     feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
     every: use every N-th row. None: 5 for the two-stream layout, else 1.
     strip_prefix: remove the ActivityNet prefix "v_" of the ids, as in its annotations and result files.
@@ -75,7 +77,7 @@ def open_features(
 
     InputError: there are no features at `path`, or two videos have the same id.
     """
-    path = Path(path)
+    path = place_of(path)
     if feature_dim is not None and feature_dim < 1:
         raise InputError(f"feature_dim is {feature_dim}, expected at least 1")
     if every is not None and every < 1:
@@ -97,7 +99,7 @@ class FeatureArchive:
 
     def __init__(
         self,
-        path: Path,
+        path: Place,
         source: Source,
         feature_dim: int | None,
         every: int,
@@ -122,36 +124,33 @@ class FeatureArchive:
         self.ids = [video for video in self.ids if video in videos]
         return before - len(self.ids)
 
-    def files(self, video: str) -> list[Path]:
+    def files(self, video: str) -> list[Place]:
         """The files that hold the features of a video, and perhaps those of others."""
-        own = self._source.file(self._names[video])
-        if own is not None:
-            return [own]
-        return sorted(self.path.glob("*.h5")) if self.path.is_dir() else [self.path]
+        return self._source.files(self._names[video])
+
+    def reading_order(self, videos: Sequence[str]) -> list[str]:
+        """Videos in the order in which reading them is fastest: that of rows and members of a large file."""
+        videos_of = {self._names[video]: video for video in videos}
+        return [videos_of[name] for name in self._source.reading_order(list(videos_of))]
 
     def sidecar(self, video: str) -> Sidecar | None:
         """What `extract` stated about the features of a video; None for others. InputError: it is damaged."""
         return self._source.sidecar(self._names[video]) if video in self._names else None
 
     def versions(self) -> dict[str, list[tuple[int, int]]]:
-        """For each video, size and time of the last change in ns of its files; none for a file that is not there."""
-        known: dict[Path, list[tuple[int, int]]] = {}
-        for path in {path for video in self.ids for path in self.files(video)}:
-            try:
-                found = path.stat()
-                known[path] = [(found.st_size, found.st_mtime_ns)]
-            except OSError:
-                known[path] = []
-        return {video: [version for path in self.files(video) for version in known[path]] for video in self.ids}
+        """For each video, size and version of its files, `remote.facts_of`; none for a file that is not there."""
+        known: dict[Place, list[tuple[int, int]]] = {}
+        found: dict[str, list[tuple[int, int]]] = {}
+        for video in self.ids:
+            for path in (files := self.files(video)):
+                if path not in known:
+                    known[path] = [facts] if (facts := facts_of(path)) else []
+            found[video] = [version for path in files for version in known[path]]
+        return found
 
     def version(self, video: str) -> list[list[int]]:
         """The entry of `versions` for one video, without those of the others."""
-        found = []
-        for path in self.files(video):
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                found.append([status.st_size, status.st_mtime_ns])
-        return found
+        return [list(facts) for path in self.files(video) if (facts := facts_of(path))]
 
     def stored(self, video: str) -> StoredArray:
         """Shape and dtype on disk; for .npy, .npz and HDF5 no values are read. InputError: it cannot be opened."""

@@ -1,4 +1,4 @@
-"""Features in HDF5 files: one for all videos, or the four of the THUMOS14 two-stream layout.
+"""Features in HDF5 files: one for all videos, one for each, or the four of the THUMOS14 two-stream layout.
 
 Data sets in other files, and those composed of others, are refused unless the user trusts the file: they show what
 the process may read, and one that refers to itself ends the process inside the HDF5 library.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.files import readable, require_file
+from ..storage.remote import RemoteFile
 from .source import ARRAY_NAMES, ReadLimits, Source
 
 # An extra: only the functions that need it import it.
@@ -30,10 +31,10 @@ TWO_STREAM_EVERY = 5
 _EXPECTED = "an HDF5 file of features"
 
 
-def is_hdf5(path: Path) -> bool:
+def is_hdf5(path: Place) -> bool:
     """Whether the HDF5 signature is at an offset that the format allows: 0, 512, 1024, 2048 and so on."""
     signature, offset = b"\x89HDF\r\n\x1a\n", 0
-    if not path.is_file() or not os.access(path, os.R_OK):
+    if isinstance(path, Address) or not path.is_file() or not os.access(path, os.R_OK):
         return False
     with open(path, "rb") as file:
         while len(found := file.read(len(signature))) == len(signature):
@@ -54,12 +55,12 @@ class _Hdf5Files:
 
     def __init__(self, trusted: bool) -> None:
         self.trusted = trusted
-        self._open: dict[tuple[int, Path], h5py.File] = {}
+        self._open: dict[tuple[int, Place], h5py.File] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"trusted": self.trusted, "_open": {}}
 
-    def dataset(self, path: Path, name: str) -> h5py.Dataset:
+    def dataset(self, path: Place, name: str) -> h5py.Dataset:
         """A data set by its name with slashes. InputError: it is none, or its values are elsewhere."""
         import h5py
 
@@ -97,9 +98,9 @@ class Hdf5(Source):
     kind = "HDF5 file"
     expected = "a dataset of features"
 
-    def __init__(self, path: Path, limits: ReadLimits) -> None:
+    def __init__(self, path: Place, limits: ReadLimits) -> None:
         self.path = path
-        self.files = _Hdf5Files(limits.trust_hdf5_links)
+        self._files = _Hdf5Files(limits.trust_hdf5_links)
         self.videos: dict[str, str] = {}
         with _listing(path) as file:
             for name in _names(file):
@@ -121,11 +122,28 @@ class Hdf5(Source):
     def where(self, name: str) -> str:
         return f"{self.path}: {self.videos[name]}"
 
+    def files(self, name: str) -> list[Place]:
+        return [self.path]
+
     def open(self, name: str) -> h5py.Dataset:
-        return self.files.dataset(self.path, self.videos[name])
+        return self._files.dataset(self.path, self.videos[name])
 
     def close(self) -> None:
-        self.files.close()
+        self._files.close()
+
+
+def read_only_dataset(path: Place, limits: ReadLimits, choose: Callable[[list[str]], str]) -> np.ndarray:
+    """The data set of a file with one video, read as a whole. choose: which of several names; raises InputError."""
+    files = _Hdf5Files(limits.trust_hdf5_links)
+    try:
+        with _listing(path) as file:
+            names = _names(file)
+        found = files.dataset(path, choose(names))
+        values = max(math.prod(found.shape), math.prod(found.chunks or ()))
+        limits.require(values * found.dtype.itemsize, path, found.shape)
+        return found[()]
+    finally:
+        files.close()
 
 
 class TwoStream(Source):
@@ -137,20 +155,21 @@ class TwoStream(Source):
     row_stride = 1.0
     time_first = True
 
-    def __init__(self, folder: Path, names: set[str], limits: ReadLimits) -> None:
-        self.folder = folder
-        self.files = _Hdf5Files(limits.trust_hdf5_links)
+    def __init__(self, folder: Place, files: dict[str, Place], limits: ReadLimits) -> None:
+        """files: by their names in the folder."""
+        self._places = files
+        self._files = _Hdf5Files(limits.trust_hdf5_links)
         self.videos: dict[str, str] = {}  # id -> subset
         for subset in SUBSETS:
             pair = [f"{stream}_{subset}.h5" for stream in STREAMS]
-            present = [name for name in pair if name in names]
+            present = [name for name in pair if name in files]
             if len(present) == 1:
-                missing = next(name for name in pair if name not in names)
+                missing = next(name for name in pair if name not in files)
                 raise InputError(f"{folder} has {present[0]} but not {missing}, expected both")
             # The union, so that a video missing in one stream is reported.
             videos: set[str] = set()
             for name in present:
-                with _listing(folder / name) as file:
+                with _listing(files[name]) as file:
                     videos.update(_names(file))
             for video in videos:
                 if video in self.videos:
@@ -161,19 +180,22 @@ class TwoStream(Source):
         flow, rgb = self._paths(name)
         return f"{flow} + {rgb.name}: {name}"
 
+    def files(self, name: str) -> list[Place]:
+        return self._paths(name)
+
     def open(self, name: str) -> _SideBySide:
         paths = self._paths(name)
-        parts = [self.files.dataset(path, name) for path in paths]
+        parts = [self._files.dataset(path, name) for path in paths]
         for path, part in zip(paths, parts, strict=True):
             if part.ndim != 2:
                 raise InputError(f"{path}: {name} has shape {list(part.shape)}, expected [frames, channels]")
         return _SideBySide(parts)
 
     def close(self) -> None:
-        self.files.close()
+        self._files.close()
 
-    def _paths(self, name: str) -> list[Path]:
-        return [self.folder / f"{stream}_{self.videos[name]}.h5" for stream in STREAMS]
+    def _paths(self, name: str) -> list[Place]:
+        return [self._places[f"{stream}_{self.videos[name]}.h5"] for stream in STREAMS]
 
 
 class _SideBySide:
@@ -193,18 +215,19 @@ class _SideBySide:
         return np.concatenate([part[rows] for part in self.parts], axis=1)[:, channels]
 
 
-def _open_hdf5(path: Path) -> h5py.File:
-    require_file(path, _EXPECTED)
+def _open_hdf5(path: Place) -> h5py.File:
+    if not isinstance(path, Address):
+        require_file(path, _EXPECTED)
     try:
         import h5py
     except ImportError as error:
         raise InputError(f"{path}: reading HDF5 needs h5py: pip install 'bcnet_fast[hdf5]'") from error
     with readable(path, _EXPECTED):
-        return h5py.File(path, "r")
+        return h5py.File(RemoteFile(path) if isinstance(path, Address) else path, "r")
 
 
 @contextlib.contextmanager
-def _listing(path: Path) -> Iterator[h5py.File]:
+def _listing(path: Place) -> Iterator[h5py.File]:
     """Open a file to list names; it is closed again before workers are forked."""
     with _open_hdf5(path) as file, readable(path, _EXPECTED):
         yield file

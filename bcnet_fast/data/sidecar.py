@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..recipe import Recipe
+from ..storage.address import Place
 from ..storage.files import read_json
 from ..storage.output import write_json
+from ..storage.remote import exists
 from ..text import brief
 
+P = TypeVar("P", bound=Place)
 KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout
 VERSION = 1
 _EXPECTED = "the sidecar of a feature file, as extract writes it"
@@ -64,14 +67,14 @@ class Sidecar:
         )
 
 
-def sidecar_path(features: Path) -> Path:
+def sidecar_path(features: P) -> P:
     """The sidecar of a feature file."""
-    return features.with_name(f"{features.stem}.json")
+    return features.with_name(f"{features.stem}.json")  # pyright: ignore[reportReturnType]
 
 
-def read_sidecar(path: Path) -> Sidecar | None:
+def read_sidecar(path: Place) -> Sidecar | None:
     """Read a sidecar. None: there is none, or a JSON file of another kind. InputError: it is damaged."""
-    if not path.is_file():
+    if not exists(path):
         return None
     content = read_json(path, _EXPECTED)
     if not isinstance(content, dict) or KEY not in content:

@@ -6,10 +6,10 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..storage.address import Place
 from .sidecar import Sidecar
 
 ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HDF5 group of several arrays
@@ -68,10 +68,13 @@ class Source(abc.ABC):
         """What `extract` stated about a video, if it made the features. InputError: it is damaged."""
         return None
 
-    def file(self, name: str) -> Path | None:
-        """The file of a video; None where a file has several."""
-        place = self.videos[name]
-        return place if isinstance(place, Path) else None
+    def files(self, name: str) -> list[Place]:
+        """The files that hold a video, and perhaps others."""
+        return [self.videos[name]]
+
+    def reading_order(self, names: Sequence[str]) -> list[str]:
+        """The names in the order in which reading them is fastest."""
+        return list(names)
 
     def interrupt(self) -> None:  # noqa: B027
         """Let a read in another thread end soon; most are short."""

@@ -24,6 +24,7 @@ from ..ops.backends import BACKENDS
 from ..ops.devices import resolve_device
 from ..ops.precision import gpu_products
 from ..presets import PRESET_NAMES, PRESETS, SECOND_STAGE_PRESETS
+from ..storage.address import Address, place_of
 from ..storage.checkpoint import StoredWeights, read_any_config
 from ..storage.files import readable
 from ..text import alternatives, did_you_mean
@@ -281,7 +282,8 @@ def _network(config: Config | SecondStageConfig) -> nn.Module:
 
 
 def _stored(path: str | os.PathLike) -> tuple[Config | SecondStageConfig, StoredWeights]:
-    if not Path(path).exists():
+    path = place_of(path)
+    if not (isinstance(path, Address) or path.exists()):
         raise InputError(
             f"{path} is neither a file nor a preset, expected a checkpoint (.safetensors), {DEMO}, or one of "
             f"the presets {alternatives(PRESET_NAMES)}, each for the models {', '.join(PRESETS)}"

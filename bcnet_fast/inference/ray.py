@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ..data.shard import Shard
@@ -22,7 +21,9 @@ from ..errors import InputError
 from ..progress import progress
 from ..results.parquet import require_pyarrow
 from ..results.parts import Header, Part, numbers_of, parts_in
+from ..storage.address import Address, Place, place_of
 from ..storage.lock import Lock
+from ..storage.remote import remove
 from ..text import count
 from .ray_cluster import LOCAL, cluster, most_workers, require_address, require_ray
 from .ray_dataset import predict
@@ -123,15 +124,21 @@ def start(options: InferOptions) -> Iterator[RayRun]:
         pool.wait()
         if options.overwrite:
             for path in existing:
-                path.unlink()
+                remove(path) if isinstance(path, Address) else path.unlink()
             existing = []
         yield RayRun(options, inputs, pool, _shards(options, existing, len(inputs.archive.ids), workers), workers)
 
 
 @contextlib.contextmanager
 def _held_folder(output: str) -> Iterator[None]:
-    """The folder of the parts, made if it is missing, for this driver alone. InputError: another has it."""
-    folder = Path(output)
+    """The folder of the parts, made if it is missing, for this driver alone. InputError: another has it.
+
+    An address has no locks; there, the parts of each writer have names of their own.
+    """
+    folder = place_of(output)
+    if isinstance(folder, Address):
+        yield
+        return
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +154,7 @@ def _held_folder(output: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _existing(options: InferOptions, about: Header) -> list[Path]:
+def _existing(options: InferOptions, about: Header) -> list[Place]:
     """The parts of earlier runs. InputError: they are of another run, or no flag says what to do with them."""
     paths = parts_in(options.output)
     if paths and not (options.resume or options.overwrite):
@@ -164,7 +171,7 @@ def _existing(options: InferOptions, about: Header) -> list[Path]:
     return paths
 
 
-def _shards(options: InferOptions, existing: Sequence[Path], videos: int, workers: int) -> int:
+def _shards(options: InferOptions, existing: Sequence[Place], videos: int, workers: int) -> int:
     """How many shards there are. Those of an interrupted run are kept: a part is looked for where its shard is."""
     known = max((numbers_of(path)[1] for path in existing), default=0)
     if known >= workers:

@@ -17,6 +17,7 @@ from .. import __version__
 from ..data.shard import Shard
 from ..errors import BackendError, InputError
 from ..results.parts import Header
+from ..storage.address import is_address
 from ..storage.lock import InUse
 from .run import InferOptions, InferReport, Inputs, Prepared, open_inputs, with_network
 from .shards import ShardRun, about_run
@@ -164,10 +165,11 @@ class Worker:
             )
         with contextlib.suppress(OSError):  # as of the driver, for relative paths
             os.chdir(self._job.folder)
-        if not Path(self._options.output, self._job.marker).exists():
-            raise InputError(f"{_here()} does not see the folder {self._options.output} that {_SHARED}")
+        output = self._options.output
+        if not (is_address(output) or Path(output, self._job.marker).exists()):
+            raise InputError(f"{_here()} does not see the folder {output} that {_SHARED}")
         for path in _paths(self._options):
-            if not os.path.exists(path):
+            if not (is_address(path) or os.path.exists(path)):
                 raise InputError(f"{_here()} does not see {path}, which {_SHARED}")
 
     def _require_same_run(self, inputs: Inputs) -> None:

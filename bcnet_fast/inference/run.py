@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 import warnings
@@ -33,9 +32,11 @@ from ..results.fusion import fuse_video
 from ..results.pictures import PictureWriter
 from ..results.view import require_page_name
 from ..results.writer import ResultWriter
+from ..storage.address import place_of
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
+from ..storage.remote import exists
 from ..text import count
 from ..threads import FairShare
 from ..video.extraction import ReadOptions
@@ -148,7 +149,7 @@ class Inputs:
     def video_files(self) -> dict[str, Path]:
         """The video files that are read, by id; empty for features."""
         archive = self.archive
-        return {video: archive.files(video)[0] for video in archive.ids} if archive.kind == "videos" else {}
+        return {video: Path(archive.files(video)[0]) for video in archive.ids} if archive.kind == "videos" else {}
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,7 @@ def infer(options: InferOptions) -> InferReport:
         run = Run(options, prepared, lambda video, _, *columns: writer.add(video, *columns), failures.append)
         recording = record() if options.profile or options.trace else contextlib.nullcontext()
         with interruptible(writer), recording as profile:
-            run.predict(videos)
+            run.predict(archive.reading_order(videos))
         if not writer.done:
             writer.close(discard=True)
             others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
@@ -283,7 +284,7 @@ def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
         "ground_truth": options.ground_truth,
     }
     for flag, path in (("--output", options.output), ("--trace", options.trace)):
-        if path is not None and os.path.isfile(path):
+        if path is not None and exists(place_of(path)):
             require_apart(path, flag, **inputs)
             for features in {file for video in archive.ids for file in archive.files(video)}:
                 require_apart(path, flag, features=features)

@@ -17,6 +17,9 @@ from ..results.pictures import PictureWriter, file_name
 from ..results.subtitles import write_subtitles
 from ..results.timeline import best_count
 from ..results.writer import ResultWriter
+from ..storage.address import is_address, place_of
+from ..storage.files import require_file
+from ..storage.remote import exists
 from ..text import count
 
 Boundary = tuple[np.ndarray, np.ndarray, np.ndarray]  # times, start and end probabilities
@@ -24,7 +27,7 @@ Boundary = tuple[np.ndarray, np.ndarray, np.ndarray]  # times, start and end pro
 
 def require_fresh(output: str, *, resume: bool, overwrite: bool) -> None:
     """InputError: the output exists, and no flag says what to do with it, or two do."""
-    if Path(output).is_file() and not (resume or overwrite):
+    if exists(place_of(output)) and not (resume or overwrite):
         raise InputError(f"{output} exists; replace it with --overwrite, or complete it with --resume")
     if resume and overwrite:
         raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
@@ -34,7 +37,7 @@ def sha256(path: str | os.PathLike | None) -> str | None:
     """Digest of a file, or of all files of a folder with their names; None for None."""
     if path is None:
         return None
-    digest, folder = hashlib.sha256(), Path(path)
+    digest, folder = hashlib.sha256(), Path(require_file(path, "a file")) if is_address(path) else Path(path)
     files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else [folder]
     for file in files:
         if folder.is_dir():

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
 from ..config import Config
+from ..storage.address import place_of, shown_address
 from .running import sha256
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "checkpoint": sha256(options.checkpoint),
         "times": sha256(options.time.times),
         "labels": sha256(options.labels),
-        "features": options.features,
+        "features": shown_address(options.features),
         "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
         "subset": options.subset,
         "every": options.time.every,
@@ -39,10 +39,10 @@ def version_of(config: Config) -> str:
 
 def details_of(options: InferOptions, config: Config) -> str:
     """Settings in one line, for the summary and the result file."""
-    weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
+    weights = f"checkpoint {place_of(options.checkpoint).name}" if options.checkpoint else "random weights"
     flags = options.time.flags
     stated = [f"{name} {getattr(flags, name):g}" for name in ("fps", "stride", "offset") if getattr(flags, name)]
     if options.time.times:
-        stated.append(f"times {Path(options.time.times).name}")
+        stated.append(f"times {place_of(options.time.times).name}")
     parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
     return ", ".join([*parts, options.precision, f"protocol {options.protocol}", *stated])

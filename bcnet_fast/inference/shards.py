@@ -116,7 +116,7 @@ class ShardRun:
         for failure in self._unusable():
             if failure.video not in self.writer.failed:
                 self._fail(failure)
-        self._run.predict(videos)
+        self._run.predict(self.prepared.archive.reading_order(videos))
 
     def report(self, started: float, profile: Profile | None = None) -> InferReport:
         """Of the whole shard, including what was done before. started: when, by `time.perf_counter`."""

@@ -10,10 +10,10 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TextIO
 
 from ..errors import InputError
+from ..storage.address import place_of
 from ..storage.files import require_file
 from ..storage.output import atomic_path, atomic_text
 from ..text import brief, count
@@ -90,11 +90,11 @@ def merge(
     if not parts:
         raise InputError(f"{folder} has no part, expected a folder of parts that `infer --shard` wrote")
     about = parts[0].header
-    report = MergeReport(str(output), len(parts), len({(part.shard, part.shards) for part in parts}))
+    report = MergeReport(str(place_of(output)), len(parts), len({(part.shard, part.shards) for part in parts}))
     with contextlib.ExitStack() as stack:
         listing = stack.enter_context(atomic_text(unfinished)) if unfinished else None
         found = _against(_kept(parts, report), videos, report, listing)
-        write = _write_parquet if Path(output).suffix == SUFFIX else _write_json
+        write = _write_parquet if place_of(output).suffix == SUFFIX else _write_json
         write(output, _counted(found, report), about)
         if videos is None:
             expected = max(part.header.videos_in_archive for part in parts)

@@ -12,11 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place, place_of
 from ..storage.lock import Lock
-from ..storage.output import move_into_place
+from ..storage.output import atomic_path, move_into_place, require_storable
+from ..storage.remote import remove
 from .parquet import SUFFIX, Columns, require_pyarrow
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
+_RUNS, _MOST_PARTS = 10**12, 10**6  # at an address: number of the first part of a run, a random one
 _MAX_ROWS = 200_000  # of a part, which bounds the memory for them
 _MAX_AGE_S = 60.0  # of the oldest video that is not on disk yet
 
@@ -24,7 +27,8 @@ _MAX_AGE_S = 60.0  # of the oldest video that is not on disk yet
 class PartWriter:
     """Collects the videos of one shard, and commits them as parts.
 
-    folder: of the parts of all shards; made if it is missing.
+    folder: of the parts of all shards, made if it is missing; or an address, which has no locks: there, the parts of a
+        run have names of their own, so that two runs of a shard do work twice and lose nothing.
     shard, shards: which of how many.
     about: what its headers say about the run.
     source: gives size and time of the last change in ns of the feature files of a video, or None where the archive or
@@ -58,7 +62,7 @@ class PartWriter:
     ) -> None:
         if part_format == SUFFIX.lstrip("."):
             require_pyarrow()
-        self.folder, self.shard, self.shards = Path(folder), shard, shards
+        self.folder, self.shard, self.shards = place_of(folder), shard, shards
         self.about, self._source = about, source
         self._suffix, self._limit = f".{part_format}", part_videos
         self._name = f"part-{shard:03d}-of-{shards:03d}"
@@ -68,27 +72,31 @@ class PartWriter:
         self._attempts: dict[str, int] = {}  # of videos that are done again
         self._held: list[tuple[Record, Columns]] = []
         self._rows, self._since, self._next = 0, 0.0, 0
+        self._lock = self._made_and_locked(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.folder / f".{self._name}.lock", f"{folder}: shard {shard}/{shards}")
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            self._remove_leftovers()
             self._take_up(*self._own_and_others(), resume, overwrite, retry_failed)
         except BaseException:
             self.close()
             raise
 
-    def _remove_leftovers(self) -> None:
-        """Remove what killed runs of this shard have left, on whichever machine: this run holds its lock."""
-        for path in self.folder.glob(f".{self._name}-*.tmp"):
-            path.unlink()
+    def _made_and_locked(self, folder: Place) -> Lock | None:
+        if isinstance(folder, Address):
+            require_storable(folder / "part")
+            return None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = Lock(folder / f".{self._name}.lock", f"{folder}: shard {self.shard}/{self.shards}")
+            # What killed runs of this shard have left, on whichever machine: this run holds its lock.
+            for path in folder.glob(f".{self._name}-*.tmp"):
+                path.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return lock
 
-    def _own_and_others(self) -> tuple[list[Path], list[Path]]:
+    def _own_and_others(self) -> tuple[list[Place], list[Place]]:
         """Parts of this shard, and of runs with another number of shards, by their names: the rest is not opened."""
-        own: list[Path] = []
-        others: list[Path] = []
+        own: list[Place] = []
+        others: list[Place] = []
         for path in parts_in(self.folder):
             shard, shards, _ = numbers_of(path)
             if shards != self.shards:
@@ -97,21 +105,26 @@ class PartWriter:
                 own.append(path)
         return own, others
 
-    def _take_up(self, own: list[Path], others: list[Path], resume: bool, overwrite: bool, retry_failed: bool) -> None:
+    def _take_up(
+        self, own: list[Place], others: list[Place], resume: bool, overwrite: bool, retry_failed: bool
+    ) -> None:
         if overwrite and others:
             raise InputError(
                 f"{self.folder} has parts of another number of shards, such as {others[0].name}; delete them"
             )
         if overwrite:
             for path in own:
-                path.unlink()
+                remove(path) if isinstance(path, Address) else path.unlink()
             own = []
         if (own or others) and not resume:
             raise InputError(
                 f"{self.folder} has parts such as {(own + others)[0].name}; "
                 "continue with --resume, or replace them with --overwrite"
             )
-        self._next = 1 + max((numbers_of(path)[2] for path in own), default=-1)
+        if isinstance(self.folder, Address):
+            self._next = secrets.randbelow(_RUNS) * _MOST_PARTS
+        else:
+            self._next = 1 + max((numbers_of(path)[2] for path in own), default=-1)
         best: dict[str, tuple[tuple[int, bool], bool]] = {}  # order among its records, and whether files have changed
         for path in own + others:
             part = Part(path)
@@ -185,21 +198,30 @@ class PartWriter:
         if not self._held:
             return
         target = self.folder / f"{self._name}-{self._next:04d}{self._suffix}"
-        temporary = self.folder / f".{self._name}-{secrets.token_hex(8)}.tmp"
+        try:
+            if isinstance(target, Address):
+                with atomic_path(target) as temporary:
+                    write_part(temporary, self.about, self._held, self._suffix)
+            else:
+                self._write(target)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._next += 1
+        self._held, self._rows = [], 0
+
+    def _write(self, target: Path) -> None:
+        temporary = target.with_name(f".{self._name}-{secrets.token_hex(8)}.tmp")
         try:
             write_part(temporary, self.about, self._held, self._suffix)
             move_into_place(temporary, target)
-        except OSError as error:
-            raise self._unwritable(error) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        self._next += 1
-        self._held, self._rows = [], 0
 
     def _unwritable(self, error: OSError) -> InputError:
         return InputError(f"{self.folder} cannot be written: {error.strerror or error}")
 
     def close(self) -> None:
         """Let other runs hold the shard. What is not committed is lost."""
-        self._lock.release(remove=True)
+        if self._lock is not None:
+            self._lock.release(remove=True)

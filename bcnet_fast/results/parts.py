@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place, place_of
 from ..storage.files import readable, require_file
+from ..storage.remote import listed, open_binary, read_range, size_of
 from ..text import brief
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
 
@@ -35,6 +37,7 @@ DONE, FAILED = "done", "failed"
 _VERSION = 1
 _EXPECTED = "a whole part of `infer --shard`"
 _READ_BYTES = 1 << 16  # read at once from a file, which is closed in between: merging reads from every shard
+_REMOTE_BYTES = 1 << 20  # the same of a file in another storage
 _GROUP_ROWS = 4096  # of Parquet, which are unpacked at once
 
 
@@ -122,21 +125,21 @@ class Stored(NamedTuple):
 class Part:
     """A part on disk; no file stays open. InputError: it is damaged, or something else."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = require_file(path, _EXPECTED)
+    def __init__(self, path: Place) -> None:
+        self.path = path if isinstance(path, Address) else require_file(path, _EXPECTED)
         self.shard, self.shards, _ = numbers_of(path)
         self._parquet = path.suffix == SUFFIX
         with readable(path, _EXPECTED):
             if self._parquet:
                 header = json.loads(self._open().metadata.metadata[HEADER.encode()])
             else:
-                with open(path, "rb") as file:
+                with open_binary(path) as file:
                     line = file.readline()
                 self._begin, header = len(line), json.loads(line)[HEADER]
             if header.pop("format") != _VERSION:
                 raise InputError(f"{path} is of another version of bcnet_fast, expected {_EXPECTED}")
             self.header = Header(**header)
-            if not self._parquet and path.stat().st_size != self._begin + sum(self.header.sizes):
+            if not self._parquet and size_of(path) != self._begin + sum(self.header.sizes):
                 raise InputError(f"{path} has been cut, expected {_EXPECTED}; delete it and run its shard again")
 
     def require_run(self, about: Header) -> None:
@@ -192,16 +195,20 @@ class Part:
         place = self._begin + sum(self.header.sizes[:section])
         end = place + self.header.sizes[section]
         while place < end:
-            with open(self.path, "rb") as file:
-                file.seek(place)
-                block = file.read(min(_READ_BYTES, end - place))
+            if isinstance(self.path, Address):
+                block = read_range(self.path, place, min(place + _REMOTE_BYTES, end))
+            else:
+                with open(self.path, "rb") as file:
+                    file.seek(place)
+                    block = file.read(min(_READ_BYTES, end - place))
             if not block:
                 raise ValueError("cut while it was read")
             place += len(block)
             yield block
 
     def _open(self) -> Any:
-        return require_pyarrow().parquet.ParquetFile(self.path, page_checksum_verification=True)
+        source = open_binary(self.path) if isinstance(self.path, Address) else self.path
+        return require_pyarrow().parquet.ParquetFile(source, page_checksum_verification=True)
 
     def _groups(self) -> Iterator[Columns]:
         """The rows, a group at a time."""
@@ -238,7 +245,7 @@ def _slice(columns: Columns, begin: int, end: int | None) -> Columns:
     return Columns(segments[begin:end], scores[begin:end], None if labels is None else labels[begin:end])
 
 
-def numbers_of(path: Path) -> tuple[int, int, int]:
+def numbers_of(path: Place) -> tuple[int, int, int]:
     """Shard, number of shards and number of a part, from its name."""
     match = NAME.fullmatch(path.name)
     assert match, path
@@ -246,10 +253,17 @@ def numbers_of(path: Path) -> tuple[int, int, int]:
     return shard, shards, number
 
 
-def parts_in(folder: str | os.PathLike) -> list[Path]:
+def parts_in(folder: str | os.PathLike) -> list[Place]:
     """Every part in a folder, by shard and number. InputError: it cannot be read."""
-    with readable(folder, "a folder of parts that `infer --shard` wrote"), os.scandir(folder) as found:
-        paths = [Path(entry) for entry in found if NAME.fullmatch(entry.name)]
+    place = place_of(folder)
+    paths: list[Place] = []
+    if isinstance(place, Address):
+        for name, facts in listed(place):
+            if NAME.fullmatch(name):
+                paths.append(Address((place / name).whole, facts))
+    else:
+        with readable(folder, "a folder of parts that `infer --shard` wrote"), os.scandir(place) as found:
+            paths.extend(Path(entry) for entry in found if NAME.fullmatch(entry.name))
     return sorted(paths, key=lambda path: (numbers_of(path), path.name))
 
 

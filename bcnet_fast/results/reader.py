@@ -29,6 +29,7 @@ from ..data.proposal_list import ListedProposals, listed_proposals
 from ..errors import InputError
 from ..storage.files import first_bytes, no_collection, parse_json, read_text, readable
 from ..storage.foreign import refuse_pickle
+from ..storage.remote import reads_addresses
 from ..text import alternatives, brief
 from .columns import Results
 from .tables import (
@@ -55,6 +56,7 @@ _LONGEST_LINE = 1 << 16  # characters of a header
 _VIDEO_SUFFIX = re.compile(r"\.(?:mp4|mpeg|avi)$")
 
 
+@reads_addresses(EXPECTED)
 def read_results(path: str | os.PathLike, videos: Mapping[str, VideoAnnotation] | None = None) -> Results:
     """Read proposals or detections of any format of this module, gzipped or not; its content says which.
 

@@ -6,6 +6,7 @@ submission file is written at the end, atomically, with its videos sorted by id.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -17,9 +18,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import InputError
+from ..storage.address import Address, Place
 from ..storage.files import read_json
 from ..storage.lock import Lock
-from ..storage.output import atomic_text, require_writable
+from ..storage.output import atomic_text, require_storable, require_writable
+from ..storage.remote import exists, facts_of
 from ..text import count
 
 
@@ -65,6 +68,7 @@ class ResultWriter:
     settings: everything that determines the results, except the features.
     sources: for each video, [size, time of the last change in ns] of its feature files. A finished video with others is
         not taken over, and counted by `changed`; `damaged` is the number of lines that are not taken over.
+    output: file or address. The partial file of an address is on this machine.
     resume: take over the finished videos of a partial file or, without one, of an existing submission, with the same
         settings; `done` lists them, and `finished` is the number of proposals of that submission.
     overwrite: discard the partial file of an interrupted run.
@@ -83,8 +87,8 @@ class ResultWriter:
         overwrite: bool = False,
     ) -> None:
         settings = json.loads(json.dumps(settings))  # as read from the file: lists instead of tuples
-        self.output = require_writable(output)
-        self.partial = self.output.with_name(self.output.name + ".partial")
+        self.output = require_storable(output)
+        self.partial = _partial_of(self.output)
         self.settings = settings
         self.sources: dict[str, Any] = json.loads(json.dumps(dict(sources or {})))
         self.damaged = self.changed = 0
@@ -109,7 +113,7 @@ class ResultWriter:
         self._file.truncate(0)
         try:
             self._append({"settings": self.settings})
-            if resume and self.output.is_file():
+            if resume and exists(self.output):
                 self._take_over()
         except BaseException:
             self.partial.unlink()
@@ -148,7 +152,7 @@ class ResultWriter:
             self._require_equal(found, self.partial)
         self._file.truncate(end)
 
-    def _require_equal(self, found: dict[str, Any], path: Path) -> None:
+    def _require_equal(self, found: dict[str, Any], path: Place) -> None:
         settings = self.settings
         if found != settings:
             names = sorted(name for name in found.keys() | settings if found.get(name) != settings.get(name))
@@ -168,7 +172,7 @@ class ResultWriter:
                 "start again with --overwrite"
             ) from error
         self._require_equal(found, self.output)
-        self.finished, written = 0, self.output.stat().st_mtime_ns
+        self.finished, written = 0, (facts_of(self.output) or (0, 0))[1]
         for video, proposals in results.items():
             if not _are_entries(proposals):
                 raise InputError(f"{self.output} has other entries for video {video!r}, expected score and segment")
@@ -229,6 +233,15 @@ class ResultWriter:
         """Close the partial file, and delete it if `discard`; otherwise it can be resumed."""
         self._file.close()
         self._lock.release(remove=discard)
+
+
+def _partial_of(output: Place) -> Path:
+    """The partial file: beside the output, or for an address in a folder of this user on this machine."""
+    if not isinstance(output, Address):
+        return output.with_name(output.name + ".partial")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bcnet_fast"
+    name = hashlib.sha256(str(output).encode()).hexdigest()[:16]
+    return require_writable(cache / f"{name}.json.partial")
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

@@ -52,16 +52,16 @@ def open_npy(path: Path) -> StoredArray:
     return StoredArray(lambda: open(path, "rb"))
 
 
-def open_npz(path: Path) -> dict[str, Callable[[], StoredArray]]:
+def open_npz(file: Path | IO[bytes]) -> dict[str, Callable[[], StoredArray]]:
     """Functions that open the arrays of an .npz file, by name. Raises whatever a damaged file makes zipfile raise."""
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         members = archive.namelist()
-    return {member.removesuffix(".npy"): lambda member=member: _open_member(path, member) for member in members}
+    return {member.removesuffix(".npy"): lambda member=member: _open_member(file, member) for member in members}
 
 
-def _open_member(path: Path, member: str) -> StoredArray:
+def _open_member(file: Path | IO[bytes], member: str) -> StoredArray:
     def open_stream() -> IO[bytes]:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             return archive.open(member)  # which keeps the file open until it is closed itself
 
     return StoredArray(open_stream)

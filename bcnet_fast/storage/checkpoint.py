@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
+from .address import place_of
 from .files import parse_json, readable, require_file
 from .foreign import project_of
 from .output import atomic_path
@@ -62,12 +63,12 @@ def _save(path: str | os.PathLike, state: Mapping[str, Tensor], kind: str, facts
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Any]:
     """Open a safetensors file. InputError: it is missing or damaged."""
-    path = require_file(path, EXPECTED)
+    local, path = require_file(path, EXPECTED), place_of(path)
     if path.suffix != ".safetensors":
         raise InputError(f"{path} has suffix {path.suffix!r}, expected {EXPECTED}; see python -m bcnet_fast.convert")
     with readable(path, EXPECTED):
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(local, framework="pt") as file:
                 yield file
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged ({error}), expected {EXPECTED}") from error
@@ -78,6 +79,7 @@ def read_config(path: str | os.PathLike) -> Config:
 
     InputError names the file when it is missing, damaged, or something else.
     """
+    path = place_of(path)
     config = read_any_config(path)
     if isinstance(config, SecondStageConfig):
         raise InputError(
@@ -89,6 +91,7 @@ def read_config(path: str | os.PathLike) -> Config:
 
 def read_any_config(path: str | os.PathLike) -> Config | SecondStageConfig:
     """The configuration of a checkpoint of any network. InputError as `read_config` raises it."""
+    path = place_of(path)
     with _opened(path) as file:
         metadata, names = file.metadata() or {}, list(file.keys())
     if TRAINING_FORMAT in metadata:
@@ -110,7 +113,7 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
         """InputError: lists every missing, unknown and misshaped key. Only the shapes of `network` matter."""
-        self.path = path
+        self.path = path = place_of(path)
         with _opened(path) as file:
             stored = {name: file.get_slice(name) for name in file.keys()}
             self._shapes = {name: list(part.get_shape()) for name, part in stored.items()}

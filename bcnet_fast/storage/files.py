@@ -16,7 +16,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..text import brief
+from .address import Address, place_of
 from .foreign import content_of
+from .remote import local_copy
 
 LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
 _PART = 1 << 20  # bytes read or unpacked at once
@@ -52,8 +54,11 @@ def no_collection() -> Iterator[None]:
 
 
 def require_file(path: str | os.PathLike, expected: str) -> Path:
-    """Return `path` as a Path. InputError: it is not a readable file."""
-    path = Path(path)
+    """Return `path` as a Path, and the local copy of an address. InputError: it is not a readable file."""
+    place = place_of(path)
+    if isinstance(place, Address):
+        return local_copy(place, expected)
+    path = place
     if not path.exists():
         found = "is a link to nothing" if path.is_symlink() else "does not exist"
         raise InputError(f"{path} {found}, expected {expected}")
@@ -66,8 +71,8 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
 
 def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> bytes:
     """The first bytes of a file, decompressed as far as they are gzip. InputError: it is not a readable file."""
-    path = require_file(path, expected)
-    with readable(path, expected), open(path, "rb") as file:
+    local, path = require_file(path, expected), place_of(path)
+    with readable(path, expected), open(local, "rb") as file:
         start = file.read(count)
         if start.startswith(b"\x1f\x8b"):
             with contextlib.suppress(zlib.error):
@@ -77,8 +82,8 @@ def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> byt
 
 def read_text(path: str | os.PathLike, expected: str) -> str:
     """Read a UTF-8 file of at most `LARGEST_TEXT` bytes, decompressed if its first bytes are those of gzip."""
-    path = require_file(path, expected)
-    with readable(path, expected), open(path, "rb") as raw:
+    local, path = require_file(path, expected), place_of(path)
+    with readable(path, expected), open(local, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
         content = bytearray()
@@ -120,7 +125,7 @@ def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file"
 
 def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
     """Read and parse a JSON file, see `parse_json`."""
-    return parse_json(read_text(path, expected), path, expected)
+    return parse_json(read_text(path, expected), place_of(path), expected)
 
 
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import InputError
+from .address import Address
 
 # Beginning of weight names -> project, by the attributes of its networks: opentad/models/detectors of OpenTAD,
 # libs/modeling/meta_archs.py of TriDet and ActionFormer, mmaction/models/heads of mmaction2.
@@ -67,7 +68,7 @@ def refuse_pickle(path: Path, start: bytes) -> None:
         )
 
 
-def no_features(path: Path) -> str:
+def no_features(path: Path | Address) -> str:
     """`; this looks like a video: ...`, by the name of a file without features; empty where it says nothing."""
     found = _SUFFIXES.get(path.suffix.lower())
     return f"; {path.name} looks like {found}" if found else ""

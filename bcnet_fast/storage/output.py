@@ -13,12 +13,16 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import InputError
+from .address import Address, Place, is_address, place_of
+from .remote import remove, store
 
+_PATH_OF_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")  # what pathlib makes of an address
 _TEMPORARY = re.compile(r"\.bcnet-(\d+)-[0-9a-f]{16}\.tmp")  # with the number of the process
 _in_use: set[str] = set()  # temporary folders of this process
 
@@ -36,6 +40,21 @@ def require_writable(path: str | os.PathLike) -> Path:
     return Path(path)
 
 
+def require_storable(path: str | os.PathLike) -> Place:
+    """`require_writable`, also for an address, to whose folder a small file is written and deleted."""
+    place = place_of(path)
+    if not isinstance(place, Address):
+        return require_writable(place)
+    if place.whole.endswith("/"):
+        raise InputError(f"{place} is a folder, expected a file name to write to")
+    with tempfile.NamedTemporaryFile() as empty:
+        trial = place.with_name(f".bcnet-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+        store(Path(empty.name), trial)
+        with contextlib.suppress(InputError):  # some users may write and not delete
+            remove(trial)
+    return place
+
+
 def require_apart(output: str | os.PathLike, flag: str, **inputs: str | os.PathLike | None) -> None:
     """InputError: the output is also one of the inputs, by this or another name, and would replace it.
 
@@ -47,6 +66,8 @@ def require_apart(output: str | os.PathLike, flag: str, **inputs: str | os.PathL
 
 
 def _same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
+    if is_address(one) or is_address(other):
+        return one == other
     try:
         return os.path.samefile(one, other)
     except OSError:  # one does not exist
@@ -57,8 +78,15 @@ def _same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield where to write a file of the same name; on success it is moved to `path`, on error removed.
 
-    A file that is replaced keeps its mode. InputError: it cannot be written.
+    A file that is replaced keeps its mode. To an address, the file is copied in one piece. InputError: it cannot be
+    written.
     """
+    place = place_of(path)
+    if isinstance(place, Address):
+        with tempfile.TemporaryDirectory(prefix="bcnet-") as folder:
+            yield (temporary := Path(folder) / place.name)
+            store(temporary, place)
+        return
     target = _target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +123,8 @@ def write_json(path: str | os.PathLike, value: Any, *, indent: int | None = None
 
 def _target(path: str | os.PathLike) -> Path:
     """Resolve links to the file that writing to `path` creates or replaces. InputError: it is no regular file."""
+    if is_address(place_of(path)) or _PATH_OF_ADDRESS.match(str(path)):
+        raise InputError(f"{place_of(path)} is an address, expected a local file name to write to")
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise InputError(f"{path} is a folder, expected a file name to write to")

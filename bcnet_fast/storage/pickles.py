@@ -8,20 +8,23 @@ import re
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .address import Address
+from .remote import size_of
 
 SAFE_SINCE = (2, 10)
 _LEGACY = "CVE-2025-32434 and CVE-2026-24747"  # of torch.load with weights_only=True, before 2.6 and before 2.10
 
 
-def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
+def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file: IO[bytes] | None = None) -> Any:
     """Read a file of `torch.save` that holds tensors and plain containers only.
 
+    file: what to read in the place of `path`, which names it in messages.
     limit: bytes that its tensors may have, unpacked.
     flag: sets this limit.
 
@@ -29,11 +32,14 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
     damaged file makes PyTorch raise.
     """
     require_safe_pytorch(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    content = path if file is None else file
+    if zipfile.is_zipfile(content):
+        with zipfile.ZipFile(content) as archive:
             size = sum(member.file_size for member in archive.infolist())
     else:
-        size = path.stat().st_size
+        size = size_of(path)
+    if file is not None:
+        file.seek(0)
     if size > limit:
         by_flag = f" ({flag})" if flag else ""
         raise InputError(
@@ -43,7 +49,7 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
         # PyTorch warns about old pickle protocols, which it reads nevertheless, and about kinds of tensors.
         warnings.simplefilter("ignore")
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(content, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:  # whose message explains how to run the code
             hint = (
                 "; mmengine (mmaction2) wrote it, see docs/how_to/convert_weights.md"
@@ -56,7 +62,7 @@ def load_tensors(path: Path, limit: int, flag: str | None = None) -> Any:
             ) from error
 
 
-def require_safe_pytorch(path: Path) -> None:
+def require_safe_pytorch(path: Path | Address) -> None:
     """Raise InputError where `torch.load` may run code of the file in spite of weights_only=True."""
     found = re.match(r"(\d+)\.(\d+)(\.\d+(?:a|b|rc)\d*)?", torch.__version__)
     release: tuple[int, ...] = (int(found[1]), int(found[2])) if found else ()

@@ -281,15 +281,18 @@ def test_several_arrays_need_a_known_name(tmp_path):
 
 def test_archives_that_cannot_be_listed_are_refused(tmp_path):
     assert "has no file of features, expected .npy, .npz, .csv, .pt" in _refused(tmp_path)
-    (tmp_path / "a.h5").touch()
-    assert "for an HDF5 archive, give the file itself" in _refused(tmp_path)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = file["y"] = np.zeros((3, C))
+    assert "an archive of several videos is read when its own path is given" in _refused(tmp_path, "a")
     np.save(tmp_path / "a.npy", np.zeros((3, C)))
     (tmp_path / "b.csv").write_text("1\n")
     assert "has .csv and .npy files, expected one kind" in _refused(tmp_path)
     (tmp_path / "a.csv").write_text("1\n")
     assert "has a.csv and a.npy, expected one file per video" in _refused(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    assert "has suffix '.txt', expected .npy, .npz, .csv, .pt or .h5" in _refused(tmp_path / "notes.txt")
+    assert "has suffix '.txt', expected .npy, .npz, .csv, .pt, .h5, .parquet or .tar" in _refused(
+        tmp_path / "notes.txt"
+    )
     with h5py.File(tmp_path / "twice.h5", "w") as file:
         file["train/x"] = file["val/x"] = np.zeros((3, C))
     assert "has train/x and val/x, expected one dataset per video" in _refused(tmp_path / "twice.h5")

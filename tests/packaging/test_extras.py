@@ -16,7 +16,7 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.progress import progress
 
 # As if they were not installed: None makes an import fail.
-NAMES = ("h5py", "pyarrow", "ray", "triton", "tqdm", "tensorboard")
+NAMES = ("fsspec", "h5py", "pyarrow", "ray", "triton", "tqdm", "tensorboard")
 BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({NAMES}))\n"
 
 
