@@ -9,6 +9,10 @@
     python -m bcnet_fast.extract clips/ --recipe i3d-thumos14 --backbone onnx:i3d.onnx --output features/
         the sampling and pixels of published features, and your file with the network
 
+    python -m bcnet_fast.extract clips/ --recipe i3d-thumos14+i3d-thumos14-flow --backbone onnx:rgb.onnx \\
+            --backbone onnx:flow.onnx --output features/
+        two streams side by side, colours and optical flow, which needs the extra flow
+
     python -m bcnet_fast.extract --list
         print all recipes
 

@@ -233,7 +233,7 @@ def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive,
         return archive, []
     if options.workers:
         raise InputError("--workers reads feature files, expected 0 with videos")
-    if config.recipe is None and options.network.recipe is None and options.network.backbone is None:
+    if config.recipe is None and options.network.recipe is None and not options.network.backbone:
         source = options.checkpoint or f"preset {config.preset}"
         raise InputError(
             f"{source} states no recipe of features, expected --recipe NAME or --backbone SPEC with videos"
@@ -433,7 +433,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "times": sha256(options.time.times),
         "labels": sha256(options.labels),
         "features": options.features,
-        "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
+        "recipe": [options.network.recipe, *options.network.backbone, *options.network.weights],
         "subset": options.subset,
         "every": options.time.every,
         **dataclasses.asdict(options.time.flags),

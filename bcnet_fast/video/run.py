@@ -15,7 +15,7 @@ from ..progress import progress
 from ..recipe import Recipe
 from ..storage.output import require_writable
 from ..text import count, shown
-from .backbones import Backbone, BackboneOptions, open_backbone
+from .backbones import Backbone, BackboneOptions, Joined, open_backbones
 from .decoding import Video
 from .extraction import ReadOptions, extract_video, find_features
 from .listing import list_videos
@@ -24,14 +24,17 @@ from .recipes import find_recipe
 
 @dataclass(frozen=True)
 class NetworkOptions:
-    """Which recipe and network make features. A field has the meaning of the flag with the same name.
+    """Which recipe and networks make features. A field has the meaning of the flag with the same name.
 
+    backbone, weights: one for each stream of the recipe; empty for those of the recipe and of the libraries.
     frame_rate: frames a second that are sampled.
     """
 
     recipe: str | None = None
-    backbone: str | None = None
-    weights: str | None = None
+    backbone: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    flow: str | None = None
+    flow_weights: str | None = None
     trust_backbone: bool = False
     clip: int | None = None
     stride: int | None = None
@@ -42,18 +45,23 @@ class NetworkOptions:
         if self.frame_rate is not None and not 0.01 <= self.frame_rate <= 1000:
             raise InputError(f"--frame-rate is {self.frame_rate:g}, expected a number from 0.01 to 1000")
 
-    def open(self, known: Recipe | None = None) -> Backbone:
-        """Open the network.
+    def open(self, known: Recipe | None = None) -> Backbone | Joined:
+        """Open the network, or that of each stream.
 
         known: recipe of a checkpoint, if no other is named.
 
-        InputError: see `open_backbone`; or the features would differ from those of `known`.
+        InputError: see `open_backbones`; or the features would differ from those of `known`.
         """
         recipe = find_recipe(self.recipe) if self.recipe else known
-        changes = {"clip": self.clip, "stride": self.stride, "fps": self.frame_rate}
+        for flag in ("flow", "flow_weights"):
+            value, streams = getattr(self, flag), (recipe.streams or (recipe,)) if recipe else ()
+            if value is not None and all(stream.modality == "rgb" for stream in streams):
+                raise InputError(f"--{flag.replace('_', '-')} is {value}, expected none without a recipe of flow")
+        changes = {"clip": self.clip, "stride": self.stride, "fps": self.frame_rate, "flow": self.flow}
         stated = {name: value for name, value in changes.items() if value is not None}
-        options = BackboneOptions(resolve_device(self.device), self.weights, self.trust_backbone)
-        backbone = open_backbone(self.backbone, recipe, options, stated)
+        device = resolve_device(self.device)
+        options = BackboneOptions(device, flow_weights=self.flow_weights, trusted=self.trust_backbone)
+        backbone = open_backbones(self.backbone, recipe, options, self.weights, stated)
         unlike = known.difference(backbone.recipe) if known else None
         if known is not None and unlike:
             raise InputError(
@@ -125,7 +133,9 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
 
 
 class _Run:
-    def __init__(self, folder: Path, backbone: Backbone, options: ExtractOptions, report: ExtractReport) -> None:
+    def __init__(
+        self, folder: Path, backbone: Backbone | Joined, options: ExtractOptions, report: ExtractReport
+    ) -> None:
         self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
         self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
 

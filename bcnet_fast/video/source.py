@@ -16,7 +16,7 @@ from ..progress import progress
 from ..storage.arrays import open_npy
 from ..storage.output import require_writable
 from ..text import shown
-from .backbones import Backbone
+from .backbones import Backbone, Joined
 from .decoding import EXPECTED, Video
 from .extraction import ReadOptions, describe, extract_video, find_features, read_rows, require_rows
 
@@ -33,7 +33,12 @@ class VideoSource(Source):
     time_first = True
 
     def __init__(
-        self, videos: dict[str, Path], backbone: Backbone, read: ReadOptions, limits: ReadLimits, keep: Path | None
+        self,
+        videos: dict[str, Path],
+        backbone: Backbone | Joined,
+        read: ReadOptions,
+        limits: ReadLimits,
+        keep: Path | None,
     ) -> None:
         self.videos = videos
         self.backbone, self.read, self.limits, self.keep = backbone, read, limits, keep
@@ -120,7 +125,7 @@ class VideoSource(Source):
 
 def open_videos(
     videos: dict[str, Path],
-    backbone: Backbone,
+    backbone: Backbone | Joined,
     read: ReadOptions,
     *,
     limits: ReadLimits = ReadLimits(),  # noqa: B008 (frozen)
