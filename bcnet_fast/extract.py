@@ -16,8 +16,9 @@
     python -m bcnet_fast.extract --list
         print all recipes
 
-inspect, infer and train read the .json files, so that no --fps, --stride and --offset are needed. The same command
-again extracts what is missing. docs/how_to/video.md tells the way from videos to proposals.
+With --output FILE.h5, all features are in one HDF5 file, with what the .json files state. inspect, infer and train read
+it, so that no --fps, --stride and --offset are needed. The same command again extracts what is missing.
+docs/how_to/video.md tells the way from videos to proposals.
 
 Exit code: 0 success; 1 some videos failed (listed at the end; the others are written); 2 bad input.
 """
@@ -37,7 +38,7 @@ from .video.run import ExtractOptions, extract
 def build_parser() -> Parser:
     parser = command_parser("extract", __doc__)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them")
-    parser.add_argument("--output", metavar="DIR", help="folder for the features")
+    parser.add_argument("--output", metavar="DIR", help="folder for the features, or one .h5 file (extra hdf5)")
     parser.add_argument("--list", action="store_true", help="print all recipes and exit")
     parser.add_argument("--overwrite", action="store_true", help="extract again what is already there")
     video_flags.add_arguments(parser, alone=True)

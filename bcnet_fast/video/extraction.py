@@ -143,9 +143,17 @@ def find_features(target: Path, video: Path, recipe: Recipe, *, overwrite: bool 
         return None
     if there is None:
         raise InputError(f"{target} has no sidecar, expected features of extract; --overwrite replaces it")
+    return if_usable(there, target, video, recipe)
+
+
+def if_usable(there: Sidecar, where: object, video: Path, recipe: Recipe) -> Sidecar | None:
+    """The sidecar of features at `where`; None: they are of another version of the video.
+
+    InputError: they are of another recipe.
+    """
     unlike = there.recipe.difference(recipe)
     if unlike:
-        raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
+        raise InputError(f"{where} has other features ({unlike}); --overwrite replaces them")
     return there if there.is_of(video) else None
 
 

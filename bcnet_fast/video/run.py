@@ -1,13 +1,15 @@
-"""A complete extraction run: from video files to a folder of features with sidecars."""
+"""A complete extraction run: from video files to a folder of features with sidecars, or to one HDF5 file."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.hdf5 import SUFFIXES
 from ..data.sidecar import Sidecar
 from ..errors import InputError
 from ..ops.devices import resolve_device
@@ -18,6 +20,7 @@ from ..text import count, shown
 from .backbones import Backbone, BackboneOptions, Joined, open_backbones
 from .decoding import Video
 from .extraction import ReadOptions, extract_video, find_features
+from .hdf5_output import Hdf5Output
 from .listing import list_videos
 from .recipes import find_recipe
 
@@ -115,16 +118,23 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     started = time.perf_counter()
     backbone = options.network.open(known)
     videos, failures = list_videos(options.videos)
-    folder = Path(options.output)
-    require_writable(folder / "features.npy")
     report = ExtractReport(options.output, backbone.recipe, failures=failures)
-    run = _Run(folder, backbone, options, report)
-    waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
-    lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
-    steps = run.extract({name: path for name, path in waiting if name in lengths})
-    total = int(sum(lengths.values()))
-    for _ in progress(steps, total, "s of video", lambda: run.current, at=lambda: int(run.seconds)):
-        pass
+    output = Path(options.output)
+    with contextlib.ExitStack() as opened:
+        store = None
+        if output.suffix.lower() in SUFFIXES and not output.is_dir():
+            store = opened.enter_context(contextlib.closing(Hdf5Output(output)))
+        else:
+            require_writable(output / "features.npy")
+        run = _Run(store.parts if store else output, store, backbone, options, report)
+        waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
+        lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
+        steps = run.extract({name: path for name, path in waiting if name in lengths})
+        total = int(sum(lengths.values()))
+        for _ in progress(steps, total, "s of video", lambda: run.current, at=lambda: int(run.seconds)):
+            pass
+        if store:
+            store.finish(run.written)
     report.seconds = time.perf_counter() - started
     if failures and not report.extracted and not report.kept:
         others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
@@ -133,18 +143,29 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
 
 
 class _Run:
+    """Extracts videos one by one into a folder; `store` is the file that gets them afterwards, if there is one."""
+
     def __init__(
-        self, folder: Path, backbone: Backbone | Joined, options: ExtractOptions, report: ExtractReport
+        self,
+        folder: Path,
+        store: Hdf5Output | None,
+        backbone: Backbone | Joined,
+        options: ExtractOptions,
+        report: ExtractReport,
     ) -> None:
-        self.folder, self.backbone, self.options, self.report = folder, backbone, options, report
+        self.folder, self.store, self.backbone = folder, store, backbone
+        self.options, self.report = options, report
+        self.written: list[str] = []  # videos whose features are in the folder
         self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
 
     def is_settled(self, name: str, path: Path) -> bool:
         """Whether a video has its features, or cannot get them, because others are in their place."""
         try:
-            target, recipe = self.folder / f"{name}.npy", self.backbone.recipe
-            if find_features(target, path, recipe, overwrite=self.options.overwrite) is None:
-                return False
+            target, recipe, overwrite = self.folder / f"{name}.npy", self.backbone.recipe, self.options.overwrite
+            if self.store is None or overwrite or self.store.find(name, path, recipe) is None:
+                if find_features(target, path, recipe, overwrite=overwrite) is None:
+                    return False
+                self.written.append(name)
         except (InputError, OSError) as error:
             self.report.failures.append((name, str(error)))
             return True
@@ -170,6 +191,7 @@ class _Run:
                     self.seconds = before + next(steps)
                     yield
             except StopIteration as end:
+                self.written.append(name)
                 self._count(path, end.value)
             except InputError as error:
                 self.report.failures.append((name, str(error)))

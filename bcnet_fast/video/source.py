@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.features import FeatureArchive
+from ..data.hdf5 import SUFFIXES
 from ..data.sidecar import Sidecar
 from ..data.source import ReadLimits, Source
 from ..errors import InputError
@@ -45,6 +46,8 @@ class VideoSource(Source):
         self._stated: dict[str, Sidecar] = {}
         self._interrupted = threading.Event()
         if keep is not None:
+            if keep.suffix.lower() in SUFFIXES and not keep.is_dir():
+                raise InputError(f"--keep-features is {keep}, expected a folder; extract writes an HDF5 file")
             require_writable(keep / "features.npy")
 
     def where(self, name: str) -> str:

@@ -122,6 +122,21 @@ def test_features_of_a_training_on_files_are_those_of_the_videos(data, trained, 
     assert (tmp_path / "run" / "log.csv").read_text() == (trained / "log.csv").read_text()
 
 
+def test_one_hdf5_file_says_what_a_folder_says(data, trained, tmp_path, capsys) -> None:
+    pytest.importorskip("h5py", reason="needs h5py: pip install bcnet_fast[hdf5]")
+    file, clip = tmp_path / "features.h5", data / "clips" / "video_5.mp4"
+    assert extract.main([str(clip), *network(data), "--output", str(file)]) == 0
+    flags = ("--checkpoint", trained / "best.safetensors")
+    assert propose(tmp_path / "one.json", "--features", trained / "features", *flags) == 0
+    assert propose(tmp_path / "other.json", "--features", file, *flags) == 0
+    assert results_of(tmp_path / "other.json")["video_5"] == results_of(tmp_path / "one.json")["video_5"]
+    with pytest.raises(InputError, match=r"--keep-features is .*features.h5, expected a folder"):
+        propose(tmp_path / "new.json", clip, *flags, "--keep-features", file)
+    capsys.readouterr()
+    assert inspect.main([str(file), "--preset", "small", "--feature-dim", "8"]) == 0
+    assert re.search(r"video_5 +27 +27 .* 0\.1600 +4\.3 +4\.8", capsys.readouterr().out)
+
+
 def test_inspect_takes_times_from_the_sidecars(data, trained, capsys) -> None:
     assert inspect.main([str(trained / "features"), "--preset", "small", "--feature-dim", "8"]) == 0
     out = capsys.readouterr().out
