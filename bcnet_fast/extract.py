@@ -28,7 +28,7 @@ from __future__ import annotations
 import sys
 
 from .cli import video_flags
-from .cli.parser import Parser, command_parser, run
+from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .text import shown
 from .video.recipes import listing
@@ -40,6 +40,13 @@ def build_parser() -> Parser:
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them")
     parser.add_argument("--output", metavar="DIR", help="folder for the features, or one .h5 file (extra hdf5)")
     parser.add_argument("--list", action="store_true", help="print all recipes and exit")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=ExtractOptions.workers,
+        metavar="N",
+        help="processes that read videos, each with its own network; 0: this one",
+    )
     parser.add_argument("--overwrite", action="store_true", help="extract again what is already there")
     video_flags.add_arguments(parser, alone=True)
     return parser
@@ -53,7 +60,11 @@ def parse(argv: list[str]) -> ExtractOptions:
         raise InputError("no video is named, expected files, folders or a .txt file with one path a line; see --help")
     if values["output"] is None:
         raise InputError("--output is required")
-    return ExtractOptions(tuple(values["videos"]), values["output"], network, read, values["overwrite"])
+    options = ExtractOptions(
+        tuple(values["videos"]), values["output"], network, read, values["workers"], values["overwrite"]
+    )
+    require_at_least(options, workers=0)
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -127,7 +127,7 @@ def build_parser() -> Parser:
         "--batch-size", type=int, default=InferOptions.batch_size, metavar="N", help="windows per batch"
     )
     running.add_argument(
-        "--workers", type=int, default=InferOptions.workers, metavar="N", help="processes that read features"
+        "--workers", type=int, default=InferOptions.workers, metavar="N", help="processes that read features or videos"
     )
     running.add_argument("--profile", action="store_true", help="print the time of each stage")
     running.add_argument(

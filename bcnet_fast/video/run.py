@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from ..data.hdf5 import SUFFIXES
 from ..data.sidecar import Sidecar
+from ..data.workers import KILLED, end_with_parent, read_in_order
 from ..errors import InputError
 from ..ops.devices import resolve_device
 from ..progress import progress
@@ -73,6 +78,28 @@ class NetworkOptions:
         return backbone
 
 
+class Network:
+    """The networks of a run. A copy in another process opens them again, when it needs them.
+
+    threads: of PyTorch; other processes have as many, so that their features are the same.
+
+    InputError: see `NetworkOptions.open`.
+    """
+
+    def __init__(self, options: NetworkOptions, known: Recipe | None = None) -> None:
+        self.options, self.known, self.threads = options, known, torch.get_num_threads()
+        self._backbone: Backbone | Joined | None = options.open(known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backbone": None}
+
+    @property
+    def backbone(self) -> Backbone | Joined:
+        if self._backbone is None:
+            self._backbone = self.options.open(self.known)
+        return self._backbone
+
+
 @dataclass(frozen=True)
 class ExtractOptions:
     """Options of `extract`. A field has the meaning of the argument or flag with the same name."""
@@ -81,6 +108,7 @@ class ExtractOptions:
     output: str
     network: NetworkOptions = field(default_factory=NetworkOptions)
     read: ReadOptions = field(default_factory=ReadOptions)
+    workers: int = 0
     overwrite: bool = False
 
 
@@ -116,9 +144,9 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     InputError: an option cannot be used, or every video failed.
     """
     started = time.perf_counter()
-    backbone = options.network.open(known)
+    network = Network(options.network, known)
     videos, failures = list_videos(options.videos)
-    report = ExtractReport(options.output, backbone.recipe, failures=failures)
+    report = ExtractReport(options.output, network.backbone.recipe, failures=failures)
     output = Path(options.output)
     with contextlib.ExitStack() as opened:
         store = None
@@ -126,7 +154,7 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
             store = opened.enter_context(contextlib.closing(Hdf5Output(output)))
         else:
             require_writable(output / "features.npy")
-        run = _Run(store.parts if store else output, store, backbone, options, report)
+        run = _Run(store.parts if store else output, store, network, options, report)
         waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
         lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
         steps = run.extract({name: path for name, path in waiting if name in lengths})
@@ -149,11 +177,11 @@ class _Run:
         self,
         folder: Path,
         store: Hdf5Output | None,
-        backbone: Backbone | Joined,
+        network: Network,
         options: ExtractOptions,
         report: ExtractReport,
     ) -> None:
-        self.folder, self.store, self.backbone = folder, store, backbone
+        self.folder, self.store, self.network = folder, store, network
         self.options, self.report = options, report
         self.written: list[str] = []  # videos whose features are in the folder
         self.current, self.seconds = "", 0.0  # name of the video, and seconds of all videos that are done
@@ -161,7 +189,7 @@ class _Run:
     def is_settled(self, name: str, path: Path) -> bool:
         """Whether a video has its features, or cannot get them, because others are in their place."""
         try:
-            target, recipe, overwrite = self.folder / f"{name}.npy", self.backbone.recipe, self.options.overwrite
+            target, recipe, overwrite = self._target(name), self.report.recipe, self.options.overwrite
             if self.store is None or overwrite or self.store.find(name, path, recipe) is None:
                 if find_features(target, path, recipe, overwrite=overwrite) is None:
                     return False
@@ -182,23 +210,87 @@ class _Run:
             return None
 
     def extract(self, videos: dict[str, Path]) -> Iterator[None]:
-        """Extract all videos, and yield after each few rows."""
+        """Extract all videos, and yield after each few rows or, with workers, after each video."""
+        if self.options.workers:
+            yield from self._in_workers(list(videos.items()))
+            return
         for name, path in videos.items():
             self.current, before = shown(path.name), self.seconds
             try:
-                steps = extract_video(path, self.folder / f"{name}.npy", self.backbone, self.options.read)
+                steps = extract_video(path, self._target(name), self.network.backbone, self.options.read)
                 while True:
                     self.seconds = before + next(steps)
                     yield
             except StopIteration as end:
-                self.written.append(name)
-                self._count(path, end.value)
+                self._count(name, path, end.value)
             except InputError as error:
                 self.report.failures.append((name, str(error)))
 
-    def _count(self, path: Path, facts: Sidecar) -> None:
+    def _in_workers(self, videos: list[tuple[str, Path]]) -> Iterator[None]:
+        def loader(items: Sequence[tuple[str, Path]], one_by_one: bool) -> DataLoader:
+            workers = 1 if one_by_one else min(self.options.workers, len(items))
+            targets = [(path, self._target(name)) for name, path in items]
+            return DataLoader(
+                _Extraction(self.network, self.options, targets),
+                batch_size=None,
+                num_workers=workers,
+                # Results are small, so that no process has to wait until those before its own are taken.
+                prefetch_factor=1 if one_by_one else -(-len(items) // workers),
+                collate_fn=_unchanged,
+                worker_init_fn=end_with_parent(self.network.threads),
+                # Networks and their threads do not survive a fork.
+                multiprocessing_context="spawn",
+                generator=torch.Generator(),
+            )
+
+        for (name, path), found in zip(videos, read_in_order(videos, loader), strict=True):
+            self.current = shown(path.name)
+            if isinstance(found, Sidecar):
+                self.seconds += found.duration
+                self._count(name, path, found)
+            else:
+                self.report.failures.append((name, str(found or KILLED.format(name))))
+            yield
+
+    def _target(self, name: str) -> Path:
+        return self.folder / f"{name}.npy"
+
+    def _count(self, name: str, path: Path, facts: Sidecar) -> None:
+        self.written.append(name)
         self.report.extracted += 1
         self.report.rows += facts.rows
         self.report.video_seconds += facts.duration
         for note in facts.notes:
             print(f"note: {shown(str(path))}: {note}", file=sys.stderr)
+
+
+class _Extraction(Dataset):
+    """Extracts the videos (path, target) in the process that asks for them: an item is a sidecar, or an InputError."""
+
+    def __init__(self, network: Network, options: ExtractOptions, videos: Sequence[tuple[Path, Path]]) -> None:
+        self.network, self.options, self.videos = network, options, videos
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Sidecar | InputError:
+        path, target = self.videos[index]
+        try:
+            backbone = self.network.backbone
+            # A process that was killed may have been asked for it before.
+            there = find_features(target, path, backbone.recipe, overwrite=self.options.overwrite)
+            return there or _end_of(extract_video(path, target, backbone, self.options.read))
+        except InputError as error:
+            return error
+
+
+def _end_of(steps: Generator[float, None, Sidecar]) -> Sidecar:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def _unchanged(item: Any) -> Any:
+    return item

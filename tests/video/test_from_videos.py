@@ -137,6 +137,18 @@ def test_one_hdf5_file_says_what_a_folder_says(data, trained, tmp_path, capsys) 
     assert re.search(r"video_5 +27 +27 .* 0\.1600 +4\.3 +4\.8", capsys.readouterr().out)
 
 
+@pytest.mark.slow
+def test_processes_that_read_videos_change_nothing(data, trained, tmp_path, capsys) -> None:
+    flags = [data / "clips", "--checkpoint", trained / "best.safetensors"]
+    assert propose(tmp_path / "one.json", *flags) == 0
+    (tmp_path / "bad.mp4").write_text("hello")
+    for more in ([], ["--keep-features", tmp_path / "kept"]):
+        assert propose(tmp_path / "two.json", tmp_path / "bad.mp4", *flags, "--workers", 2, *more) == 1
+        assert results_of(tmp_path / "two.json") == results_of(tmp_path / "one.json")
+        assert "bad.mp4 is no video that FFmpeg reads" in capsys.readouterr().err
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == 6
+
+
 def test_inspect_takes_times_from_the_sidecars(data, trained, capsys) -> None:
     assert inspect.main([str(trained / "features"), "--preset", "small", "--feature-dim", "8"]) == 0
     out = capsys.readouterr().out
@@ -194,7 +206,6 @@ def test_a_damaged_sidecar_fails_its_own_video(data, trained, tmp_path, capsys) 
     ("flags", "message"),
     [
         (["--features", "x"], "--features is x beside the video .*, expected one of the two"),
-        (["--workers", "1"], "--workers reads feature files, expected 0 with videos"),
         (["--preset", "thumos14", "--model", "bcnet"], "preset thumos14 states no recipe"),
     ],
 )
@@ -202,6 +213,23 @@ def test_flags_that_contradict_videos_are_refused(data, trained, tmp_path, flags
     checkpoint = [] if "--preset" in flags else ["--checkpoint", trained / "best.safetensors"]
     with pytest.raises(InputError, match=message):
         propose(tmp_path / "out.json", data / "clips" / "video_5.mp4", *checkpoint, *flags)
+
+
+def test_a_second_stage_trains_on_videos_and_refines_them(data, trained, tmp_path) -> None:
+    first, clips = trained / "best.safetensors", data / "clips"
+    settings = ["model.hidden=4", "train.epochs=1", "train.batch_size=4", "pools.passes=1"]
+    flags = ["--model", "pgcn", "--preset", "small", "--videos", clips, "--annotations", data / "annotations.json"]
+    run = ["--output", tmp_path / "run", "--device", "cpu", "--set", *settings]
+    # The checkpoint of the first stage knows the recipe.
+    assert train.main([str(flag) for flag in (*flags, "--proposals", first, *run)]) == 0
+    for number in range(6):
+        name = f"video_{number}.npy"
+        assert np.array_equal(np.load(tmp_path / "run/features" / name), np.load(trained / "features" / name))
+    refined = ("--refine", tmp_path / "run/best.safetensors", "--keep-features", tmp_path / "kept")
+    assert propose(tmp_path / "out.json", clips / "video_5.mp4", "--checkpoint", first, *refined) == 0
+    assert {one["label"] for one in results_of(tmp_path / "out.json")["video_5"]} == {"act"}
+    with pytest.raises(InputError, match="--proposals is required with --model pgcn"):
+        train.main([str(flag) for flag in (*flags, *run)])
 
 
 def test_training_on_videos_requires_annotations(tmp_path) -> None:

@@ -77,7 +77,7 @@ def test_an_interrupted_run_leaves_the_old_file_and_goes_on(clips, tmp_path, mon
     run(clips / "d.mp4", "--output", file)
     before = file.read_bytes()
     with monkeypatch.context() as patch:  # after the first video
-        patch.setattr(extraction._Run, "_count", lambda self, path, facts: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(extraction._Run, "_count", lambda self, *facts: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             run(clips, "--output", file)
     assert file.read_bytes() == before
