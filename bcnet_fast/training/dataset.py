@@ -123,9 +123,9 @@ def fitted_sizes(
 ) -> dict[str, dict[str, int]]:
     """Sizes that follow from the data, in the form of `Config.override`.
 
-    feature_dim: that of the sidecars or, without them, the length of the axis that all arrays share, unless stated. With
-    sliding windows, max_duration covers 95 % of the instances, rounded up to a multiple of 8 snippets; a window is 4
-    times as long, and windows start half a window apart. On THUMOS14 these are the numbers of the paper.
+    feature_dim: that of the sidecars or, without them, the length of the axis that all arrays share, unless stated.
+    With sliding windows, max_duration covers 95 % of the instances, rounded up to a multiple of 8 snippets; a window is
+    4 times as long, and windows start half a window apart. On THUMOS14 these are the numbers of the paper.
 
     Raises InputError when the arrays share no axis length, or more than one, and feature_dim is not stated.
     """
