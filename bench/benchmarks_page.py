@@ -386,6 +386,7 @@ def _mean_and_deviation(seeds: Sequence[dict[str, float]], column: str) -> str:
     return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
 
 
+SECOND_STAGE = ("BCNet, own labels", "BCNet + P-GCN", "BCNet + P-GCN, drawn", "BCNet + MUSES-Net")
 SYSTEMS = ("BMN", "BMN, constraint", "G-TAD", "G-TAD, constraint", "BCNet, no constraint", "BCNet")
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
@@ -417,6 +418,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-emulated": precision_emulated,
     "salads50-knife": lambda: paper_table("salads50_knife", SYSTEMS),
     "salads50-all": lambda: paper_table("salads50_all", SYSTEMS),
+    "second-stage-synthetic": lambda: paper_table("second_stage_synthetic", SECOND_STAGE),
+    "second-stage-salads50": lambda: paper_table("second_stage_salads50", SECOND_STAGE),
     "synthetic-constraint": lambda: paper_table("synthetic", SYSTEMS),
     "synthetic-frame-level": lambda: paper_table("synthetic", ("BCNet, no frame level", "BCNet")),
     "synthetic-attention": lambda: paper_table(

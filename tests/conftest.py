@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 # Threads that wait by spinning make small networks ten times slower when other work shares the cores. The setting
@@ -25,6 +26,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
+
+# Test modules, and what they start, read compiled modules instead of compiling all of them again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Tests of such a file share what takes seconds to make: object files, an extension, a wheel, outputs of networks.
 ONE_PROCESS = (

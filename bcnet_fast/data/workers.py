@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 T = TypeVar("T")
 KILLED = "the process that read video {!r} was killed twice, expected enough memory for it"
 _DEATH = "DataLoader worker (pid"  # begins PyTorch's message
+_SIGNAL_S = 0.2  # within which the signal of a death follows the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
 
 
@@ -30,7 +32,7 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
     careful = False
     while first < len(items):
         try:
-            for result in _with_deaths_noticed(iter(loader(items[first:], careful))):
+            for result in _with_deaths_noticed(loader(items[first:], careful)):
                 yield result
                 first, deaths = first + 1, 0
         except RuntimeError as error:
@@ -45,37 +47,42 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
                 first, deaths = first + 1, 0
 
 
-def _with_deaths_noticed(results: Iterator[T]) -> Iterator[T]:
-    """Yield the results. RuntimeError: a worker has died, raised only while this waits for it.
+def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
+    """Yield what the loader reads. RuntimeError: a worker has died, raised only while this waits for it.
 
     PyTorch's own signal handler raises wherever the main thread is when a worker dies, such as within the network.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield from results
+        yield from loader
         return
-    check = signal.getsignal(signal.SIGCHLD)
     waits = died = False
 
     def note(number: int, frame: Any) -> None:
         nonlocal died
         died = True
-        if waits and callable(check):
+        if waits:
             check(number, frame)
 
-    signal.signal(signal.SIGCHLD, note)
+    check = _callable(signal.signal(signal.SIGCHLD, note))
     try:
+        results = iter(loader)
+        if signal.getsignal(signal.SIGCHLD) is not note:  # the first loader of the process sets PyTorch's handler
+            check = _callable(signal.signal(signal.SIGCHLD, note))
         while True:
             waits = True
             try:
                 # A worker that died while it wrote has left half a message, for which `next` would wait forever.
-                if died and callable(check):
+                if died:
                     check(signal.SIGCHLD, None)
                 result = next(results)
             except StopIteration:
                 return
             except Exception as error:
                 # The check raises in the middle of what `next` does, such as starting a thread, which may turn its
-                # error into another one.
+                # error into another one. And a connection ends before the signal of the death arrives.
+                if isinstance(error, (EOFError, OSError)) and not died:
+                    waits = False
+                    time.sleep(_SIGNAL_S)
                 if died and not str(error).startswith(_DEATH):
                     raise RuntimeError(f"{_DEATH} unknown) ended") from error
                 raise
@@ -83,7 +90,16 @@ def _with_deaths_noticed(results: Iterator[T]) -> Iterator[T]:
                 waits = False
             yield result
     finally:
-        signal.signal(signal.SIGCHLD, check)
+        results = None  # ends the workers that are left
+        # PyTorch may still count a worker whose death has interrupted the start of its loader, and would raise at the
+        # end of any later process.
+        with contextlib.suppress(RuntimeError):
+            check(signal.SIGCHLD, None)
+            signal.signal(signal.SIGCHLD, check)
+
+
+def _callable(handler: Any) -> Callable[[int, Any], Any]:
+    return handler if callable(handler) else lambda number, frame: None
 
 
 def end_with_parent(threads: int | None = None) -> Callable[[int], None]:

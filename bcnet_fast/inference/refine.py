@@ -219,7 +219,10 @@ class _Run:
             if weights is None:
                 raise InputError(f"{self.options.labels}: no class scores for video {name!r}")
         configs = [model.config for model in self.refiner.models]
-        found = self.refiner(features_of_models(features, configs), framed, neighbours, weights)
+        try:
+            found = self.refiner(features_of_models(features, configs), framed, neighbours, weights)
+        except InputError as error:
+            raise InputError(f"video {name!r}: {error}") from error
         labels = self.labels[found.classes]
         options, columns = self.options, (found.segments, found.scores, labels)
         with stage("pictures and subtitles"):

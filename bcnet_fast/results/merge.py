@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ..errors import InputError
+from ..storage.files import require_file
 from ..storage.output import atomic_path, atomic_text
-from ..text import count
+from ..text import brief, count
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
 from .parts import DONE, Header, Part, Stored, parts_in
 from .writer import write_submission
@@ -140,7 +141,7 @@ def _against(
         report.missing += 1
         unfinished(video, "missing", None)
 
-    wanted = _ascending(videos) if videos is not None else None
+    wanted = _ascending(videos, "videos") if videos is not None else None
     expected = next(wanted, None) if wanted else None
     for stored in found:
         video = stored.record.video
@@ -162,11 +163,14 @@ def _against(
         expected = next(wanted, None)
 
 
-def _ascending(videos: Iterable[str]) -> Iterator[str]:
+def _ascending(videos: Iterable[str], where: str) -> Iterator[str]:
     last = None
     for video in videos:
         if last is not None and video <= last:
-            raise InputError(f"the id {video!r} follows {last!r}, expected sorted ids (LC_ALL=C sort -u), each once")
+            raise InputError(
+                f"{where}: the id {brief(video)} follows {brief(last)}, "
+                "expected sorted ids (LC_ALL=C sort -u), each once"
+            )
         last = video
         yield video
 
@@ -199,12 +203,17 @@ def _write_parquet(output: str | os.PathLike, found: Iterator[Stored], about: He
 
 
 def read_ids(path: str | os.PathLike) -> Iterator[str]:
-    """The lines of a UTF-8 file, one id each. InputError: it cannot be read."""
+    """The lines of a UTF-8 file, one id each. InputError: it cannot be read, or its lines are not sorted."""
+    return _ascending(_lines_of(path), str(path))
+
+
+def _lines_of(path: str | os.PathLike) -> Iterator[str]:
+    expected = "sorted ids, one a line"
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(require_file(path, expected), encoding="utf-8") as file:
             for line in file:
                 if name := line.rstrip("\r\n"):
                     yield name
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(f"{path} cannot be read ({reason}), expected sorted ids, one a line") from error
+        raise InputError(f"{path} cannot be read ({reason}), expected {expected}") from error

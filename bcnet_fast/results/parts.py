@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..storage.files import readable
+from ..storage.files import readable, require_file
+from ..text import brief
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
 
 FORMATS = ("jsonl", "parquet")
@@ -84,6 +85,9 @@ class Header:
     checksums: tuple[int, ...] = ()
 
 
+_RECORD_TYPES = (str, str, str | None, int, int, int, list, str)
+
+
 def fingerprint_of(settings: dict[str, Any]) -> str:
     """16 hexadecimal digits that differ where weights, settings or version differ."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
@@ -119,7 +123,7 @@ class Part:
     """A part on disk; no file stays open. InputError: it is damaged, or something else."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = require_file(path, _EXPECTED)
         self.shard, self.shards, _ = numbers_of(path)
         self._parquet = path.suffix == SUFFIX
         with readable(path, _EXPECTED):
@@ -153,7 +157,10 @@ class Part:
             else:
                 lines = self._lines(0)
             for line in lines:
-                yield Record(**json.loads(line))
+                record = Record(**json.loads(line))
+                if not all(isinstance(value, kind) for value, kind in zip(record, _RECORD_TYPES, strict=True)):
+                    raise ValueError(f"a record is {brief(line)}")
+                yield record
 
     def videos(self) -> Iterator[Stored]:
         """Records and proposals of its videos, by id."""

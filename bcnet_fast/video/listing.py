@@ -12,6 +12,7 @@ from ..text import count
 from .decoding import SUFFIXES
 
 _LIST = ".txt"
+_LONGEST_PATH = 4000  # characters; systems allow 4096 bytes
 
 
 def list_videos(arguments: Sequence[str]) -> tuple[dict[str, Path], list[tuple[str, str]]]:
@@ -20,12 +21,16 @@ def list_videos(arguments: Sequence[str]) -> tuple[dict[str, Path], list[tuple[s
     arguments: video files; folders, of which all video files count, also in folders inside; and .txt files with one of
         these a line, relative to the list.
 
-    Two files of one id are failures both. InputError: there is no video, or a list cannot be read.
+    Two files of one id are failures both, and so is a line of a list that names no file. InputError: there is no video,
+    or a list cannot be read.
     """
     found: dict[str, list[Path]] = {}
     failures: list[tuple[str, str]] = []
     for argument in arguments:
         for path in _expand(argument):
+            if argument.lower().endswith(_LIST) and "://" not in path and not os.path.exists(path):
+                failures.append((Path(path).stem, f"{argument}: {path} does not exist"))
+                continue
             same = found.setdefault(Path(path).stem, [])
             if "://" in path:
                 failures.append((path, f"{path} is an address, expected a video file; download it first"))
@@ -47,7 +52,7 @@ def _expand(argument: str) -> list[str]:
     path = Path(argument)
     if "://" in argument:
         return [argument]
-    if path.is_dir():
+    if os.path.isdir(path):  # False also for names that are too long
         entries = [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
         hidden = [entry for entry in entries if any(p.startswith(".") for p in entry.relative_to(path).parts)]
         videos = sorted(set(entries) - set(hidden))
@@ -59,6 +64,9 @@ def _expand(argument: str) -> list[str]:
     if path.suffix.lower() == _LIST:
         lines = [line.strip() for line in read_text(path, "a list of videos, one path a line").splitlines()]
         named = [line if "://" in line else str(path.parent / line) for line in lines if line and line[0] != "#"]
+        longest = max(map(len, lines), default=0)
+        if longest > _LONGEST_PATH:
+            raise InputError(f"{path} has a line of {longest} characters, expected one path a line")
         if not named:
             raise InputError(f"{path} names no video, expected one path a line")
         return [video for line in named for video in ([line] if line.lower().endswith(_LIST) else _expand(line))]

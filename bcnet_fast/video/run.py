@@ -148,6 +148,7 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     videos, failures = list_videos(options.videos)
     report = ExtractReport(options.output, network.backbone.recipe, failures=failures)
     output = Path(options.output)
+    is_new = not output.exists()
     with contextlib.ExitStack() as opened:
         store = None
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
@@ -165,6 +166,9 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
             store.finish(run.written)
     report.seconds = time.perf_counter() - started
     if failures and not report.extracted and not report.kept:
+        if is_new:
+            with contextlib.suppress(OSError):
+                output.rmdir()
         others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0][1]}{others}")
     return report

@@ -116,7 +116,7 @@ def _child(target: Target, folder: Path, arguments: list[str], files: dict[str, 
 def _hook(events: int, folder: Path) -> Any:
     """A hook that notes the running of code that is no module of this installation, and writing outside `folder`."""
     allowed = (str(folder), str(folder.resolve()), "/dev/null")
-    modules = (sys.prefix, sys.base_prefix, str(ROOT), "<frozen", "<__array_function__")
+    modules = (sys.prefix, sys.base_prefix, str(ROOT), "<frozen", "<__array_function__", "av/")
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         note = None

@@ -51,7 +51,7 @@ def targets(root: Path) -> list[Target]:
     refine = ("refine", "--proposals", "list.txt", "--features", "features", "--classes", "classes.txt", "--fps", "25")
     refine += ("--device", "cpu", "--output", "out.json", "--checkpoint")
     # A configuration may ask for other features and classes than there are.
-    asked = ("features", "classes.txt", "--fps", "--stride")
+    asked = ("features", "classes.txt", "--fps", "--stride", "video '")
     checkpoint = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
     release = (m.any_bytes, m.whole_file, m.zip_members, m.torch_objects, m.torch_objects, _regression_stats)
     found = []

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from attack.mutations import Mutation
 
@@ -27,3 +32,14 @@ class Target:
     outputs: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     argument: int | None = None
+
+
+def quietly(folder: Path, command: Callable[[list[str]], object], *arguments: str) -> None:
+    """Run a command in a folder, without what it prints."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            command(list(arguments))
+    finally:
+        os.chdir(before)

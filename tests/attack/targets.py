@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gzip
-import io
 import json
-import os
 from pathlib import Path
 from unittest import mock
 
@@ -15,11 +13,11 @@ import h5py
 import numpy as np
 import torch
 from attack import mutations as m
-from attack import second_stage_targets
-from attack.target import Target
+from attack import reach_targets, second_stage_targets
+from attack.target import Target, quietly
 from helpers.networks import SMALL
 
-from bcnet_fast import convert, evaluate, infer, inspect, refine, train
+from bcnet_fast import convert, evaluate, extract, infer, inspect, merge, refine, train, view
 from bcnet_fast.config import BMNConfig, Config, DataConfig, GTADConfig
 from bcnet_fast.data.synthetic import SyntheticConfig, make_videos, write_dataset
 from bcnet_fast.networks.reference import NETWORKS
@@ -35,6 +33,9 @@ COMMANDS = {
     "train": train.main,
     "convert": convert.main,
     "refine": refine.main,
+    "merge": merge.main,
+    "view": view.main,
+    "extract": extract.main,
 }
 FEATURE_MUTATIONS = (m.any_bytes, m.any_bytes, m.whole_file)
 SAFETENSORS = (m.any_bytes, m.whole_file, m.safetensors_header, m.safetensors_header, m.safetensors_weights)
@@ -50,7 +51,9 @@ def build(root: Path) -> list[Target]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     firsts = [*_features(root, rng), *_tables(root), *_evaluations(root), *_checkpoints(root), *_trainings(root)]
-    return [*firsts, *_resumed(root, rng), *second_stage_targets.targets(root)]
+    inference = ("--checkpoint", "../small.safetensors", "--fps", "25", "--device", "cpu")
+    reach = reach_targets.targets(root, inference)
+    return [*firsts, *_resumed(root, rng), *second_stage_targets.targets(root), *reach]
 
 
 def _inference(*more: str) -> tuple[str, ...]:
@@ -237,7 +240,7 @@ def _trainings(root: Path) -> list[Target]:
     begin = ("train", "--preset", "synthetic", "--features", "features", "--annotations", "annotations.json")
     begin += ("--device", "cpu", "--output")
     run = (*begin, "run", "--resume")
-    _quietly(folder, *run, "--set", *TRAIN_SIZES)
+    quietly(folder, train.main, *run[1:], "--set", *TRAIN_SIZES)
     (folder / "settings.toml").write_text(_as_toml(TRAIN_SIZES))
     state_file = "run/state.safetensors"
     named = ("state.safetensors",)
@@ -269,7 +272,7 @@ def _resumed(root: Path, rng: np.random.Generator) -> list[Target]:
         if name == "partial":
             with mock.patch.object(ResultWriter, "finish", side_effect=KeyboardInterrupt):
                 with contextlib.suppress(KeyboardInterrupt):
-                    _quietly(folder, *run)
+                    quietly(folder, infer.main, *run[1:])
             rows = (folder / victim).read_bytes().splitlines(keepends=True)
             (folder / victim).write_bytes(b"".join(rows[:-1]))
             own, kept = (m.any_bytes, m.any_bytes, m.whole_file, m.lines, m.lines), ("a", "b", "c")
@@ -277,21 +280,11 @@ def _resumed(root: Path, rng: np.random.Generator) -> list[Target]:
             last = folder / "features" / "c.npy"
             later = last.read_bytes()
             last.unlink()
-            _quietly(folder, *run)
+            quietly(folder, infer.main, *run[1:])
             last.write_bytes(later)
             own, kept = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree), ("c",)
         targets.append(Target(f"resumed {victim}", name, run, victim, own, (victim,), kept=kept))
     return targets
-
-
-def _quietly(folder: Path, command: str, *arguments: str) -> None:
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            COMMANDS[command](list(arguments))
-    finally:
-        os.chdir(before)
 
 
 def _as_toml(settings: list[str]) -> str:

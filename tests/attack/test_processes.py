@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -291,11 +292,20 @@ def test_a_killed_worker_costs_a_retry_or_its_video(archive, tmp_path, monkeypat
     assert "note: a process that reads features was killed" in capfd.readouterr().err
 
 
-def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(capfd):
-    """As where the handler of PyTorch raises while `next` starts a thread, which turns its error into a KeyError."""
+@pytest.fixture
+def noticing():
+    """The handler of PyTorch while it counts a worker that has died: it raises wherever the main thread is."""
 
-    def noticed(number, frame):
+    def handler(number, frame):
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    before = signal.signal(signal.SIGCHLD, handler)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(noticing, capfd):
+    """As where the handler raises while `next` starts a thread, which turns its error into a KeyError."""
 
     def results(items, one_by_one):
         for item in items:
@@ -307,9 +317,18 @@ def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(capfd):
                     raise KeyError("thread") from None
             yield item
 
-    before = signal.signal(signal.SIGCHLD, noticed)
-    try:
-        assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
+    assert "note: a process that reads features was killed" in capfd.readouterr().err
+    os.kill(os.getpid(), signal.SIGCHLD)  # the end of another process, for which the handler would raise again
+
+
+def test_a_connection_that_ends_before_the_signal_of_a_death_costs_a_retry(noticing, capfd):
+    def results(items, one_by_one):
+        for item in items:
+            if item == 2 and not one_by_one:
+                threading.Timer(0.02, os.kill, (os.getpid(), signal.SIGCHLD)).start()
+                raise ConnectionResetError(104, "Connection reset by peer")
+            yield item
+
+    assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
     assert "note: a process that reads features was killed" in capfd.readouterr().err

@@ -196,6 +196,15 @@ def test_one_bad_video_does_not_stop_the_others(files, capsys):
     assert done == refined(files)
 
 
+def test_a_network_whose_scores_overflow_fails_for_each_video_by_name(files):
+    weights = checkpoint(files["pgcn"], std=1e38)
+    with pytest.raises(
+        InputError, match=r"video 'one': the network's scores have NaN or infinity.* 2 other videos failed"
+    ):
+        run(files["list"], files["features"], weights, files["output"])
+    assert not files["output"].exists()
+
+
 @pytest.mark.parametrize("protocol", ["default", "release"])
 def test_an_interrupted_run_goes_on_to_the_same_detections(files, protocol, monkeypatch, capsys):
     more = ("--protocol", protocol)

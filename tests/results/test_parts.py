@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import zlib
 
 import numpy as np
 import pytest
 
 from bcnet_fast.errors import InputError
-from bcnet_fast.results.merge import merge
+from bcnet_fast.results.merge import merge, read_ids
 from bcnet_fast.results.part_writer import PartWriter
 from bcnet_fast.results.parts import Header, Part, fingerprint_of, parts_in
 from bcnet_fast.results.reader import read_results
@@ -176,6 +178,29 @@ def test_what_is_not_finished_is_listed(tmp_path):
     with pytest.raises(InputError, match="the id 'a' follows 'b', expected sorted ids"):
         merge(tmp_path / "parts", tmp_path / "other.json", videos=["b", "a"])
     assert not (tmp_path / "other.json").exists()
+
+
+def test_lists_of_ids_are_files_with_sorted_lines(tmp_path):
+    (tmp_path / "ids").write_text("b\na\n")
+    with pytest.raises(InputError, match=r"ids: the id 'a' follows 'b', expected sorted ids"):
+        list(read_ids(tmp_path / "ids"))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a device, expected sorted ids"):
+        list(read_ids(tmp_path / "pipe"))
+
+
+def test_a_record_that_is_none_is_refused(tmp_path):
+    """Its checksum is right, as a program that writes parts of its own could make it."""
+    write(tmp_path / "parts", ["v1"])
+    (path,) = parts_in(tmp_path / "parts")
+    header, record, *rows = path.read_bytes().splitlines(keepends=True)
+    stated = json.loads(header)
+    record = json.dumps(json.loads(record) | {"video": {"v1": 1}}).encode() + b"\n"
+    about = stated["bcnet_fast_part"]
+    about["sizes"][0], about["checksums"][0] = len(record), zlib.crc32(record)
+    path.write_bytes(b"".join([json.dumps(stated).encode() + b"\n", record, *rows]))
+    with pytest.raises(InputError, match=f"{path.name} cannot be read .a record is .*, expected a whole part"):
+        merge(tmp_path / "parts", tmp_path / "merged.json")
 
 
 def test_parts_of_several_runs_are_not_joined(tmp_path):

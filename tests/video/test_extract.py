@@ -104,7 +104,7 @@ def test_bad_videos_are_listed_and_the_others_go_on(tmp_path, capsys) -> None:
     assert "have the same name without suffix" in reasons["twice"]
     assert "no video that FFmpeg reads" in reasons["text"]
     assert "20 frames and so 1 row of features, expected at least 32 frames" in reasons["short"]
-    assert "missing.mp4 does not exist" in reasons["missing"]
+    assert f"{more}: {tmp_path / 'missing.mp4'} does not exist" in reasons["missing"]
     assert "is an address" in reasons["http://example.org/a.mp4"] and len(failed) == 5
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.npy"]
 
@@ -125,6 +125,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message) -> Non
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=message):
         run(*arguments, output=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_backbone_and_recipe_are_required(tmp_path) -> None:

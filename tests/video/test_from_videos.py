@@ -231,7 +231,7 @@ def test_a_second_stage_trains_on_videos_and_refines_them(data, trained, tmp_pat
     labels = {one["label"] for one in results_of(tmp_path / "out.json").get("video_5", [])}
     assert labels <= {"act"}  # none may be left of a network that has hardly learned
     with pytest.raises(InputError, match="--proposals is required with --model pgcn"):
-        train.main([str(flag) for flag in (*flags, *run)])
+        train.main([str(flag) for flag in (*flags, "--output", tmp_path / "other")])
 
 
 def test_training_on_videos_requires_annotations(tmp_path) -> None:

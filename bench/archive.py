@@ -1,0 +1,326 @@
+"""Archives beyond one process: what shards cost, what memory a large archive takes, and how fast parts are joined.
+
+    python bench/archive.py --folder DIR --make               writes the inputs into DIR: 3 GB, several minutes; with
+                                                              --stage, only those of a stage
+    python bench/archive.py --folder DIR --stage throughput   one process and shards side by side
+    python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
+    python bench/archive.py --folder DIR --stage long         one video of up to 1,000,000 snippets
+    python bench/archive.py --folder DIR --stage ids          listing, resuming and merging ids
+
+Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
+peak memory is the kernel's figure. Times are CPU seconds, which other work on the machine changes little.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from support.environment import begin
+from support.growth import exponent
+
+from bcnet_fast.cli.parser import Parser, run
+from bcnet_fast.config import BCNetConfig, Config, DataConfig
+from bcnet_fast.errors import InputError
+from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.presets import PRESETS
+from bcnet_fast.results.parquet import Columns
+from bcnet_fast.results.part_writer import PartWriter
+from bcnet_fast.results.parts import DONE, Header, Record, fingerprint_of, write_part
+from bcnet_fast.results.writer import ResultWriter
+from bcnet_fast.storage.checkpoint import save_checkpoint
+from bcnet_fast.storage.output import write_json
+
+STAGES = ("throughput", "memory", "long", "ids")
+VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
+TINY = BCNetConfig(
+    feature_dim=10,
+    window=24,
+    base_channels=16,
+    width=12,
+    heads=2,
+    head_dim=8,
+    feedforward=20,
+    boundary_layers=2,
+    clip_channels=4,
+    bins=5,
+    max_duration=16,
+)
+TINY_VIDEOS = (1_000, 10_000, 100_000)
+LONG_SNIPPETS = (1_000, 10_000, 100_000, 1_000_000)
+# Ids, proposals a video, format of the parts
+IDS = (
+    (10_000, 100, "jsonl"),
+    (10_000, 100, "parquet"),
+    (10_000, 10, "jsonl"),
+    (100_000, 10, "jsonl"),
+    (1_000_000, 10, "jsonl"),
+)
+LISTS = (10_000, 100_000)  # files in a folder
+SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
+LINKS = 20_000  # to one file: a file system has a limit
+
+
+def child(code: Sequence[str]) -> tuple[float, float]:
+    """CPU seconds and peak memory in MiB of a process with one thread. InputError: it failed."""
+    with tempfile.TemporaryFile("w+") as said:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen([sys.executable, *code], stdout=subprocess.DEVNULL, stderr=said, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            raise InputError(f"{' '.join(code)}: {[*said, 'no message'][-2:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def make(folder: Path, stages: Sequence[str]) -> None:
+    """Write checkpoints, archives of features and parts, as far as they are not there."""
+    rng = np.random.default_rng(0)
+    if "throughput" in stages:
+        for name, videos in (("large", VIDEOS), ("large_one", 1)):
+            make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
+    tiny = Config("small", model=TINY, data=DataConfig(window_stride=12))
+    for count in TINY_VIDEOS if "memory" in stages else ():
+        make_archive(folder, f"tiny_{count}", count, 20, tiny, rng)
+    for snippets in LONG_SNIPPETS if "long" in stages else ():
+        make_archive(folder, f"long_{snippets}", 1, snippets, tiny, rng)
+    if "ids" in stages:
+        for count, proposals, part_format in IDS:
+            make_parts(folder / f"parts_{count}_{proposals}_{part_format}", count, proposals, part_format)
+            (folder / f"ids_{count}.txt").write_text("".join(f"{video}\n" for video in ids(count)))
+        for count in LISTS:
+            make_links(folder / f"links_{count}", count)
+
+
+def make_archive(folder: Path, name: str, videos: int, snippets: int, config: Config, rng: np.random.Generator) -> None:
+    """A checkpoint with random weights, and as many videos."""
+    torch.manual_seed(0)
+    save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
+    with new_folder(folder / name) as new:
+        for video in ids(videos) if new else ():
+            values = rng.standard_normal((snippets, config.model.feature_dim)).astype(np.float32)
+            np.save(new / f"{video}.npy", values)
+
+
+def ids(count: int) -> Iterator[str]:
+    return (f"video_{number:07d}" for number in range(count))
+
+
+def make_parts(folder: Path, count: int, proposals: int, part_format: str) -> None:
+    """Parts of SHARDS shards, as runs without interruption write them; videos differ in the id only."""
+    rng = np.random.default_rng(0)
+    segments = np.sort(rng.uniform(0, 200, (proposals, 2)), axis=1)
+    columns = Columns(segments, np.sort(rng.random(proposals))[::-1])
+    settings = {"version": "1", "features": "features"}
+    about = Header(count, "VERSION 1.3", "made for bench/archive.py", settings, fingerprint_of(settings))
+    names = list(ids(count))
+    with new_folder(folder) as new:
+        for shard in range(SHARDS) if new else ():
+            mine = names[shard::SHARDS]
+            for part, first in enumerate(range(0, len(mine), PART_VIDEOS)):
+                videos = [
+                    (Record(video, DONE, None, 1, proposals, 1, [[1, 1]], about.fingerprint), columns)
+                    for video in mine[first : first + PART_VIDEOS]
+                ]
+                path = new / f"part-{shard:03d}-of-{SHARDS:03d}-{part:04d}.{part_format}"
+                write_part(path, about, videos, path.suffix)
+
+
+def make_links(folder: Path, count: int) -> None:
+    """As many files as videos, which is all that listing looks at."""
+    with new_folder(folder) as new:
+        for number, video in enumerate(ids(count)) if new else ():
+            path = new / f"{video}.npy"
+            if number % LINKS == 0:
+                target = path
+                target.write_bytes(b"")
+            else:
+                path.hardlink_to(target)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path | None]:
+    """A folder that gets its name when it is full; None if there is one of this name."""
+    if folder.exists():
+        yield None
+        return
+    filling = folder.with_name(f"{folder.name}.filling")
+    shutil.rmtree(filling, ignore_errors=True)
+    filling.mkdir()
+    yield filling
+    filling.rename(folder)
+
+
+def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """CPU seconds a window of one process, of one shard of one, and of two shards; starting is subtracted."""
+    common = ["-m", "bcnet_fast.infer", "--checkpoint", str(folder / "large.safetensors"), "--fps", "25"]
+    common += ["--device", "cpu", "--overwrite", "--output"]
+    variants = {"one process": None, "one shard of one": 1, "two shards": 2}
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(repeats):
+        for name, shards in variants.items():
+            if shards is None:
+                runs = [[str(folder / "single.json")]]
+            else:
+                runs = [[str(folder / "parts"), "--shard", f"{index}/{shards}"] for index in range(shards)]
+            seconds = []
+            for features in ("large", "large_one"):  # the second has one video, for the time of starting
+                shutil.rmtree(folder / "parts", ignore_errors=True)
+                chosen = ["--features", str(folder / features)]
+                seconds.append(sum(child([*common, *run, *chosen])[0] for run in runs))
+            found[name].append((seconds[0] - seconds[1]) / (WINDOWS * (VIDEOS - 1)))
+            print(f"{name}: {1000 * found[name][-1]:.2f} ms of CPU a window", flush=True)
+    rows = [{"variant": name, "cpu_ms": 1000 * statistics.median(values)} for name, values in found.items()]
+    return rows + writing(folder)
+
+
+def writing(folder: Path) -> list[dict[str, Any]]:
+    """CPU milliseconds to store a video of 100 proposals in the file of one process, and in parts of each format."""
+    rng = np.random.default_rng(0)
+    columns = np.sort(rng.uniform(0, 200, (100, 2)), axis=1), rng.random(100)
+    about = Header(PART_VIDEOS, "VERSION 1.3", "", {}, fingerprint_of({}))
+    found = []
+    for name in ("file", "jsonl", "parquet"):
+        target = folder / f"written_{name}"
+        began = time.process_time()
+        if name == "file":
+            one = ResultWriter(target, {}, overwrite=True)
+            for video in ids(PART_VIDEOS):
+                one.add(video, *columns)
+            one.finish("VERSION 1.3", "")
+        else:
+            shutil.rmtree(target, ignore_errors=True)
+            with contextlib.closing(PartWriter(target, 0, 1, about, lambda _: [[1, 1]], part_format=name)) as parts:
+                for video in ids(PART_VIDEOS):
+                    parts.add(video, 1, *columns, None)
+        found.append({"writing": name, "cpu_ms": 1000 * (time.process_time() - began) / PART_VIDEOS})
+        print(found[-1], flush=True)
+    return found
+
+
+def memory(folder: Path, _: int) -> list[dict[str, Any]]:
+    """Peak memory of `infer --shard 0/1` over tiny videos, of which each run does all."""
+    rows = []
+    for count in TINY_VIDEOS:
+        shutil.rmtree(folder / "parts", ignore_errors=True)
+        name = str(folder / f"tiny_{count}")
+        flags = ["--checkpoint", f"{name}.safetensors", "--features", name]
+        flags += ["--fps", "25", "--device", "cpu", "--output", str(folder / "parts"), "--shard", "0/1"]
+        _, peak = child(["-m", "bcnet_fast.infer", *flags, "--batch-size", "64"])
+        rows.append({"videos": count, "peak_mib": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+def long(folder: Path, _: int) -> list[dict[str, Any]]:
+    """CPU seconds and peak memory of `infer` over one video, starting included."""
+    rows = []
+    for snippets in LONG_SNIPPETS:
+        name = str(folder / f"long_{snippets}")
+        flags = ["--checkpoint", f"{name}.safetensors", "--features", name, "--fps", "25", "--device", "cpu"]
+        seconds, peak = child(["-m", "bcnet_fast.infer", *flags, "--output", f"{name}.json", "--overwrite"])
+        rows.append({"snippets": snippets, "seconds": seconds, "peak_mib": peak})
+        print(rows[-1], flush=True)
+    return rows
+
+
+RESUME = """
+import sys
+from pathlib import Path
+from bcnet_fast.results.part_writer import PartWriter
+from bcnet_fast.results.parts import Part, parts_in
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+header = Part(parts_in(folder)[0]).header
+if count:
+    writer = PartWriter(folder, 0, 1, header, lambda video: [[1, 1]], resume=True)
+    assert len(writer.done) == count, len(writer.done)
+    writer.close()
+"""
+LIST = """
+import sys
+from bcnet_fast.data.features import open_features
+assert len(open_features(sys.argv[1], feature_dim=1).ids) == int(sys.argv[2])
+"""
+
+
+def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
+    """CPU seconds and peak memory of listing, resuming and merging; those of starting Python are measured as well."""
+    started, idle = min(child(["-c", "import bcnet_fast.merge, bcnet_fast.results.part_writer"]) for _ in range(3))
+    rows = [{"step": "start", "videos": 0, "seconds": started, "peak_mib": idle}]
+
+    def note(step: str, count: int, code: list[str], **more: Any) -> None:
+        seconds, peak = child(code)
+        rows.append({"step": step, "videos": count, "seconds": max(seconds - started, 0), "peak_mib": peak, **more})
+        print(rows[-1], flush=True)
+
+    for count in LISTS:
+        note("list", count, ["-c", LIST, str(folder / f"links_{count}"), str(count)])
+    for count, proposals, part_format in IDS:
+        parts, more = str(folder / f"parts_{count}_{proposals}_{part_format}"), {"proposals": proposals}
+        more["format"] = part_format
+        note("resume", count, ["-c", RESUME, parts, str(count)], **more)
+        merge = ["-m", "bcnet_fast.merge", parts, "--overwrite", "--videos", str(folder / f"ids_{count}.txt")]
+        suffix = "json" if part_format == "jsonl" else part_format
+        note("merge", count, [*merge, "--output", str(folder / f"merged.{suffix}")], **more)
+    return rows
+
+
+def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Exponents of seconds and memory in the number of videos, for each step and kind of parts."""
+    found = []
+    keys = dict.fromkeys((row["step"], row.get("proposals"), row.get("format")) for row in rows if row["videos"])
+    for key in keys:
+        mine = [row for row in rows if (row["step"], row.get("proposals"), row.get("format")) == key]
+        sizes = [row["videos"] for row in mine]
+        if len(sizes) < 2:
+            continue
+        found.append(
+            {
+                **dict(zip(("step", "proposals", "format"), key, strict=True)),
+                "seconds": exponent(sizes, [row["seconds"] for row in mine]),
+                "memory": exponent(sizes, [row["peak_mib"] for row in mine]),
+            }
+        )
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--folder", metavar="DIR", required=True, help="of the inputs")
+    parser.add_argument("--make", action="store_true", help="write the inputs")
+    parser.add_argument("--stage", choices=STAGES, help="measure")
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="runs for throughput")
+    parser.add_argument("--json", metavar="FILE", help="file of the results, in which the stage's rows are replaced")
+    args = parser.parse_args(argv)
+    folder = Path(args.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if args.make:
+        make(folder, [args.stage] if args.stage else STAGES)
+    if args.stage:
+        record = begin(1, [args.json])
+        measure = {"throughput": throughput, "memory": memory, "long": long, "ids": id_stage}[args.stage]
+        rows = measure(folder, args.repeats)
+        found = {args.stage: rows}
+        if args.stage == "ids":
+            found["growth"] = growth(rows)
+        if args.json:
+            known = json.loads(Path(args.json).read_text()) if Path(args.json).exists() else {}
+            write_json(args.json, {**known, "environment": record, **found}, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
