@@ -1,7 +1,8 @@
 """Write temporal action proposals for the videos of a feature archive. Needs no annotations.
 
     python -m bcnet_fast.infer
-        run the demo: synthetic videos, and a small trained network that is shipped with the package
+        run the demo: synthetic videos, and a small trained network that is shipped with the package; with PyAV, also
+        clips of these videos, and a page that plays them
 
     python -m bcnet_fast.infer --checkpoint FILE.safetensors --features PATH --fps 30 --output FILE.json
         write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
@@ -19,6 +20,7 @@ Exit code: 0 success; 1 some videos failed (listed at the end; the others are wr
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .cli import read_flags, shard_flags, time_flags, video_flags
@@ -27,7 +29,8 @@ from .errors import InputError
 from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
 from .inference.page import make_page
-from .inference.run import InferOptions, infer
+from .inference.ray import infer_ray
+from .inference.run import InferOptions, InferReport, infer
 from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
 from .presets import PRESET_NAMES, PRESETS
@@ -41,7 +44,9 @@ def build_parser() -> Parser:
         "videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them, instead of --features"
     )
     parser.add_argument("--features", metavar="PATH", help="features of the videos; layouts: docs/formats.md")
-    parser.add_argument("--output", metavar="FILE.json", help="submission JSON to write; with --shard, a folder")
+    parser.add_argument(
+        "--output", metavar="FILE.json", help="submission JSON to write; with --shard or --ray, a folder"
+    )
     parser.add_argument(
         "--subset",
         metavar="NAME",
@@ -127,7 +132,11 @@ def build_parser() -> Parser:
         "--batch-size", type=int, default=InferOptions.batch_size, metavar="N", help="windows per batch"
     )
     running.add_argument(
-        "--workers", type=int, default=InferOptions.workers, metavar="N", help="processes that read features or videos"
+        "--workers",
+        type=int,
+        default=InferOptions.workers,
+        metavar="N",
+        help="processes that read features or videos; with --ray, that compute",
     )
     running.add_argument("--profile", action="store_true", help="print the time of each stage")
     running.add_argument(
@@ -164,9 +173,26 @@ def parse(argv: list[str]) -> InferOptions:
         read=read,
         **values,
     )
-    require_at_least(options, batch_size=1, workers=0, best=1, top_k=1, feature_dim=1, part_videos=1)
+    require_at_least(
+        options,
+        batch_size=1,
+        workers=0,
+        best=1,
+        top_k=1,
+        feature_dim=1,
+        part_videos=1,
+        cpus_per_worker=1,
+        gpus_per_worker=0,
+    )
     shard_flags.check(options)
     return options
+
+
+def _chosen(options: InferOptions) -> Callable[[InferOptions], InferReport]:
+    """What runs: one process, one of several shards, or all shards on a cluster."""
+    if options.ray:
+        return infer_ray
+    return infer_shard if options.shard else infer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -179,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.refine:
         reports = infer_and_refine(options)
     else:
-        reports = [infer_shard(options) if options.shard else infer(options)]
+        reports = [_chosen(options)(options)]
     for report in reports:
         print(report.summary())
         if options.profile and report.profile is not None:

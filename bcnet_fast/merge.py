@@ -1,4 +1,4 @@
-"""Join the parts of `infer --shard` to one result file.
+"""Join the parts of `infer --shard` or `--ray` to one result file.
 
     python -m bcnet_fast.merge PARTS --output out.json --features PATH
         one submission JSON, with the bytes of a single run; tells which videos of the archive have no result
@@ -26,7 +26,7 @@ from .text import shown
 
 def build_parser() -> Parser:
     parser = command_parser("merge", __doc__)
-    parser.add_argument("parts", metavar="PARTS", help="folder of the parts, the --output of infer --shard")
+    parser.add_argument("parts", metavar="PARTS", help="folder of the parts, the --output of infer --shard or --ray")
     parser.add_argument("--output", metavar="FILE", required=True, help="file to write, .json or .parquet")
     archive = parser.add_mutually_exclusive_group()
     archive.add_argument("--features", metavar="PATH", help="features of all videos, to list those without a result")

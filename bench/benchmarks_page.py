@@ -410,6 +410,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
     "shard-kills": lambda: each_machine("shard_kills", reliability.shard_kills),
+    "ray-kills": lambda: each_machine("ray_kills", reliability.ray_kills),
     "contended": lambda: each_machine("contended", reliability.contended),
     "floors": lambda: each_machine("ops", floors),
     "compiled": compiled,

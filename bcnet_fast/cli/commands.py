@@ -11,7 +11,7 @@ from ..text import did_you_mean
 COMMANDS = {
     "infer": "write proposals for every video of a feature archive; without flags, run the demo",
     "extract": "compute features of video files",
-    "merge": "join the parts of infer --shard to one result file",
+    "merge": "join the parts of infer --shard or --ray to one result file",
     "train": "train a network of either stage on your features, or on synthetic videos",
     "refine": "give proposals classes and better boundaries by P-GCN or MUSES-Net",
     "evaluate": "print AR@AN, AUC and mAP of a result file",

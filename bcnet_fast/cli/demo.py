@@ -1,7 +1,8 @@
 """Demo of `python -m bcnet_fast.infer`: a complete run on generated videos.
 
 Synthetic untrimmed videos from a seed that no training used, the small network shipped with the package and, for
-comparison, the same network with random weights. All data passes through files, as it would for a user.
+comparison, the same network with random weights. All data passes through files, as it would for a user. With PyAV, the
+videos become clips, too: see `demo_clips`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from ..inference.predict import Predictor, VideoProposals
 from ..inference.run import InferOptions, infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
+from .demo_clips import watch
 from .parser import program
 
 VIDEOS = 8
 SEED = 7
 POINTS = (5, 10, 50, 100)
+ROWS = ("trained (bundled)", "same, from pixels", "same, random weights")
 THRESHOLDS = np.linspace(0.5, 0.95, 10).tolist()
 
 
@@ -47,7 +50,8 @@ def _run_demo(folder: Path) -> int:
     output, pictures = folder / "proposals.json", folder / "pictures"
     # Files of an earlier demo, interrupted or of another version, must not mix with these.
     shutil.rmtree(folder / "features", ignore_errors=True)
-    features, annotations = write_dataset(folder, make_videos(VIDEOS, seed=SEED, subset="demo"))
+    videos = list(make_videos(VIDEOS, seed=SEED, subset="demo"))
+    features, annotations = write_dataset(folder, videos)
     print(
         f"BCNet demo: {VIDEOS} synthetic untrimmed videos, generated from seed {SEED}; the network has never seen them"
     )
@@ -83,17 +87,29 @@ def _run_demo(folder: Path) -> int:
         one.video: np.column_stack([one.segments, one.scores]) for one in found if isinstance(one, VideoProposals)
     }
 
+    watched = watch(folder, videos, checkpoint, annotations)
+    compared = [results, watched and watched.results, random]
+
     print(f"\nAverage recall over tIoU 0.5:0.05:0.95, {len(truth)} videos (ActivityNet protocol)")
     print(f"{'':>24}" + "".join(f"{f'AR@{an}':>8}" for an in POINTS))
-    for name, proposals in (("trained (bundled)", results), ("same, random weights", random)):
+    for name, proposals in zip(ROWS, compared, strict=True):
+        if proposals is None:
+            continue
         recall = _recall(truth, proposals)
         print(f"{name:>24}" + "".join(f"{100 * recall.at(an):8.1f}" for an in POINTS))
+    if watched is not None:
+        print(
+            f"\nfeatures from pixels: {watched.error:.2f} from those that the clips were drawn from (root mean square; "
+            "their noise has 1.00)"
+        )
     print(f"\nwritten: {output}, {pictures / first}.png and one picture for each other video")
+    if watched is not None:
+        print(f"to watch in a browser: {watched.page}")
     print(
         f"next: {program('evaluate')} --proposals {output} --ground-truth {annotations} "
         "--metric activitynet13 --subset demo"
     )
-    return 1 if report.failures else 0
+    return 1 if report.failures or (watched is not None and watched.failed) else 0
 
 
 def _recall(truth: dict[str, VideoAnnotation], proposals: Results | dict[str, np.ndarray]) -> AverageRecall:

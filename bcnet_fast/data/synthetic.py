@@ -106,34 +106,80 @@ def _alike(groups: Sequence[Sequence[float]]) -> float:
 
 
 @dataclass(frozen=True)
+class Event:
+    """An action or look-alike, in seconds.
+
+    action: number of the class.
+    held: None for an action. Of a look-alike: the phase it holds, or PHASES for all phases backwards.
+    rise, fall: how long its activation takes to rise around the start, and to fall around the end.
+    strength: activation in between.
+    """
+
+    start: float
+    end: float
+    action: int
+    held: int | None = None
+    rise: float = 1.0
+    fall: float = 1.0
+    strength: float = 1.0
+
+    def position(self, time: np.ndarray) -> np.ndarray:
+        """Place in the course of the phases, from 0 to PHASES - 1, at times [T] -> [T]."""
+        position = np.clip((time - self.start) / (self.end - self.start), 0.0, 1.0) * (PHASES - 1)
+        if self.held == PHASES:
+            return PHASES - 1 - position
+        return position if self.held is None else np.full_like(position, self.held)
+
+    def activation(self, time: np.ndarray) -> np.ndarray:
+        """Activation at times [T] -> [T]."""
+        strength = self.strength * np.clip((time - self.start) / self.rise + 0.5, 0.0, 1.0)
+        return strength * np.clip((self.end - time) / self.fall + 0.5, 0.0, 1.0)
+
+    def phases(self, time: np.ndarray) -> np.ndarray:
+        """Activation of each phase of the class at times [T] -> [T, PHASES]."""
+        # Hat functions: at most two consecutive phases are active, and their weights sum to 1.
+        weights = np.maximum(1 - np.abs(self.position(time)[:, None] - np.arange(PHASES)), 0.0)
+        return self.activation(time)[:, None] * weights
+
+
+@dataclass(frozen=True)
 class SyntheticVideo:
-    """A video: features [T, C] float32; snippet t covers the seconds [t, t + 1) * stride / fps."""
+    """A video: features [T, C] float32; snippet t covers the seconds [t, t + 1) * stride / fps.
+
+    events: actions and look-alikes, in temporal order.
+    scene_ends: seconds at which scenes end, [S - 1].
+    scenes: their numbers, [S].
+    """
 
     annotation: VideoAnnotation
     features: np.ndarray
+    events: tuple[Event, ...]
+    scene_ends: np.ndarray
+    scenes: np.ndarray
+
+    def scene(self, time: np.ndarray) -> np.ndarray:
+        """Number of the scene at times [T] -> [T]."""
+        return self.scenes[np.searchsorted(self.scene_ends, time)]
+
+
+def world_vectors(config: SyntheticConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of the phases [classes, PHASES, C] and of the scenes [scenes, C]."""
+    rng = np.random.Generator(np.random.PCG64(config.world))
+    phases = config.signal * _unit(rng.standard_normal((config.classes, PHASES, config.feature_dim)))
+    return phases, config.signal * _unit(rng.standard_normal((config.scenes, config.feature_dim)))
 
 
 def make_videos(
     count: int, *, seed: int, subset: str, config: SyntheticConfig = SyntheticConfig()
 ) -> Iterator[SyntheticVideo]:
     """Generate `count` videos one by one; a larger `count` only adds videos."""
-    rng = np.random.Generator(np.random.PCG64(config.world))
-    phases = config.signal * _unit(rng.standard_normal((config.classes, PHASES, config.feature_dim)))
-    scenes = config.signal * _unit(rng.standard_normal((config.scenes, config.feature_dim)))
+    phases, scenes = world_vectors(config)
     for index in range(count):
         entropy = [seed, zlib.crc32(subset.encode()), index]
         yield _make_video(index, subset, phases, scenes, np.random.Generator(np.random.PCG64(entropy)), config)
 
 
-@dataclass(frozen=True)
-class _Event:
-    start: float
-    end: float
-    action: int  # class
-    held: int | None = None  # of a look-alike: the phase it holds, or PHASES for all phases backwards
-
-
-def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[list[_Event], float]:
+def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[list[Event], float]:
     """Events of a video in temporal order, and its duration in seconds."""
     main = int(rng.integers(config.classes))
 
@@ -143,7 +189,7 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
     number = max(1, round(_draw(rng, config.instances)))
     lengths = _alike_draws(rng, config.instance_s, config.alike[0], number)
     gaps = _alike_draws(rng, config.gap_s, config.alike[1], number + 1)
-    events: list[_Event] = []
+    events: list[Event] = []
     now = after = 0.0
     for gap, length in zip(gaps, [*lengths, None], strict=True):
         # Instances that touch could not be told apart by their features.
@@ -153,28 +199,12 @@ def _make_events(rng: np.random.Generator, config: SyntheticConfig) -> tuple[lis
             end = start + _draw(rng, config.instance_s)
             if end >= after:
                 break
-            events.append(_Event(start, end, action(), held=int(rng.integers(PHASES + 1))))
+            events.append(Event(start, end, action(), held=int(rng.integers(PHASES + 1))))
             now = end
         if length is not None:
-            events.append(_Event(after, after + length, action()))
+            events.append(Event(after, after + length, action()))
             now = after + length
     return events, after
-
-
-def _activation(event: _Event, time: np.ndarray, rng: np.random.Generator, config: SyntheticConfig) -> np.ndarray:
-    """Activation of each phase of the event's class: time [T] in seconds -> [T, PHASES]."""
-    position = np.clip((time - event.start) / (event.end - event.start), 0.0, 1.0) * (PHASES - 1)
-    if event.held == PHASES:
-        position = PHASES - 1 - position
-    elif event.held is not None:
-        position = np.full_like(position, event.held)
-    # Hat functions: at most two consecutive phases are active, and their weights sum to 1.
-    weights = np.maximum(1 - np.abs(position[:, None] - np.arange(PHASES)), 0.0)
-    rise, fall = _draw(rng, config.ramp_s), _draw(rng, config.ramp_s)
-    strength = 1 + rng.uniform(-config.gain, config.gain)
-    strength = strength * np.clip((time - event.start) / rise + 0.5, 0.0, 1.0)
-    strength = strength * np.clip((event.end - time) / fall + 0.5, 0.0, 1.0)
-    return strength[:, None] * weights
 
 
 def _make_video(
@@ -189,9 +219,13 @@ def _make_video(
 
     features = _noise((snippets, config.feature_dim), rng)
     changes = np.cumsum([_draw(rng, config.scene_s) for _ in range(1 + int(duration / config.scene_s[0]))])
-    features += scenes[rng.integers(config.scenes, size=len(changes) + 1)][np.searchsorted(changes, time)]
-    for event in events:
-        features += _activation(event, time, rng, config) @ phases[event.action]
+    shown = rng.integers(config.scenes, size=len(changes) + 1)
+    features += scenes[shown][np.searchsorted(changes, time)]
+    for place, event in enumerate(events):
+        rise, fall = _draw(rng, config.ramp_s), _draw(rng, config.ramp_s)
+        strength = 1 + rng.uniform(-config.gain, config.gain)
+        events[place] = dataclasses.replace(event, rise=rise, fall=fall, strength=strength)
+        features += events[place].phases(time) @ phases[event.action]
 
     annotation = VideoAnnotation(
         id=f"{subset}_{index:04d}",
@@ -203,7 +237,7 @@ def _make_video(
         subset=subset,
         instances=tuple(Instance(e.start, e.end, f"action_{e.action}") for e in events if e.held is None),
     )
-    return SyntheticVideo(annotation, features.astype(np.float32))
+    return SyntheticVideo(annotation, features.astype(np.float32), tuple(events), changes, shown)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

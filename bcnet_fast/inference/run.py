@@ -11,12 +11,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from .. import __version__
 from ..config import Config
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import ClassScores, read_class_scores
@@ -46,7 +44,8 @@ from ..video.run import Network, NetworkOptions
 from ..video.source import open_videos
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
-from .running import interruptible, require_fresh, sha256, show, take_up
+from .running import interruptible, require_fresh, show, take_up
+from .settings import details_of, run_settings, version_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +97,10 @@ class InferOptions:
     part_format: str = "jsonl"
     part_videos: int = 1000
     retry_failed: bool = False
+    # All shards on a Ray cluster of this address, or "local": `inference.ray.infer_ray`, with `workers` processes.
+    ray: str | None = None
+    cpus_per_worker: int = 1
+    gpus_per_worker: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,8 +133,8 @@ class InferReport:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a run needs, opened and checked."""
+class Inputs:
+    """What a run reads, opened and checked. Can be pickled, for processes that share it."""
 
     config: Config
     archive: FeatureArchive
@@ -140,7 +143,6 @@ class Prepared:
     class_scores: ClassScores | None
     times: TimeResolver
     pictures: PictureWriter
-    model: Model
 
     @property
     def video_files(self) -> dict[str, Path]:
@@ -149,8 +151,25 @@ class Prepared:
         return {video: archive.files(video)[0] for video in archive.ids} if archive.kind == "videos" else {}
 
 
+@dataclass(frozen=True)
+class Prepared(Inputs):
+    """The same with the network."""
+
+    model: Model
+
+
 def prepare(options: InferOptions) -> Prepared:
     """Open the inputs and load the network. InputError: a file or option cannot be used."""
+    return with_network(options, open_inputs(options))
+
+
+def with_network(options: InferOptions, inputs: Inputs) -> Prepared:
+    """The inputs with the network, which is loaded. InputError: it cannot be."""
+    return Prepared(**vars(inputs), model=_load(options, inputs.config))
+
+
+def open_inputs(options: InferOptions) -> Inputs:
+    """Open the inputs, and load nothing. InputError: a file or option cannot be used."""
     config = resolve_config(options)
     archive, unusable = open_archive(options, config)
     _require_apart(options, archive)
@@ -165,7 +184,7 @@ def prepare(options: InferOptions) -> Prepared:
         require_page_name(options.page, "--page")
     if options.boundaries:
         require_writable(Path(options.boundaries) / "boundaries.npz")
-    return Prepared(config, archive, tuple(unusable), truth, class_scores, times, pictures, _load(options, config))
+    return Inputs(config, archive, tuple(unusable), truth, class_scores, times, pictures)
 
 
 def infer(options: InferOptions) -> InferReport:
@@ -422,40 +441,6 @@ def _remark_on_times(options: InferOptions, config: Config, archive: FeatureArch
     if base.row_stride is not None and flags.stride is None and not any(row.feature_stride for row in stated):
         taken.append(f"{base.row_stride:g} video frames between rows")
     return f"{' and '.join(taken)}, as in the training of {options.checkpoint}" if taken else None
-
-
-def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
-    """Everything that determines the results; an interrupted run is resumed only if it is the same."""
-    names = ("fusion", "top_k", "precision", "protocol", "plot", "plot_format", "srt", "best")
-    return {
-        "version": __version__,
-        "checkpoint": sha256(options.checkpoint),
-        "times": sha256(options.time.times),
-        "labels": sha256(options.labels),
-        "features": options.features,
-        "recipe": [options.network.recipe, *options.network.backbone, *options.network.weights],
-        "subset": options.subset,
-        "every": options.time.every,
-        **dataclasses.asdict(options.time.flags),
-        **{name: getattr(options, name) for name in names},
-        **config.to_dict(),
-    }
-
-
-def version_of(config: Config) -> str:
-    """The `version` of a submission file, by which evaluators tell the data sets apart."""
-    return "THUMOS14" if config.preset == "thumos14" else "VERSION 1.3"
-
-
-def details_of(options: InferOptions, config: Config) -> str:
-    """Settings in one line, for the summary and the result file."""
-    weights = f"checkpoint {Path(options.checkpoint).name}" if options.checkpoint else "random weights"
-    flags = options.time.flags
-    stated = [f"{name} {getattr(flags, name):g}" for name in ("fps", "stride", "offset") if getattr(flags, name)]
-    if options.time.times:
-        stated.append(f"times {Path(options.time.times).name}")
-    parts = [f"bcnet_fast {__version__}", config.model.name, f"preset {config.preset}", weights]
-    return ", ".join([*parts, options.precision, f"protocol {options.protocol}", *stated])
 
 
 def _read_annotations_and_scores(

@@ -7,16 +7,20 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from ..data.shard import Shard, parse_shard
 from ..errors import InputError
-from ..profiling import record
+from ..profiling import Profile, record
 from ..results.part_writer import PartWriter
 from ..results.parts import Header, fingerprint_of
 from ..text import count
 from .predict import Failure
-from .run import InferOptions, InferReport, Prepared, Run, details_of, prepare, run_settings, version_of
+from .run import InferOptions, InferReport, Inputs, Prepared, Run, prepare
 from .running import require_fresh
+from .settings import details_of, run_settings, version_of
 
 
 def infer_shard(options: InferOptions) -> InferReport:
@@ -26,74 +30,122 @@ def infer_shard(options: InferOptions) -> InferReport:
     """
     started = time.perf_counter()
     shard = parse_shard(options.shard or "", os.environ)
+    require_folder(options)
+    prepared = prepare(options)
+    with contextlib.closing(ShardRun(options, prepared, shard, about_run(options, prepared))) as run:
+        if options.resume:
+            run.tell_what_is_done()
+        try:
+            with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
+                run.predict(run.left)
+        except (KeyboardInterrupt, BrokenPipeError):
+            run.writer.commit()
+            print(
+                f"{options.output} has {count(len(run.writer.done), 'finished video')} of shard {shard}; "
+                "continue with --resume",
+                file=sys.stderr,
+            )
+            raise
+        run.writer.commit()
+    if options.trace and profile is not None:
+        profile.write_trace(options.trace)
+    return run.report(started, profile)
+
+
+def require_folder(options: InferOptions) -> None:
+    """InputError: the output is no place for parts, or two flags say what to do with it."""
     if os.path.isfile(options.output):
         raise InputError(f"{options.output} is a file, expected a folder for the parts")
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
-    return run_shard(options, prepare(options), shard, started)
 
 
-def about_run(options: InferOptions, prepared: Prepared) -> Header:
+def about_run(options: InferOptions, inputs: Inputs) -> Header:
     """What the parts of a run say about it."""
-    settings = json.loads(json.dumps(run_settings(options, prepared.config)))  # as read from a part: no tuples
-    details = details_of(options, prepared.config)
-    return Header(len(prepared.archive.ids), version_of(prepared.config), details, settings, fingerprint_of(settings))
+    settings = json.loads(json.dumps(run_settings(options, inputs.config)))  # as read from a part: no tuples
+    details = details_of(options, inputs.config)
+    return Header(len(inputs.archive.ids), version_of(inputs.config), details, settings, fingerprint_of(settings))
 
 
-def run_shard(options: InferOptions, prepared: Prepared, shard: Shard, started: float) -> InferReport:
-    """`infer_shard` with a network that is loaded. started: when, by `time.perf_counter`."""
-    archive, about = prepared.archive, about_run(options, prepared)
-    mine = {video: None for video in archive.ids if video in shard}  # in their order
-    with contextlib.closing(
-        PartWriter(
+class ShardRun:
+    """The videos of a shard, and the writer of their parts, which holds the shard until `close`.
+
+    each: called after each video; what it raises ends the run.
+
+    left: videos that need work, in their order.
+
+    InputError: as of `PartWriter`.
+    """
+
+    def __init__(
+        self,
+        options: InferOptions,
+        prepared: Prepared,
+        shard: Shard,
+        about: Header,
+        each: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.options, self.prepared, self.shard, self.about, self._each = options, prepared, shard, about, each
+        archive = prepared.archive
+        self._mine = {video: None for video in archive.ids if video in shard}  # in their order
+        self.writer = PartWriter(
             options.output,
             shard.index,
             shard.count,
             about,
-            lambda video: archive.version(video) if video in mine else None,
+            lambda video: archive.version(video) if video in self._mine else None,
             part_format=options.part_format,
             part_videos=options.part_videos,
             resume=options.resume,
             overwrite=options.overwrite,
             retry_failed=options.retry_failed,
         )
-    ) as writer:
-        videos = [video for video in mine if video not in writer.done and video not in writer.failed]
-        if options.resume:
-            print(f"resumed: {len(mine) - len(videos)} of {len(mine)} videos of shard {shard} are already done")
-            if writer.changed:
-                print(
-                    f"note: {count(writer.changed, 'video')} with other feature files than before in "
-                    f"{options.features}: done again",
-                    file=sys.stderr,
-                )
-        run = Run(options, prepared, writer.add, lambda failure: writer.fail(failure.video, failure.reason))
-        for failure in prepared.unusable:
-            if failure.video in shard and failure.video not in writer.failed:
-                run.fail(failure)
-        try:
-            with record() if options.profile or options.trace else contextlib.nullcontext() as profile:
-                run.predict(videos)
-        except (KeyboardInterrupt, BrokenPipeError):
-            writer.commit()
-            print(
-                f"{options.output} has {count(len(writer.done), 'finished video')} of shard {shard}; "
-                "continue with --resume",
-                file=sys.stderr,
-            )
-            raise
-        writer.commit()
-    seconds = time.perf_counter() - started
-    if options.trace and profile is not None:
-        profile.write_trace(options.trace)
-    return InferReport(
-        f"{options.output}, shard {shard}",
-        len(writer.done),
-        run.windows,
-        sum(writer.done.values()),
-        seconds,
-        about.details,
-        tuple(Failure(*failed) for failed in sorted(writer.failed.items()))
-        + tuple(failure for failure in prepared.unusable if failure.video in shard),
-        profile,
-        prepared.pictures.seconds,
-    )
+        self.left = [video for video in self._mine if video not in self.writer.done and video not in self.writer.failed]
+        self._run = Run(options, prepared, self._add, self._fail)
+
+    def tell_what_is_done(self) -> None:
+        """Print what needs no work, or once more."""
+        total = len(self._mine)
+        print(f"resumed: {total - len(self.left)} of {total} videos of shard {self.shard} are already done")
+        if self.writer.changed:
+            changed = count(self.writer.changed, "video")
+            features = self.options.features
+            print(f"note: {changed} with other feature files than before in {features}: done again", file=sys.stderr)
+
+    def predict(self, videos: Sequence[str]) -> None:
+        """Predict `videos`. Call `writer.commit` afterwards, and where an interruption has ended it."""
+        for failure in self._unusable():
+            if failure.video not in self.writer.failed:
+                self._fail(failure)
+        self._run.predict(videos)
+
+    def report(self, started: float, profile: Profile | None = None) -> InferReport:
+        """Of the whole shard, including what was done before. started: when, by `time.perf_counter`."""
+        failed = [Failure(*failed) for failed in sorted(self.writer.failed.items())]
+        return InferReport(
+            f"{self.options.output}, shard {self.shard}",
+            len(self.writer.done),
+            self._run.windows,
+            sum(self.writer.done.values()),
+            time.perf_counter() - started,
+            self.about.details,
+            (*failed, *self._unusable()),
+            profile,
+            self.prepared.pictures.seconds,
+        )
+
+    def close(self) -> None:
+        """Let other runs hold the shard. What is not committed is lost."""
+        self.writer.close()
+
+    def _unusable(self) -> list[Failure]:
+        return [failure for failure in self.prepared.unusable if failure.video in self.shard]
+
+    def _add(
+        self, video: str, windows: int, segments: np.ndarray, scores: np.ndarray, labels: np.ndarray | None
+    ) -> None:
+        self.writer.add(video, windows, segments, scores, labels)
+        self._each()
+
+    def _fail(self, failure: Failure) -> None:
+        self.writer.fail(failure.video, failure.reason)
+        self._each()

@@ -26,12 +26,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+class InUse(InputError):
+    """Another run holds a lock."""
+
+
 class Lock:
     """Holds a file, which is created if it is missing, until `release` or the end of this process.
 
     name: what messages call it, by default the path.
 
-    InputError: another run holds it. OSError: the file cannot be opened.
+    InUse: another run holds it. OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, name: object = None) -> None:
@@ -50,7 +54,7 @@ class Lock:
                     return descriptor
             except BlockingIOError as error:
                 os.close(descriptor)
-                raise InputError(f"{self.name} is in use by another run") from error
+                raise InUse(f"{self.name} is in use by another run") from error
             except FileNotFoundError:
                 pass
             except BaseException:

@@ -123,11 +123,11 @@ def _remove_leftovers(parent: Path) -> None:
     for path, match in found:
         # In containers, the number of the process is often the same in every run.
         process = int(match[1])
-        if match[0] not in _in_use if process == os.getpid() else not _runs(process):
+        if match[0] not in _in_use if process == os.getpid() else not is_running(process):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _runs(process: int) -> bool:
+def is_running(process: int) -> bool:
     if os.name == "nt":  # where asking ends the process
         return True
     try:

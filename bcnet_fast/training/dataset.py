@@ -123,26 +123,29 @@ def fitted_sizes(
 ) -> dict[str, dict[str, int]]:
     """Sizes that follow from the data, in the form of `Config.override`.
 
-    feature_dim: that of the sidecars or, without them, the length of the axis that all arrays share, unless stated.
-    With sliding windows, max_duration covers 95 % of the instances, rounded up to a multiple of 8 snippets; a window is
-    4 times as long, and windows start half a window apart. On THUMOS14 these are the numbers of the paper.
+    feature_dim: unless stated, the width that the sidecars of all arrays state, or the length of the axis that all
+    share. With sliding windows, max_duration covers 95 % of the instances, rounded up to a multiple of 8 snippets; a
+    window is 4 times as long, and windows start half a window apart. On THUMOS14 these are the numbers of the paper.
 
     Raises InputError when the arrays share no axis length, or more than one, and feature_dim is not stated.
     """
     shapes: list[tuple[int, ...]] = []
     lengths: list[float] = []
+    widths: set[int | None] = set()
     for identity in archive.ids:
         if identity not in annotations:
             continue
+        side = times.sidecar(identity)
+        widths.add(side.recipe.width if side else None)
         try:
             shapes.append(archive.stored(identity).shape)
-            if feature_dim is None and (side := archive.sidecar(identity)):
-                feature_dim = side.recipe.width
             if not times.config.data.rescale:
                 segments, stride = _place(annotations[identity].instances, times.resolve(identity, 0))
                 lengths += ((segments[:, 1] - segments[:, 0]) / stride).tolist()
         except InputError:
             continue  # `check_subset` reports it
+    if feature_dim is None and len(widths) == 1:
+        feature_dim = widths.pop()
     common = set.intersection(*map(set, shapes)) - {1} if shapes else set()
     if feature_dim is None and len(common) != 1:
         expected = "expected exactly one axis of the same length in all"

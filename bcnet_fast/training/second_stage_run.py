@@ -302,7 +302,9 @@ def _fitted(
     """The width of the features and the number of classes; a row covers the distance to the next one."""
     untimed = replace(times.config, data=replace(times.config.data, rescale=True))  # widths need no times
     videos = {name: VideoAnnotation(name) for name in training}
-    width = fitted_sizes(archive, videos, TimeResolver(untimed), stated(options, "model", "feature_dim"))
+    width = fitted_sizes(
+        archive, videos, TimeResolver(untimed, sidecar=archive.sidecar), stated(options, "model", "feature_dim")
+    )
     fitted: Settings = {"model": {"feature_dim": width["model"]["feature_dim"], "classes": classes}}
     if not config.rows.rescaled:
         fitted["rows"] = {"clip": config.rows.stride}

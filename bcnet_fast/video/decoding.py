@@ -241,12 +241,12 @@ def require_video(path: str | os.PathLike) -> Path:
     return require_file(path, EXPECTED)
 
 
-def require_av() -> Any:
-    """PyAV. InputError: it is not installed."""
+def require_av(work: str = "reading") -> Any:
+    """PyAV. InputError: it is not installed; names the work with videos."""
     try:
         return importlib.import_module("av")
     except ImportError as error:
-        raise InputError("reading videos requires PyAV: pip install bcnet_fast[video]") from error
+        raise InputError(f"{work} videos requires PyAV: pip install bcnet_fast[video]") from error
 
 
 def _choose_rate(average: Fraction | None, base: Fraction | None) -> Fraction | None:

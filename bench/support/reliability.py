@@ -54,3 +54,14 @@ def shard_kills(found: dict[str, Any]) -> str:
     ]
     header = ["parts", "runs", "killed", "the process", "a worker", "all of them", "videos lost", "videos doubled"]
     return table([*header, "bytes equal"], lines)
+
+
+def ray_kills(found: dict[str, Any]) -> str:
+    """Runs on Ray whose workers, machines and drivers were killed."""
+    names = ("runs", "kills", "worker", "machine", "driver", "lost", "doubled")
+    lines = [
+        [row["cluster"], row["part_format"], *(str(row[name]) for name in names), "yes" if row["equal"] else "no"]
+        for row in found["rows"]
+    ]
+    header = ["cluster", "parts", "runs", "killed", "a worker", "a machine", "the driver", "videos lost"]
+    return table([*header, "videos doubled", "bytes equal"], lines)

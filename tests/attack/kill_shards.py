@@ -47,7 +47,7 @@ def campaign(folder: Path, *, kills: int, shards: int, part_format: str, seed: i
             counts[whom] += killed
             counts["runs"] += 1
         else:
-            _compare(folder, expected, found)
+            compare(folder, expected, found)
             counts["results"] += 1
             shutil.rmtree(parts)
     for shard in range(shards):
@@ -55,7 +55,7 @@ def campaign(folder: Path, *, kills: int, shards: int, part_format: str, seed: i
             errors = process.communicate(timeout=PATIENCE_S)[1]
             assert process.returncode == 0, errors
         counts["runs"] += 1
-    _compare(folder, expected, found)
+    compare(folder, expected, found)
     counts["results"] += 1
     return counts | found
 
@@ -90,7 +90,7 @@ def _killed(folder: Path, shard: Shard, part_format: str, whom: str, draw: rando
     return running
 
 
-def _compare(folder: Path, expected: Path, found: dict[str, Any]) -> None:
+def compare(folder: Path, expected: Path, found: dict[str, Any]) -> None:
     parts, output = folder / "parts", folder / "merged.json"
     arguments = [parts, "--output", output, "--features", folder / "features", "--overwrite"]
     code = merge.main([str(argument) for argument in arguments])

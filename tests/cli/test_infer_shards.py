@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers.infer import flags, run
+import torch
+from helpers.infer import CONFIG, flags, run
+from helpers.networks import SMALL
 
 from bcnet_fast import infer, merge
 from bcnet_fast.errors import InputError
+from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.parts import parts_in
+from bcnet_fast.storage.checkpoint import save_checkpoint
 
 
 @pytest.fixture
@@ -178,3 +186,28 @@ def test_a_signal_leaves_what_is_finished_as_a_part(checkpoint, archive, capsys,
     assert shards(checkpoint, archive, 1, "--resume") == [0]
     assert "resumed: 5 of 16 videos of shard 0/1" in capsys.readouterr().out
     assert merged(archive) == (0, expected)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_archive(tmp_path):
+    """Features of 320 videos have 250 MB, which a run that kept them would need beside the 1.2x."""
+    wide = replace(SMALL, feature_dim=4096)
+    torch.manual_seed(0)
+    checkpoint = tmp_path / "wide.safetensors"
+    save_checkpoint(checkpoint, BCNet(wide).state_dict(), replace(CONFIG, model=wide))
+    np.save(tmp_path / "one.npy", np.random.default_rng(0).standard_normal((48, 4096)).astype(np.float32))
+    peaks = []
+    for videos in (20, 320):
+        archive, parts = tmp_path / f"features_{videos}", tmp_path / f"parts_{videos}"
+        archive.mkdir()
+        for number in range(videos):
+            (archive / f"{number:03d}.npy").hardlink_to(tmp_path / "one.npy")
+        words = flags(checkpoint, archive, "--shard", "0/1", "--part-videos", 16, "--device", "cpu", output=parts)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bcnet_fast.infer", *words], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0 and len(parts_in(parts)) == videos // 16 + bool(videos % 16)
+        peaks.append(usage.ru_maxrss)
+    assert peaks[1] <= 1.2 * peaks[0]

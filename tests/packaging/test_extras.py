@@ -16,7 +16,8 @@ from bcnet_fast.errors import InputError
 from bcnet_fast.progress import progress
 
 # As if they were not installed: None makes an import fail.
-BLOCKED = "import sys; sys.modules.update(h5py=None, pyarrow=None, triton=None, tqdm=None, tensorboard=None)\n"
+NAMES = ("h5py", "pyarrow", "ray", "triton", "tqdm", "tensorboard")
+BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({NAMES}))\n"
 
 
 @pytest.fixture

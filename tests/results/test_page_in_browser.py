@@ -421,3 +421,34 @@ def test_roles_names_and_focus(open_page: Open, results: Path, truth: Path) -> N
             break
         assert page.evaluate("document.activeElement.getBoundingClientRect().width") > 5
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+
+
+@pytest.mark.slow
+def test_the_lowest_place_of_the_slider_hides_nothing(open_page: Open, tmp_path: Path) -> None:
+    """The slider rounds these numbers up."""
+    entries = [
+        {"segment": [n, n + 1.5], "score": score}
+        for n, score in enumerate((0.8924772131260915, 1.8077490639163174e-19))
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"results": {"a": entries}}))
+    page = open_page(tmp_path / "results.json")
+    assert page.text_content("#threshold-value") == "any"
+    assert "2 proposals" in page.text_content("#summary")
+    set_slider(page, "#threshold", 0.3)
+    assert "1 of 2 proposals" in page.text_content("#summary")
+    set_slider(page, "#threshold", 0)
+    assert page.text_content("#threshold-value") == "any"
+
+
+@pytest.mark.slow
+def test_names_of_true_actions_are_readable_on_every_colour(open_page: Open, results: Path, truth: Path) -> None:
+    page = open_page(results, "--ground-truth", truth)
+
+    def luminance(colour: str) -> float:
+        values = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for colour in page.evaluate("app.data.colours"):
+        dark, light = sorted((luminance(colour), luminance(page.evaluate("colour => inkOn(colour)", colour))))
+        assert (light + 0.05) / (dark + 0.05) > 4.5, colour

@@ -17,8 +17,13 @@ from helpers.view import data_of
 
 from bcnet_fast import extract, infer, inspect, train
 from bcnet_fast.config import Config, PGCNConfig
+from bcnet_fast.data.annotations import read_annotations
+from bcnet_fast.data.features import open_features
+from bcnet_fast.data.timing import TimeFlags, TimeResolver
 from bcnet_fast.errors import InputError
+from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import read_config
+from bcnet_fast.training.dataset import fitted_sizes
 
 RECIPE = "clip = 8\nstride = 2\nfps = 12.5\noffset = 4\n"
 FRAMES = 120  # 4.8 s; 60 of them are sampled, for 27 rows
@@ -237,3 +242,16 @@ def test_a_second_stage_trains_on_videos_and_refines_them(data, trained, tmp_pat
 def test_training_on_videos_requires_annotations(tmp_path) -> None:
     with pytest.raises(InputError, match="--videos requires --annotations"):
         train.main(["--preset", "small", "--videos", "clips", "--output", str(tmp_path / "run")])
+
+
+def test_the_width_of_features_follows_from_their_sidecars(data, trained) -> None:
+    """All arrays are [27, 8]: both axes have the same length in all."""
+    archive, annotations = (
+        open_features(trained / "features", feature_dim=None),
+        read_annotations(data / "annotations.json"),
+    )
+    times = TimeResolver(PRESETS["bcnet"]["small"], table=annotations, sidecar=archive.sidecar)
+    assert fitted_sizes(archive, annotations, times)["model"]["feature_dim"] == 8
+    unknown = TimeResolver(PRESETS["bcnet"]["small"], TimeFlags(fps=25.0), table=annotations)
+    with pytest.raises(InputError, match=r"shapes \[27, 8\].*expected exactly one axis of the same length"):
+        fitted_sizes(archive, annotations, unknown)

@@ -78,8 +78,9 @@ class App {
     const { get, data } = this;
     const slider = get("threshold");
     // The lowest place of the slider hides nothing, whatever its rounding.
-    this.threshold = slider.valueAsNumber <= data.lowest ? -Infinity : slider.valueAsNumber;
-    get("threshold-value").textContent = this.threshold === -Infinity ? "any" : scoreText(slider.valueAsNumber);
+    const lowest = slider.valueAsNumber - data.lowest < Number(slider.step) / 2;
+    this.threshold = lowest ? -Infinity : slider.valueAsNumber;
+    get("threshold-value").textContent = lowest ? "any" : scoreText(slider.valueAsNumber);
     this.best = get("best").value === "all" ? Infinity : Number(get("best").value);
     this.tiou = Number(get("tiou").value);
     get("tiou-value").textContent = digits(this.tiou, 2);

@@ -24,6 +24,16 @@ function blend(stops, place) {
   return `rgb(${mixed.join(",")})`;
 }
 
+/** The colour for text on a surface of colour #rrggbb: white or nearly black, whichever has the higher contrast. */
+function inkOn(surface) {
+  const [red, green, blue] = [1, 3, 5].map((i) => {
+    const value = parseInt(surface.slice(i, i + 2), 16) / 255;
+    return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  });
+  // Above this relative luminance, black has the higher contrast (WCAG 2.2).
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179 ? "#0b1017" : "#ffffff";
+}
+
 /** Lanes in which overlapping intervals do not touch; those beyond the last lane share it. */
 class Lanes {
   constructor(most) {

@@ -277,7 +277,7 @@ class Timeline {
     const room = Math.min(x + width, this.width - RIGHT) - from - 10;
     if (room < 18) return;
     context.textAlign = "left";
-    context.fillStyle = found ? "#ffffff" : colours.text;
+    context.fillStyle = found ? inkOn(colour) : colours.text;
     context.fillText(fitted(context, data.labels[data.trueLabel[g]], room), from + 5, y + (TRUE_LANE - 3) / 2 + 0.5);
   }
 

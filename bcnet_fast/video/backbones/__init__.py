@@ -9,16 +9,18 @@ from typing import Any
 from ...errors import InputError
 from ...recipe import Recipe
 from ...text import count, did_you_mean
-from . import files, libraries
+from . import files, libraries, synthetic
 from .base import Backbone, BackboneOptions, FrameIndex, Joined, NetworkBackbone
 
 Changes = dict[str, Any]
 
-_OPENERS: dict[str, Callable[[str, Recipe | None, BackboneOptions], NetworkBackbone]] = {
+_Adapter = NetworkBackbone | synthetic.SyntheticReader
+_OPENERS: dict[str, Callable[[str, Recipe | None, BackboneOptions], _Adapter]] = {
     "torchvision": libraries.torchvision_video,
     "timm": libraries.timm_image,
     "transformers": libraries.transformers_video,
     "efficientnet-lite": libraries.efficientnet_lite,
+    "synthetic": synthetic.synthetic_world,
     "onnx": files.onnx_file,
     "torchscript": files.torchscript_file,
     "export": files.exported_file,
