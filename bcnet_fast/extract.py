@@ -9,11 +9,16 @@
     python -m bcnet_fast.extract clips/ --recipe i3d-thumos14 --backbone onnx:i3d.onnx --output features/
         the sampling and pixels of published features, and your file with the network
 
+    python -m bcnet_fast.extract clips/ --recipe i3d-thumos14+i3d-thumos14-flow --backbone onnx:rgb.onnx \\
+            --backbone onnx:flow.onnx --output features/
+        two streams side by side, colours and optical flow, which needs the extra flow
+
     python -m bcnet_fast.extract --list
         print all recipes
 
-inspect, infer and train read the .json files, so that no --fps, --stride and --offset are needed. The same command
-again extracts what is missing. docs/how_to/video.md tells the way from videos to proposals.
+With --output FILE.h5, all features are in one HDF5 file, with what the .json files state. inspect, infer and train read
+it, so that no --fps, --stride and --offset are needed. The same command again extracts what is missing.
+docs/how_to/video.md tells the way from videos to proposals.
 
 Exit code: 0 success; 1 some videos failed (listed at the end; the others are written); 2 bad input.
 """
@@ -23,7 +28,7 @@ from __future__ import annotations
 import sys
 
 from .cli import video_flags
-from .cli.parser import Parser, command_parser, run
+from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .text import shown
 from .video.recipes import listing
@@ -33,8 +38,15 @@ from .video.run import ExtractOptions, extract
 def build_parser() -> Parser:
     parser = command_parser("extract", __doc__)
     parser.add_argument("videos", nargs="*", metavar="VIDEO", help="video files, folders, and .txt lists of them")
-    parser.add_argument("--output", metavar="DIR", help="folder for the features")
+    parser.add_argument("--output", metavar="DIR", help="folder for the features, or one .h5 file (extra hdf5)")
     parser.add_argument("--list", action="store_true", help="print all recipes and exit")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=ExtractOptions.workers,
+        metavar="N",
+        help="processes that read videos, each with its own network; 0: this one",
+    )
     parser.add_argument("--overwrite", action="store_true", help="extract again what is already there")
     video_flags.add_arguments(parser, alone=True)
     return parser
@@ -48,7 +60,11 @@ def parse(argv: list[str]) -> ExtractOptions:
         raise InputError("no video is named, expected files, folders or a .txt file with one path a line; see --help")
     if values["output"] is None:
         raise InputError("--output is required")
-    return ExtractOptions(tuple(values["videos"]), values["output"], network, read, values["overwrite"])
+    options = ExtractOptions(
+        tuple(values["videos"]), values["output"], network, read, values["workers"], values["overwrite"]
+    )
+    require_at_least(options, workers=0)
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -144,7 +144,7 @@ def build_parser() -> Parser:
         type=int,
         default=InferOptions.workers,
         metavar="N",
-        help="processes that read features; with --ray, that compute",
+        help="processes that read features or videos; with --ray, that compute",
     )
     running.add_argument("--profile", action="store_true", help="print the time of each stage")
     running.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 from collections import Counter
@@ -26,8 +27,9 @@ Show what feature files contain, per video and in total: shape, orientation, dty
 implied and stated duration, number of windows, and likely mistakes. The last lines are the flags for
 python -m bcnet_fast.infer, or for python -m bcnet_fast.train where no released network has the width of the features.
 
-Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed. With --times or
---preset small, the width is the length that all arrays share, where there is only one.
+Without --preset, --checkpoint and --feature-dim, only shapes are read and possible widths listed. Features of extract
+state their width. That of others is, with --times or --preset small, the length that all arrays share, where there is
+only one.
 Exit code: 0 all videos are usable, 1 some are not (listed), 2 none is."""
 DEFAULT_PRESET = "thumos14"
 SYSTEM = PRESETS["bcnet"]  # the other systems read features in the same way
@@ -99,6 +101,9 @@ def inspect(options: InspectOptions) -> int:
     part = f", reading the first {len(videos)}" if len(videos) < len(archive.ids) else ""
     print(f"{options.path}: {archive.kind}, {count(len(archive.ids), 'video')}{part}")
     if feature_dim is None:
+        feature_dim = _width_of_sidecars(archive, videos)
+        archive = _open(options, config, feature_dim)
+    if feature_dim is None:
         stored, errors = _stored(archive, videos)
         common = set.intersection(*(set(array.shape) for array in stored.values())) - {1} if stored else set()
         if len(common) != 1 or (options.time.times is None and options.preset is None):
@@ -133,6 +138,15 @@ def inspect(options: InspectOptions) -> int:
     _print_errors(errors, usable=True)
     _print_flags(reports, resolver, options, feature_dim)
     return 1 if errors else 0
+
+
+def _width_of_sidecars(archive: FeatureArchive, videos: Sequence[str]) -> int | None:
+    """The width that `extract` stated for all of the videos; None: it made none of them, or of several widths."""
+    widths = set()
+    for video in videos:
+        with contextlib.suppress(InputError):
+            widths.add(side.recipe.width if (side := archive.sidecar(video)) else None)
+    return widths.pop() if len(widths) == 1 else None
 
 
 def _open(options: InspectOptions, config: Config, feature_dim: int | None) -> FeatureArchive:

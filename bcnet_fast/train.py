@@ -154,7 +154,7 @@ def build_parser() -> Parser:
         "--device", default=TrainOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
     )
     running.add_argument(
-        "--workers", type=int, default=TrainOptions.workers, metavar="N", help="processes that read features"
+        "--workers", type=int, default=TrainOptions.workers, metavar="N", help="processes that read features or videos"
     )
     return parser
 

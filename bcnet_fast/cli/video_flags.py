@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..recipe import FLOWS
 from ..video.backbones import SPECS
 from ..video.extraction import ReadOptions
 from ..video.run import NetworkOptions
@@ -14,17 +15,31 @@ from .parser import require_at_least
 def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
     """Add the flags.
 
-    alone: also --clip, --stride, --frame-rate and --device, which have another meaning beside features, or are there.
+    alone: also --flow, --clip, --stride, --frame-rate and --device, which have another meaning beside features, or are
+        there.
     """
     network = parser.add_argument_group("recipe and network (docs/how_to/video.md)")
     network.add_argument(
-        "--recipe", metavar="NAME", help="sampling and pixels: a name of `extract --list`, or a .toml file"
+        "--recipe",
+        metavar="NAME",
+        help="sampling and pixels: a name of `extract --list`, or a .toml file; NAME+NAME puts streams side by side",
     )
-    network.add_argument("--backbone", metavar="SPEC", help=f"network: {SPECS}")
+    network.add_argument(
+        "--backbone",
+        action="append",
+        default=[],
+        metavar="SPEC",
+        help=f"network: {SPECS}; with several streams, once for each, in their order",
+    )
     network.add_argument(
         "--weights",
+        action="append",
+        default=[],
         metavar="FILE",
         help="weights for the network of a library (.safetensors, .pt, .pth), or random; default: its own",
+    )
+    network.add_argument(
+        "--flow-weights", metavar="FILE", help="weights of RAFT, of a recipe with its flow, or random; default: its own"
     )
     network.add_argument(
         "--trust-backbone", action="store_true", help="run a torchscript or export file, which is a program"
@@ -32,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> No
     if alone:
         network.add_argument("--clip", type=int, metavar="N", help="frames of a row, instead of the recipe's")
         network.add_argument("--stride", type=int, metavar="N", help="frames from one row to the next")
+        network.add_argument("--flow", choices=FLOWS, help="optical flow, instead of the recipe's: %(choices)s")
         network.add_argument("--frame-rate", type=float, metavar="F", help="frames a second that are sampled")
         network.add_argument(
             "--device", default=NetworkOptions.device, help="auto, cpu or cuda; auto uses a GPU if there is one"
@@ -61,9 +77,10 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
 
     device: of a command with a --device of its own.
     """
-    names = ["recipe", "backbone", "weights", "trust_backbone"]
-    names += [] if device else ["clip", "stride", "frame_rate", "device"]
+    names = ["recipe", "flow_weights", "trust_backbone"]
+    names += [] if device else ["flow", "clip", "stride", "frame_rate", "device"]
     stated: dict[str, Any] = {name: values.pop(name) for name in names}
+    stated |= {name: tuple(values.pop(name)) for name in ("backbone", "weights")}
     if device:
         stated["device"] = device
     network = NetworkOptions(**stated)

@@ -29,11 +29,9 @@ from .annotations import strip_activitynet_prefix
 from .layouts import find_source
 from .sidecar import Sidecar
 from .source import ReadLimits, Source
-from .workers import end_with_parent, read_in_order
+from .workers import KILLED, end_with_parent, read_in_order
 
 _BLOCK_ROWS = 4096  # snippets read at once, which bounds the memory for skipping rows and converting long videos
-
-_KILLED = "the process that read video {!r} was killed twice, expected enough memory for it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +172,24 @@ class FeatureArchive:
                 limits=self.limits,
             )
 
+    @property
+    def start(self) -> str | None:
+        """How processes that read are started; None: as PyTorch does."""
+        return self._source.start
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of PyTorch in a process that reads; None: one."""
+        return self._source.threads
+
+    def facts(self, video: str) -> Any:
+        """What this process knows of a video after reading it, for `note` in another one."""
+        return self._source.facts(self._names[video])
+
+    def note(self, video: str, facts: Any) -> None:
+        """Take over the `facts` of another process."""
+        self._source.note(self._names[video], facts)
+
     def interrupt(self) -> None:
         """Let a read in another thread end soon, where it is long."""
         self._source.interrupt()
@@ -253,12 +269,15 @@ def iterate(
                 num_workers=1 if one_by_one else workers,
                 prefetch_factor=1 if one_by_one else max(1, prefetch),
                 collate_fn=_unchanged,
-                worker_init_fn=end_with_parent(),
+                worker_init_fn=end_with_parent(archive.threads),
+                multiprocessing_context=archive.start,
                 generator=torch.Generator(),  # without it, starting workers advances the global random state
             )
 
-        for video, result in zip(videos, read_in_order(videos, loader), strict=True):
-            yield video, InputError(_KILLED.format(video)) if result is None else result
+        for video, found in zip(videos, read_in_order(videos, loader), strict=True):
+            result, facts = found or (InputError(KILLED.format(video)), None)
+            archive.note(video, facts)
+            yield video, result
         return
     pending: deque[tuple[str, Any]] = deque()
     pool = ThreadPoolExecutor(1, thread_name_prefix="features")
@@ -297,8 +316,9 @@ class _Videos(Dataset):
     def __len__(self) -> int:
         return len(self.videos)
 
-    def __getitem__(self, index: int) -> FeatureSequence | InputError:
-        return _load_or_error(self.archive, self.videos[index])
+    def __getitem__(self, index: int) -> tuple[FeatureSequence | InputError, Any]:
+        video = self.videos[index]
+        return _load_or_error(self.archive, video), self.archive.facts(video)
 
 
 def _orient(shape: Sequence[int], feature_dim: int, time_first: bool, where: str) -> tuple[int, int, str | None]:

@@ -7,6 +7,7 @@ the process may read, and one that refers to itself ends the process inside the 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -16,8 +17,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.address import Address, Place
-from ..storage.files import readable, require_file
+from ..storage.files import parse_json, readable, require_file
 from ..storage.remote import RemoteFile
+from .sidecar import KEY, Sidecar
 from .source import ARRAY_NAMES, ReadLimits, Source
 
 # An extra: only the functions that need it import it.
@@ -67,9 +69,9 @@ class _Hdf5Files:
         key, where = (os.getpid(), path), f"{path}: {name}"
         if key not in self._open:
             self._open[key] = _open_hdf5(path)
-        file, stored = self._open[key], _stored_name(name)
+        file, stored = self._open[key], stored_name(name)
         try:
-            elsewhere = _is_elsewhere(file, stored)
+            elsewhere = is_elsewhere(file, stored)
         except (KeyError, RuntimeError) as error:
             raise InputError(f"{where} does not exist, expected a dataset of features") from error
         if elsewhere and not self.trusted:
@@ -102,12 +104,14 @@ class Hdf5(Source):
         self.path = path
         self._files = _Hdf5Files(limits.trust_hdf5_links)
         self.videos: dict[str, str] = {}
+        self._sidecars: dict[str, Sidecar | None] = {}
         with _listing(path) as file:
-            for name in _names(file):
+            self._extracted = KEY in file.attrs
+            for name in names_in(file):
                 if not _is_own_group(file, name, limits.trust_hdf5_links):
                     self._add(name, name)
                     continue
-                inside = _names(file[_stored_name(name)])
+                inside = names_in(file[stored_name(name)])
                 own = [array for array in ARRAY_NAMES if array in inside]
                 if own:
                     self._add(name, f"{name}/{own[0]}")
@@ -128,6 +132,15 @@ class Hdf5(Source):
     def open(self, name: str) -> h5py.Dataset:
         return self._files.dataset(self.path, self.videos[name])
 
+    def sidecar(self, name: str) -> Sidecar | None:
+        if name not in self._sidecars:
+            found = None
+            if self._extracted:
+                with readable(self.where(name), self.expected):
+                    found = sidecar_of(self.open(name), self.where(name))
+            self._sidecars[name] = found
+        return self._sidecars[name]
+
     def close(self) -> None:
         self._files.close()
 
@@ -137,7 +150,7 @@ def read_only_dataset(path: Place, limits: ReadLimits, choose: Callable[[list[st
     files = _Hdf5Files(limits.trust_hdf5_links)
     try:
         with _listing(path) as file:
-            names = _names(file)
+            names = names_in(file)
         found = files.dataset(path, choose(names))
         values = max(math.prod(found.shape), math.prod(found.chunks or ()))
         limits.require(values * found.dtype.itemsize, path, found.shape)
@@ -170,7 +183,7 @@ class TwoStream(Source):
             videos: set[str] = set()
             for name in present:
                 with _listing(files[name]) as file:
-                    videos.update(_names(file))
+                    videos.update(names_in(file))
             for video in videos:
                 if video in self.videos:
                     raise InputError(f"{folder}: video {video!r} is in val and test, expected one subset")
@@ -215,13 +228,24 @@ class _SideBySide:
         return np.concatenate([part[rows] for part in self.parts], axis=1)[:, channels]
 
 
+def sidecar_of(dataset: h5py.Dataset, where: str) -> Sidecar | None:
+    """What `extract` stated about a data set, which `where` names. None: nothing. InputError: it is damaged."""
+    text = dataset.attrs.get(KEY)
+    return Sidecar.from_dict(parse_json(text, where), where) if isinstance(text, str) else None
+
+
+def require_h5py(path: Place, doing: str = "reading") -> Any:
+    """The library. InputError: it is not installed."""
+    try:
+        return importlib.import_module("h5py")
+    except ImportError as error:
+        raise InputError(f"{path}: {doing} HDF5 needs h5py: pip install 'bcnet_fast[hdf5]'") from error
+
+
 def _open_hdf5(path: Place) -> h5py.File:
     if not isinstance(path, Address):
         require_file(path, _EXPECTED)
-    try:
-        import h5py
-    except ImportError as error:
-        raise InputError(f"{path}: reading HDF5 needs h5py: pip install 'bcnet_fast[hdf5]'") from error
+    h5py = require_h5py(path)
     with readable(path, _EXPECTED):
         return h5py.File(RemoteFile(path) if isinstance(path, Address) else path, "r")
 
@@ -233,28 +257,28 @@ def _listing(path: Place) -> Iterator[h5py.File]:
         yield file
 
 
-def _names(group: Any) -> list[str]:
+def names_in(group: Any) -> list[str]:
     """Names in a group; bytes that are not UTF-8 become surrogates, as in file names."""
     return [name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name for name in group]
 
 
-def _stored_name(name: str) -> bytes:
+def stored_name(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
 def _is_own_group(file: h5py.File, name: str, trusted: bool) -> bool:
     import h5py
 
-    stored = _stored_name(name)
+    stored = stored_name(name)
     try:
-        if not trusted and _is_elsewhere(file, stored):
+        if not trusted and is_elsewhere(file, stored):
             return False
         return isinstance(file[stored], h5py.Group)
     except Exception:
         return False  # a dangling link, or a damaged entry: reported when it is read, without losing the other videos
 
 
-def _is_elsewhere(file: h5py.File, stored: bytes) -> bool:
+def is_elsewhere(file: h5py.File, stored: bytes) -> bool:
     """Whether a name, or the group that it is in, is a link to another file.
 
     KeyError or RuntimeError: there is no such name.

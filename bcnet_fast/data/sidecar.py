@@ -1,4 +1,4 @@
-"""The file beside a feature file that states how its rows were made: `<id>.json` beside `<id>.npy`.
+"""What states how the rows of a feature file were made: `<id>.json` beside `<id>.npy`, or an attribute in HDF5.
 
 `extract` writes it. `inspect`, `infer` and `train` take frame rate, stride, offset and duration from it.
 """
@@ -19,7 +19,7 @@ from ..storage.remote import exists
 from ..text import brief
 
 P = TypeVar("P", bound=Place)
-KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout
+KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout. In HDF5, the attribute
 VERSION = 1
 _EXPECTED = "the sidecar of a feature file, as extract writes it"
 
@@ -57,14 +57,42 @@ class Sidecar:
         """Whether the features are of this version of a video file, judged by its size."""
         return self.source.get("bytes") == video.stat().st_size
 
-    def write(self, path: Path) -> None:
-        """Write the file, atomically. InputError: it cannot be written."""
-        recipe = self.recipe.to_dict()
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the file."""
         facts = {"fps": self.fps, "stride": self.stride, "offset": self.offset, "duration": self.duration}
         facts |= {"clip": self.recipe.clip, "rows": self.rows, "width": self.recipe.width}
-        write_json(
-            path, {KEY: VERSION, **facts, "recipe": recipe, "source": self.source, "notes": self.notes}, indent=1
+        return {KEY: VERSION, **facts, "recipe": self.recipe.to_dict(), "source": self.source, "notes": self.notes}
+
+    @staticmethod
+    def from_dict(content: Any, source: str) -> Sidecar | None:
+        """Build from the content of a file. None: it is of another kind. InputError: it is damaged, names `source`."""
+        if not isinstance(content, dict) or KEY not in content:
+            return None
+        if content[KEY] != VERSION:
+            raise InputError(
+                f"{source} has version {brief(content[KEY])}, expected {VERSION}, which this package reads"
+            )
+        numbers = {}
+        for name in ("fps", "duration", "rows"):
+            value = content.get(name)
+            low = 1 if name == "rows" else 0
+            usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < math.inf
+            if not usable or (name == "fps" and value == 0) or (name == "rows" and not isinstance(value, int)):
+                raise InputError(f"{source}: {name} is {brief(value)}, expected a positive number; {_EXPECTED}")
+            numbers[name] = value
+        about, notes = content.get("source"), content.get("notes")
+        return Sidecar(
+            Recipe.from_dict(content.get("recipe"), source),
+            float(numbers["fps"]),
+            float(numbers["duration"]),
+            numbers["rows"],
+            about if isinstance(about, dict) else {},
+            tuple(map(str, notes)) if isinstance(notes, list) else (),
         )
+
+    def write(self, path: Path) -> None:
+        """Write the file, atomically. InputError: it cannot be written."""
+        write_json(path, self.to_dict(), indent=1)
 
 
 def sidecar_path(features: P) -> P:
@@ -76,25 +104,4 @@ def read_sidecar(path: Place) -> Sidecar | None:
     """Read a sidecar. None: there is none, or a JSON file of another kind. InputError: it is damaged."""
     if not exists(path):
         return None
-    content = read_json(path, _EXPECTED)
-    if not isinstance(content, dict) or KEY not in content:
-        return None
-    if content[KEY] != VERSION:
-        raise InputError(f"{path} has version {brief(content[KEY])}, expected {VERSION}, which this package reads")
-    numbers = {}
-    for name in ("fps", "duration", "rows"):
-        value = content.get(name)
-        low = 1 if name == "rows" else 0
-        usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < math.inf
-        if not usable or (name == "fps" and value == 0) or (name == "rows" and not isinstance(value, int)):
-            raise InputError(f"{path}: {name} is {brief(value)}, expected a positive number; {_EXPECTED}")
-        numbers[name] = value
-    source, notes = content.get("source"), content.get("notes")
-    return Sidecar(
-        Recipe.from_dict(content.get("recipe"), str(path)),
-        float(numbers["fps"]),
-        float(numbers["duration"]),
-        numbers["rows"],
-        source if isinstance(source, dict) else {},
-        tuple(map(str, notes)) if isinstance(notes, list) else (),
-    )
+    return Sidecar.from_dict(read_json(path, _EXPECTED), str(path))

@@ -52,6 +52,8 @@ class Source(abc.ABC):
     every = 1  # default: use every N-th row
     row_stride: float | None = None  # video frames between rows, if the layout fixes it
     time_first = False  # the layout fixes [T, C]
+    start: str | None = None  # method that starts processes that read, as in `multiprocessing`; None: the usual one
+    threads: int | None = None  # of PyTorch in such a process; None: one
     videos: dict[str, Any]
 
     @abc.abstractmethod
@@ -75,6 +77,13 @@ class Source(abc.ABC):
     def reading_order(self, names: Sequence[str]) -> list[str]:
         """The names in the order in which reading them is fastest."""
         return list(names)
+
+    def facts(self, name: str) -> Any:
+        """What reading a video has shown, and `note` tells another process; None: nothing."""
+        return None
+
+    def note(self, name: str, facts: Any) -> None:  # noqa: B027
+        """Take over the `facts` of a video."""
 
     def interrupt(self) -> None:  # noqa: B027
         """Let a read in another thread end soon; most are short."""

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
+KILLED = "the process that read video {!r} was killed twice, expected enough memory for it"
 _DEATH = "DataLoader worker (pid"  # begins PyTorch's message
 _SIGNAL_S = 0.2  # within which the signal of a death follows the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
@@ -100,15 +102,19 @@ def _callable(handler: Any) -> Callable[[int, Any], Any]:
     return handler if callable(handler) else lambda number, frame: None
 
 
-def end_with_parent() -> Callable[[int], None]:
+def end_with_parent(threads: int | None = None) -> Callable[[int], None]:
     """The `worker_init_fn` of a DataLoader of this process.
 
     A worker whose parent was killed would wait forever to hand over what it has read, and keep its memory.
+
+    threads: of PyTorch in the worker. None: one, as the DataLoader has it.
     """
-    return functools.partial(_watch, os.getpid())
+    return functools.partial(_watch, os.getpid(), threads)
 
 
-def _watch(parent: int, worker: int) -> None:
+def _watch(parent: int, threads: int | None, worker: int) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
     threading.Thread(target=_wait, args=(parent,), name="parent", daemon=True).start()
 
 

@@ -41,7 +41,7 @@ from ..text import count
 from ..threads import FairShare
 from ..video.extraction import ReadOptions
 from ..video.listing import list_videos
-from ..video.run import NetworkOptions
+from ..video.run import Network, NetworkOptions
 from ..video.source import open_videos
 from .model import Model, load
 from .predict import Failure, Predictor, VideoProposals
@@ -251,17 +251,16 @@ def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive,
             options.features, feature_dim=width, every=every, strip_prefix=strip_prefix, limits=options.limits
         )
         return archive, []
-    if options.workers:
-        raise InputError("--workers reads feature files, expected 0 with videos")
-    if config.recipe is None and options.network.recipe is None and options.network.backbone is None:
+    if config.recipe is None and options.network.recipe is None and not options.network.backbone:
         source = options.checkpoint or f"preset {config.preset}"
         raise InputError(
             f"{source} states no recipe of features, expected --recipe NAME or --backbone SPEC with videos"
         )
-    backbone = options.network.open(config.recipe)
-    if backbone.recipe.width != width:
+    network = Network(options.network, config.recipe)
+    recipe = network.backbone.recipe
+    if recipe.width != width:
         raise InputError(
-            f"recipe {backbone.recipe.name} makes rows of {backbone.recipe.width} channels, expected {width} to fit "
+            f"recipe {recipe.name} makes rows of {recipe.width} channels, expected {width} to fit "
             f"{options.checkpoint or config.preset}"
         )
     videos, failures = list_videos(options.videos)
@@ -270,7 +269,7 @@ def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive,
         raise InputError(unusable[0].reason)
     keep = Path(options.keep_features) if options.keep_features else None
     archive = open_videos(
-        videos, backbone, options.read, limits=options.limits, every=every, strip_prefix=strip_prefix, keep=keep
+        videos, network, options.read, limits=options.limits, every=every, strip_prefix=strip_prefix, keep=keep
     )
     return archive, unusable
 
@@ -319,7 +318,8 @@ class Run:
         found = self.predictor(
             prepared.archive, videos, prepared.times, batch_size=options.batch_size, workers=options.workers
         )
-        for result in progress(found, total=len(videos), what="videos", hidden=bool(options.videos)):
+        alone = bool(options.videos) and not options.workers  # each video shows its own progress
+        for result in progress(found, total=len(videos), what="videos", hidden=alone):
             share.renew()
             if isinstance(result, Failure):
                 self.fail(result)

@@ -23,7 +23,7 @@ def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:
         "times": sha256(options.time.times),
         "labels": sha256(options.labels),
         "features": shown_address(options.features),
-        "recipe": [getattr(options.network, name) for name in ("recipe", "backbone", "weights")],
+        "recipe": [options.network.recipe, *options.network.backbone, *options.network.weights],
         "subset": options.subset,
         "every": options.time.every,
         **dataclasses.asdict(options.time.flags),

@@ -66,6 +66,8 @@ def train(options: TrainOptions) -> None:
     )
     device = _device_of_this_process(options.device)
     with Processes.join(device) as processes, locked(options.output) if processes.first else contextlib.nullcontext():
+        if options.videos and options.annotations is None:
+            raise InputError("--videos requires --annotations")
         if options.videos:
             options = with_videos(options, processes)
         if options.features is None:

@@ -39,15 +39,17 @@ from ..results.proposal_videos import (
     timed_like,
 )
 from ..results.writer import entries
+from ..storage.checkpoint import read_config
 from ..text import count, shown, some
 from .dataset import fitted_sizes
+from .distributed import Processes
 from .learning_curve import draw_curve
 from .options import FEWEST_STEPS, Settings, TrainOptions, resolve_second_stage, stated
 from .run_folder import Run, locked, require_inputs_apart, require_usable
 from .second_stage_data import SecondStageSamples, SecondStageVideo, VideoSet, read_videos
 from .second_stage_samples import regression_stats
 from .second_stage_trainer import SecondStageTrainer
-from .subsets import KEPT_BYTES, select_videos
+from .subsets import KEPT_BYTES, select_videos, with_videos
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,18 @@ def train_second_stage(options: TrainOptions) -> None:
     require_usable(options.output, resume=options.resume)
     inputs = ("features", "annotations", "val_annotations", "proposals", "val_proposals", "classes", "config")
     require_inputs_apart(options.output, times=options.time.times, **{name: getattr(options, name) for name in inputs})
-    if options.features is None or options.proposals is None:
-        missing = "--features" if options.features is None else "--proposals"
+    if options.proposals is None or (options.features is None and not options.videos):
+        missing = "--proposals" if options.proposals is None else "--features or --videos"
         raise InputError(f"{missing} is required with --model {options.model}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"--model {options.model} trains in one process, expected no torchrun")
     device = resolve_device(options.device)
+    first_stage = options.proposals.endswith(".safetensors")
     with locked(options.output):
-        if options.proposals.endswith(".safetensors"):
+        if options.videos:
+            known = read_config(options.proposals).recipe if first_stage else None
+            options = with_videos(options, Processes(), known)
+        if first_stage:
             options = replace(options, proposals=_propose(options))
         _train(options, config, device)
 
@@ -296,7 +302,9 @@ def _fitted(
     """The width of the features and the number of classes; a row covers the distance to the next one."""
     untimed = replace(times.config, data=replace(times.config.data, rescale=True))  # widths need no times
     videos = {name: VideoAnnotation(name) for name in training}
-    width = fitted_sizes(archive, videos, TimeResolver(untimed), stated(options, "model", "feature_dim"))
+    width = fitted_sizes(
+        archive, videos, TimeResolver(untimed, sidecar=archive.sidecar), stated(options, "model", "feature_dim")
+    )
     fitted: Settings = {"model": {"feature_dim": width["model"]["feature_dim"], "classes": classes}}
     if not config.rows.rescaled:
         fitted["rows"] = {"clip": config.rows.stride}

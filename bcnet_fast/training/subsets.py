@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..presets import DATA_SETS
 from ..progress import progress
 from ..protocols import WindowRules
+from ..recipe import Recipe
 from ..storage.output import require_writable
 from ..text import count, shown, some
 from ..video.run import ExtractOptions, extract
@@ -62,18 +63,18 @@ def with_synthetic_videos(options: TrainOptions, processes: Processes) -> TrainO
     return replace(options, features=str(folder / "features"), annotations=str(annotations), train_subset=None)
 
 
-def with_videos(options: TrainOptions, processes: Processes) -> TrainOptions:
+def with_videos(options: TrainOptions, processes: Processes, known: Recipe | None = None) -> TrainOptions:
     """Extract the features of --videos; return options whose features they are.
+
+    known: recipe of a checkpoint that will read them too.
 
     InputError: a flag contradicts --videos, or no video can be used; others that cannot are listed.
     """
     if options.features is not None:
         raise InputError(f"--features is {options.features} beside --videos, expected one of the two")
-    if options.annotations is None:
-        raise InputError("--videos requires --annotations")
     folder = options.keep_features or str(Path(options.output) / "features")
     if processes.first:
-        report = extract(ExtractOptions(options.videos, folder, options.network, options.read))
+        report = extract(ExtractOptions(options.videos, folder, options.network, options.read, options.workers), known)
         print(report.summary(), flush=True)
         for video, reason in report.failures:
             print(f"failed: {shown(video)}: {reason}", file=sys.stderr)

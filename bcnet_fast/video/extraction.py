@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +19,9 @@ from ..storage.files import readable
 from ..storage.output import atomic_path
 from ..storage.rows import RowFile
 from ..text import count
-from .backbones import Backbone
+from .backbones import Backbone, Joined
 from .decoding import Video
-from .pixels import PixelReader
+from .pixels import FlowReader, PixelReader
 from .sampling import Sampling
 
 FEWEST_ROWS = 2  # of a video, as every network of the package needs them
@@ -40,14 +42,17 @@ class ReadOptions:
     allow_truncated: bool = False
 
 
-def read_rows(video: Video, backbone: Backbone, options: ReadOptions) -> Iterator[np.ndarray]:
+def read_rows(video: Video, backbone: Backbone | Joined, options: ReadOptions) -> Iterator[np.ndarray]:
     """Yield the rows of a video, [n, C] float32 each.
 
     InputError: no frame can be decoded, the network fails, or its values are not finite.
     """
+    if isinstance(backbone, Joined):
+        yield from _read_streams(video, backbone, options)
+        return
     recipe, rate = backbone.recipe, video.facts.rate
     sampling = Sampling(recipe, rate)
-    reader = PixelReader(recipe) if backbone.needs_pixels else _no_pixels
+    reader = _reader(backbone)
 
     clips = sampling.stream(video.frames(), reader)
     row = 0
@@ -63,11 +68,35 @@ def read_rows(video: Video, backbone: Backbone, options: ReadOptions) -> Iterato
         yield rows
 
 
+def _read_streams(video: Video, backbone: Joined, options: ReadOptions) -> Iterator[np.ndarray]:
+    """The rows of several networks side by side, up to the end of the shortest; each reads the file on its own."""
+    first, *others = backbone.streams
+    with contextlib.ExitStack() as opened:
+        again = [opened.enter_context(Video(video.path, options.decoder_threads)) for _ in others]
+        readers = [read_rows(video, first, options)]
+        readers += [read_rows(own, stream, options) for own, stream in zip(again, others, strict=True)]
+        for parts in zip(*readers, strict=False):
+            rows = min(map(len, parts))
+            yield np.concatenate([part[:rows] for part in parts], axis=1)
+        for _ in readers[0]:  # `video` tells how long it is after its last frame
+            pass
+
+
+def _reader(backbone: Backbone) -> Callable[[Any], np.ndarray]:
+    """What makes the pixels of a frame, or the flow of a pair."""
+    if not backbone.needs_pixels:
+        return _no_pixels
+    if backbone.recipe.modality == "rgb":
+        return PixelReader(backbone.recipe)
+    assert backbone.flow is not None  # `open_backbone` made it
+    return FlowReader(backbone.recipe, backbone.flow)
+
+
 def _no_pixels(frame: object) -> np.ndarray:
     return np.empty((0, 0, 3), np.uint8)
 
 
-def describe(video: Video, backbone: Backbone, rows: int) -> Sidecar:
+def describe(video: Video, backbone: Backbone | Joined, rows: int) -> Sidecar:
     """The sidecar of a video that was read; before that, of what its header states.
 
     InputError: it was read, and has too few rows, or ends too early.
@@ -87,11 +116,12 @@ def describe(video: Video, backbone: Backbone, rows: int) -> Sidecar:
     return Sidecar(recipe, recipe.fps or rate, duration, rows, source, tuple(video.notes() if video.total else ()))
 
 
-def require_rows(video: Video, backbone: Backbone, rows: int) -> None:
+def require_rows(video: Video, backbone: Backbone | Joined, rows: int) -> None:
     """InputError: a video has fewer rows than a network needs."""
     if rows < FEWEST_ROWS:
         recipe = backbone.recipe
-        needed = Sampling(recipe, video.facts.rate).needed(FEWEST_ROWS - 1)
+        streams = recipe.streams or (recipe,)
+        needed = max(Sampling(stream, video.facts.rate).needed(FEWEST_ROWS - 1) for stream in streams)
         raise InputError(
             f"{video.path} has {count(video.total, 'frame')} and so {count(rows, 'row')} of features, expected at "
             f"least {needed} frames for {FEWEST_ROWS} rows (clip {recipe.clip}, stride {recipe.stride})"
@@ -113,14 +143,22 @@ def find_features(target: Path, video: Path, recipe: Recipe, *, overwrite: bool 
         return None
     if there is None:
         raise InputError(f"{target} has no sidecar, expected features of extract; --overwrite replaces it")
+    return if_usable(there, target, video, recipe)
+
+
+def if_usable(there: Sidecar, where: object, video: Path, recipe: Recipe) -> Sidecar | None:
+    """The sidecar of features at `where`; None: they are of another version of the video.
+
+    InputError: they are of another recipe.
+    """
     unlike = there.recipe.difference(recipe)
     if unlike:
-        raise InputError(f"{target} has other features ({unlike}); --overwrite replaces them")
+        raise InputError(f"{where} has other features ({unlike}); --overwrite replaces them")
     return there if there.is_of(video) else None
 
 
 def extract_video(
-    path: Path, target: Path, backbone: Backbone, options: ReadOptions
+    path: Path, target: Path, backbone: Backbone | Joined, options: ReadOptions
 ) -> Generator[float, None, Sidecar]:
     """Write the features of a video, and then their sidecar, both atomically.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..recipe import Recipe
+from ..recipe import Recipe, joined
 from ..storage.files import read_toml
 from ..text import did_you_mean
 
@@ -37,7 +37,12 @@ def named_recipes() -> dict[str, NamedRecipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of that name, or in that TOML file. InputError: there is none, or a setting is impossible."""
+    """The recipe of that name, or in that TOML file; of `NAME+NAME`, all of them side by side.
+
+    InputError: there is none, a setting is impossible, or streams do not fit each other.
+    """
+    if "+" in name and not Path(name).is_file():
+        return joined([find_recipe(part) for part in name.split("+")], f"--recipe {name:.80}")
     if name.endswith(".toml"):
         return _build(Path(name).stem, read_toml(name), name).recipe
     known = named_recipes()
@@ -59,12 +64,13 @@ def _build(name: str, values: dict, source: str) -> NamedRecipe:
 
 def listing() -> str:
     """A table of all recipes of the package."""
-    rows = [("recipe", "clip", "stride", "frames/s", "offset", "width", "network", "features")]
+    rows = [("recipe", "of", "clip", "stride", "frames/s", "offset", "width", "network", "features")]
     for name, named in named_recipes().items():
         recipe = named.recipe
         rate = "the video's" if recipe.fps is None else f"{recipe.fps:g}"
         numbers = str(recipe.clip), str(recipe.stride), rate, f"{recipe.boundary_offset:g}", str(recipe.width or "?")
-        rows.append((name, *numbers, recipe.backbone or "your file", named.summary))
+        kind = recipe.flow if recipe.modality == "flow" else recipe.modality
+        rows.append((name, kind, *numbers, recipe.backbone or "your file", named.summary))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines)

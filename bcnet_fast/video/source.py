@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.features import FeatureArchive
+from ..data.hdf5 import SUFFIXES
 from ..data.sidecar import Sidecar
 from ..data.source import ReadLimits, Source
 from ..errors import InputError
@@ -16,9 +17,9 @@ from ..progress import progress
 from ..storage.arrays import open_npy
 from ..storage.output import require_writable
 from ..text import shown
-from .backbones import Backbone
 from .decoding import EXPECTED, Video
 from .extraction import ReadOptions, describe, extract_video, find_features, read_rows, require_rows
+from .run import Network
 
 
 class VideoSource(Source):
@@ -31,16 +32,33 @@ class VideoSource(Source):
     kind = "videos"
     expected = EXPECTED
     time_first = True
+    start = "spawn"  # networks and their threads do not survive a fork
 
     def __init__(
-        self, videos: dict[str, Path], backbone: Backbone, read: ReadOptions, limits: ReadLimits, keep: Path | None
+        self,
+        videos: dict[str, Path],
+        network: Network,
+        read: ReadOptions,
+        limits: ReadLimits,
+        keep: Path | None,
     ) -> None:
         self.videos = videos
-        self.backbone, self.read, self.limits, self.keep = backbone, read, limits, keep
+        self.network, self.read, self.limits, self.keep = network, read, limits, keep
+        self.threads = network.threads
+        self._quiet = False
         self._stated: dict[str, Sidecar] = {}
         self._interrupted = threading.Event()
         if keep is not None:
+            if keep.suffix.lower() in SUFFIXES and not keep.is_dir():
+                raise InputError(f"--keep-features is {keep}, expected a folder; extract writes an HDF5 file")
             require_writable(keep / "features.npy")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # In a process of its own, reading shows no progress, and nothing interrupts it.
+        return {**self.__dict__, "_interrupted": None, "_quiet": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _interrupted=threading.Event())
 
     def where(self, name: str) -> str:
         return str(self.videos[name])
@@ -49,8 +67,15 @@ class VideoSource(Source):
         """What was measured or, before the video is read, what its header states."""
         if name not in self._stated:
             with Video(self.videos[name], 1) as video:
-                return describe(video, self.backbone, 0)
+                return describe(video, self.network.backbone, 0)
         return self._stated[name]
+
+    def facts(self, name: str) -> Any:
+        return self._stated.get(name)
+
+    def note(self, name: str, facts: Any) -> None:
+        if facts is not None:
+            self._stated[name] = facts
 
     def open(self, name: str) -> Any:
         self._interrupted.clear()
@@ -58,15 +83,15 @@ class VideoSource(Source):
         if self.keep is None:
             with Video(path, self.read.decoder_threads) as video:
                 rows = self._rows(video)
-                require_rows(video, self.backbone, len(rows))
+                require_rows(video, self.network.backbone, len(rows))
                 if not self.read.allow_truncated:
                     video.require_whole()
-                self._stated[name] = describe(video, self.backbone, len(rows))
+                self._stated[name] = describe(video, self.network.backbone, len(rows))
             return rows
         target = self.keep / f"{name}.npy"
-        there = find_features(target, path, self.backbone.recipe)
+        there = find_features(target, path, self.network.backbone.recipe)
         if there is None:
-            there = self._finish(extract_video(path, target, self.backbone, self.read), path)
+            there = self._finish(extract_video(path, target, self.network.backbone, self.read), path)
         self._stated[name] = there
         return open_npy(target)
 
@@ -86,15 +111,15 @@ class VideoSource(Source):
         rate = float(video.facts.rate)
 
         def seconds() -> Any:
-            for rows in read_rows(video, self.backbone, self.read):
+            for rows in read_rows(video, self.network.backbone, self.read):
                 parts.append(rows)
                 yield video.total / rate
 
         for _ in self._shown(seconds(), video.path):
             self._require_running()
             size += parts[-1].nbytes if parts else 0
-            self.limits.require(size, video.path, [sum(map(len, parts)), self.backbone.recipe.width or 0])
-        return np.concatenate(parts) if parts else np.empty((0, self.backbone.recipe.width or 0), np.float32)
+            self.limits.require(size, video.path, [sum(map(len, parts)), self.network.backbone.recipe.width or 0])
+        return np.concatenate(parts) if parts else np.empty((0, self.network.backbone.recipe.width or 0), np.float32)
 
     def _shown(self, seconds: Any, path: Path) -> Any:
         """Iterate over the seconds of a video with a line of progress."""
@@ -107,7 +132,8 @@ class VideoSource(Source):
                 position[0] = second
                 yield
 
-        return progress(reached(), total, "s of video", lambda: shown(path.name), at=lambda: int(position[0]))
+        note, at = lambda: shown(path.name), lambda: int(position[0])
+        return progress(reached(), total, "s of video", note, at=at, hidden=self._quiet)
 
     def _require_running(self) -> None:
         if self._interrupted.is_set():
@@ -120,7 +146,7 @@ class VideoSource(Source):
 
 def open_videos(
     videos: dict[str, Path],
-    backbone: Backbone,
+    network: Network,
     read: ReadOptions,
     *,
     limits: ReadLimits = ReadLimits(),  # noqa: B008 (frozen)
@@ -129,6 +155,6 @@ def open_videos(
     keep: Path | None = None,
 ) -> FeatureArchive:
     """The features of videos as an archive; see `VideoSource` and `data.features.open_features`."""
-    source = VideoSource(videos, backbone, read, limits, keep)
+    source = VideoSource(videos, network, read, limits, keep)
     path = next(iter(videos.values()), Path()).parent
-    return FeatureArchive(path, source, backbone.recipe.width, every or 1, strip_prefix, limits)
+    return FeatureArchive(path, source, network.backbone.recipe.width, every or 1, strip_prefix, limits)

@@ -127,8 +127,35 @@ def test_features_of_a_training_on_files_are_those_of_the_videos(data, trained, 
     assert (tmp_path / "run" / "log.csv").read_text() == (trained / "log.csv").read_text()
 
 
+def test_one_hdf5_file_says_what_a_folder_says(data, trained, tmp_path, capsys) -> None:
+    pytest.importorskip("h5py", reason="needs h5py: pip install bcnet_fast[hdf5]")
+    file, clip = tmp_path / "features.h5", data / "clips" / "video_5.mp4"
+    assert extract.main([str(clip), *network(data), "--output", str(file)]) == 0
+    flags = ("--checkpoint", trained / "best.safetensors")
+    assert propose(tmp_path / "one.json", "--features", trained / "features", *flags) == 0
+    assert propose(tmp_path / "other.json", "--features", file, *flags) == 0
+    assert results_of(tmp_path / "other.json")["video_5"] == results_of(tmp_path / "one.json")["video_5"]
+    with pytest.raises(InputError, match=r"--keep-features is .*features.h5, expected a folder"):
+        propose(tmp_path / "new.json", clip, *flags, "--keep-features", file)
+    capsys.readouterr()
+    assert inspect.main([str(file), "--preset", "small", "--feature-dim", "8"]) == 0
+    assert re.search(r"video_5 +27 +27 .* 0\.1600 +4\.3 +4\.8", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_processes_that_read_videos_change_nothing(data, trained, tmp_path, capsys) -> None:
+    flags = [data / "clips", "--checkpoint", trained / "best.safetensors"]
+    assert propose(tmp_path / "one.json", *flags) == 0
+    (tmp_path / "bad.mp4").write_text("hello")
+    for more in ([], ["--keep-features", tmp_path / "kept"]):
+        assert propose(tmp_path / "two.json", tmp_path / "bad.mp4", *flags, "--workers", 2, *more) == 1
+        assert results_of(tmp_path / "two.json") == results_of(tmp_path / "one.json")
+        assert "bad.mp4 is no video that FFmpeg reads" in capsys.readouterr().err
+    assert len(list((tmp_path / "kept").glob("*.npy"))) == 6
+
+
 def test_inspect_takes_times_from_the_sidecars(data, trained, capsys) -> None:
-    assert inspect.main([str(trained / "features"), "--preset", "small", "--feature-dim", "8"]) == 0
+    assert inspect.main([str(trained / "features"), "--preset", "small"]) == 0  # nor the width, 8 or 27 by the shapes
     out = capsys.readouterr().out
     assert re.search(r"video_0 +27 +27 .* 0\.1600 +4\.3 +4\.8", out)
     assert "missing" not in out and "--fps" not in out
@@ -184,7 +211,6 @@ def test_a_damaged_sidecar_fails_its_own_video(data, trained, tmp_path, capsys) 
     ("flags", "message"),
     [
         (["--features", "x"], "--features is x beside the video .*, expected one of the two"),
-        (["--workers", "1"], "--workers reads feature files, expected 0 with videos"),
         (["--preset", "thumos14", "--model", "bcnet"], "preset thumos14 states no recipe"),
     ],
 )
@@ -192,6 +218,25 @@ def test_flags_that_contradict_videos_are_refused(data, trained, tmp_path, flags
     checkpoint = [] if "--preset" in flags else ["--checkpoint", trained / "best.safetensors"]
     with pytest.raises(InputError, match=message):
         propose(tmp_path / "out.json", data / "clips" / "video_5.mp4", *checkpoint, *flags)
+
+
+def test_a_second_stage_trains_on_videos_and_refines_them(data, trained, tmp_path, capsys) -> None:
+    first, clips = trained / "best.safetensors", data / "clips"
+    settings = ["model.hidden=4", "train.epochs=1", "train.batch_size=4", "pools.passes=1"]
+    flags = ["--model", "pgcn", "--preset", "small", "--videos", clips, "--annotations", data / "annotations.json"]
+    run = ["--output", tmp_path / "run", "--device", "cpu", "--set", *settings]
+    # The checkpoint of the first stage knows the recipe.
+    assert train.main([str(flag) for flag in (*flags, "--proposals", first, *run)]) == 0
+    for number in range(6):
+        name = f"video_{number}.npy"
+        assert np.array_equal(np.load(tmp_path / "run/features" / name), np.load(trained / "features" / name))
+    refined = ("--refine", tmp_path / "run/best.safetensors", "--keep-features", tmp_path / "kept")
+    assert propose(tmp_path / "out.json", clips / "video_5.mp4", "--checkpoint", first, *refined) == 0
+    assert "out.json: 1 video, 120 proposals refined" in capsys.readouterr().out
+    labels = {one["label"] for one in results_of(tmp_path / "out.json").get("video_5", [])}
+    assert labels <= {"act"}  # none may be left of a network that has hardly learned
+    with pytest.raises(InputError, match="--proposals is required with --model pgcn"):
+        train.main([str(flag) for flag in (*flags, "--output", tmp_path / "other")])
 
 
 def test_training_on_videos_requires_annotations(tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from fractions import Fraction
 
@@ -47,12 +49,30 @@ PUBLISHED = {
     "tsn-mmaction2": lambda n, rate: [[center] for center in range(8, n, 16)],
     # One row a frame is published, and every 5th used.
     "tsn-gtad": lambda n, rate: [[frame] for frame in list(range(n))[::5]],
+    # Flow i is that of frames i and i + 1, so that n frames have n - 1. The lists below have the numbers of flows.
+    "i3d-thumos14-flow": lambda n, rate: cmcs(n - 1),
+    "i3d-pgcn-flow": lambda n, rate: starts(range(0, n - 64, 8), 64),
+    "i3d-video-features-flow": lambda n, rate: starts(range(0, n - 64, 64), 64),
+    # clip_centers + [-2, -1, 0, 1, 2], cut to the flows that there are.
+    "tsn-mmaction2-flow": lambda n, rate: [
+        np.clip(np.arange(center - 2, center + 3), 0, n - 2).tolist() for center in range(8, n - 1, 16)
+    ],
+    # min(last, tick + offset) of TSN.
+    "tsn-gtad-flow": lambda n, rate: [[min(n - 2, tick + k) for k in range(5)] for tick in range(0, n - 1, 5)],
 }
 
 
 def streamed(recipe: Recipe, frames: int, rate: Fraction) -> list[list[int]]:
-    """Rows of a stream of frames whose pixels are their own numbers."""
+    """Rows of a stream of frames whose pixels are their own numbers; of flow, those of the first frames of pairs."""
     rows = []
+    if recipe.modality == "flow":
+        sampling = Sampling(recipe, rate)
+        following = dict(itertools.pairwise(sampling.frames(np.arange(frames + 1)).tolist()))
+        for numbers, pairs in sampling.stream(((k, k) for k in range(frames)), lambda pair: pair):
+            assert all(following[first] == second for first, second in pairs)
+            assert numbers.tolist() == [first for first, _ in pairs]
+            rows.append(numbers.tolist())
+        return rows
     for numbers, pixels in Sampling(recipe, rate).stream(((k, k) for k in range(frames)), lambda frame: frame):
         assert numbers.tolist() == pixels
         rows.append(pixels)
@@ -92,6 +112,30 @@ def test_a_frame_is_converted_once_and_only_where_a_row_uses_it() -> None:
     assert converted == [0, 3, 7, 10, 14, 17]
 
 
+def pairs_of(fps: float, frames: int, rate: int = 30, **settings: int) -> list[list[tuple[int, int]]]:
+    recipe = Recipe("x", clip=2, stride=2, fps=fps, modality="flow", **settings)
+    sampling = Sampling(recipe, Fraction(rate))
+    rows = [pairs for _, pairs in sampling.stream(((k, k) for k in range(frames)), lambda pair: pair)]
+    assert len(rows) == sampling.rows(frames)
+    assert frames < sampling.needed(len(rows)) and (not rows or frames >= sampling.needed(len(rows) - 1))
+    return rows
+
+
+def test_flow_is_that_of_sampled_frames() -> None:
+    assert pairs_of(15, 6) == [[(0, 2), (2, 4)]]  # three whole sampled frames have two flows
+    assert pairs_of(15, 5) == []
+    assert pairs_of(60, 3) == [[(0, 0), (0, 1)], [(1, 1), (1, 2)]]
+    assert pairs_of(15, 12, tail=1) == [[(0, 2), (2, 4)], [(4, 6), (6, 8)], [(8, 10), (8, 10)]]
+    assert pairs_of(15, 13, first=1, extra=1) == [[(2, 4), (4, 6)]]
+
+
+def test_a_tail_repeats_the_last_frame_of_the_clip() -> None:
+    recipe = Recipe("x", clip=3, stride=2, step=2, fps=15.0, tail=1)
+    sampling = Sampling(recipe, Fraction(30))
+    assert streamed(recipe, 11, Fraction(30)) == [[0, 4, 8], [4, 8, 8]] and sampling.rows(11) == 2
+    assert sampling.needed(1) == 10 and sampling.rows(9) == 1
+
+
 def test_a_stream_holds_the_frames_of_one_clip() -> None:
     alive = 0
 
@@ -104,11 +148,12 @@ def test_a_stream_holds_the_frames_of_one_clip() -> None:
             nonlocal alive
             alive -= 1
 
-    most = 0
-    sampling = Sampling(find_recipe("i3d-thumos14"), Fraction(30))
-    for _ in sampling.stream(((k, None) for k in range(2000)), lambda frame: Frame()):
-        most = max(most, alive)
-    assert most <= 20  # a clip, and the frames up to the next row
+    for name in ("i3d-thumos14", "i3d-thumos14-flow"):
+        most = 0
+        sampling = Sampling(find_recipe(name), Fraction(30))
+        for _ in sampling.stream(((k, Frame()) for k in range(2000)), lambda item: Frame()):
+            most = max(most, alive)
+        assert most <= 24  # a clip, the frames up to the next row, and those of a pair
 
 
 @pytest.mark.parametrize(
@@ -118,8 +163,15 @@ def test_a_stream_holds_the_frames_of_one_clip() -> None:
         ({"fps": -1.0}, "fps is -1.0, expected a number from 0.01 to 1000"),
         ({"crop": [9]}, "crop is .*, expected height and width from 1 to 4096"),
         ({"std": [0, 1, 1]}, "expected three numbers"),
-        ({"interpolation": "magic"}, "expected bilinear or bicubic or area"),
+        ({"interpolation": "magic"}, "expected bilinear, bicubic or area"),
         ({"strid": 4}, "has no setting 'strid'; did you mean stride"),
+        ({"tail": 4}, "tail is 4, expected less than clip = 4"),
+        ({"modality": "depth"}, "modality is 'depth', expected rgb or flow"),
+        ({"modality": "flow", "flow": "farneback"}, "flow is 'farneback', expected tv-l1, dis or raft"),
+        ({"modality": "flow", "mean": [0, 0, 0]}, "expected two numbers, for x and y"),
+        ({"mean": [0, 0]}, "expected three numbers, for red, green and blue"),
+        ({"streams": [{"name": "y", "clip": 1, "stride": 1}]}, "1 stream, expected 2 to 8"),
+        ({"streams": 3}, "streams is 3, expected recipes"),
     ],
 )
 def test_impossible_recipes_are_refused_by_name(change, message) -> None:
@@ -133,6 +185,20 @@ def test_a_recipe_survives_its_dictionary() -> None:
     for named in named_recipes().values():
         assert Recipe.from_dict(named.recipe.to_dict(), "x") == named.recipe
         assert named.summary and named.source and named.pixels
+    both = find_recipe("i3d-thumos14+i3d-thumos14-flow")
+    assert (both.name, both.width, both.boundary_offset) == ("i3d-thumos14+i3d-thumos14-flow", 2048, 8)
+    assert Recipe.from_dict(json.loads(json.dumps(both.to_dict())), "x") == both
+    assert both.difference(find_recipe("i3d-thumos14-flow+i3d-thumos14")) is not None
+    assert both.difference(both.streams[0]) == "2 instead of 1 streams"
+
+
+def test_streams_side_by_side_are_of_one_time() -> None:
+    from bcnet_fast.errors import InputError
+
+    with pytest.raises(InputError, match="i3d-pgcn-flow has stride 8, expected 4 as i3d-thumos14, so that rows"):
+        find_recipe("i3d-thumos14+i3d-pgcn-flow")
+    with pytest.raises(InputError, match="i3d-activitynet-flow has fps 25, expected none"):
+        find_recipe("videomaev2-fineaction+i3d-activitynet-flow")
 
 
 def test_frames_of_a_row_agree_with_the_table() -> None:

