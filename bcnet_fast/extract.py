@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     report = extract(parse(argv))
     print(report.summary())
     for video, reason in report.failures:
-        print(f"failed: {shown(video)}: {reason}", file=sys.stderr)
+        print(f"failed: {shown(video)}: {shown(reason)}", file=sys.stderr)
     return 1 if report.failures else 0
 
 

@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
         for note in report.notes:
             print(f"note: {shown(note)}", file=sys.stderr)
         for failure in report.failures:
-            print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
+            print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
     if page := make_page(options, reports[0].curves, options.boundaries, reports[0].video_files):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)

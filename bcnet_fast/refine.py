@@ -140,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     for note in report.notes:
         print(f"note: {shown(note)}", file=sys.stderr)
     for failure in report.failures:
-        print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
+        print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
     if page := make_page(options):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)

@@ -114,10 +114,11 @@ class Refiner:
             zeros += of_zeros
         with stage("detections"):
             fused = fuse_streams(streams, self.weights)
-            if not all(np.isfinite(column).all() for column in vars(fused).values()):
-                raise InputError("the network's scores have NaN or infinity, expected finite ones")
             relative = relative_segments(segments, clock.frames)
-            found = detect(fused, relative, self.settings, regress=self.regress, class_weights=class_weights)
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = detect(fused, relative, self.settings, regress=self.regress, class_weights=class_weights)
+            if not all(np.isfinite(column).all() for column in (*vars(fused).values(), found.scores, found.segments)):
+                raise InputError("the network's scores have NaN or infinity, expected finite ones")
         order = np.argsort(-found.scores, kind="stable")
         if not self.keep_empty:
             order = order[found.segments[order, 0] < found.segments[order, 1]]

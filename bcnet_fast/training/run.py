@@ -169,7 +169,7 @@ def _run_epochs(
             flush=True,
         )
         for failure in failures:
-            print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
+            print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
 
 
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:

@@ -128,7 +128,7 @@ def _propose(options: TrainOptions) -> str:
         )
     )
     for failure in report.failures:
-        print(f"failed: {shown(failure.video)}: {failure.reason}", file=sys.stderr)
+        print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
     return str(path)
 
 

@@ -77,7 +77,7 @@ def with_videos(options: TrainOptions, processes: Processes, known: Recipe | Non
         report = extract(ExtractOptions(options.videos, folder, options.network, options.read, options.workers), known)
         print(report.summary(), flush=True)
         for video, reason in report.failures:
-            print(f"failed: {shown(video)}: {reason}", file=sys.stderr)
+            print(f"failed: {shown(video)}: {shown(reason)}", file=sys.stderr)
     if processes.count > 1:
         dist.barrier()
     return replace(options, features=folder)

@@ -97,7 +97,7 @@ def test_bad_videos_are_listed_and_the_others_go_on(tmp_path, capsys) -> None:
     (clips / "text.mp4").write_text("hello")
     (clips / "notes.md").write_text("no video")
     more = tmp_path / "more.txt"
-    more.write_text("# a list\nclips/good.mp4\nmissing.mp4\nhttp://example.org/a.mp4\n")
+    more.write_text("# a list\nclips/good.mp4\nmissing.mp4\nb\x01d.mp4\nhttp://example.org/a.mp4\n")
     assert run(clips, more, output=tmp_path / "out") == 1
     failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed")]
     reasons = {line.split(": ")[1]: line for line in failed}
@@ -105,7 +105,8 @@ def test_bad_videos_are_listed_and_the_others_go_on(tmp_path, capsys) -> None:
     assert "no video that FFmpeg reads" in reasons["text"]
     assert "20 frames and so 1 row of features, expected at least 32 frames" in reasons["short"]
     assert f"{more}: {tmp_path / 'missing.mp4'} does not exist" in reasons["missing"]
-    assert "is an address" in reasons["http://example.org/a.mp4"] and len(failed) == 5
+    assert "b\\x01d.mp4 does not exist" in reasons["b\\x01d"]
+    assert "is an address" in reasons["http://example.org/a.mp4"] and len(failed) == 6
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.json", "good.npy"]
 
 
