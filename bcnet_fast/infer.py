@@ -28,9 +28,10 @@ from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least
 from .errors import InputError
 from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
+from .inference.options import InferOptions
 from .inference.page import make_page
 from .inference.ray import infer_ray
-from .inference.run import InferOptions, InferReport, infer
+from .inference.run import InferReport, infer
 from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
 from .presets import PRESET_NAMES, PRESETS

@@ -18,8 +18,9 @@ from .cli.parser import Parser, command_parser, run
 from .data.features import open_features
 from .errors import InputError
 from .results.merge import merge, read_ids
-from .results.parquet import SUFFIX, require_pyarrow
+from .results.parquet import SUFFIX
 from .results.parts import Part, parts_in
+from .storage.optional import require_pyarrow
 from .storage.output import require_storable, require_writable
 from .storage.remote import exists
 from .text import shown

@@ -6,9 +6,11 @@
     python bench/archive.py --folder DIR --stage memory       infer --shard over 1,000 and more tiny videos
     python bench/archive.py --folder DIR --stage long         one video of up to 1,000,000 snippets
     python bench/archive.py --folder DIR --stage ids          listing, resuming and merging ids
+    python bench/archive.py --folder DIR --stage ray          one process beside Ray, on idle cores (extra ray)
 
 Each stage replaces its rows in the file --json and keeps the others. Every measurement is a process of its own, and its
-peak memory is the kernel's figure. Times are CPU seconds, which other work on the machine changes little.
+peak memory is the kernel's figure. Times are CPU seconds, which other work on the machine changes little. With Ray,
+whose workers are no children of the process, they are seconds that passed.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ from bcnet_fast.results.writer import ResultWriter
 from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json
 
-STAGES = ("throughput", "memory", "long", "ids")
+STAGES = ("throughput", "memory", "long", "ids", "ray")
 VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
+RAY_VIDEOS, RAY_WORKERS = 64, (1, 2, 4)
 TINY = BCNetConfig(
     feature_dim=10,
     window=24,
@@ -91,6 +94,9 @@ def make(folder: Path, stages: Sequence[str]) -> None:
     rng = np.random.default_rng(0)
     if "throughput" in stages:
         for name, videos in (("large", VIDEOS), ("large_one", 1)):
+            make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
+    if "ray" in stages:
+        for name, videos in (("ray", RAY_VIDEOS), ("ray_one", 1)):
             make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
     tiny = Config("small", model=TINY, data=DataConfig(window_stride=12))
     for count in TINY_VIDEOS if "memory" in stages else ():
@@ -278,6 +284,73 @@ def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
     return rows
 
 
+ONE_PROCESS = """
+import json, sys
+from bcnet_fast.infer import parse
+from bcnet_fast.inference.run import infer
+report = infer(parse(sys.argv[1:]))
+print(json.dumps({"work_s": report.seconds, "windows": report.windows}))
+"""
+RAY = """
+import json, sys
+from support.ray_run import timed
+from bcnet_fast.infer import parse
+print(json.dumps(timed(parse(sys.argv[1:]))))
+"""
+
+
+def ray(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds a window that pass in one process, without its loading, and in workers of Ray that are ready."""
+    common = ["--checkpoint", str(folder / "ray.safetensors"), "--fps", "25", "--device", "cpu"]
+    found: dict[str, list[dict[str, Any]]] = {}
+    for _ in range(repeats):
+        for threads in (1, 2):
+            all_of, one = (
+                said(
+                    ONE_PROCESS,
+                    [*common, "--features", str(folder / name), "--output", str(folder / "ray.json")],
+                    threads,
+                )
+                for name in ("ray", "ray_one")
+            )
+            window_s = (all_of["work_s"] - one["work_s"]) / (all_of["windows"] - one["windows"])
+            name = f"one process, {threads} {'threads' if threads > 1 else 'thread'}"
+            found.setdefault(name, []).append({"window_ms": 1000 * window_s})
+        for workers in RAY_WORKERS:
+            shutil.rmtree(folder / "parts", ignore_errors=True)
+            flags = [
+                "--features",
+                str(folder / "ray"),
+                "--output",
+                str(folder / "parts"),
+                "--ray",
+                "--workers",
+                str(workers),
+            ]
+            row = said(RAY, [*common, *flags], 1)
+            row["window_ms"] = 1000 * row["work_s"] / row["windows"]
+            name = f"Ray, {workers} {'workers' if workers > 1 else 'worker'}"
+            found.setdefault(name, []).append(row)
+            print(name, row, flush=True)
+    keys = ("window_ms", "start_s", "load_s")
+    return [
+        {"variant": name, **{key: statistics.median(row[key] for row in rows) for key in keys if key in rows[0]}}
+        for name, rows in found.items()
+    ]
+
+
+def said(code: str, arguments: Sequence[str], threads: int) -> dict[str, Any]:
+    """The last line that a process prints, which is JSON. InputError: it failed."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(sys.path)}
+    flags = ["--overwrite", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        raise InputError(f"{' '.join(flags)}: {done.stderr.splitlines()[-2:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def growth(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Exponents of seconds and memory in the number of videos, for each step and kind of parts."""
     found = []
@@ -311,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
         make(folder, [args.stage] if args.stage else STAGES)
     if args.stage:
         record = begin(1, [args.json])
-        measure = {"throughput": throughput, "memory": memory, "long": long, "ids": id_stage}[args.stage]
+        measure = {"throughput": throughput, "memory": memory, "long": long, "ids": id_stage, "ray": ray}[args.stage]
         rows = measure(folder, args.repeats)
         found = {args.stage: rows}
         if args.stage == "ids":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import itertools
 import json
 import re
@@ -23,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from support import reliability, second_stage_tables, video_tables
+from support import archive_page, reliability, second_stage_tables, video_tables
 from support.markdown import NAMES, SPACE, machine, number, table, times
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -409,6 +410,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "soft-nms": soft_nms,
     "attack": lambda: reliability.attack(RESULTS),
     "kills": lambda: reliability.kills(RESULTS),
+    **{name: functools.partial(each_machine, "archive", make) for name, make in archive_page.TABLES.items()},
     "shard-kills": lambda: each_machine("shard_kills", reliability.shard_kills),
     "ray-kills": lambda: each_machine("ray_kills", reliability.ray_kills),
     "contended": lambda: each_machine("contended", reliability.contended),

@@ -9,7 +9,7 @@ from pathlib import Path
 # Threads that wait by spinning make small networks ten times slower when other work shares the cores. The setting
 # counts when torch is first imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# With a process for each core (pytest-xdist), more threads would only take turns.
+# With more processes than cores (pytest-xdist), more threads would only take turns.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -47,6 +47,12 @@ class Scheduling(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config) -> int:
+    """One more than cores: a quarter of the time, a test waits for processes that it has started."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,8 +19,9 @@ from ..data.synthetic import make_videos, write_dataset
 from ..data.timing import TimeOptions, TimeResolver
 from ..evaluation import AverageRecall, average_recall
 from ..inference.model import demo_checkpoint, load
+from ..inference.options import InferOptions
 from ..inference.predict import Predictor, VideoProposals
-from ..inference.run import InferOptions, infer
+from ..inference.run import infer
 from ..results.reader import Results, read_results
 from ..storage.checkpoint import read_config
 from .demo_clips import watch

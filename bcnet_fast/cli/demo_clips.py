@@ -13,8 +13,9 @@ import numpy as np
 from ..data.features import open_features
 from ..data.synthetic import SyntheticConfig, SyntheticVideo
 from ..errors import InputError
+from ..inference.options import InferOptions
 from ..inference.page import make_page
-from ..inference.run import InferOptions, infer
+from ..inference.run import infer
 from ..progress import progress
 from ..results.reader import Results, read_results
 from ..text import count

@@ -20,7 +20,7 @@ from ..results.figure import FORMATS
 from ..storage.address import Address, is_address, place_of
 from ..text import alternatives, did_you_mean, nearest, shown
 
-_PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS", "VIDEO")  # how help shows arguments that are paths
+_PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS")  # how help shows arguments that are paths
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces

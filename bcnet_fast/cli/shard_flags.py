@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import InputError
-from ..inference.run import InferOptions
+from ..inference.options import InferOptions
 from ..results.parts import FORMATS
 
 

@@ -184,11 +184,12 @@ class FeatureArchive:
 
     def facts(self, video: str) -> Any:
         """What this process knows of a video after reading it, for `note` in another one."""
-        return self._source.facts(self._names[video])
+        return self._source.facts(self._names[video]) if video in self._names else None
 
     def note(self, video: str, facts: Any) -> None:
         """Take over the `facts` of another process."""
-        self._source.note(self._names[video], facts)
+        if video in self._names:
+            self._source.note(self._names[video], facts)
 
     def interrupt(self) -> None:
         """Let a read in another thread end soon, where it is long."""

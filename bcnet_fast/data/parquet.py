@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..results.parquet import require_pyarrow
 from ..storage.address import Place
 from ..storage.files import readable
+from ..storage.optional import require_pyarrow
 from ..storage.remote import open_binary
 from ..text import alternatives
 from .source import ARRAY_NAMES, ReadLimits, Source

@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
+from .options import InferOptions
 from .refine import RefineOptions, RefineReport, refine
-from .run import InferOptions, InferReport, infer
+from .run import InferReport, infer
 from .running import require_fresh
 from .second_stage_model import BACKENDS, PRECISIONS
 from .streams import class_names, read_configs

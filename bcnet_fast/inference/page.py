@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..results.boundaries import Boundaries
 from ..results.view import ViewOptions, ViewReport, view
+from .options import InferOptions
 from .refine import RefineOptions
-from .run import InferOptions
 
 
 def make_page(

@@ -19,17 +19,18 @@ from typing import Any
 from ..data.shard import Shard
 from ..errors import InputError
 from ..progress import progress
-from ..results.parquet import require_pyarrow
 from ..results.parts import Header, Part, numbers_of, parts_in
 from ..storage.address import Address, Place, place_of
 from ..storage.lock import Lock
+from ..storage.optional import require_pyarrow
 from ..storage.remote import remove
 from ..text import count
+from .options import InferOptions
 from .ray_cluster import LOCAL, cluster, most_workers, require_address, require_ray
 from .ray_dataset import predict
 from .ray_pool import Pool
 from .ray_worker import Job
-from .run import InferOptions, InferReport, Inputs, open_inputs
+from .run import InferReport, Inputs, open_inputs
 from .shards import about_run, require_folder
 
 __all__ = ["RayRun", "infer_ray", "predict", "start"]

@@ -14,8 +14,9 @@ from ..data.features import FeatureSequence, from_array
 from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..protocols import protocol_for
-from ..results.parquet import Columns, parquet_table, require_pyarrow
+from ..results.parquet import Columns, parquet_table
 from ..storage.files import readable
+from ..storage.optional import require_pyarrow
 from .model import load
 from .predict import Failure, Predictor
 from .ray_cluster import most_workers, require_ray

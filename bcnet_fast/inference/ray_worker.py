@@ -19,7 +19,8 @@ from ..errors import BackendError, InputError
 from ..results.parts import Header
 from ..storage.address import is_address
 from ..storage.lock import InUse
-from .run import InferOptions, InferReport, Inputs, Prepared, open_inputs, with_network
+from .options import InferOptions
+from .run import InferReport, Inputs, Prepared, open_inputs, with_network
 from .shards import ShardRun, about_run
 
 _LOCK_PATIENCE_S = 120.0  # a process that is lost may hold its shard until its machine ends it

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .. import __version__
 from ..config import Config
 from ..storage.address import place_of, shown_address
+from .options import InferOptions
 from .running import sha256
-
-if TYPE_CHECKING:
-    from .run import InferOptions
 
 
 def run_settings(options: InferOptions, config: Config) -> dict[str, Any]:

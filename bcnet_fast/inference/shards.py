@@ -17,8 +17,9 @@ from ..profiling import Profile, record
 from ..results.part_writer import PartWriter
 from ..results.parts import Header, fingerprint_of
 from ..text import count
+from .options import InferOptions
 from .predict import Failure
-from .run import InferOptions, InferReport, Inputs, Prepared, Run, prepare
+from .run import InferReport, Inputs, Prepared, Run, prepare
 from .running import require_fresh
 from .settings import details_of, run_settings, version_of
 

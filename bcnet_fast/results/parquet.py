@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
+from ..storage.optional import require_pyarrow
 
 COLUMNS = ("video", "rank", "start", "end", "score", "label")
 SUFFIX = ".parquet"
@@ -49,16 +49,6 @@ class Columns(NamedTuple):
 
     def columns(self) -> Columns:
         return self
-
-
-def require_pyarrow() -> Any:
-    """The module pyarrow, with pyarrow.parquet. InputError: it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError("pyarrow is not installed, expected for Parquet: pip install 'bcnet_fast[parquet]'") from error
-    return pyarrow
 
 
 def _schema() -> Any:

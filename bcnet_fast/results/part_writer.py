@@ -14,9 +14,10 @@ import numpy as np
 from ..errors import InputError
 from ..storage.address import Address, Place, place_of
 from ..storage.lock import Lock
+from ..storage.optional import require_pyarrow
 from ..storage.output import atomic_path, move_into_place, require_storable
 from ..storage.remote import remove
-from .parquet import SUFFIX, Columns, require_pyarrow
+from .parquet import SUFFIX, Columns
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
 _RUNS, _MOST_PARTS = 10**12, 10**6  # at an address: number of the first part of a run, a random one

@@ -26,9 +26,10 @@ import numpy as np
 from ..errors import InputError
 from ..storage.address import Address, Place, place_of
 from ..storage.files import readable, require_file
+from ..storage.optional import require_pyarrow
 from ..storage.remote import listed, open_binary, read_range, size_of
 from ..text import brief
-from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_pyarrow
+from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
 
 FORMATS = ("jsonl", "parquet")
 NAME = re.compile(r"part-(\d{3,})-of-(\d{3,})-(\d{4,})\.(jsonl|parquet)")

@@ -22,7 +22,8 @@ from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..evaluation import METRICS, mean_average_precision
 from ..inference.model import load
-from ..inference.run import InferOptions, infer
+from ..inference.options import InferOptions
+from ..inference.run import infer
 from ..inference.second_stage import Neighbours, Refiner
 from ..inference.streams import read_classes
 from ..ops.devices import resolve_device

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..storage.address import shown_address
 from ..storage.files import read_text
 from ..text import count
 from .decoding import SUFFIXES
@@ -33,7 +34,8 @@ def list_videos(arguments: Sequence[str]) -> tuple[dict[str, Path], list[tuple[s
                 continue
             same = found.setdefault(Path(path).stem, [])
             if "://" in path:
-                failures.append((path, f"{path} is an address, expected a video file; download it first"))
+                address = shown_address(path)
+                failures.append((address, f"{address} is an address, expected a video file; download it first"))
             elif not any(_same(path, other) for other in same):
                 same.append(Path(path))
     videos: dict[str, Path] = {}

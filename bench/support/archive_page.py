@@ -34,6 +34,18 @@ def writing(found: dict[str, Any]) -> str:
     return table(["storing a video of 100 proposals", "CPU time, ms", "of computing it, beside one process"], lines)
 
 
+def ray(found: dict[str, Any]) -> str:
+    base = min(row["window_ms"] for row in found["ray"] if "start_s" not in row)
+    lines = []
+    for row in found["ray"]:
+        starting = [number(row[key]) if key in row else "" for key in ("start_s", "load_s")]
+        lines.append(
+            [row["variant"], number(row["window_ms"]), f"{100 * (row['window_ms'] / base - 1):+.1f} %", *starting]
+        )
+    header = ["BCNet, THUMOS14 sizes", "a window, ms", "beside the faster single process", "start of Ray, s"]
+    return table([*header, "loading by all workers, s"], lines)
+
+
 def memory(found: dict[str, Any]) -> str:
     base = found["memory"][0]["peak_mib"]
     lines = [
@@ -110,6 +122,7 @@ def model(found: dict[str, Any]) -> str:
 TABLES = {
     "archive-throughput": throughput,
     "archive-writing": writing,
+    "archive-ray": ray,
     "archive-memory": memory,
     "archive-long": long,
     "archive-ids": ids,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from bcnet_fast.inference.options import InferOptions
 from bcnet_fast.inference.ray import start
 from bcnet_fast.inference.ray_cluster import LOCAL, cluster
-from bcnet_fast.inference.run import InferOptions
 
 
 def timed(options: InferOptions) -> dict[str, Any]:

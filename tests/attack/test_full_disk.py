@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.disks import FULL, PLENTY, Disk, limited, mounted
 from helpers.networks import SMALL
 from helpers.training import EASY, arguments
 
@@ -25,34 +24,9 @@ from bcnet_fast.storage.checkpoint import save_checkpoint
 from bcnet_fast.storage.output import write_json
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="disks and limits as on Linux")
-FULL = "No space left on device|File too large|os error 28|os error 27"
-Disk = Callable[[int], None]  # sets its size in bytes
 
 
-@contextlib.contextmanager
-def _mounted(folder: Path) -> Iterator[Disk]:
-    """A disk in memory, which only root may mount."""
-    if subprocess.run(["mount", "-t", "tmpfs", "none", folder], capture_output=True).returncode:
-        pytest.skip("a disk cannot be mounted here")
-    try:
-        yield lambda size: subprocess.run(["mount", "-o", f"remount,size={size}", folder], check=True) and None
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@contextlib.contextmanager
-def _limited(folder: Path) -> Iterator[Disk]:
-    """A limit on the size of each file of this process."""
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-@pytest.fixture(params=[_mounted, _limited], ids=["disk", "limit"])
+@pytest.fixture(params=[mounted, limited], ids=["disk", "limit"])
 def disk(request, tmp_path) -> Iterator[tuple[Path, Disk]]:
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -60,7 +34,7 @@ def disk(request, tmp_path) -> Iterator[tuple[Path, Disk]]:
         yield folder, resize
 
 
-PLENTY, PAGE = 64 << 20, 4096
+PAGE = 4096
 
 
 def refused(main: Callable[[list[str]], int], flags: list[str]) -> None:
@@ -110,7 +84,7 @@ def test_training_goes_on_after_its_last_whole_epoch(tmp_path, disk, capsys, req
     write_dataset(tmp_path, videos)
     train.main(arguments(tmp_path, tmp_path / "expected", model="gtad"))
     sizes = [path.stat().st_size for path in (tmp_path / "expected").iterdir()]
-    fits = request.node.callspec.params["disk"] is _mounted  # the first epoch; a file that is too large never fits
+    fits = request.node.callspec.params["disk"] is mounted  # the first epoch; a file that is too large never fits
     resize(sum(-(-size // PAGE) * PAGE for size in sizes) + 4 * PAGE if fits else max(sizes) // 2)
     flags = arguments(tmp_path, folder / "run", "--resume", model="gtad")
     refused(train.main, flags)

@@ -14,7 +14,7 @@ import sys
 import pytest
 from attack.kill_ray import campaign, flags, machines, workers
 from attack.kill_shards import compare
-from attack.test_full_disk import FULL, PLENTY, _mounted
+from helpers.disks import FULL, PLENTY, mounted
 from helpers.processes import PATIENCE_S, inference, started, wait_until, write_archive
 
 from bcnet_fast import infer, merge
@@ -73,7 +73,7 @@ def test_a_signal_keeps_what_is_finished_and_refuses_a_second_run(archive, tmp_p
 def test_a_full_disk_is_one_line_and_keeps_whole_parts(archive, tmp_path):
     parts = archive / "parts"
     parts.mkdir()
-    with _mounted(parts) as resize:
+    with mounted(parts) as resize:
         size = (archive / "expected.json").stat().st_size
         resize(size * 6 // 10)
         with started("infer", flags(archive, None, "jsonl")) as driver:

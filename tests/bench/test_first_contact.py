@@ -259,6 +259,7 @@ def children(driver: int, step: str) -> list[int]:
     return found
 
 
+@pytest.mark.slow  # .ci/run runs all steps by the command line
 def test_some_steps_run_by_the_command_line(tmp_path):
     out = tmp_path / "out"
     done = subprocess.run(

@@ -26,10 +26,11 @@ from bcnet_fast import infer, merge
 from bcnet_fast.data.shard import Shard
 from bcnet_fast.data.timing import TimeFlags, TimeOptions
 from bcnet_fast.errors import InputError
+from bcnet_fast.inference.options import InferOptions
 from bcnet_fast.inference.predict import Failure
 from bcnet_fast.inference.ray_cluster import cluster as cluster_of
 from bcnet_fast.inference.ray_worker import Job, Worker
-from bcnet_fast.inference.run import InferOptions, open_inputs
+from bcnet_fast.inference.run import open_inputs
 from bcnet_fast.inference.shards import about_run
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.parts import parts_in

@@ -104,7 +104,7 @@ def test_without_background_constraint_there_is_no_such_score(backend, monkeypat
 FEW = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
 
 
-@pytest.mark.parametrize("rewrites", [Rewrites(), NO_REWRITES], ids=["rewritten", "plain"])
+@sweep("rewrites", [Rewrites(), NO_REWRITES], ids=["rewritten", "plain"])
 @sweep("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("backend", [NATIVE, "auto"])
 def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, precision, rewrites, monkeypatch):

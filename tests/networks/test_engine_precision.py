@@ -22,6 +22,7 @@ from helpers.precision_switches import (
     tf32_of_convolutions,
     tf32_of_products,
 )
+from helpers.sweeps import sweep
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bcnet_fast
@@ -149,7 +150,7 @@ def products_of_training(config: Config, precision: str) -> list[Product]:
     return products.found
 
 
-@pytest.mark.parametrize("products_of", [products_of_engine, products_of_reference, products_of_training])
+@sweep("products_of", [products_of_engine, products_of_reference, products_of_training])
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_fp32_multiplies_in_float32_whatever_a_program_has_set(user, name, products_of):
     products = products_of(SYSTEMS[name], "fp32")

@@ -189,6 +189,7 @@ def test_low_precision_and_autocast(dtype):
         assert cast.dtype == (dtype if hasattr(layer, "weight") else torch.float32)
 
 
+@pytest.mark.slow  # compiles C++
 def test_layers_compile_to_one_graph_with_gradients():
     for layer, x in layers():
         compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
