@@ -23,14 +23,14 @@ def attack(results: Path) -> str:
 
 def kills(results: Path) -> str:
     """Runs that were killed and resumed."""
-    found = json.loads((results / "attack.json").read_text(encoding="utf-8"))
+    found = json.loads((results / "attack_kills.json").read_text(encoding="utf-8"))
     broken = Counter(failure["target"] for failure in found["kill_failures"])
     lines = []
     for name, of in found["kills"].items():
         command, _, whom = name.partition(": ")
         lines.append([f"`{command}`", whom, str(of["kills"]), str(of["compared"]), str(broken[name])])
     lines.append(["all", "", *(str(sum(int(line[i]) for line in lines)) for i in (2, 3, 4))])
-    return table(["command", "killed", "kills", "results compared", "promise broken"], lines)
+    return machine(found["environment"]) + "\n" + table(["command", "killed", "kills", "results compared", "promise broken"], lines)
 
 
 def contended(found: dict[str, Any]) -> str:
