@@ -73,6 +73,7 @@ IDS = (
 )
 LISTS = (10_000, 100_000)  # files in a folder
 SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
+_LEAST_S = 0.01  # what is less is lost in the time of starting
 LINKS = 20_000  # to one file: a file system has a limit
 
 
@@ -264,12 +265,18 @@ assert len(open_features(sys.argv[1], feature_dim=1).ids) == int(sys.argv[2])
 
 def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
     """CPU seconds and peak memory of listing, resuming and merging; those of starting Python are measured as well."""
-    started, idle = min(child(["-c", "import bcnet_fast.merge, bcnet_fast.results.part_writer"]) for _ in range(3))
-    rows = [{"step": "start", "videos": 0, "seconds": started, "peak_mib": idle}]
+    starts = {
+        "list": ["-c", "import bcnet_fast.data.features"],
+        "resume": ["-c", "import bcnet_fast.results.part_writer"],
+        "merge": ["-m", "bcnet_fast.merge", "--help"],
+    }
+    started = {step: min(child(code) for _ in range(5)) for step, code in starts.items()}
+    rows = [{"step": "start", "videos": 0, "seconds": started["merge"][0], "peak_mib": started["merge"][1]}]
 
     def note(step: str, count: int, code: list[str], **more: Any) -> None:
         seconds, peak = child(code)
-        rows.append({"step": step, "videos": count, "seconds": max(seconds - started, 0), "peak_mib": peak, **more})
+        seconds = max(seconds - started[step][0], _LEAST_S)
+        rows.append({"step": step, "videos": count, "seconds": seconds, "peak_mib": peak, **more})
         print(rows[-1], flush=True)
 
     for count in LISTS:

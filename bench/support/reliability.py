@@ -30,7 +30,11 @@ def kills(results: Path) -> str:
         command, _, whom = name.partition(": ")
         lines.append([f"`{command}`", whom, str(of["kills"]), str(of["compared"]), str(broken[name])])
     lines.append(["all", "", *(str(sum(int(line[i]) for line in lines)) for i in (2, 3, 4))])
-    return machine(found["environment"]) + "\n" + table(["command", "killed", "kills", "results compared", "promise broken"], lines)
+    return (
+        machine(found["environment"])
+        + "\n"
+        + table(["command", "killed", "kills", "results compared", "promise broken"], lines)
+    )
 
 
 def contended(found: dict[str, Any]) -> str:
