@@ -36,7 +36,7 @@ from support.growth import exponent
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.config import BCNetConfig, Config, DataConfig
 from bcnet_fast.errors import InputError
-from bcnet_fast.networks.reference.bcnet import BCNet
+from bcnet_fast.networks.reference import NETWORKS
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.results.parquet import Columns
 from bcnet_fast.results.part_writer import PartWriter
@@ -47,7 +47,9 @@ from bcnet_fast.storage.output import write_json
 
 STAGES = ("throughput", "memory", "long", "ids", "ray")
 VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
-RAY_VIDEOS, RAY_WORKERS = 64, (1, 2, 4)
+RAY_WORKERS = 1, 2, 4
+# BMN takes little time for a window, so that what a run adds to it shows.
+NETWORK = PRESETS["bmn"]["thumos14"]
 TINY = BCNetConfig(
     feature_dim=10,
     window=24,
@@ -93,12 +95,9 @@ def child(code: Sequence[str]) -> tuple[float, float]:
 def make(folder: Path, stages: Sequence[str]) -> None:
     """Write checkpoints, archives of features and parts, as far as they are not there."""
     rng = np.random.default_rng(0)
-    if "throughput" in stages:
+    if "throughput" in stages or "ray" in stages:
         for name, videos in (("large", VIDEOS), ("large_one", 1)):
-            make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
-    if "ray" in stages:
-        for name, videos in (("ray", RAY_VIDEOS), ("ray_one", 1)):
-            make_archive(folder, name, videos, SNIPPETS, PRESETS["bcnet"]["thumos14"], rng)
+            make_archive(folder, name, videos, SNIPPETS, NETWORK, rng)
     tiny = Config("small", model=TINY, data=DataConfig(window_stride=12))
     for count in TINY_VIDEOS if "memory" in stages else ():
         make_archive(folder, f"tiny_{count}", count, 20, tiny, rng)
@@ -115,7 +114,7 @@ def make(folder: Path, stages: Sequence[str]) -> None:
 def make_archive(folder: Path, name: str, videos: int, snippets: int, config: Config, rng: np.random.Generator) -> None:
     """A checkpoint with random weights, and as many videos."""
     torch.manual_seed(0)
-    save_checkpoint(folder / f"{name}.safetensors", BCNet(config.model).state_dict(), config)
+    save_checkpoint(folder / f"{name}.safetensors", NETWORKS[config.model.name](config.model).state_dict(), config)
     with new_folder(folder / name) as new:
         for video in ids(videos) if new else ():
             values = rng.standard_normal((snippets, config.model.feature_dim)).astype(np.float32)
@@ -308,7 +307,7 @@ print(json.dumps(timed(parse(sys.argv[1:]))))
 
 def ray(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Milliseconds a window that pass in one process, without its loading, and in workers of Ray that are ready."""
-    common = ["--checkpoint", str(folder / "ray.safetensors"), "--fps", "25", "--device", "cpu"]
+    common = ["--checkpoint", str(folder / "large.safetensors"), "--fps", "25", "--device", "cpu"]
     found: dict[str, list[dict[str, Any]]] = {}
     for _ in range(repeats):
         for threads in (1, 2):
@@ -318,7 +317,7 @@ def ray(folder: Path, repeats: int) -> list[dict[str, Any]]:
                     [*common, "--features", str(folder / name), "--output", str(folder / "ray.json")],
                     threads,
                 )
-                for name in ("ray", "ray_one")
+                for name in ("large", "large_one")
             )
             window_s = (all_of["work_s"] - one["work_s"]) / (all_of["windows"] - one["windows"])
             name = f"one process, {threads} {'threads' if threads > 1 else 'thread'}"
@@ -327,7 +326,7 @@ def ray(folder: Path, repeats: int) -> list[dict[str, Any]]:
             shutil.rmtree(folder / "parts", ignore_errors=True)
             flags = [
                 "--features",
-                str(folder / "ray"),
+                str(folder / "large"),
                 "--output",
                 str(folder / "parts"),
                 "--ray",

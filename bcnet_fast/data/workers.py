@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch.autograd.profiler import record_function
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
@@ -55,6 +56,8 @@ def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield from loader
         return
+    with record_function("start"):  # here it imports what it needs, where nothing raises; `next` below uses it
+        pass
     waits = died = False
 
     def note(number: int, frame: Any) -> None:

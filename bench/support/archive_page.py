@@ -16,7 +16,7 @@ def throughput(found: dict[str, Any]) -> str:
     rows = {row["variant"]: row["cpu_ms"] for row in found["throughput"] if "variant" in row}
     base = rows["one process"]
     lines = [[name, number(value), f"{100 * (value / base - 1):+.1f} %"] for name, value in rows.items()]
-    return table(["BCNet, THUMOS14 sizes", "CPU time of a window, ms", "beside one process"], lines)
+    return table(["BMN, THUMOS14 sizes", "CPU time of a window, ms", "beside one process"], lines)
 
 
 def writing(found: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def ray(found: dict[str, Any]) -> str:
         lines.append(
             [row["variant"], number(row["window_ms"]), f"{100 * (row['window_ms'] / base - 1):+.1f} %", *starting]
         )
-    header = ["BCNet, THUMOS14 sizes", "a window, ms", "beside the faster single process", "start of Ray, s"]
+    header = ["BMN, THUMOS14 sizes", "a window, ms", "beside the faster single process", "start of Ray, s"]
     return table([*header, "loading by all workers, s"], lines)
 
 

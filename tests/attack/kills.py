@@ -168,8 +168,9 @@ class Kills:
             time.sleep(0.002)
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
         errors = (self.root / "errors").read_text()
-        problems = [] if code == 0 else [f"exit code {code}: {errors[-300:]}"]
-        return problems + ["traceback"] * ("Traceback" in errors)
+        problems = [] if code == 0 else [f"exit code {code}"]
+        problems += ["traceback"] * ("Traceback" in errors)
+        return [f"{', '.join(problems)}: {errors[-1500:]}"] if problems else []
 
     def of_parts(self, run: Run) -> list[str]:
         """What a kill has just left under a final name must be whole."""

@@ -139,7 +139,6 @@ def test_inspect_and_evaluate_read_addresses(memory, tmp_path, capsys):
     ("main", "arguments", "name"),
     [
         (infer.main, ["--features", "x", "--output", "o.json", "--plot", "s3://b/p?k=secret"], "--plot"),
-        (infer.main, ["s3://b/clip.mp4", "--output", "o.json"], "VIDEO"),
         (infer.main, ["--features", "x", "--output", "o.json", "--refine", "gs://b/w.safetensors"], "--refine"),
         (
             train.main,

@@ -43,7 +43,7 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         assert view.main([str(flag) for flag in (results, "--output", output, *flags)]) == 0
         contexts.append(browser.new_context(**{"viewport": {"width": 1300, "height": 900}, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(30_000)
 
         def complain(text: str) -> None:
             if not expected or expected not in text:
