@@ -12,13 +12,6 @@ _KEYS = 1_000  # of one LIST request of an object store
 _PART_VIDEOS, _PART_S = 1_000, 60  # limits of a part
 
 
-def throughput(found: dict[str, Any]) -> str:
-    rows = {row["variant"]: row["cpu_ms"] for row in found["throughput"] if "variant" in row}
-    base = rows["one process"]
-    lines = [[name, number(value), f"{100 * (value / base - 1):+.1f} %"] for name, value in rows.items()]
-    return table(["BMN, THUMOS14 sizes", "CPU time of a window, ms", "beside one process"], lines)
-
-
 def writing(found: dict[str, Any]) -> str:
     rows = {row["writing"]: row["cpu_ms"] for row in found["throughput"] if "writing" in row}
     names = {
@@ -120,7 +113,6 @@ def model(found: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "archive-throughput": throughput,
     "archive-writing": writing,
     "archive-ray": ray,
     "archive-memory": memory,
