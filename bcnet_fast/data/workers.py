@@ -110,7 +110,7 @@ def end_with_parent(threads: int | None = None) -> Callable[[int], None]:
 
     A worker whose parent was killed would wait forever to hand over what it has read, and keep its memory.
 
-    threads: of PyTorch in the worker. None: one, as the DataLoader has it.
+    threads: of PyTorch in the worker. None: one, the default of a DataLoader.
     """
     return functools.partial(_watch, os.getpid(), threads)
 
