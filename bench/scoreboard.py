@@ -7,7 +7,7 @@ The published figures are in bench/scoreboard.toml. DIR has what you downloaded,
 
     thumos14, activitynet13            ground truth of the two data sets (any format of `evaluate --ground-truth`)
     thumos14_info, activitynet13_info  lengths and frame rates of videos, if a result file has times in frames
-    table1/ to table4/                 results by the system's name as the page has it, in lower case without spaces:
+    table1/ to table4/                 results by the system's name on the page, in lower case without spaces:
                                        table2/turn.txt, table4/rtd-net.json, or a folder of CSV files by video;
                                        table2/turn@0.3.txt is used at tIoU 0.3 only
 

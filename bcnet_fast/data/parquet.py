@@ -22,7 +22,7 @@ from ..storage.files import readable
 from ..storage.optional import require_pyarrow
 from ..storage.remote import open_binary
 from ..text import alternatives
-from .source import ARRAY_NAMES, ReadLimits, Source
+from .source import ARRAY_NAMES, ReadLimits, SharedFiles
 
 # An extra: only the functions that need it import it.
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class _Columns(NamedTuple):
     fixed: tuple[int, ...] | None
 
 
-class ParquetRows(Source):
+class ParquetRows(SharedFiles):
     """Rows of one or more Parquet files."""
 
     expected = "a list of rows of numbers"
@@ -70,15 +70,6 @@ class ParquetRows(Source):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_held": None}
-
-    def where(self, name: str) -> str:
-        return f"{self.files(name)[0]}: {name}"
-
-    def files(self, name: str) -> list[Place]:
-        return [self._files[self.videos[name][0]]]
-
-    def reading_order(self, names: Sequence[str]) -> list[str]:
-        return sorted(names, key=self.videos.__getitem__)
 
     def open(self, name: str) -> np.ndarray:
         number, group, row = self.videos[name]

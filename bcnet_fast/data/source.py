@@ -90,3 +90,18 @@ class Source(abc.ABC):
 
     def close(self) -> None:  # noqa: B027
         """Close open files; files of single arrays are closed as soon as they are read."""
+
+
+class SharedFiles(Source):
+    """Files that hold several videos each: what `videos` has of a name begins with the number of its file."""
+
+    _files: list[Place]
+
+    def where(self, name: str) -> str:
+        return f"{self.files(name)[0]}: {name}"
+
+    def files(self, name: str) -> list[Place]:
+        return [self._files[self.videos[name][0]]]
+
+    def reading_order(self, names: Sequence[str]) -> list[str]:
+        return sorted(names, key=self.videos.__getitem__)

@@ -16,7 +16,7 @@ from ..storage.address import Address, Place
 from ..storage.arrays import StoredArray
 from ..storage.files import readable
 from ..storage.remote import RemoteFile, read_range
-from .source import ARRAY_NAMES, ReadLimits, Source
+from .source import ARRAY_NAMES, ReadLimits, SharedFiles
 
 _EXPECTED = "a tar with .npy members, not compressed"
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -33,7 +33,7 @@ def is_tar(name: str) -> bool:
     return lower.endswith((".tar", *_PACKED_SUFFIXES)) and not lower.endswith((".pth.tar", ".pt.tar"))
 
 
-class Tars(Source):
+class Tars(SharedFiles):
     """Members of one or more tars, from an index that is made in one pass over the headers."""
 
     expected = "a .npy member of a tar"
@@ -62,15 +62,6 @@ class Tars(Source):
         if repeated := twice[not self.videos]:
             raise InputError(f"{repeated}, expected one for each video")
         self.videos = self.videos or plain
-
-    def where(self, name: str) -> str:
-        return f"{self.files(name)[0]}: {name}"
-
-    def files(self, name: str) -> list[Place]:
-        return [self._files[self.videos[name][0]]]
-
-    def reading_order(self, names: Sequence[str]) -> list[str]:
-        return sorted(names, key=self.videos.__getitem__)
 
     def open(self, name: str) -> Any:
         number, begin, size = self.videos[name]
