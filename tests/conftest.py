@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -58,6 +59,12 @@ def pytest_xdist_auto_num_workers(config) -> int:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log) -> Scheduling:
     return Scheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections during the tests need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
