@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 from helpers.training import EASY
 
 import bcnet_fast
@@ -120,7 +121,7 @@ def test_the_preset_for_own_data_is_the_synthetic_one_with_fit(model):
     assert not train.parse(["--preset", "synthetic"]).fits
 
 
-@pytest.mark.parametrize("model", PRESETS)
+@sweep("model", PRESETS)
 def test_own_features_of_any_width_are_trained_on_and_run(own, tmp_path, capsys, model):
     assert run(own, tmp_path / "run", "--epochs", "1", model=model) == 0
     config = read_config(tmp_path / "run" / "best.safetensors")

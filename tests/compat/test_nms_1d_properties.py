@@ -34,7 +34,7 @@ options = st.fixed_dictionaries(
         "t2": st.sampled_from([-0.01, 0.0, 0.05]),
     }
 )
-properties = settings(max_examples=150, deadline=None, derandomize=True)
+properties = settings(max_examples=80, deadline=None, derandomize=True)
 needs_native = pytest.mark.skipif(native.module is None, reason="the native extension is not built")
 INSTRUCTION_SETS = native.module.INSTRUCTION_SETS if native.module else ()
 

@@ -51,6 +51,10 @@ def case(request, tmp_path):
     return written(tmp_path, config, random_state(config.model))
 
 
+# Without a compiler, leaving out each rewrite is a slow test.
+WITHOUT = [pytest.param("native", off, marks=needs_native) for off in (None, *REWRITES["bcnet"])]
+WITHOUT += [("auto", None), *(pytest.param("auto", off, marks=pytest.mark.slow) for off in REWRITES["bcnet"])]
+
 # The larger network without each of its parts is a slow test, but for one.
 FEWER = [*list(ABLATED)[: len(ABLATED) // 2 + 1]]
 FEWER += [pytest.param(name, marks=pytest.mark.slow) for name in ABLATED if name not in FEWER]
@@ -66,8 +70,7 @@ def ablated_case(request, tmp_path):
     return written(tmp_path, config, state)
 
 
-@pytest.mark.parametrize("off", [None, *REWRITES["bcnet"]])
-@pytest.mark.parametrize("backend", [NATIVE, "auto"])
+@pytest.mark.parametrize(("backend", "off"), WITHOUT)
 def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkeypatch):
     path, features, expected = case
     if backend == "auto":  # without a compiler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.backends import NATIVE, needs_native
+from helpers.backends import needs_native
 from helpers.networks import MAP_MODELS, CountedOperations, difference, map_config
 
 import bcnet_fast
@@ -31,15 +31,22 @@ def case(request, tmp_path):
     return path, features, bcnet_fast.load(path, device="cpu", precision="fp64", backend="reference")(features)
 
 
-@pytest.mark.parametrize("backend", [NATIVE, "auto"])
-def test_every_rewrite_gives_the_reference_s_function(case, backend, monkeypatch):
+@pytest.mark.parametrize(
+    ("backend", "each"),
+    [
+        pytest.param("native", True, marks=needs_native),
+        ("auto", False),
+        pytest.param("auto", True, marks=pytest.mark.slow),
+    ],
+)
+def test_every_rewrite_gives_the_reference_s_function(case, backend, each, monkeypatch):
     """All cells of the map, those that are no proposals too."""
     path, features, expected = case
     if backend == "auto":  # without a compiler
         monkeypatch.setattr(native, "module", None)
         monkeypatch.setattr(native, "reason", "not here")
     system = bcnet_fast.storage.checkpoint.read_config(path).model.name
-    for off in (None, *REWRITES[system]):
+    for off in (None, *(REWRITES[system] if each else ())):
         rewrites = Rewrites(**{off: False} if off else {})
         model = bcnet_fast.load(path, device="cpu", precision="fp64", backend=backend, rewrites=rewrites)
         found = model(features)

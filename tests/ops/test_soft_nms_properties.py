@@ -23,7 +23,7 @@ options = st.fixed_dictionaries(
         "max_proposals": st.none() | st.integers(0, 30),
     }
 )
-properties = settings(max_examples=100, deadline=None, derandomize=True)
+properties = settings(max_examples=60, deadline=None, derandomize=True)
 
 
 def tensors(rows: list[tuple[float, float, float]]) -> tuple[torch.Tensor, torch.Tensor]:

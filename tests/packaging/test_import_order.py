@@ -6,6 +6,7 @@ Tests import the package, the benchmarks and their helpers, never each other.
 from __future__ import annotations
 
 import ast
+import functools
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> set[str]:
     return found - {"", name}
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     known = modules()
     return {name: imported(name, path, known) for name, path in known.items()}

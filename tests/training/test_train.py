@@ -32,7 +32,6 @@ from bcnet_fast.training import subsets
 @sweep(
     ("model", "constraint"),
     [("bcnet", True), ("gtad", False), ("bmn", True), ("bmn", False), ("bcnet", False), ("gtad", True)],
-    keep=2,
 )
 def test_every_system_learns(data, tmp_path, model, constraint):
     """The loss falls, and the proposals are far better than those of the first weights."""
