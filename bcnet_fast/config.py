@@ -327,6 +327,7 @@ class SecondStageConfig:
     regression: RegressionStats | None = None  # None: unknown, so that regression cannot be applied
     labels: tuple[str, ...] | None = None  # names of the K classes; None: not trained by this package
     trained_on: TimeBase | None = None  # as in `Config`
+    recipe: Recipe | None = None  # as in `Config`
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -348,13 +349,14 @@ class SecondStageConfig:
         for section, kind in (("regression", RegressionStats), ("trained_on", TimeBase)):
             stated = values.get(section)
             built[section] = None if stated is None else build_section({section: kind}, section, stated, source)
+        recipe = None if values.get("recipe") is None else Recipe.from_dict(values["recipe"], source)
         labels, classes = values.get("labels"), built["model"].classes
         if labels is not None:
             names_fit = isinstance(labels, list | tuple) and all(isinstance(label, str) for label in labels)
             if not names_fit or len(set(labels)) != len(labels) or len(labels) != classes:
                 raise InputError(f"{source}: labels is {brief(labels)}, expected different names of {classes} classes")
             labels = tuple(labels)
-        return SecondStageConfig(preset=str(values["preset"]), **built, labels=labels)
+        return SecondStageConfig(preset=str(values["preset"]), **built, labels=labels, recipe=recipe)
 
     def override(self, values: dict[str, Any], source: str) -> SecondStageConfig:
         """A copy with some settings replaced, as `Config.override` makes it."""

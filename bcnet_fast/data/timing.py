@@ -252,7 +252,7 @@ class TimeResolver:
                 raise InputError(f"video {video!r} has other features than {first!r} ({unlike}), expected one recipe")
         return recipe
 
-    def _require_recipe(self, video: str) -> None:
+    def require_recipe(self, video: str) -> None:
         """Raise InputError if the sidecar of a video is damaged, or of another recipe than that of the training."""
         side, recipe = self._read_sidecar(video), self.config.recipe
         unlike = side.recipe.difference(recipe) if side and recipe else None
@@ -265,7 +265,7 @@ class TimeResolver:
         With `whole_snippets`, a rescaled video ends with the last whole snippet of the preset's stride, as in the
         public BMN release.
         """
-        self._require_recipe(video)
+        self.require_recipe(video)
         facts = self.facts(video)
         if self.config.data.rescale:  # the length of a snippet differs from video to video anyway
             time = self._rescaled(video, snippets, facts)

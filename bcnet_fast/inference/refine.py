@@ -117,7 +117,8 @@ def refine(options: RefineOptions) -> RefineReport:
     truth = read_annotations(options.ground_truth, strip_prefix=strip) if options.ground_truth else {}
     class_scores = read_class_scores(options.labels, strip_prefix=strip) if options.labels else None
     _require_apart(options, streams)
-    times = _resolve_times(options, configs, streams, proposals)
+    resolvers = _resolvers(options, configs, streams, proposals)
+    times = resolvers[0]
     names, notes, failures = _select(options, proposals, streams, truth or times.table, release=release)
     weights = _class_weights(options, class_scores, labels)
     pictures = PictureWriter(options.plot, options.plot_format, names, best=options.best, ground_truth=truth)
@@ -148,7 +149,7 @@ def refine(options: RefineOptions) -> RefineReport:
             seconds = time.perf_counter() - started
             counts = len(names), 0, writer.finished
             return RefineReport(options.output, *counts, seconds, details, tuple(failures), tuple(notes), None)
-        run = _Run(options, refiner, labels, weights, truth, writer, pictures, proposals, times)
+        run = _Run(options, refiner, labels, weights, truth, writer, pictures, proposals, resolvers)
         # The public draw goes on from video to video, so that finished ones must be counted too.
         visited = names if release and run.draws else left
         with interruptible(writer), record() if options.profile else contextlib.nullcontext() as profile:
@@ -180,12 +181,12 @@ class _Run:
         writer: ResultWriter,
         pictures: PictureWriter,
         proposals: ProposalFile,
-        times: TimeResolver,
+        resolvers: Sequence[TimeResolver],
     ) -> None:
         self.options, self.refiner, self.truth = options, refiner, truth
         self.labels, self.class_weights = np.array(labels, dtype=object), class_weights
         self.writer, self.pictures = writer, pictures
-        self.proposals, self.times = proposals, times
+        self.proposals, self.resolvers = proposals, resolvers
         self.draws = any(model.config.model.name == "pgcn" for model in refiner.models)
         self.neighbours = Neighbours(options.draw, release=options.protocol == "release")
         self.failures: list[Failure] = []
@@ -207,7 +208,9 @@ class _Run:
                 self.failures.append(Failure(name, str(error)))
 
     def _video(self, name: str, features: list[np.ndarray], *, store: bool) -> None:
-        clock = self.proposals.clock(name, self.refiner.models[0].config, self.times, len(features[0]))
+        for resolver in self.resolvers:
+            resolver.require_recipe(name)
+        clock = self.proposals.clock(name, self.refiner.models[0].config, self.resolvers[0], len(features[0]))
         framed = self.proposals.framed(name, clock)
         with stage("neighbours"):
             neighbours = self.neighbours.of(name, framed.segments) if self.draws else None
@@ -296,17 +299,23 @@ def _select(
     return names, notes, failures
 
 
-def _resolve_times(
+def _resolvers(
     options: RefineOptions,
     configs: Sequence[SecondStageConfig],
     streams: Sequence[FeatureArchive],
     proposals: ProposalFile,
-) -> TimeResolver:
-    """InputError: frame rate or stride are unknown, or contradict the training of a checkpoint."""
+) -> list[TimeResolver]:
+    """One for each checkpoint; the times are those of the first.
+
+    InputError: frame rate or stride are unknown, or contradict the training of a checkpoint.
+    """
     listed, resolvers = proposals.times(), []
-    for path, config in zip(options.checkpoint, configs, strict=True):
+    # Rows side by side in one archive are of the recipes of all checkpoints, and not of any one.
+    apart = len(streams) == len(configs)
+    for place, (path, config) in enumerate(zip(options.checkpoint, configs, strict=True)):
+        timed = dataclasses.replace(timed_like(config), recipe=config.recipe if apart else None)
         try:
-            resolvers.append(options.time.resolver(timed_like(config), streams[0], known=listed))
+            resolvers.append(options.time.resolver(timed, streams[place if apart else 0], known=listed))
         except InputError as error:
             raise InputError(f"{path}: {error}" if config.trained_on else str(error)) from error
     times, rescaled = resolvers[0], bool(configs[0].rows.rescaled)
@@ -320,7 +329,7 @@ def _resolve_times(
         if guessed:
             stride = f"{configs[0].rows.stride} video frames between rows, as in preset {configs[0].preset}"
             print(f"note: without --stride, assuming {stride}", file=sys.stderr)
-    return times
+    return resolvers
 
 
 def _completed(

@@ -180,7 +180,7 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
     """Settings that differ, as text; the number of epochs may change."""
     if name == "config.train.epochs" or before == now:
         return []
-    if name == "config.trained_on" and before is None:  # of an older version, which did not store it
+    if name in ("config.trained_on", "config.recipe") and before is None:  # older versions did not store it
         return []
     if name in ("windows", "proposals"):  # a digest
         return [f"{name} (of other videos, instances or times)"]

@@ -166,7 +166,10 @@ def _train(options: TrainOptions, config: SecondStageConfig, device: torch.devic
         usable = sum(len(video.video.instances) > 0 for video in subsets[0].videos)
         more = {"train": _fitted_epochs(options, config, usable)}
         config = replace(config, train=resolve_second_stage(options, more).train)
-    config = replace(config, regression=stats, trained_on=times.base_of([video.name for video in subsets[0].videos]))
+    used, validated = ([video.name for video in subset.videos] for subset in subsets)
+    config = replace(
+        config, regression=stats, trained_on=times.base_of(used), recipe=times.recipe_of([*used, *validated])
+    )
     samples = SecondStageSamples(archive, subsets[0].videos, config)
     trainer = SecondStageTrainer(config, device, release=options.protocol == "release")
     facts = {"protocol": options.protocol, "proposals": samples.digest()}

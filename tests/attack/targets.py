@@ -12,8 +12,8 @@ from unittest import mock
 import h5py
 import numpy as np
 import torch
+from attack import layout_targets, reach_targets, second_stage_targets
 from attack import mutations as m
-from attack import reach_targets, second_stage_targets
 from attack.target import Target, quietly
 from helpers.networks import SMALL
 
@@ -52,7 +52,7 @@ def build(root: Path) -> list[Target]:
     rng = np.random.default_rng(0)
     firsts = [*_features(root, rng), *_tables(root), *_evaluations(root), *_checkpoints(root), *_trainings(root)]
     inference = ("--checkpoint", "../small.safetensors", "--fps", "25", "--device", "cpu")
-    reach = reach_targets.targets(root, inference)
+    reach = [*reach_targets.targets(root, inference), *layout_targets.targets(root, inference)]
     return [*firsts, *_resumed(root, rng), *second_stage_targets.targets(root), *reach]
 
 

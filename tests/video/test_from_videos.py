@@ -15,14 +15,14 @@ from helpers.training import SIZES, SMALL
 from helpers.videos import write_video
 from helpers.view import data_of
 
-from bcnet_fast import extract, infer, inspect, train
-from bcnet_fast.config import Config, PGCNConfig
+from bcnet_fast import extract, infer, inspect, refine, train
+from bcnet_fast.config import Config, PGCNConfig, SecondStageConfig
 from bcnet_fast.data.annotations import read_annotations
 from bcnet_fast.data.features import open_features
 from bcnet_fast.data.timing import TimeFlags, TimeResolver
 from bcnet_fast.errors import InputError
 from bcnet_fast.presets import PRESETS
-from bcnet_fast.storage.checkpoint import read_config
+from bcnet_fast.storage.checkpoint import read_any_config, read_config
 from bcnet_fast.training.dataset import fitted_sizes
 
 RECIPE = "clip = 8\nstride = 2\nfps = 12.5\noffset = 4\n"
@@ -235,6 +235,18 @@ def test_a_second_stage_trains_on_videos_and_refines_them(data, trained, tmp_pat
     assert "out.json: 1 video, 120 proposals refined" in capsys.readouterr().out
     labels = {one["label"] for one in results_of(tmp_path / "out.json").get("video_5", [])}
     assert labels <= {"act"}  # none may be left of a network that has hardly learned
+
+    config = read_any_config(tmp_path / "run/best.safetensors")
+    assert config.recipe == read_config(first).recipe
+    assert SecondStageConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    (tmp_path / "other.toml").write_text(RECIPE + "first = 1\n")
+    again = ["--recipe", tmp_path / "other.toml", "--backbone", "frame-index", "--output", tmp_path / "other"]
+    assert extract.main([str(flag) for flag in (clips / "video_5.mp4", *again)]) == 0
+    inputs = ("--features", tmp_path / "other", "--proposals", tmp_path / "out.proposals.json", "--device", "cpu")
+    refined = ("--checkpoint", tmp_path / "run/best.safetensors", "--output", tmp_path / "refined.json")
+    with pytest.raises(InputError, match=r"video_5' has other features than the training \(first 1 instead of 0\)"):
+        refine.main([str(flag) for flag in (*refined, *inputs)])
+
     with pytest.raises(InputError, match="--proposals is required with --model pgcn"):
         train.main([str(flag) for flag in (*flags, "--output", tmp_path / "other")])
 
