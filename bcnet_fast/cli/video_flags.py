@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from ..recipe import FLOWS
 from ..video.backbones import SPECS
+from ..video.decoding import DECODERS
 from ..video.extraction import ReadOptions
 from ..video.run import NetworkOptions
+from ..video.torchcodec_frames import require_torchcodec
 from .parser import require_at_least
 
 
@@ -68,6 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> No
         "--decoder-threads", type=int, default=ReadOptions.decoder_threads, metavar="N", help="0: one for each core"
     )
     reading.add_argument(
+        "--decoder", choices=DECODERS, default=ReadOptions.decoder, help="torchcodec: where it fits PyTorch and FFmpeg"
+    )
+    reading.add_argument(
         "--allow-truncated", action="store_true", help="take what is there of a file that ends before its stated end"
     )
 
@@ -84,7 +90,9 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
     if device:
         stated["device"] = device
     network = NetworkOptions(**stated)
-    read = ReadOptions(values.pop("clips"), values.pop("decoder_threads"), values.pop("allow_truncated"))
+    read = ReadOptions(**{each.name: values.pop(each.name) for each in dataclasses.fields(ReadOptions)})
     require_at_least(network, clip=1, stride=1)
     require_at_least(read, clips=1, decoder_threads=0)
+    if read.decoder == "torchcodec":
+        require_torchcodec()
     return network, read

@@ -22,12 +22,14 @@ from typing import Any
 from ..errors import InputError
 from ..storage.files import readable, require_file
 from ..text import count
+from . import torchcodec_frames
 
 SUFFIXES = frozenset(
     ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .ts .m2ts .mts .vob .flv .wmv .asf .ogv .3gp .3g2 .mxf .gif .y4m .h264 "
     ".hevc .ivf .nut .rm .rmvb .dv".split()
 )
 EXPECTED = "a video file"
+DECODERS = ("pyav", "torchcodec")
 _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,gif,yuv4mpegpipe,h264,hevc,av1,obu,ivf,nut,rm,dv,"
     "m4v,vc1,wtv,swf,apng"
@@ -59,6 +61,7 @@ class Video:
 
     path: of the file.
     threads: of the decoder; 0: one for each core.
+    decoder: of the frames, one of DECODERS. The header is read by PyAV.
 
     total: frames of the grid up to the last that was decoded. decoded, repeated, left_out, damaged (packets), jumps (of
     the time stamps) and cut (why reading ended early) describe what was read so far.
@@ -66,8 +69,8 @@ class Video:
     InputError: no video, unreadable, a codec without decoder, or a picture of more than 2 ** 26 pixels.
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int = 0) -> None:
-        self.path = require_video(path)
+    def __init__(self, path: str | os.PathLike, threads: int = 0, decoder: str = "pyav") -> None:
+        self.path, self.decoder = require_video(path), decoder
         self.decoded = self.repeated = self.left_out = self.damaged = self.jumps = self.total = 0
         self.cut: str | None = None  # why reading ended before the end of the file
         av = require_av()
@@ -184,6 +187,13 @@ class Video:
             raise InputError(f"{self.path} has no frame that can be decoded{reason}, expected {EXPECTED}")
 
     def _decode(self) -> Iterator[Any]:
+        if self.decoder == "torchcodec":
+            threads = self._stream.codec_context.thread_count
+            try:
+                yield from torchcodec_frames.decode(self.path, self._stream.index, self._stream.time_base, threads)
+            except RuntimeError:
+                self.cut = "torchcodec stopped at a frame that it cannot decode"
+            return
         packets = self._container.demux(self._stream)
         while True:
             try:

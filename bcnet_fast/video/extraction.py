@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,11 +36,17 @@ class ReadOptions:
         on it.
     decoder_threads: 0: one for each core.
     allow_truncated: take what is there of a file that ends before its stated end.
+    decoder: "pyav" or "torchcodec".
     """
 
     clips: int = 8
     decoder_threads: int = 0
     allow_truncated: bool = False
+    decoder: str = "pyav"
+
+    def open(self, path: str | os.PathLike) -> Video:
+        """InputError: as `Video` raises it."""
+        return Video(path, self.decoder_threads, self.decoder)
 
 
 def read_rows(video: Video, backbone: Backbone | Joined, options: ReadOptions) -> Iterator[np.ndarray]:
@@ -72,7 +79,7 @@ def _read_streams(video: Video, backbone: Joined, options: ReadOptions) -> Itera
     """The rows of several networks side by side, up to the end of the shortest; each reads the file on its own."""
     first, *others = backbone.streams
     with contextlib.ExitStack() as opened:
-        again = [opened.enter_context(Video(video.path, options.decoder_threads)) for _ in others]
+        again = [opened.enter_context(options.open(video.path)) for _ in others]
         readers = [read_rows(video, first, options)]
         readers += [read_rows(own, stream, options) for own, stream in zip(again, others, strict=True)]
         for parts in zip(*readers, strict=False):
@@ -112,6 +119,7 @@ def describe(video: Video, backbone: Backbone | Joined, rows: int) -> Sidecar:
         "width": facts.width,
         "height": facts.height,
         "codec": facts.codec,
+        "decoder": video.decoder,
     }
     return Sidecar(recipe, recipe.fps or rate, duration, rows, source, tuple(video.notes() if video.total else ()))
 
@@ -167,7 +175,7 @@ def extract_video(
     InputError: the video cannot be used; nothing is written then.
     """
     assert backbone.recipe.width is not None
-    with Video(path, options.decoder_threads) as video, readable(path, "a video whose features can be computed"):
+    with options.open(path) as video, readable(path, "a video whose features can be computed"):
         rate = float(video.facts.rate)
         with atomic_path(target) as temporary:
             with RowFile(temporary, backbone.recipe.width) as file:

@@ -81,7 +81,7 @@ class VideoSource(Source):
         self._interrupted.clear()
         path = self.videos[name]
         if self.keep is None:
-            with Video(path, self.read.decoder_threads) as video:
+            with self.read.open(path) as video:
                 rows = self._rows(video)
                 require_rows(video, self.network.backbone, len(rows))
                 if not self.read.allow_truncated:
