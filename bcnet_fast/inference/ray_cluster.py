@@ -89,7 +89,7 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
             restore()
             signal.raise_signal(signal.SIGTERM)
             raise
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # of this class itself where a node does not start in time
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise InputError(f"--ray {address}: {reason}; expected a cluster that runs") from error
         restore()

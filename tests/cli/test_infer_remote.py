@@ -220,6 +220,26 @@ def test_s3_that_fails_is_slow_and_whose_users_are_killed_gives_the_bytes_of_a_l
 
 
 @pytest.mark.slow
+def test_ray_reads_and_writes_s3_that_fails(s3, checkpoint, features, tmp_path):
+    """The workers have addresses alone, and the driver's environment."""
+    pytest.importorskip("ray", reason="needs Ray: pip install 'bcnet_fast[ray]'")
+    faulty, fs = s3
+    root = "s3://bucket/ray"
+    faulty.plan = lambda number: None
+    upload(fs, root, features, checkpoint)
+    expected, before = expected_of(root, tmp_path), faulty.errors
+    faulty.plan = lambda number: "error" if number % 7 == 0 else None
+    command = [sys.executable, "-m", "bcnet_fast.infer", *inputs(root, f"{root}/parts", "--ray", "--workers", 2)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert faulty.errors > before and "hunter2" not in done.stdout + done.stderr
+    output = f"{root}/merged.json"
+    assert merge.main([f"{root}/parts", "--output", output, "--features", f"{root}/features"]) == 0
+    faulty.plan = lambda number: None
+    assert fs.cat_file(output) == expected
+
+
+@pytest.mark.slow
 def test_s3_lists_page_by_page(s3, checkpoint, features):
     faulty, fs = s3
     faulty.plan = lambda number: None

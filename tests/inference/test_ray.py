@@ -13,6 +13,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,9 +27,9 @@ from bcnet_fast import infer, merge
 from bcnet_fast.data.shard import Shard
 from bcnet_fast.data.timing import TimeFlags, TimeOptions
 from bcnet_fast.errors import InputError
+from bcnet_fast.inference import ray_cluster
 from bcnet_fast.inference.options import InferOptions
 from bcnet_fast.inference.predict import Failure
-from bcnet_fast.inference.ray_cluster import cluster as cluster_of
 from bcnet_fast.inference.ray_worker import Job, Worker
 from bcnet_fast.inference.run import open_inputs
 from bcnet_fast.inference.shards import about_run
@@ -74,7 +75,7 @@ def expected(checkpoint, archive) -> Path:
 @pytest.fixture(scope="module")
 def cluster():
     """Three CPUs: two workers, and one to read datasets."""
-    with cluster_of("local", 3) as ray:
+    with ray_cluster.cluster("local", 3) as ray:
         yield ray
 
 
@@ -109,6 +110,19 @@ def test_a_missing_ray_is_one_line_that_names_its_extra(checkpoint, archive, tmp
     with pytest.raises(InputError, match=r"^Ray is not installed, expected for --ray: pip install 'bcnet_fast\[ray\]'"):
         infer.main(infer_flags(checkpoint, archive, "--ray", output=tmp_path / "parts"))
     assert not (tmp_path / "parts").exists()
+
+
+def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
+    """Ray raises `Exception` itself where a loaded machine takes too long."""
+
+    def init(**_):
+        raise Exception("The current node timed out during startup. Perhaps\nmore")
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setattr(ray_cluster, "require_ray", lambda: ray)
+    with pytest.raises(InputError, match=r"^--ray local: The current node timed out during startup. Perhaps; expected"):
+        with ray_cluster.cluster("local", 2):
+            pass
 
 
 @pytest.fixture
