@@ -54,9 +54,10 @@ def test_a_second_machine_gets_its_own_rows(tmp_path, monkeypatch):
         found["environment"]["device"] = "Another CPU"
         (tmp_path / name.replace("amd_epyc", "other")).write_text(json.dumps(found))
     monkeypatch.setattr(benchmarks_page, "RESULTS", tmp_path)
-    lines = benchmarks_page.headline().splitlines()
-    assert lines[0].startswith("| machine |")
-    assert sum(line.startswith("| Another CPU |") for line in lines) == sum("| AMD EPYC |" in line for line in lines)
+    _, _, *lines = benchmarks_page.headline().splitlines()
+    half = len(lines) // 2
+    assert lines[half] == lines[0].replace("| AMD EPYC |", "| Another CPU |")
+    assert lines[half + 1 :] == lines[1:half] and half == 4
     assert "*Another CPU, " in benchmarks_page.TABLES["latency"]()
 
 
@@ -119,6 +120,7 @@ def test_every_setting_has_a_row(site_hooks):
 
 def test_readme_is_short_and_has_the_two_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.split()) <= 900
+    words = [word for word in text.split() if any(map(str.isalnum, word))]  # no lines of tables
+    assert len(words) <= 900
     assert "    pip install -e . && python -m bcnet_fast.infer\n" in text
     assert '    pip install -e ".[test]" && python -m pytest -m "not slow"\n' in text
