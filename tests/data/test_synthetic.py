@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.sweeps import sweep
 
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
 from bcnet_fast.data.features import open_features
@@ -56,7 +57,7 @@ FEW_LONG = SyntheticConfig(
 )
 
 
-@pytest.mark.parametrize("config", [CONFIG, FEW_LONG], ids=["thumos14", "few_long"])
+@sweep("config", [FEW_LONG, CONFIG], ids=["few_long", "thumos14"])
 def test_videos_have_the_statistics_that_were_asked_for(config):
     """Read back from 400 videos; the tolerances are about twice what another seed changes."""
     small = dataclasses.replace(config, feature_dim=1)
