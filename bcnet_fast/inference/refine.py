@@ -106,6 +106,11 @@ def refine(options: RefineOptions) -> RefineReport:
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     configs = read_configs(options.checkpoint)
     labels = class_names(configs, options.checkpoint, options.classes)
+    unknown = [path for path, config in zip(options.checkpoint, configs, strict=True) if config.regression is None]
+    if unknown and not options.no_regression:
+        raise InputError(
+            f"{unknown[0]} has no statistics of its regression (reg_stats), expected them; --no-regression does without"
+        )
     first, release = configs[0], options.protocol == "release"
     strip = bool(first.rows.rescaled)
     # MUSES-Net's reader of proposal lists drops proposals of other classes.

@@ -93,13 +93,16 @@ def read_text(path: str | os.PathLike, expected: str) -> str:
                 content += part
                 if len(content) > LARGEST_TEXT:
                     raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MiB of text, expected {expected}")
-            return content.decode("utf-8-sig")
+            text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path} is not UTF-8 text, expected {expected}{content_of(bytes(content[:64]))}"
             ) from error
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise InputError(f"{path}: damaged gzip file ({error}), expected {expected}") from error
+    if "\0" in text:  # parsers would make several copies of it before they see that
+        raise InputError(f"{path} has a zero byte, as no text has, expected {expected}")
+    return text
 
 
 def parse_json(text: str, path: str | os.PathLike, expected: str = "a JSON file", *, unique_keys: bool = True) -> Any:

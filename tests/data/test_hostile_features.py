@@ -354,3 +354,10 @@ def test_an_npy_of_python_2_is_read_without_a_warning(tmp_path):
     command = [sys.executable, "-c", code, str(tmp_path / "old.npy")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(20, 10)\n", "")
+
+
+def test_zeros_are_no_text_before_a_parser_copies_them(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_bytes(gzip.compress(bytes(1 << 20)))
+    with pytest.raises(InputError, match=r"results.csv has a zero byte, as no text has, expected .*CSV"):
+        read_results(path)
