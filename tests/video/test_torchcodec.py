@@ -110,7 +110,7 @@ def test_extract_takes_the_decoder_and_says_which(tmp_path, installed, monkeypat
     np.testing.assert_array_equal(rows[0], rows[1])
 
 
-def test_without_torchcodec_one_line_says_so(tmp_path, monkeypatch, capsys) -> None:
+def test_without_torchcodec_one_line_says_so(tmp_path, monkeypatch) -> None:
     def fail(name):
         raise RuntimeError("Could not load libtorchcodec.\n  many\n  lines")
 
