@@ -170,27 +170,66 @@ def new_folder(folder: Path) -> Iterator[Path | None]:
     filling.rename(folder)
 
 
+PAIRED = """
+import json, os, sys, time
+from bcnet_fast.infer import main
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+seconds = []
+for runs in json.loads(sys.argv[1]):
+    began = time.process_time()
+    for run in runs:
+        main(run)
+    seconds.append(time.process_time() - began)
+print(json.dumps(seconds))
+"""
+
+
 def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
-    """CPU seconds a window of one process, of one shard of one, and of two shards; starting is subtracted."""
-    common = ["-m", "bcnet_fast.infer", "--checkpoint", str(folder / "large.safetensors"), "--fps", "25"]
-    common += ["--device", "cpu", "--overwrite", "--output"]
+    """CPU milliseconds a window of one process, of one shard of one, and of two shards, as ratios of one process.
+
+    Each variant runs beside one process at the same time and on the same core, which takes turns between them every
+    few milliseconds: both see the same changes of the machine. One process beside one process shows what is left.
+    """
     variants = {"one process": None, "one shard of one": 1, "two shards": 2}
-    found: dict[str, list[float]] = {name: [] for name in variants}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, shards in variants.items():
-            if shards is None:
-                runs = [[str(folder / "single.json")]]
-            else:
-                runs = [[str(folder / "parts"), "--shard", f"{index}/{shards}"] for index in range(shards)]
-            seconds = []
-            for features in ("large", "large_one"):  # the second has one video, for the time of starting
-                shutil.rmtree(folder / "parts", ignore_errors=True)
-                chosen = ["--features", str(folder / features)]
-                seconds.append(sum(child([*common, *run, *chosen])[0] for run in runs))
-            found[name].append((seconds[0] - seconds[1]) / (WINDOWS * (VIDEOS - 1)))
-            print(f"{name}: {1000 * found[name][-1]:.2f} ms of CPU a window", flush=True)
-    rows = [{"variant": name, "cpu_ms": 1000 * statistics.median(values)} for name, values in found.items()]
+            base, other = _start(folder, "base", None), _start(folder, "other", shards)
+            base_ms, other_ms = _window_ms(base), _window_ms(other)
+            found[name].append((other_ms, other_ms / base_ms))
+            print(f"{name}: {other_ms:.2f} ms of CPU a window, {other_ms / base_ms:.4f} of one process", flush=True)
+    rows = [
+        {"variant": name, "cpu_ms": statistics.median(ms), "ratio": statistics.median(ratios), "ratios": ratios}
+        for name, (ms, ratios) in ((name, tuple(zip(*pairs, strict=True))) for name, pairs in found.items())
+    ]
     return rows + writing(folder)
+
+
+def _start(folder: Path, name: str, shards: int | None) -> subprocess.Popen:
+    """Start a process that prints the CPU seconds of three steps: loading what all runs need, one video, all videos."""
+    common = ["--checkpoint", str(folder / "large.safetensors"), "--fps", "25", "--device", "cpu", "--overwrite"]
+    parts = folder / f"{name}_parts_{shards}"
+    shutil.rmtree(parts, ignore_errors=True)
+    if shards is None:
+        variants = [["--output", str(folder / f"{name}.json")]]
+    else:
+        variants = [["--output", str(parts), "--shard", f"{index}/{shards}"] for index in range(shards)]
+    steps = [
+        [[*common, *variant, "--features", str(folder / features)] for variant in variants]
+        for features in ("large_one", "large_one", "large")
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    code = [sys.executable, "-c", PAIRED, json.dumps(steps)]
+    return subprocess.Popen(code, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _window_ms(process: subprocess.Popen) -> float:
+    """CPU milliseconds a window of a process of `_start`. InputError: it failed."""
+    out, error = process.communicate()
+    if process.returncode:
+        raise InputError(f"{process.args}: {error.splitlines()[-2:]}")
+    _, one, every = json.loads(out.splitlines()[-1])
+    return 1000 * (every - one) / (WINDOWS * (VIDEOS - 1))
 
 
 def writing(folder: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.address import Place
-from ..storage.files import readable
+from ..storage.files import open_binary, readable
 from ..storage.optional import require_pyarrow
-from ..storage.remote import open_binary
 from ..text import alternatives
 from .source import ARRAY_NAMES, ReadLimits, SharedFiles
 
@@ -109,7 +108,7 @@ class ParquetRows(SharedFiles):
 def _opened(path: Place) -> Iterator[Any]:
     with readable(path, _EXPECTED):
         parquet = require_pyarrow().parquet
-        with open_binary(path) as raw:
+        with open_binary(path, _EXPECTED) as raw:
             # Reading ahead would start threads, which a fork loses.
             with parquet.ParquetFile(raw, pre_buffer=False) as file:
                 names = [name for name in ID_NAMES if name in file.schema_arrow.names]

@@ -14,7 +14,7 @@ from typing import IO, Any
 from ..errors import InputError
 from ..storage.address import Address, Place
 from ..storage.arrays import StoredArray
-from ..storage.files import readable
+from ..storage.files import readable, require_file
 from ..storage.remote import RemoteFile, read_range
 from .source import ARRAY_NAMES, ReadLimits, SharedFiles
 
@@ -93,7 +93,8 @@ def _members(path: Place) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
 
     InputError: it is compressed, damaged or cut. Then it is unknown which videos it has.
     """
-    raw = RemoteFile(path, _HEADER_BYTES) if isinstance(path, Address) else open(path, "rb")
+    remote = isinstance(path, Address)
+    raw = RemoteFile(path, _HEADER_BYTES) if remote else open(require_file(path, _EXPECTED), "rb")
     with readable(path, _EXPECTED), raw:
         start = raw.read(8) or b""
         packed = next((kind for magic, kind in _PACKED.items() if start.startswith(magic)), None)

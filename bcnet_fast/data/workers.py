@@ -59,12 +59,18 @@ def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
     with record_function("start"):  # here it imports what it needs, where nothing raises; `next` below uses it
         pass
     waits = died = False
+    interrupted: Any = None  # the frame in which a check began
 
     def note(number: int, frame: Any) -> None:
-        nonlocal died
+        nonlocal died, interrupted
         died = True
-        if waits:
-            check(number, frame)
+        # PyTorch's handler calls the one that was set before it, with the same frame: it may be this one.
+        if waits and frame is not interrupted:
+            interrupted = frame
+            try:
+                check(number, frame)
+            finally:
+                interrupted = None
 
     check = _callable(signal.signal(signal.SIGCHLD, note))
     try:

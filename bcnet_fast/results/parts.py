@@ -25,9 +25,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..storage.address import Address, Place, place_of
-from ..storage.files import readable, require_file
+from ..storage.files import open_binary, readable, require_file
 from ..storage.optional import require_pyarrow
-from ..storage.remote import listed, open_binary, read_range, size_of
+from ..storage.remote import listed, read_range, size_of
 from ..text import brief
 from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
 
@@ -134,7 +134,7 @@ class Part:
             if self._parquet:
                 header = json.loads(self._open().metadata.metadata[HEADER.encode()])
             else:
-                with open_binary(path) as file:
+                with open_binary(path, _EXPECTED) as file:
                     line = file.readline()
                 self._begin, header = len(line), json.loads(line)[HEADER]
             if header.pop("format") != _VERSION:
@@ -208,7 +208,7 @@ class Part:
             yield block
 
     def _open(self) -> Any:
-        source = open_binary(self.path) if isinstance(self.path, Address) else self.path
+        source = open_binary(self.path, _EXPECTED) if isinstance(self.path, Address) else self.path
         return require_pyarrow().parquet.ParquetFile(source, page_checksum_verification=True)
 
     def _groups(self) -> Iterator[Columns]:

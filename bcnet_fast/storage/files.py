@@ -6,19 +6,20 @@ import contextlib
 import gc
 import gzip
 import importlib
+import io
 import json
 import os
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..errors import InputError
 from ..text import brief
-from .address import Address, place_of
+from .address import Address, Place, place_of
 from .foreign import content_of
-from .remote import local_copy
+from .remote import RemoteFile, local_copy
 
 LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
 _PART = 1 << 20  # bytes read or unpacked at once
@@ -67,6 +68,16 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no read permission, expected {expected}")
     return path
+
+
+def open_binary(place: Place, expected: str) -> IO[bytes]:
+    """Open a file to read bytes at any position, one of another storage in parts. InputError: it is not readable.
+
+    A pipe is refused: opening one waits for a writer.
+    """
+    if isinstance(place, Address):
+        return io.BufferedReader(RemoteFile(place), 1 << 16)
+    return open(require_file(place, expected), "rb")
 
 
 def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> bytes:

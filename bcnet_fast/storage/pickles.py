@@ -18,6 +18,7 @@ from .address import Address
 from .remote import size_of
 
 SAFE_SINCE = (2, 10)
+_LARGEST_RECORD = 64 << 20  # bytes of one that is no tensor, of which PyTorch makes several copies
 _LEGACY = "CVE-2025-32434 and CVE-2026-24747"  # of torch.load with weights_only=True, before 2.6 and before 2.10
 
 
@@ -35,7 +36,14 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
     content = path if file is None else file
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
-            size = sum(member.file_size for member in archive.infolist())
+            records = archive.infolist()
+        size = sum(record.file_size for record in records)
+        for record in records:
+            if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):
+                raise InputError(
+                    f"{path}: {record.filename} has {record.file_size >> 20} MiB, expected at most "
+                    f"{_LARGEST_RECORD >> 20} MiB of what is no tensor"
+                )
     else:
         size = size_of(path)
     if file is not None:

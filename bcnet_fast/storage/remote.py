@@ -289,11 +289,6 @@ class RemoteFile(io.RawIOBase):
         return self.read(max(0, self.size - self._position)) or b""
 
 
-def open_binary(place: Place) -> IO[bytes]:
-    """Open a file to read bytes, at any position. OSError or InputError: it cannot be opened."""
-    return io.BufferedReader(RemoteFile(place), 1 << 16) if isinstance(place, Address) else open(place, "rb")
-
-
 def open_whole(place: Place, limit: int, flag: str = "") -> IO[bytes]:
     """Open a file that is read as a whole: one of another storage is in memory, see `read_whole`."""
     return io.BytesIO(read_whole(place, limit, flag)) if isinstance(place, Address) else open(place, "rb")

@@ -332,3 +332,28 @@ def test_a_connection_that_ends_before_the_signal_of_a_death_costs_a_retry(notic
 
     assert list(read_in_order([1, 2, 3], results)) == [1, 2, 3]
     assert "note: a process that reads features was killed" in capfd.readouterr().err
+
+
+def test_the_end_of_another_process_is_no_death_where_handlers_call_each_other(capfd):
+    """As with the first loader of a process: it sets PyTorch's handler, which calls the one that was set before it."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    class Loader:
+        def __init__(self, items):
+            self.items = items
+
+        def __iter__(self):
+            earlier = signal.getsignal(signal.SIGCHLD)
+            signal.signal(signal.SIGCHLD, lambda number, frame: earlier(number, frame))
+            return self.results()
+
+        def results(self):
+            for item in self.items:
+                os.kill(os.getpid(), signal.SIGCHLD)
+                yield item
+
+    try:
+        assert list(read_in_order([1, 2, 3], lambda items, one_by_one: Loader(items))) == [1, 2, 3]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert capfd.readouterr().err == ""

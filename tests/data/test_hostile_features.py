@@ -173,6 +173,14 @@ def test_links_pipes_and_folders_named_like_features_are_listed(tmp_path):
     np.testing.assert_array_equal(loaded["good"].features, GOOD)
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "tar", "h5", "npy", "csv"])
+def test_a_pipe_in_place_of_an_archive_is_one_line_and_is_not_waited_for(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    for path in (tmp_path, tmp_path / f"pipe.{suffix}"):
+        with pytest.raises(InputError, match=rf"pipe\.{suffix} is a device, expected "):
+            open_features(path, feature_dim=C).load("pipe")
+
+
 def test_running_out_of_memory_is_one_failure(tmp_path, monkeypatch):
     np.save(tmp_path / "good.npy", GOOD)
     np.save(tmp_path / "bad.npy", GOOD[:5])
@@ -240,6 +248,16 @@ def test_a_pt_file_with_packed_values_is_refused_before_it_is_allocated(tmp_path
     (tmp_path / "stored.pt").unlink()
     assert (tmp_path / "bad.pt").stat().st_size < 2**18
     assert "(--max-video-gib)" in require_one_failure(tmp_path, "bad", TINY)
+
+
+def test_a_pt_file_with_a_large_record_beside_its_tensors_is_refused_before_it_is_unpacked(tmp_path):
+    torch.save(torch.from_numpy(GOOD), tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "good.pt") as stored, zipfile.ZipFile(tmp_path / "bad.pt", "w") as packed:
+        for name in stored.namelist():
+            content = bytes(65 << 20) if name.endswith("/version") else stored.read(name)
+            packed.writestr(name, content, zipfile.ZIP_DEFLATED)
+    message = require_one_failure(tmp_path, "bad")
+    assert "/version has 65 MiB, expected at most 64 MiB of what is no tensor" in message
 
 
 def test_the_limit_is_for_one_video_and_can_be_raised(tmp_path):
