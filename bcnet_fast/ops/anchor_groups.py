@@ -9,6 +9,8 @@ import numpy as np
 
 from .sampling_plan import GROUP, SamplingPlan
 
+_PACKED_AT_ONCE = 256  # groups: more take memory, fewer take time
+
 
 class AnchorGroups(NamedTuple):
     """The taps of a plan, packed for `gather`, `gather_backward` and `project_anchors` of the native extension.
@@ -57,6 +59,18 @@ def _pack(plan: SamplingPlan) -> AnchorGroups:
     first, order, weights = (tensor.detach().numpy() for tensor in (plan.first, plan.order, plan.weights))
     offsets = plan.offsets.numpy()
     starts, count = offsets[:-1].reshape(first.shape), np.diff(offsets).reshape(first.shape)
+    blocks = [
+        _pack_some(order[begin : begin + _PACKED_AT_ONCE], first, count, starts, weights, plan.length)
+        for begin in range(0, len(order), _PACKED_AT_ONCE)
+    ]
+    step, sizes, rows, taps = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return AnchorGroups(order, step, np.append(0, sizes.cumsum()).astype(np.int32), rows, taps)
+
+
+def _pack_some(
+    order: np.ndarray, first: np.ndarray, count: np.ndarray, starts: np.ndarray, weights: np.ndarray, length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, numbers of taps in each list, rows and weights of some groups."""
     step, common = _steps(order, first, count, starts, weights)
 
     members = (order >= 0)[:, :, None]
@@ -66,13 +80,8 @@ def _pack(plan: SamplingPlan) -> AnchorGroups:
     taps = count[anchor, n]
     entry, within = _spread(taps)
     sizes = np.bincount(group * (1 + GROUP) + place, taps, minlength=len(order) * (1 + GROUP))
-    return AnchorGroups(
-        order=order,
-        step=step,
-        offsets=np.append(0, sizes.cumsum()).astype(np.int32),
-        rows=((n * plan.length + first[anchor, n])[entry] + within).astype(np.int32),
-        weights=weights[starts[anchor, n][entry] + within],
-    )
+    rows = ((n * length + first[anchor, n])[entry] + within).astype(np.int32)
+    return step, sizes, rows, weights[starts[anchor, n][entry] + within]
 
 
 def _steps(
