@@ -23,8 +23,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .cli import read_flags, shard_flags, time_flags, video_flags
-from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
+from .cli import read_flags, result_flags, shard_flags, time_flags, video_flags
+from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
@@ -94,22 +94,9 @@ def build_parser() -> Parser:
     read_flags.add_arguments(parser)
     video_flags.add_arguments(parser)
 
-    labels = parser.add_argument_group("labels (detections instead of proposals)")
-    labels.add_argument("--labels", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md")
-    labels.add_argument(
-        "--fusion",
-        choices=["product", "sqrt"],
-        default=InferOptions.fusion,
-        help="confidence x class score, or the square root of that",
+    labels = result_flags.add_labels(
+        parser, "labels (detections instead of proposals)", fusion=InferOptions.fusion, top_k=InferOptions.top_k
     )
-    labels.add_argument(
-        "--top-k",
-        type=int,
-        default=InferOptions.top_k,
-        metavar="K",
-        help="number of best classes assigned to the proposals of a video",
-    )
-
     labels.add_argument(
         "--refine",
         metavar="FILE",
@@ -119,21 +106,10 @@ def build_parser() -> Parser:
 
     shown = parser.add_argument_group("pages, pictures and subtitles")
     shown.add_argument(
-        "--page", metavar="FILE.html", help="make a page to look at the results in a browser; see the command view"
-    )
-    shown.add_argument(
         "--boundaries", metavar="DIR", help="write boundary probabilities per video, which the command view shows"
     )
-    add_plot_flags(shown, "a timeline of each video")
-    shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
-    shown.add_argument(
-        "--best",
-        type=int,
-        metavar="N",
-        help="proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)",
-    )
-    shown.add_argument(
-        "--ground-truth", metavar="FILE", help="annotations to draw in pages and pictures, with hits and misses"
+    result_flags.add_shown(
+        shown, "proposals in pictures and subtitles (default: as many as there are true actions, from 10 to 30)"
     )
 
     running = parser.add_argument_group("running")
@@ -147,16 +123,10 @@ def build_parser() -> Parser:
         metavar="N",
         help="processes that read features or videos; with --ray, that compute",
     )
-    running.add_argument("--profile", action="store_true", help="print the time of each stage")
     running.add_argument(
         "--trace", metavar="FILE.json", help="write the stages as a trace for chrome://tracing or Perfetto"
     )
-    running.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue a run with the same settings, interrupted or with videos that failed or came later",
-    )
-    running.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    result_flags.add_writing(running)
     shard_flags.add_arguments(parser)
     return parser
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import math
 import sys
 
-from .cli import read_flags, time_flags
-from .cli.parser import Parser, add_plot_flags, command_parser, require_at_least, run
+from .cli import read_flags, result_flags, time_flags
+from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .inference.page import make_page
 from .inference.refine import RefineOptions, refine
@@ -85,27 +85,13 @@ def build_parser() -> Parser:
     shown.add_argument(
         "--labels", metavar="FILE", help="class scores of whole videos, which multiply the scores: docs/formats.md"
     )
-    shown.add_argument(
-        "--page", metavar="FILE.html", help="make a page to look at the results in a browser; see the command view"
-    )
-    add_plot_flags(shown, "a timeline of each video")
-    shown.add_argument("--srt", metavar="DIR", help="write subtitles (.srt) per video")
-    shown.add_argument("--best", type=int, metavar="N", help="detections in pictures and subtitles")
-    shown.add_argument(
-        "--ground-truth", metavar="FILE", help="annotations to draw in pages and pictures, with hits and misses"
-    )
+    result_flags.add_shown(shown, "detections in pictures and subtitles")
 
     running = parser.add_argument_group("running")
     running.add_argument(
         "--workers", type=int, default=RefineOptions.workers, metavar="N", help="processes that read features"
     )
-    running.add_argument("--profile", action="store_true", help="print the time of each stage")
-    running.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue a run with the same settings, interrupted or with videos that failed or came later",
-    )
-    running.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    result_flags.add_writing(running)
     return parser
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .cli import result_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
 from .results.exchange import FORMATS
@@ -55,17 +56,7 @@ def build_parser() -> Parser:
     )
     more.add_argument("--boundaries", metavar="DIR", help="boundary probabilities, as infer --boundaries writes them")
 
-    labels = parser.add_argument_group("labels, for proposals without")
-    labels.add_argument("--labels", metavar="FILE", help="class scores of whole videos; layouts: docs/formats.md")
-    labels.add_argument(
-        "--fusion",
-        choices=["product", "sqrt"],
-        default=ViewOptions.fusion,
-        help="confidence x class score, or the square root of that",
-    )
-    labels.add_argument(
-        "--top-k", type=int, default=ViewOptions.top_k, metavar="K", help="number of best classes of a video"
-    )
+    result_flags.add_labels(parser, "labels, for proposals without", fusion=ViewOptions.fusion, top_k=ViewOptions.top_k)
 
     export = parser.add_argument_group("other tools, instead of a page")
     export.add_argument("--export", choices=FORMATS, help="format to write: docs/formats.md")
