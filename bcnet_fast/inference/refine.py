@@ -31,6 +31,7 @@ from ..results.writer import ResultWriter
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
 from ..text import count, some
+from ..threads import FairShare
 from .model import load
 from .predict import Failure
 from .running import interruptible, require_fresh, sha256, show, take_up
@@ -198,9 +199,16 @@ class _Run:
         self.refined = self.left_out = self.zeros = self.empty = 0
 
     def refine(self, streams: Sequence[FeatureArchive], videos: Sequence[str], left: set[str]) -> None:
-        """Refine and store the videos in `left`; failures are collected."""
+        """Refine and store the videos in `left`; failures are collected. Threads are those of `FairShare`."""
+        with FairShare() as share:
+            self._refine(streams, videos, left, share)
+
+    def _refine(
+        self, streams: Sequence[FeatureArchive], videos: Sequence[str], left: set[str], share: FairShare
+    ) -> None:
         loaded = read_streams(streams, videos, self.options.workers)
         for name, features in progress(loaded, total=len(videos), what="videos"):
+            share.renew()
             try:
                 loaded_rows = []
                 for found in features:

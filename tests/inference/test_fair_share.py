@@ -1,4 +1,4 @@
-"""Inference takes its share of busy cores, unless the user says how many threads it has."""
+"""Inference and refinement take their share of busy cores, unless the user says how many threads they have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bcnet_fast import threads
-from bcnet_fast.inference import run
+from bcnet_fast.inference import refine, run
 from bcnet_fast.threads import FairShare, others_running, share
 
 
@@ -77,7 +77,9 @@ def test_inference_shares_busy_cores_unless_the_user_states_a_number(monkeypatch
         monkeypatch.setenv(stated, "2")
     monkeypatch.setattr(threads, "others_running", lambda: 1000)
     seen = []
-    monkeypatch.setattr(run.Run, "_predict", lambda self, videos, share: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(run.Run, "_predict", lambda *_: seen.append(torch.get_num_threads()))
+    monkeypatch.setattr(refine._Run, "_refine", lambda *_: seen.append(torch.get_num_threads()))
     run.Run.predict(object.__new__(run.Run), [])
-    assert seen == [expected]
+    refine._Run.refine(object.__new__(refine._Run), [], [], set())
+    assert seen == [expected, expected]
     assert torch.get_num_threads() == 2
