@@ -382,7 +382,8 @@ def _overridden(config: Config | SecondStageConfig, values: dict[str, Any], sour
 def is_second_stage(values: Any) -> bool:
     """Whether nested dicts, as read from a file, are a `SecondStageConfig` rather than a `Config`."""
     model = values.get("model") if isinstance(values, dict) else None
-    return isinstance(model, dict) and model.get("name") in SECOND_STAGE_SYSTEMS
+    name = model.get("name") if isinstance(model, dict) else None
+    return isinstance(name, str) and name in SECOND_STAGE_SYSTEMS
 
 
 def section_kinds(model: str) -> dict[str, type]:

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from support.environment import begin
 from support.growth import exponent
+from support.s3_listing import FOLDER, s3
 
 from bcnet_fast.cli.parser import Parser, run
 from bcnet_fast.config import BCNetConfig, Config, DataConfig
@@ -73,16 +74,16 @@ IDS = (
     (100_000, 10, "jsonl"),
     (1_000_000, 10, "jsonl"),
 )
-LISTS = (10_000, 100_000)  # files in a folder
+LISTS = (10_000, 100_000, 1_000_000)  # files in a folder, and keys of S3
 SHARDS, PART_VIDEOS = 8, 1000  # of the parts that are joined
 _LEAST_S = 0.01  # what is less is lost in the time of starting
 LINKS = 20_000  # to one file: a file system has a limit
 
 
-def child(code: Sequence[str]) -> tuple[float, float]:
-    """CPU seconds and peak memory in MiB of a process with one thread. InputError: it failed."""
+def child(code: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[float, float]:
+    """CPU seconds and peak memory in MiB of a process with one thread. more: variables. InputError: it failed."""
     with tempfile.TemporaryFile("w+") as said:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(more or {})
         process = subprocess.Popen([sys.executable, *code], stdout=subprocess.DEVNULL, stderr=said, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -311,14 +312,17 @@ def id_stage(folder: Path, _: int) -> list[dict[str, Any]]:
     started = {step: min(child(code) for _ in range(5)) for step, code in starts.items()}
     rows = [{"step": "start", "videos": 0, "seconds": started["merge"][0], "peak_mib": started["merge"][1]}]
 
-    def note(step: str, count: int, code: list[str], **more: Any) -> None:
-        seconds, peak = child(code)
-        seconds = max(seconds - started[step][0], _LEAST_S)
+    def note(step: str, count: int, code: list[str], environment: Mapping[str, str] | None = None, **more: Any) -> None:
+        seconds, peak = child(code, environment)
+        seconds = max(seconds - started[step.partition(" ")[0]][0], _LEAST_S)
         rows.append({"step": step, "videos": count, "seconds": seconds, "peak_mib": peak, **more})
         print(rows[-1], flush=True)
 
     for count in LISTS:
         note("list", count, ["-c", LIST, str(folder / f"links_{count}"), str(count)])
+    for count in LISTS:
+        with s3(count) as environment:
+            note("list keys of S3", count, ["-c", LIST, FOLDER, str(count)], environment)
     for count, proposals, part_format in IDS:
         parts, more = str(folder / f"parts_{count}_{proposals}_{part_format}"), {"proposals": proposals}
         more["format"] = part_format

@@ -12,6 +12,21 @@ _KEYS = 1_000  # of one LIST request of an object store
 _PART_VIDEOS, _PART_S = 1_000, 60  # limits of a part
 
 
+def throughput(found: dict[str, Any]) -> str:
+    rows = [row for row in found["throughput"] if "variant" in row]
+    lines = [
+        [
+            row["variant"],
+            number(row["cpu_ms"]),
+            f"{100 * (row['ratio'] - 1):+.1f} %",
+            f"{100 * (min(row['ratios']) - 1):+.1f} to {100 * (max(row['ratios']) - 1):+.1f} %",
+        ]
+        for row in rows
+    ]
+    pairs = f"median of {len(rows[0]['ratios'])} pairs"
+    return table(["BMN, THUMOS14 sizes", "CPU time a window, ms", f"beside one process, {pairs}", "all pairs"], lines)
+
+
 def writing(found: dict[str, Any]) -> str:
     rows = {row["writing"]: row["cpu_ms"] for row in found["throughput"] if "writing" in row}
     names = {
@@ -99,8 +114,8 @@ def model(found: dict[str, Any]) -> str:
         ["computing, one core a worker", f"{computing:,.0f} s", f"{share:,} videos of {_WINDOWS} windows a worker"],
         [
             "listing the archive, each worker",
-            f"{each('list') * _MODEL_VIDEOS:.1f} s",
-            f"{lists:,} LIST requests of {_KEYS:,} keys, of all workers, on an object store",
+            f"{each('list') * _MODEL_VIDEOS:.1f} s; S3: {each('list keys of S3') * _MODEL_VIDEOS:,.0f} s",
+            f"on an object store, {lists:,} LIST requests of {_KEYS:,} keys by all workers; none of Parquet or tars",
         ],
         ["reading features", "part of computing", f"{_MODEL_VIDEOS:,} files or GET requests, one a video"],
         ["writing parts", "part of computing", f"{parts:,} files or PUT requests"],
@@ -113,6 +128,7 @@ def model(found: dict[str, Any]) -> str:
 
 
 TABLES = {
+    "archive-throughput": throughput,
     "archive-writing": writing,
     "archive-ray": ray,
     "archive-memory": memory,

@@ -168,6 +168,12 @@ def nested(tmp_path, saved):
     return path, "JSON is nested too deeply, expected a configuration in the metadata"
 
 
+def named_by_a_list(tmp_path, saved):
+    path = tmp_path / "list.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"bcnet_fast": '{"preset": "x", "model": {"name": ["bmn"]}}'})
+    return path, r"model.name is \['bmn'\], expected bcnet, bmn or gtad"
+
+
 def absent(tmp_path, saved):
     return tmp_path / "absent.safetensors", "is neither a file nor a preset"
 
@@ -192,7 +198,8 @@ def unfitting(tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    "make", [damaged, empty, foreign, with_a_number, without_settings, nested, absent, released, unfitting]
+    "make",
+    [damaged, empty, foreign, with_a_number, without_settings, nested, named_by_a_list, absent, released, unfitting],
 )
 def test_a_bad_checkpoint_is_one_clear_line(tmp_path, saved, make):
     path, message = make(tmp_path, saved)
