@@ -1,9 +1,10 @@
-"""Bounds of the numbers in a configuration, so that a small file cannot ask for a network that fills the memory."""
+"""Bounds of the numbers in files: a small configuration cannot ask for a network that fills the memory, and a time in
+seconds can be turned into milliseconds and frames."""
 
 from __future__ import annotations
 
 LARGEST = 2**31 - 1  # of a size or count without a bound of its own
-LARGEST_FLOAT = 1e30  # magnitude of any number that is not whole
+LARGEST_FLOAT = 1e30  # magnitude of any number that is not whole, and of any time or score in a file
 SMALLEST_FLOAT = 1e-30  # of a number above 0
 # Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
 # of a few KiB cannot fill the memory. What is built from several of them is bounded by `Config.require_possible`.

@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..bounds import LARGEST_FLOAT
 from ..errors import InputError
 from ..storage.files import parse_json, read_text, readable
 from ..storage.remote import reads_addresses
@@ -349,14 +349,14 @@ def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where:
 
 
 def _number(value: Any) -> float | None:
-    """Convert a number or its text to a finite float, or else None."""
+    """Convert a number or its text to a finite float that is not huge, or else None."""
     if isinstance(value, bool):
         return None
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= LARGEST_FLOAT else None
 
 
 def _text_or_none(value: Any) -> str | None:

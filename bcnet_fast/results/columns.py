@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..bounds import LARGEST_FLOAT
 from ..errors import InputError
 from ..text import brief
 
@@ -44,7 +46,7 @@ class Results:
         A list may also have entries [start, end, score].
 
         Either all entries have a label or none has. InputError: names `source`, the video and the entry that has
-        another form, a NaN or infinite number, or an end before its start.
+        another form, a NaN, infinite or huge number, or an end before its start.
         """
         lists = {name: _entries(entries, name, source) for name, entries in results.items()}
         video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists.values()])
@@ -52,14 +54,14 @@ class Results:
         try:
             segments = np.array([entry["segment"] for entry in flat], dtype=np.float64).reshape(len(flat), 2)
             scores = np.array([entry["score"] for entry in flat], dtype=np.float64).reshape(len(flat))
-            usable = np.isfinite(segments).all(1) & np.isfinite(scores) & (segments[:, 0] <= segments[:, 1])
+            usable = is_usable(segments).all(1) & is_usable(scores) & (segments[:, 0] <= segments[:, 1])
         except (TypeError, KeyError, ValueError, OverflowError):
             usable = np.array([_is_usable(entry) for entry in flat])
         if not usable.all():
             wrong = int(np.argmin(usable))
             raise InputError(
                 f"{source}: video {list(lists)[video[wrong]]!r} has the entry {brief(flat[wrong], 120)}, expected a "
-                "finite score and a segment [start, end] of finite numbers with start <= end"
+                f"finite score and a segment [start, end] of finite numbers up to {LARGEST_FLOAT:g} with start <= end"
             )
         labelled = ["label" in entry for entry in flat]
         if not any(labelled):
@@ -150,9 +152,14 @@ def _entries(entries: Any, name: str, source: str) -> list[Any]:
     return entries
 
 
+def is_usable(values: ArrayLike) -> np.ndarray:
+    """Whether each number is finite and not huge."""
+    return np.abs(values) <= LARGEST_FLOAT
+
+
 def _is_usable(entry: Any) -> bool:
     try:
         start, end = (float(time) for time in entry["segment"])
-        return bool(np.isfinite([start, end, float(entry["score"])]).all()) and start <= end
+        return bool(is_usable([start, end, float(entry["score"])]).all()) and start <= end
     except (TypeError, KeyError, ValueError, OverflowError):
         return False

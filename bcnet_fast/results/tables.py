@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import LARGEST_FLOAT
 from ..data.annotations import THUMOS14_CLASSES, VideoAnnotation
 from ..errors import InputError
 from ..text import brief, count, some
-from .columns import Results
+from .columns import Results, is_usable
 
 EXPECTED = (
     "proposals: JSON, CSV or Parquet with video, start, end and score, THUMOS submission text, a proposal list, or a "
@@ -104,21 +105,23 @@ def _first(columns: Mapping[str, Sequence[Any]], synonyms: Iterable[str]) -> Seq
 
 
 def numbers(values: Sequence[Any], where: Where, what: str) -> np.ndarray:
-    """Convert a column to float64. InputError: names the row of a value that is no finite number."""
+    """Convert a column to float64. InputError: names the row of a value that is no finite number, or huge."""
     try:
         found = np.fromiter(map(float, values), np.float64, len(values))
-        usable = np.isfinite(found)
+        usable = is_usable(found)
     except (TypeError, ValueError, OverflowError):
         found, usable = np.zeros(0), np.array([_is_number(value) for value in values])
     if not usable.all():
         row = int(np.argmin(usable))
-        raise InputError(f"{where(row)}: {what} is {brief(values[row])}, expected a finite number")
+        raise InputError(
+            f"{where(row)}: {what} is {brief(values[row])}, expected a finite number up to {LARGEST_FLOAT:g}"
+        )
     return found
 
 
 def _is_number(value: Any) -> bool:
     try:
-        return bool(np.isfinite(float(value)))
+        return bool(is_usable(float(value)))
     except (TypeError, ValueError, OverflowError):
         return False
 

@@ -76,6 +76,8 @@ def test_submission_text_with_positions_names_and_commas(file):
     [
         (f"{TEST} 0 1 7 0.9\n\n{TEST} 0 1 7\n", r"found, line 3: expected video start end class score; found"),
         (f"{TEST} 0 1 7 0.9\n{TEST} 0 x 7 0.5\n", "found, line 2: end is 'x', expected a finite number"),
+        (f"{TEST} 0 1e308 7 0.9\n", r"found, line 1: end is '1e308', expected a finite number up to 1e\+30"),
+        ('{"results": {"v": [{"segment": [0, 1e308], "score": 1}]}}', r"of finite numbers up to 1e\+30 with start"),
         (f"{TEST} 0 1 7 0.9\n{TEST} 0 1 7 nan\n", "found, line 2: score is 'nan', expected a finite number"),
         (
             f"{TEST} 0 1 7 0.9\n{TEST} 0 1 0 0.5\n",
