@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterable
 
 from .cli.parser import Parser, command_parser, run
-from .data.features import open_features
 from .errors import InputError
 from .results.merge import merge, read_ids
 from .results.parquet import SUFFIX
@@ -55,6 +54,8 @@ def _ids(parts: str, features: str | None, videos: str | None) -> Iterable[str] 
         raise InputError(
             f"{parts} has the subset {settings['subset']!r} of the archive, expected its ids from --videos FILE"
         )
+    from .data.features import open_features  # which imports PyTorch: two seconds
+
     strip_prefix = bool(settings.get("data", {}).get("strip_prefix"))
     return open_features(features, feature_dim=None, strip_prefix=strip_prefix).ids
 

@@ -54,6 +54,11 @@ def test_the_list_imports_neither_torch_nor_numpy():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_commands_on_results_do_not_wait_for_pytorch():
+    code = "import sys; from bcnet_fast import evaluate, merge, view; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
