@@ -42,11 +42,17 @@ ONE_PROCESS = (
 )
 
 
+# Tests with these words in their names need PyTorch's compiler, which takes seconds to import.
+COMPILER = ("one_graph", "opcheck")
+
+
 class Scheduling(LoadScopeScheduling):
-    """Shares out single tests, and some files as a whole, those first."""
+    """Shares out single tests, and some files and the tests of the compiler as a whole, those first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if any(word in nodeid for word in COMPILER):
+            return "compiler"
         return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid
 
 

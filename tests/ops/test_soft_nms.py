@@ -219,9 +219,9 @@ def test_operator_passes_opcheck(backend, rng, dtype):
         torch.library.opcheck(_soft_nms, arguments)
 
 
-# PyTorch 2.4 has to be told to take results whose size is not known beforehand into a graph.
-@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_works_inside_torch_compile_as_one_graph(backend, rng):
+    # PyTorch 2.4 has to be told to take results whose size is not known beforehand into a graph.
+    @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
     @torch.compile(fullgraph=True, backend="aot_eager")
     def best(segments, scores):
         kept, decayed, _ = soft_nms(segments * 2, scores.sigmoid(), min_score=0.3)
