@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.hub import REPO, hub_server
 from helpers.infer import flags
 from helpers.s3 import s3_server
 
@@ -248,3 +249,48 @@ def test_s3_lists_page_by_page(s3, checkpoint, features):
     found = dict(listed(Address("s3://bucket/many")))
     assert len(found) == 2500 and all(facts and facts[0] == 1 and facts[1] > 1e18 for facts in found.values())
     assert faulty.requests - before <= 5
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    """Google's storage on this machine, with an empty bucket."""
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # asks the kind of a bucket by a way of its own
+    pytest.importorskip("gcsfs", reason="needs gcsfs")
+    emulator = pytest.importorskip("gcp_storage_emulator.server", reason="needs gcp-storage-emulator")
+    server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    server.start()
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server._api._httpd.server_port}")
+    yield fsspec.filesystem("gs", skip_instance_cache=True)
+    server.stop()
+
+
+@pytest.mark.slow
+def test_gs_gives_the_bytes_of_a_local_run(gs, checkpoint, features, tmp_path):
+    root = "gs://bucket/archive"
+    upload(gs, root, features, checkpoint)
+    expected = expected_of(root, tmp_path)
+    assert run(root, f"{root}/out.json") == 0
+    for shard in range(2):
+        assert run(root, f"{root}/parts", "--shard", f"{shard}/2") == 0
+    assert merge.main([f"{root}/parts", "--output", f"{root}/merged.json", "--features", f"{root}/features"]) == 0
+    assert gs.cat_file(f"{root}/out.json") == gs.cat_file(f"{root}/merged.json") == expected
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hugging_face_hub_is_read(checkpoint, features, tmp_path):
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    assert infer.main(flags(checkpoint, features, output=tmp_path / "local.json")) == 0
+    with hub_server(features.parent) as url:
+        # A process of its own: the variable counts when the hub's library is imported.
+        def run_from(name: str, *more: object) -> subprocess.CompletedProcess:
+            address: Any = f"hf://datasets/{REPO}/{name}"
+            arguments = flags(checkpoint, address, *more, output=tmp_path / "hub.json")
+            command = [sys.executable, "-m", "bcnet_fast.infer", *arguments]
+            return subprocess.run(command, env=os.environ | {"HF_ENDPOINT": url}, capture_output=True, text=True)
+
+        assert run_from(features.name).returncode == 0
+        found, expected = (json.loads((tmp_path / name).read_text()) for name in ("hub.json", "local.json"))
+        assert found["results"] == expected["results"]
+        assert "4 of 4 videos are already done" in run_from(features.name, "--resume").stdout
+        missing = run_from("nothing", "--overwrite")
+        assert missing.returncode == 2 and "nothing does not exist or has no file" in missing.stderr
