@@ -17,6 +17,9 @@ BOUNDS = {
     "clip_channels": 4_096,
     **dict.fromkeys(("bins", "inner_bins", "context_bins", "points_per_bin", "heads", "neighbours"), 1_024),
     "boundary_layers": 256,
+    **dict.fromkeys(("hidden", "channels", "head_width", "classes"), 16_384),
+    "rescaled": 4_096,
+    "passes": 10_000,
     **dict.fromkeys(("window_top", "top", "epochs", "decay_every", "batch_size"), 1_000_000),
 }
 LARGEST_MAP = 2**20  # cells of a map; 100 x 100 on ActivityNet, 256 x 64 on THUMOS14

@@ -214,9 +214,7 @@ class Config:
         built = {section: build_section(kinds, section, values.get(section, {}), source) for section in kinds}
         base = values.get("trained_on")
         trained_on = None if base is None else build_section({"trained_on": TimeBase}, "trained_on", base, source)
-        preset = values["preset"]
-        if not isinstance(preset, str) or not preset.isprintable() or len(preset) > 80:
-            raise InputError(f"{source}: preset is {brief(preset)}, expected a short name")
+        preset = _preset_name(values["preset"], source)
         recipe = None if values.get("recipe") is None else Recipe.from_dict(values["recipe"], source)
         config = Config(preset=preset, **built, trained_on=trained_on, recipe=recipe)
         config.require_possible(source)
@@ -349,6 +347,9 @@ class SecondStageConfig:
         for section, kind in (("regression", RegressionStats), ("trained_on", TimeBase)):
             stated = values.get(section)
             built[section] = None if stated is None else build_section({section: kind}, section, stated, source)
+        model = built["model"]
+        widths = {name: value for name, value in dataclasses.asdict(model).items() if name != "name"}
+        _require_small_weights(widths, source)
         recipe = None if values.get("recipe") is None else Recipe.from_dict(values["recipe"], source)
         labels, classes = values.get("labels"), built["model"].classes
         if labels is not None:
@@ -356,11 +357,26 @@ class SecondStageConfig:
             if not names_fit or len(set(labels)) != len(labels) or len(labels) != classes:
                 raise InputError(f"{source}: labels is {brief(labels)}, expected different names of {classes} classes")
             labels = tuple(labels)
-        return SecondStageConfig(preset=str(values["preset"]), **built, labels=labels, recipe=recipe)
+        preset = _preset_name(values["preset"], source)
+        return SecondStageConfig(preset=preset, **built, labels=labels, recipe=recipe)
 
     def override(self, values: dict[str, Any], source: str) -> SecondStageConfig:
         """A copy with some settings replaced, as `Config.override` makes it."""
         return SecondStageConfig.from_dict(_overridden(self, values, source), source)
+
+
+def _require_small_weights(widths: dict[str, Any], source: str) -> None:
+    """InputError: the largest weight between two layers of a second stage would fill the memory."""
+    sizes = [(max(value), name) if isinstance(value, tuple) else (value, name) for name, value in widths.items()]
+    (second, _), (first, name) = sorted(size for size in sizes if isinstance(size[0], int))[-2:]
+    if 3 * first * second > bounds.LARGEST_WEIGHT:
+        raise InputError(f"{source}: model.{name} is {first}, expected fewer beside {second} channels")
+
+
+def _preset_name(value: Any, source: str) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 80:
+        raise InputError(f"{source}: preset is {brief(value)}, expected a short name")
+    return value
 
 
 def _overridden(config: Config | SecondStageConfig, values: dict[str, Any], source: str) -> dict[str, Any]:

@@ -56,7 +56,8 @@ def _ids(parts: str, features: str | None, videos: str | None) -> Iterable[str] 
         )
     from .data.features import open_features  # which imports PyTorch: two seconds
 
-    strip_prefix = bool(settings.get("data", {}).get("strip_prefix"))
+    data = settings.get("data")
+    strip_prefix = isinstance(data, dict) and bool(data.get("strip_prefix"))
     return open_features(features, feature_dim=None, strip_prefix=strip_prefix).ids
 
 

@@ -6,11 +6,11 @@ A recipe is stored beside the features it made, and in the checkpoint of a netwo
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bounds import LARGEST_FLOAT
 from .errors import InputError
 from .text import alternatives, brief, count, did_you_mean
 
@@ -244,4 +244,4 @@ def _fault(name: str, value: Any, *, required: bool) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT

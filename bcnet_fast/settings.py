@@ -81,6 +81,8 @@ def _converted(name: str, value: Any, default: Any) -> Any:
         raise ValueError(f"a number of at most {bounds.LARGEST_FLOAT:g}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ValueError(alternatives(map(str, _CHOICES[name])))
+    if name == "decay_factor" and value > 1:
+        raise ValueError("a number above 0, up to 1")
     if name in _NOT_NEGATIVE and value < 0:
         raise ValueError("a number of at least 0")
     if name in _SHARES and not 0 <= value < 1:

@@ -22,7 +22,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -80,17 +79,25 @@ _LEAST_S = 0.01  # what is less is lost in the time of starting
 LINKS = 20_000  # to one file: a file system has a limit
 
 
+_CHILD = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]))
+sys.exit(os.waitstatus_to_exitcode(status) != 0)
+"""
+
+
 def child(code: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[float, float]:
     """CPU seconds and peak memory in MiB of a process with one thread. more: variables. InputError: it failed."""
-    with tempfile.TemporaryFile("w+") as said:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(more or {})
-        process = subprocess.Popen([sys.executable, *code], stdout=subprocess.DEVNULL, stderr=said, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            raise InputError(f"{' '.join(code)}: {[*said, 'no message'][-2:]}")
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(more or {})
+    # The peak of a process begins with that of the one that starts it: a small one.
+    command = [sys.executable, "-c", _CHILD, sys.executable, *code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise InputError(f"{' '.join(code)}: {done.stderr.splitlines()[-2:]}")
+    seconds, peak = json.loads(done.stdout)
+    return seconds, peak
 
 
 def make(folder: Path, stages: Sequence[str]) -> None:

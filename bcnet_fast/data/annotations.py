@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..bounds import LARGEST_FLOAT
+from ..bounds import LARGEST_FLOAT, SMALLEST_FLOAT
 from ..errors import InputError
 from ..storage.files import parse_json, read_text, readable
 from ..storage.remote import reads_addresses
@@ -342,7 +342,8 @@ def _facts(entry: Mapping[str, Any], keys: Mapping[str, tuple[str, ...]], where:
         if name is None:
             continue
         value = _number(entry[name])
-        if value is None or (field in _POSITIVE and value <= 0) or (field != "feature_offset" and value < 0):
+        low = SMALLEST_FLOAT if field in _POSITIVE else 0.0
+        if value is None or (field != "feature_offset" and value < low) or 0 < abs(value) < SMALLEST_FLOAT:
             raise InputError(f"{where}: {name} is {brief(entry[name])}, expected a positive number")
         facts[field] = round(value) if field in _WHOLE else value
     return facts

@@ -16,15 +16,17 @@ from typing import Any
 
 import numpy as np
 
+from ..bounds import LARGEST_FLOAT
 from ..errors import InputError
 from ..storage.arrays import open_npy, open_npz
 from ..storage.files import parse_json, read_json, read_text, readable, require_file
 from ..storage.remote import reads_addresses
-from ..text import brief
+from ..text import brief, some
 from .annotations import THUMOS14_CLASSES, read_table, strip_activitynet_prefix
 
 _EXPECTED = "class scores (UntrimmedNet npy, npz, npy with a JSON list, CUHK JSON, {video: {label: score}} JSON, CSV)"
-_LARGEST = 1 << 30  # bytes of an array
+_LARGEST = 1 << 30  # bytes of all scores and names, in memory
+_ARRAYS = {"scores", "videos", "labels"}
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
             f"{path}: video {class_scores.videos[row]!r} has the score {class_scores.scores[row, column]:g}, "
             "expected at least 0; apply softmax to logits first"
         )
+    if class_scores.scores.max() > LARGEST_FLOAT:
+        raise InputError(f"{path} has the score {class_scores.scores.max():g}, expected at most {LARGEST_FLOAT:g}")
     if strip_prefix:
         videos = strip_activitynet_prefix(dict.fromkeys(class_scores.videos), str(path))
         class_scores = replace(class_scores, videos=tuple(videos))
@@ -90,20 +94,17 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
 
 def _from_arrays(path: Path) -> ClassScores:
     packed = zipfile.is_zipfile(path)
-    opened = {name: array() for name, array in open_npz(path).items()} if packed else {"scores": open_npy(path)}
-    for name, array in opened.items():
-        size = math.prod(array.shape) * array.dtype.itemsize
-        if size > _LARGEST:
-            raise InputError(f"{path}: {name} has {size / 2**30:.3g} GiB, expected at most {_LARGEST >> 30} GiB")
+    members = open_npz(path) if packed else {"scores": lambda: open_npy(path)}
+    if len(members) > 1 and members.keys() != _ARRAYS:
+        raise InputError(f"{path} has the arrays {some(list(members))}, expected scores, videos and labels")
+    opened = {name: array() for name, array in members.items()}
+    _require_small(sum(math.prod(array.shape) * max(array.dtype.itemsize, 8) for array in opened.values()), path)
     arrays = {name: array[...] for name, array in opened.items()}
     scores = arrays.get("scores")
     if scores is None or scores.ndim != 2 or scores.dtype.kind not in "fiu":
         found = {name: list(array.shape) for name, array in arrays.items()}
         raise InputError(f"{path} has arrays of shapes {found}, expected scores [videos, classes]")
     if len(arrays) > 1:
-        missing = {"videos", "labels"} - arrays.keys()
-        if missing:
-            raise InputError(f"{path} has the arrays {', '.join(arrays)}, expected scores, videos and labels")
         videos, labels = (np.atleast_1d(arrays[key]).tolist() for key in ("videos", "labels"))
         return _checked(videos, labels, scores, path)
     if scores.shape == (1574, 101):
@@ -123,6 +124,12 @@ def _from_arrays(path: Path) -> ClassScores:
         expected = f'{{"videos": [names], "labels": [names]}} for {path.name}'
         raise InputError(f"{names_path}: unknown layout, expected {expected}")
     return _checked(names["videos"], names["labels"], scores, path)
+
+
+def _require_small(size: int, path: Path) -> None:
+    """InputError: the scores would take so many bytes of memory."""
+    if size > _LARGEST:
+        raise InputError(f"{path} has {size / 2**30:.3g} GiB of scores, expected at most {_LARGEST >> 30} GiB")
 
 
 def _from_json(content: Any, path: Path) -> ClassScores:
@@ -168,6 +175,7 @@ def _from_triples(triples: list[tuple[str, Any, Any]], path: Path) -> ClassScore
     if (times > 1).any():
         row, column = divmod(int(places[np.argmax(times > 1)]), len(labels))
         raise InputError(f"{path}: video {list(videos)[row]!r} has more than one score of {list(labels)[column]!r}")
+    _require_small(8 * len(videos) * len(labels), path)
     scores = np.full((len(videos), len(labels)), -np.inf)
     for row, column, (name, _, score) in zip(rows, columns, triples, strict=True):
         try:

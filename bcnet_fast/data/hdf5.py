@@ -220,8 +220,9 @@ class _SideBySide:
         self.parts = parts
         self.shape = (min(part.shape[0] for part in parts), sum(part.shape[1] for part in parts))
         self.dtype = np.result_type(*(part.dtype for part in parts))
-        rows = math.lcm(*(part.chunks[0] for part in parts if part.chunks))
-        self.chunks = (rows, self.shape[1]) if any(part.chunks for part in parts) else None
+        chunks = [part.chunks for part in parts if part.chunks]
+        # The largest of each axis: what reading a part takes into memory.
+        self.chunks = tuple(map(max, *chunks, (1, self.shape[1]))) if chunks else None
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
         rows, channels = index

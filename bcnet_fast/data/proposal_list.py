@@ -135,7 +135,7 @@ class _Block:
         source = self._next("the path of a video")[1]
         (duration,), (rate,) = (self._numbers(name) for name in ("duration", "rate"))
         frames = duration * rate
-        if not 0 <= frames <= _LARGEST:
+        if not 0 <= frames <= _LARGEST or rate < 0:
             raise self._error(self.line, "a number of frames, duration x rate, of at least 0", f"{frames:g}")
         frames = int(frames)
         instance_labels, instances, _ = _cut(self._table("instances", "label start end"), frames)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..bounds import LARGEST, LARGEST_FLOAT, SMALLEST_FLOAT
 from ..errors import InputError
 from ..recipe import Recipe
 from ..storage.address import Place
@@ -21,6 +21,7 @@ from ..text import brief
 P = TypeVar("P", bound=Place)
 KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout. In HDF5, the attribute
 VERSION = 1
+_RANGES = {"fps": (SMALLEST_FLOAT, LARGEST_FLOAT), "duration": (0, LARGEST_FLOAT), "rows": (1, LARGEST)}
 _EXPECTED = "the sidecar of a feature file, as extract writes it"
 
 
@@ -73,11 +74,11 @@ class Sidecar:
                 f"{source} has version {brief(content[KEY])}, expected {VERSION}, which this package reads"
             )
         numbers = {}
-        for name in ("fps", "duration", "rows"):
+        for name in _RANGES:
             value = content.get(name)
-            low = 1 if name == "rows" else 0
-            usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < math.inf
-            if not usable or (name == "fps" and value == 0) or (name == "rows" and not isinstance(value, int)):
+            low, high = _RANGES[name]
+            usable = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+            if not usable or (name == "rows" and not isinstance(value, int)):
                 raise InputError(f"{source}: {name} is {brief(value)}, expected a positive number; {_EXPECTED}")
             numbers[name] = value
         about, notes = content.get("source"), content.get("notes")

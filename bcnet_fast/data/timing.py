@@ -6,13 +6,13 @@ snippets. docs/formats.md lists the values of the public layouts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ..bounds import LARGEST_FLOAT, SMALLEST_FLOAT
 from ..config import Config, TimeBase
 from ..errors import InputError
 from ..recipe import Recipe
@@ -70,8 +70,8 @@ class TimeFlags:
     def __post_init__(self) -> None:
         for name in ("fps", "stride", "offset", "duration"):
             value = getattr(self, name)
-            low = -math.inf if name == "offset" else 0.0
-            if value is not None and not low < value < math.inf:
+            low = -LARGEST_FLOAT if name == "offset" else SMALLEST_FLOAT
+            if value is not None and not low <= value <= LARGEST_FLOAT:
                 expected = "a finite number" if name == "offset" else "a positive number"
                 raise InputError(f"--{name} is {value}, expected {expected}")
 

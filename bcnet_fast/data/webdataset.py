@@ -24,6 +24,7 @@ _PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LONGEST_HEADER = 1 << 20  # bytes of the names and attributes of a member
 _LONGEST_END = 1 << 20  # bytes after the last member: zeros that fill up a record
 _HEADER_BYTES = 1 << 16  # of a file in another storage, read for each header
+_MOST_HEADERS = 1_000  # for all members
 _BLOCK = tarfile.BLOCKSIZE
 
 
@@ -107,6 +108,8 @@ def _members(path: Place) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # or all of them stay in memory
+                if len(tar.pax_headers) > _MOST_HEADERS:  # of which each member has a copy
+                    raise InputError(f"{path} has {len(tar.pax_headers)} global headers, expected {_EXPECTED}")
                 if member.isdir():
                     continue
                 kind = "a link" if member.islnk() or member.issym() else "a device" if not member.isreg() else None

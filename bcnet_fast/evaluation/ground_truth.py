@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +24,21 @@ def without_duplicates(
 
     Both ends of two instances may differ by `tolerance_s` seconds; the first one stays.
     """
-    cleaned = {}
+    cleaned, side = {}, max(tolerance_s, 1e-6)
     for name, video in ground_truth.items():
         kept: list[Any] = []
+        cells: dict[tuple[str, int, int], list[Any]] = {}  # those kept, by label and by both ends in steps of `side`
         for instance in video.instances:
+            start, end = (math.floor(time / side) for time in (instance.start, instance.end))
+            near = itertools.product((start - 1, start, start + 1), (end - 1, end, end + 1))
             repeats = any(
-                other.label == instance.label
-                and abs(other.start - instance.start) <= tolerance_s
-                and abs(other.end - instance.end) <= tolerance_s
-                for other in kept
+                abs(other.start - instance.start) <= tolerance_s and abs(other.end - instance.end) <= tolerance_s
+                for place in near
+                for other in cells.get((instance.label, *place), ())
             )
             if instance.end > instance.start and not repeats:
                 kept.append(instance)
+                cells.setdefault((instance.label, start, end), []).append(instance)
         cleaned[name] = dataclasses.replace(video, instances=tuple(kept))
     return cleaned
 

@@ -10,6 +10,7 @@ from ..results.ordering import descending
 
 # Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
 _PAIRS_AT_ONCE = 1 << 20
+_ROUNDS = 32  # of the pairs that are taken at once
 
 
 def ranking(scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,10 +77,13 @@ def first_come_pairs(row: np.ndarray, column: np.ndarray) -> np.ndarray:
 
     Pairs come by row, and for each row by its preference. A pair that is the first of those left both for its row and
     for its column is taken in the sequential rule too, so all such pairs are taken at once, their rows and columns
-    leave, and the rest goes round again.
+    leave, and the rest goes round again. Where every row wants the same column, a round takes one pair: after some
+    rounds, the rest is taken in turn.
     """
     matched, place = [], np.arange(len(row))
-    while len(row):
+    for _ in range(_ROUNDS):
+        if not len(row):
+            break
         position = np.arange(len(row))
         first_of_column = np.full(column.max() + 1, len(row))
         np.minimum.at(first_of_column, column, position)
@@ -90,4 +94,11 @@ def first_come_pairs(row: np.ndarray, column: np.ndarray) -> np.ndarray:
         gone[column[taken]] = True
         left = ~gone[column] & ~np.isin(row, row[taken])
         row, column, place = row[left], column[left], place[left]
-    return np.concatenate(matched) if matched else np.zeros(0, dtype=np.int64)
+    rows, columns, taken_last = set(), set(), []
+    for one, other, pair in zip(row.tolist(), column.tolist(), place.tolist(), strict=True):
+        if one not in rows and other not in columns:
+            rows.add(one)
+            columns.add(other)
+            taken_last.append(pair)
+    matched.append(np.array(taken_last, dtype=np.int64))
+    return np.concatenate(matched)

@@ -41,7 +41,7 @@ def sha256(path: str | os.PathLike | None) -> str | None:
     files = sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else [folder]
     for file in files:
         if folder.is_dir():
-            digest.update(f"{file.relative_to(folder)}\0".encode())
+            digest.update(os.fsencode(file.relative_to(folder)) + b"\0")
         with open(file, "rb") as content:
             while block := content.read(1 << 20):
                 digest.update(block)

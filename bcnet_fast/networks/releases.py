@@ -146,7 +146,10 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
         foreign = [_named(key) for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
         if foreign:
             raise InputError(f"{path} has other objects than tensors at the state_dict keys {some(foreign)}")
-        size = sum(bytes_of(value) for value in state.values())
+        spread = [_named(key) for key, value in state.items() if value.untyped_storage().nbytes() < bytes_of(value)]
+        if spread:
+            raise InputError(f"{path} stores fewer values than the shape has at the state_dict keys {some(spread)}")
+        size = sum(value.numel() * max(4, value.element_size()) for value in state.values())
         if size > _LARGEST:
             raise InputError(f"{path} has {size / 2**30:.3g} GiB of tensors, expected at most {_LARGEST >> 30} GiB")
         odd = [f"{key} ({value.dtype})" for key, value in state.items() if value.dtype.is_complex]
@@ -348,6 +351,7 @@ def _with_map_of(mask: Tensor, config: Config, path: str | os.PathLike) -> Confi
     longest = mask.shape[1] // size
     if longest > model.window:
         raise InputError(f"{path}: sample_mask has proposals of {longest} snippets, {wanted}; see --preset")
+    replace(config, model=replace(model, max_duration=longest)).require_possible(str(path))
     # A start-end map is square.
     for layout in ("start_end", "duration_start") if longest == model.window else ("duration_start",):
         candidate = replace(model, max_duration=longest, map_layout=layout)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .pictures import file_name
 
 _EXPECTED = "boundary probabilities as infer --boundaries writes them: arrays times, start, end and duration"
 _ARRAYS = ("times", "start", "end")
+_MOST_VALUES = 1 << 23  # of a column: a video of a day has fewer
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,11 @@ def read_boundaries(folder: str | os.PathLike, video: str) -> Boundaries | None:
     if not path.exists():
         return None
     with readable(require_file(path, _EXPECTED), _EXPECTED):
-        arrays = {name: array()[...] for name, array in open_npz(path).items()}
+        members = open_npz(path)
+        stored = {name: members[name]() for name in (*_ARRAYS, "duration")}
+        if any(math.prod(array.shape) > _MOST_VALUES for array in stored.values()):
+            raise ValueError(f"more than {_MOST_VALUES} values")
+        arrays = {name: array[...] for name, array in stored.items()}
         times, start, end = (np.asarray(arrays[name], np.float32) for name in _ARRAYS)
         duration = float(arrays["duration"])
         usable = times.ndim == 1 and times.shape == start.shape == end.shape

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import heapq
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping
@@ -221,13 +222,19 @@ def _write_elan(path: Path, video: _Video) -> None:
     _child(header, "PROPERTY", NAME=VIDEO_PROPERTY).text = shown(video.name)
     order = _child(root, "TIME_ORDER")
     tiers: list[list[tuple[int, int, float, str]]] = []
+    busy: list[tuple[int, int]] = []  # end and number of a tier
+    free: list[int] = []
     for start, end, score, label in video.in_time():
         first = _milliseconds(start)
         entry = (first, max(first + 1, _milliseconds(end)), score, label)
-        free = next((tier for tier in tiers if tier[-1][1] <= first), None)
-        if free is None:
-            tiers.append(free := [])
-        free.append(entry)
+        while busy and busy[0][0] <= first:
+            heapq.heappush(free, heapq.heappop(busy)[1])
+        if not free:
+            free.append(len(tiers))
+            tiers.append([])
+        number = heapq.heappop(free)
+        tiers[number].append(entry)
+        heapq.heappush(busy, (entry[1], number))
     slots = annotations = 0
     for number, entries in enumerate(tiers or [[]], 1):
         actions = _child(root, "TIER", LINGUISTIC_TYPE_REF="action", TIER_ID=f"actions {number}")

@@ -17,7 +17,7 @@ from ..storage.address import place_of
 from ..storage.files import require_file
 from ..storage.output import atomic_path, atomic_text
 from ..text import brief, count
-from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
+from .parquet import SUFFIX, Columns, not_utf8, parquet_table, parquet_writer
 from .parts import DONE, Header, Part, Stored, parts_in
 from .writer import write_submission
 
@@ -194,7 +194,10 @@ def _write_parquet(output: str | os.PathLike, found: Iterator[Stored], about: He
         held: list[tuple[str, Columns]] = []
         rows = 0
         for stored in found:
-            held.append((stored.record.video, stored.found.columns()))
+            columns = stored.found.columns()
+            if problem := not_utf8(stored.record.video, columns.labels):
+                raise InputError(f"{output}: {problem}, which Parquet requires; merge to a .json file")
+            held.append((stored.record.video, columns))
             rows += stored.record.proposals
             if rows >= _GROUP_ROWS:
                 file.write_table(parquet_table(held))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +66,16 @@ def parquet_writer(path: str | os.PathLike, about: dict[str, str]) -> Iterator[A
     with writer:
         yield writer
         writer.add_key_value_metadata(about)
+
+
+def not_utf8(video: str, labels: Iterable[str] | None) -> str | None:
+    """Says which name of a video or its labels is not UTF-8, which names of files need not be."""
+    for name in (video, *(() if labels is None else set(map(str, labels)))):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return f"{name!r} is not UTF-8"
+    return None
 
 
 def parquet_table(videos: Sequence[tuple[str, Columns]]) -> Any:

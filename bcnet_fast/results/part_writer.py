@@ -17,7 +17,7 @@ from ..storage.lock import Lock
 from ..storage.optional import require_pyarrow
 from ..storage.output import atomic_path, move_into_place, require_storable
 from ..storage.remote import remove
-from .parquet import SUFFIX, Columns
+from .parquet import SUFFIX, Columns, not_utf8
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
 _RUNS, _MOST_PARTS = 10**12, 10**6  # at an address: number of the first part of a run, a random one
@@ -174,13 +174,8 @@ class PartWriter:
 
     def _unfit(self, video: str, labels: Sequence[str] | np.ndarray | None) -> str | None:
         """Why names cannot be stored: Parquet has UTF-8 only, which names of files need not be."""
-        if self._suffix == SUFFIX:
-            for name in (video, *(() if labels is None else set(map(str, labels)))):
-                try:
-                    name.encode()
-                except UnicodeEncodeError:
-                    return f"{name!r} is not UTF-8, which Parquet requires; use --part-format jsonl"
-        return None
+        problem = not_utf8(video, labels) if self._suffix == SUFFIX else None
+        return problem and f"{problem}, which Parquet requires; use --part-format jsonl"
 
     def _hold(self, video: str, status: str, error: str | None, windows: int, columns: Columns) -> None:
         rows, source = len(columns.scores), self._source(video)

@@ -39,6 +39,7 @@ _VERSION = 1
 _EXPECTED = "a whole part of `infer --shard`"
 _READ_BYTES = 1 << 16  # read at once from a file, which is closed in between: merging reads from every shard
 _REMOTE_BYTES = 1 << 20  # the same of a file in another storage
+_MOST_ROWS = 1 << 20  # of a group of Parquet that is read
 _GROUP_ROWS = 4096  # of Parquet, which are unpacked at once
 
 
@@ -89,7 +90,12 @@ class Header:
     checksums: tuple[int, ...] = ()
 
 
+_HEADER_TYPES = (int, str, str, dict, str, int, int, str, str, list | tuple, list | tuple)
 _RECORD_TYPES = (str, str, str | None, int, int, int, list, str)
+
+
+def _are(values: Iterable[Any], kinds: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value, kind in zip(values, kinds, strict=True))
 
 
 def fingerprint_of(settings: dict[str, Any]) -> str:
@@ -100,20 +106,22 @@ def fingerprint_of(settings: dict[str, Any]) -> str:
 class Rows:
     """Proposals of one video as they are stored in JSON lines."""
 
-    def __init__(self, lines: Sequence[bytes]) -> None:
-        self._lines = lines
+    def __init__(self, lines: Sequence[bytes], path: Place) -> None:
+        self._lines, self._path = lines, path
 
     def json(self) -> str:
         """As in a submission, without parsing: a row is an entry with id and rank before it."""
         # A quote inside an id is escaped, so that the first match is the key.
-        rows = ["{" + line[line.index(b'"score": ') : -1].decode("ascii") for line in self._lines]
+        with readable(self._path, _EXPECTED):
+            rows = ["{" + line[line.index(b'"score": ') : -1].decode("ascii") for line in self._lines]
         return f"[{', '.join(rows)}]"
 
     def columns(self) -> Columns:
-        found = [json.loads(line) for line in self._lines]
-        segments = np.array([row["segment"] for row in found], np.float64).reshape(-1, 2)
-        labels = [row["label"] for row in found] if found and "label" in found[0] else None
-        return Columns(segments, np.array([row["score"] for row in found], np.float64), labels)
+        with readable(self._path, _EXPECTED):
+            found = [json.loads(line) for line in self._lines]
+            segments = np.array([row["segment"] for row in found], np.float64).reshape(len(found), 2)
+            labels = [row["label"] for row in found] if found and "label" in found[0] else None
+            return Columns(segments, np.array([row["score"] for row in found], np.float64), labels)
 
 
 class Stored(NamedTuple):
@@ -140,6 +148,10 @@ class Part:
             if header.pop("format") != _VERSION:
                 raise InputError(f"{path} is of another version of bcnet_fast, expected {_EXPECTED}")
             self.header = Header(**header)
+            values = [getattr(self.header, field.name) for field in dataclasses.fields(Header)]
+            numbers = [*self.header.sizes, *self.header.checksums] if _are(values, _HEADER_TYPES) else [None]
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+                raise InputError(f"{path} has the header {brief(header)}, expected {_EXPECTED}")
             if not self._parquet and size_of(path) != self._begin + sum(self.header.sizes):
                 raise InputError(f"{path} has been cut, expected {_EXPECTED}; delete it and run its shard again")
 
@@ -162,7 +174,7 @@ class Part:
                 lines = self._lines(0)
             for line in lines:
                 record = Record(**json.loads(line))
-                if not all(isinstance(value, kind) for value, kind in zip(record, _RECORD_TYPES, strict=True)):
+                if not _are(record, _RECORD_TYPES) or min(record.windows, record.proposals, record.attempt) < 0:
                     raise ValueError(f"a record is {brief(line)}")
                 yield record
 
@@ -178,7 +190,7 @@ class Part:
             else:
                 lines = self._lines(1)
                 for record in self.records():
-                    yield Stored(record, Rows([next(lines) for _ in range(record.proposals)]))
+                    yield Stored(record, Rows([next(lines) for _ in range(record.proposals)], self.path))
 
     def _lines(self, section: int) -> Iterator[bytes]:
         """The lines of the records (0) or rows (1), after their checksum has been compared: rows are not parsed."""
@@ -214,10 +226,15 @@ class Part:
     def _groups(self) -> Iterator[Columns]:
         """The rows, a group at a time."""
         for number in range(self._open().num_row_groups):
+            if self._open().metadata.row_group(number).num_rows > _MOST_ROWS:
+                raise ValueError(f"a group has more than {_MOST_ROWS} rows")
             table = self._open().read_row_group(number, columns=["start", "end", "score", "label"])
             start, end, score, label = (table.column(name) for name in table.column_names)
             labels = None if label.null_count == len(label) else np.array(label.to_pylist(), object)
-            yield Columns(np.column_stack([start.to_numpy(), end.to_numpy()]), score.to_numpy(), labels)
+            numbers = np.array([start.to_numpy(), end.to_numpy(), score.to_numpy()], np.float64)
+            if not np.isfinite(numbers).all():
+                raise ValueError("a time or score is not finite")
+            yield Columns(numbers[:2].T, numbers[2], labels)
 
 
 def _take(held: Columns | None, more: Iterator[Columns], count: int) -> tuple[Columns, Columns | None]:

@@ -27,9 +27,9 @@ def file_name(video: str) -> str:
     """
     slashed = video.replace("/", "_")
     name = "".join(character if character.isprintable() else "_" for character in slashed)
-    if name == slashed and len(name.encode()) <= _LONGEST_NAME:
+    if name == video and len(name.encode()) <= _LONGEST_NAME:
         return name
-    digest = hashlib.sha256(video.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    digest = hashlib.sha256(video.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{name.encode()[:_LONGEST_NAME].decode('utf-8', 'ignore')}_{digest}"
 
 

@@ -51,6 +51,7 @@ from .tables import (
 
 __all__ = ["Results", "read_results"]
 
+_FEW_ROWS = 1_000_000  # of Parquet, which any file may have
 _SUBMISSION = ("video", "start", "end", "class", "score")
 _LONGEST_LINE = 1 << 16  # characters of a header
 _VIDEO_SUFFIX = re.compile(r"\.(?:mp4|mpeg|avi)$")
@@ -291,7 +292,12 @@ def _read_parquet(path: Path, videos: Videos | None) -> Results:
     except ImportError as error:
         raise InputError(f"{path} is a Parquet file, which needs pyarrow: pip install 'bcnet_fast[parquet]'") from error
     with readable(path, EXPECTED):
+        rows, size = parquet.read_metadata(path).num_rows, path.stat().st_size
+        if rows > max(size, _FEW_ROWS):  # packed, as no real scores are
+            raise InputError(f"{path} has {rows} rows in {size} bytes, expected {EXPECTED}")
         columns = parquet.read_table(path).to_pydict()
-    # A column of nothing is none, such as the labels of proposals that `merge` wrote.
-    table = {name: values for name, values in columns.items() if not values or any(one is not None for one in values)}
-    return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)
+        # A column of nothing is none, such as the labels of proposals that `merge` wrote.
+        table = {
+            name: values for name, values in columns.items() if not values or any(one is not None for one in values)
+        }
+        return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)

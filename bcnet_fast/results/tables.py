@@ -210,7 +210,12 @@ def in_seconds(
             "in the ground truth or in --video-info FILE (videos= in Python)"
         )
     scale = np.array([np.nan if length is None else length for length in lengths])[results.video]
-    scaled = replace(results, segments=results.segments * scale[:, None])
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = replace(results, segments=results.segments * scale[:, None])
+    wrong = np.flatnonzero(~(is_usable(scaled.segments).all(1) | np.isnan(scale)))
+    if len(wrong):
+        name = results.video_names[results.video[wrong[0]]]
+        raise InputError(f"{path}: video {name!r} has times beyond {LARGEST_FLOAT:g} seconds, expected a known length")
     if not missing:
         return scaled
     note = f"{count(len(missing), 'video')} ({some(missing)}) left out: times are {unit}, of a video of unknown length"

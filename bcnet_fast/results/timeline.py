@@ -122,7 +122,8 @@ class _Picture:
     ) -> None:
         self.duration_s = duration_s
         self.instances = sorted(instances or (), key=lambda instance: (instance.start, instance.end))
-        self.classes = sorted({instance.label for instance in self.instances})
+        classes = sorted({instance.label for instance in self.instances})
+        self.classes, self.hidden = classes[:_NAMED_ROWS], len(classes[_NAMED_ROWS:])
         known = [*self.classes, *sorted(set(labels or ()) - set(self.classes))]
         self.colours = {name: CLASS_COLOURS[place % len(CLASS_COLOURS)] for place, name in enumerate(known)}
         self.tiou = None if proposals is None or instances is None else _tiou(proposals, labels, self.instances)
@@ -206,7 +207,8 @@ class _Picture:
             style = {"mec": MUTED, "ms": 6.5, "mew": 1.0}
             marks.append(("s", {"mfc": MUTED, **style}, f"{found.sum()} found by the proposals below"))
             marks.append(("s", {"mfc": "white", **style}, f"{(~found).sum()} missed"))
-        self._heading(heading, *marks)
+        more = f"; {count(self.hidden, 'class')} not drawn" if self.hidden else ""
+        self._heading(heading + more, *marks)
         axes = self._panel(_ROW * max(len(self.classes), 1), bands=False)
         axes.set_ylim(max(len(self.classes), 1), 0)
         for place, name in enumerate(self.classes):

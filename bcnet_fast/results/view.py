@@ -86,6 +86,8 @@ def view(
     _require_consistent(options)
     everything = read_annotations(options.ground_truth) if options.ground_truth else None
     results = read_results(options.results, everything)
+    if not results.video_names:
+        raise InputError(f"{options.results} has no video, expected proposals to show")
     notes, names, truth = list(results.notes), list(results.video_names), None
     if everything is not None:
         names, truth = _with_truth(options, everything, names)
@@ -166,7 +168,10 @@ def _labelled(options: ViewOptions, path: str, results: Results, notes: list[str
         )
     if without:
         notes.append(f"{path}: no class scores for {count(len(without), 'video')}, shown without proposals")
-    fused = fuse(results, class_scores, options.fusion, top_k=options.top_k)
+    try:
+        fused = fuse(results, class_scores, options.fusion, top_k=options.top_k)
+    except ValueError as error:
+        raise InputError(f"{options.results}: {error}") from error
     return replace(fused, video_names=results.video_names)
 
 

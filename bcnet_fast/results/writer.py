@@ -25,6 +25,8 @@ from ..storage.output import atomic_text, require_storable, require_writable
 from ..storage.remote import exists, facts_of
 from ..text import count
 
+_ENTRY = ("score", "segment", "label")  # keys of a proposal
+
 
 def entries(
     segments: np.ndarray, scores: np.ndarray, labels: Sequence[str] | np.ndarray | None = None
@@ -165,8 +167,10 @@ class ResultWriter:
         """Copy the videos of the finished submission to the partial file."""
         content = read_json(self.output, "a submission of an earlier run")
         try:
-            found, results = dict(content["external_data"]["settings"]), dict(content["results"])
-        except (TypeError, KeyError, ValueError) as error:
+            found, results = content["external_data"]["settings"], content["results"]
+            if not isinstance(found, dict) or not isinstance(results, dict):
+                raise TypeError
+        except (TypeError, KeyError) as error:
             raise InputError(
                 f"{self.output} does not say with which settings it was made, so it cannot be resumed; "
                 "start again with --overwrite"
@@ -179,7 +183,9 @@ class ResultWriter:
             if any(changed > written for _, changed in self.sources.get(video, ())):
                 self.changed += 1
                 continue
-            self._add(video, proposals)
+            # Other keys may hold what JSON does not have.
+            known = [{key: value for key, value in one.items() if key in _ENTRY} for one in proposals]
+            self._add(video, known)
             self.finished += len(proposals)
 
     def add(
@@ -251,7 +257,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError, MemoryError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -6,6 +6,7 @@ they would run pickled code.
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from numpy.lib import format as npy
 warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file required additional header parsing", UserWarning)
 
 
+_LONGEST_HEADER = 1 << 16  # bytes
+
+
 class StoredArray:
     """An array in a file; `array[index]` reads the file as a whole at the first call.
 
@@ -30,9 +34,14 @@ class StoredArray:
         self._values: np.ndarray | None = None
         with open_stream() as stream:
             version = npy.read_magic(stream)
-            # Version 3 has the header of version 2, in UTF-8.
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, self.dtype = read_header(stream)
+            if version == (1, 0):
+                shape, _, self.dtype = npy.read_array_header_1_0(stream)
+            else:  # version 3 has the header of version 2, in UTF-8
+                length = stream.read(4)
+                if int.from_bytes(length, "little") > _LONGEST_HEADER:
+                    raise ValueError("the header is too long")
+                rest = stream.read(int.from_bytes(length, "little"))
+                shape, _, self.dtype = npy.read_array_header_2_0(io.BytesIO(length + rest))
         if not all(type(length) is int and length >= 0 for length in shape):
             raise ValueError(f"the header has the shape {shape!r:.80}")
         self.shape: tuple[int, ...] = shape

@@ -37,6 +37,9 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
             records = archive.infolist()
+            pickled = [record for record in records if record.filename.endswith("data.pkl")]
+            if any(record.file_size <= _LARGEST_RECORD and b"bytearray" in archive.read(record) for record in pickled):
+                raise InputError(f"{path} has a bytearray, which may have any size; expected tensors only")
         size = sum(record.file_size for record in records)
         for record in records:
             if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):

@@ -111,7 +111,7 @@ class Run:
         with readable(state, expected):
             before, rows = {"config": None} | facts["settings"], list(facts["rows"])
             for number, row in enumerate(rows, 1):
-                if not {"epoch", self.figure} <= row.keys() == rows[0].keys() or row["epoch"] != number:
+                if not {"epoch", "total", self.figure} <= row.keys() == rows[0].keys() or row["epoch"] != number:
                     raise InputError(f"{state} has a damaged row {number} of the log, expected {expected}")
                 if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
                     raise InputError(f"{state} has no finite numbers in row {number} of the log, expected {expected}")

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bounds import LARGEST
 from ..errors import InputError
 from ..recipe import Recipe, joined
 from ..storage.files import read_toml
@@ -57,7 +58,8 @@ def _build(name: str, values: dict, source: str) -> NamedRecipe:
         raise InputError(f"{source}: {name!r:.80} is a value outside a table, expected the settings of a recipe")
     settings = {key: value for key, value in values.items() if key not in _REMARKS}
     # An integer is a number, too, in TOML.
-    settings |= {key: float(settings[key]) for key in ("fps", "offset") if isinstance(settings.get(key), int)}
+    whole = [key for key in ("fps", "offset") if type(settings.get(key)) is int and abs(settings[key]) <= LARGEST]
+    settings |= {key: float(settings[key]) for key in whole}
     recipe = Recipe.from_dict({"name": name, **settings}, source)
     return NamedRecipe(recipe, **{key: str(values.get(key, "")) for key in _REMARKS})
 
