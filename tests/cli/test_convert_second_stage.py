@@ -185,6 +185,17 @@ def test_a_configuration_survives_its_file(tmp_path, system):
             {"preset": "x", "model": {"name": "pgcn", "classes": 0}},
             "model.classes is 0, expected a whole number from 1",
         ),
+        ({"preset": "a\nb", "model": {"name": "pgcn"}}, r"preset is 'a\\nb', expected a short name"),
+        ({"preset": "x", "model": {"name": "pgcn", "hidden": 2**31 - 1}}, "hidden is 2147483647, expected a whole num"),
+        (
+            {"preset": "x", "model": {"name": "pgcn", "hidden": 16_384, "feature_dim": 65_536}},
+            "model.feature_dim is 65536, expected fewer beside 16384 channels",
+        ),
+        (
+            {"preset": "x", "rows": {"rescaled": 2**31 - 1}},
+            "rows.rescaled is 2147483647, expected a whole number from 0",
+        ),
+        ({"preset": "x", "pools": {"passes": 2 * 10**8}}, "pools.passes is 200000000, expected a whole number from 1"),
         ({"preset": "x", "model": {"name": "bmn"}}, "model.name is 'bmn', expected pgcn or muses"),
         (
             {"preset": "x", "detections": {"nms_threshold": -0.1}},

@@ -201,3 +201,18 @@ def test_infer_refuses_the_name_of_a_page_before_it_runs(checkpoint: Path, featu
     with pytest.raises(InputError, match=r"--page .*page\.png has suffix '\.png', expected \.html or \.htm"):
         infer.main([str(flag) for flag in [*flags, "--page", tmp_path / "page.png"]])
     assert not (tmp_path / "out.json").exists()
+
+
+def test_results_without_a_video_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text('{"video": [], "start": [], "end": [], "score": []}')
+    for more in ((), ("--export", "csv")):
+        with pytest.raises(InputError, match=r"none.json has no video, expected proposals to show"):
+            view.main([str(tmp_path / "none.json"), "--output", str(tmp_path / "page.html"), *more])
+
+
+def test_scores_that_cannot_be_fused_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text('{"a": [[0, 1, -1]]}')
+    (tmp_path / "scores.json").write_text('{"a": {"x": 0.5}}')
+    flags = ["--labels", str(tmp_path / "scores.json"), "--fusion", "sqrt", "--output", str(tmp_path / "page.html")]
+    with pytest.raises(InputError, match=r"bad.json: scores has a negative value"):
+        view.main([str(tmp_path / "bad.json"), *flags])

@@ -194,3 +194,10 @@ def test_both_thumos14_tables_agree(shared: Path) -> None:
     truth = read_annotations(shared / "data/annotations/thumos14_test_groundtruth.csv")
     assert annotation.keys() == truth.keys()
     assert all(sorted(map(str, v.instances)) == sorted(map(str, truth[n].instances)) for n, v in annotation.items())
+
+
+@pytest.mark.parametrize("facts", ["1e-320,5", "25,1e-320"])
+def test_facts_too_small_to_divide_by_are_one_line(tmp_path, facts):
+    (tmp_path / "times.csv").write_text(f"video,fps,duration\na,{facts}\n")
+    with pytest.raises(InputError, match=r"times.csv: line 2: (fps|duration) is '1e-320', expected a positive number"):
+        read_annotations(tmp_path / "times.csv")

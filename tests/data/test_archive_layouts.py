@@ -294,3 +294,11 @@ def test_a_part_of_a_member_ends_with_it(tmp_path):
     short = npy(GOOD)[: -4 * C]
     path = write_tar(tmp_path / "a.tar", lambda tar: add(tar, "short.npy", short))
     assert sorted(failures(path)) == ["short"]
+
+
+def test_a_tar_whose_members_share_very_many_headers_is_refused(tmp_path):
+    headers = {f"x{number}": "y" for number in range(1_001)}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as tar:
+        add(tar, "a.npy", npy(np.zeros((9, C), np.float32)))
+    with pytest.raises(InputError, match=r"x.tar has 1001 global headers, expected a tar with .npy members"):
+        open_features(tmp_path / "x.tar", feature_dim=C)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -100,3 +101,31 @@ def test_an_array_beside_other_class_scores_is_named(tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps({"v": {"a": 1.0}}))
     with pytest.raises(InputError, match=r"scores\.json: unknown layout, expected .* for scores\.npy"):
         read_class_scores(tmp_path / "scores.npy")
+
+
+def test_small_files_that_stand_for_large_tables_are_refused(tmp_path: Path) -> None:
+    rows = "".join(f"v{number},l{number},1\n" for number in range(12_000))
+    (tmp_path / "x.csv").write_text(f"video,label,score\n{rows}")
+    with pytest.raises(InputError, match=r"x.csv has 1.07 GiB of scores, expected at most 1 GiB"):
+        read_class_scores(tmp_path / "x.csv")
+    header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
+    header += "{'descr': '<U0', 'fortran_order': False, 'shape': (250000000,), }".ljust(117).encode() + b"\n"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        for name in ("scores", "videos", "labels"):
+            file.writestr(f"{name}.npy", header)
+    with pytest.raises(InputError, match=r"x.npz has 5.59 GiB of scores, expected at most 1 GiB"):
+        read_class_scores(tmp_path / "x.npz")
+
+
+def test_other_arrays_than_scores_and_names_are_not_opened(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        for number in range(6000):
+            file.writestr(f"n{number}.npy", b"no array")
+    with pytest.raises(InputError, match=r"has the arrays n0, n1, n2, ..., expected scores, videos and labels"):
+        read_class_scores(tmp_path / "x.npz")
+
+
+def test_huge_scores_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{"v": {"a": 1e31}}')
+    with pytest.raises(InputError, match=r"has the score 1e\+31, expected at most 1e\+30"):
+        read_class_scores(tmp_path / "x.json")

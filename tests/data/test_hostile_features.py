@@ -260,6 +260,43 @@ def test_a_pt_file_with_a_large_record_beside_its_tensors_is_refused_before_it_i
     assert "/version has 65 MiB, expected at most 64 MiB of what is no tensor" in message
 
 
+def test_a_pickle_that_asks_for_memory_by_a_number_is_refused(tmp_path):
+    torch.save(torch.from_numpy(GOOD), tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / "bad.pt", "w") as file:
+        file.writestr("bad/data.pkl", b"\x80\x02cbuiltins\nbytearray\nJ\x00\x94\x35\x77\x85R.")
+    assert "has a bytearray, which may have any size" in require_one_failure(tmp_path, "bad")
+
+
+def test_a_long_header_is_refused_before_it_is_unpacked(tmp_path):
+    np.savez(tmp_path / "good.npz", feats=GOOD)
+    header = b"\x93NUMPY\x02\x00" + (2**26).to_bytes(4, "little")
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("feats.npy", header + b" " * 2**26)
+    tracemalloc.start()
+    message = require_one_failure(tmp_path, "bad")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "the header is too long" in message and peak < 2**22
+
+
+@pytest.mark.parametrize("facts", ['"fps": 1%s, "duration": 4' % ("0" * 400), '"fps": 1e300, "duration": 1e300'])
+def test_impossible_numbers_of_a_sidecar_are_one_failure(tmp_path, facts):
+    np.save(tmp_path / "good.npy", GOOD)
+    np.save(tmp_path / "bad.npy", GOOD)
+    (tmp_path / "bad.json").write_text(f'{{"bcnet_fast_features": 1, {facts}, "rows": 9, "recipe": {{}}}}')
+    with pytest.raises(InputError, match=r"bad.json: fps is 1\S+, expected a positive number"):
+        open_features(tmp_path, feature_dim=C).sidecar("bad")
+
+
+def test_two_streams_with_a_large_chunk_are_refused_before_they_are_read(tmp_path):
+    for stream in ("flow", "rgb"):
+        with h5py.File(tmp_path / f"{stream}_val.h5", "w") as file:
+            options = {"chunks": (64, 2**18), "maxshape": (None, None), "compression": "gzip"}
+            file.create_dataset("bad", data=np.zeros((64, 3), np.float32), **options)
+    with pytest.raises(InputError, match="--max-video-gib"):
+        open_features(tmp_path, feature_dim=C, limits=TINY, every=1).load("bad")
+
+
 def test_the_limit_is_for_one_video_and_can_be_raised(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((2**16, C), np.float32))
     assert len(open_features(tmp_path, feature_dim=C).load("a").features) == 2**16

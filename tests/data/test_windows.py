@@ -121,6 +121,8 @@ def test_rescaled_videos_need_a_duration():
         ({"fps": 0.0}, "--fps is 0.0, expected a positive number"),
         ({"stride": -1.0}, "--stride is -1.0, expected a positive number"),
         ({"duration": float("nan")}, "--duration is nan, expected a positive number"),
+        ({"fps": 1e-320}, "--fps is 1e-320, expected a positive number"),
+        ({"stride": 1e31}, "--stride is 1e+31, expected a positive number"),
         ({"offset": float("inf")}, "--offset is inf, expected a finite number"),
     ],
 )

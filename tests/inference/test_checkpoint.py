@@ -121,6 +121,7 @@ def test_every_preset_survives_json(system, name):
         ({"model": {"name": "bmn", "frame_level": False}}, "x: there is no setting model.frame_level; the settings"),
         ({"data": {"offset": float("nan")}}, "x: data.offset is nan, expected a finite number"),
         ({"data": {"offset": 10**400}}, "x: data.offset is 10*, expected a number"),
+        ({"train": {"decay_factor": 1e30}}, "x: train.decay_factor is 1e\\+30, expected a number above 0, up to 1"),
         ({"data": {"stride": 0}}, "x: data.stride is 0, expected a number above 0"),
         ({"proposals": {"iou_threshold": [0.5]}}, r"x: proposals.iou_threshold is \[0.5\], expected 2 numbers"),
         ({"proposals": {"iou_threshold": ["a", 1]}}, "x: proposals.iou_threshold is .*, expected a number"),

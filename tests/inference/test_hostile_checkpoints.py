@@ -163,9 +163,16 @@ def test_a_release_with_odd_tensors_is_one_line(tmp_path, kind):
 
 def test_a_mask_of_long_proposals_is_refused_before_it_is_built(tmp_path):
     path = tmp_path / "bmn.pth.tar"
-    mask = torch.zeros(1).expand(100, 10**7)
+    mask = torch.zeros(100, 32 * 100 * 101, dtype=torch.bool)
     torch.save({"state_dict": {"x_1d_b.0.weight": torch.zeros(1), "sample_mask": mask}}, path)
-    with pytest.raises(InputError, match="sample_mask has proposals of 3125 snippets"):
+    with pytest.raises(InputError, match="sample_mask has proposals of 101 snippets"):
+        releases.convert_bmn(path, PRESETS["bmn"]["activitynet13"])
+
+
+def test_a_tensor_of_more_values_than_are_stored_is_refused(tmp_path):
+    path = tmp_path / "bmn.pth.tar"
+    torch.save({"state_dict": {"x_1d_b.0.weight": torch.zeros(1, dtype=torch.int8).expand(2**29)}}, path)
+    with pytest.raises(InputError, match="stores fewer values than the shape has at the state_dict keys x_1d_b"):
         releases.convert_bmn(path, PRESETS["bmn"]["activitynet13"])
 
 

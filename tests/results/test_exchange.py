@@ -6,6 +6,7 @@ import importlib
 import json
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pytest
 
 from bcnet_fast.data.annotations import Instance, VideoAnnotation, read_annotations
@@ -190,3 +191,27 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
     proposals = Results.from_dict({"v": [{"segment": [0, 1], "score": 1}]})
     exchange.write("csv", tmp_path / "p.csv", proposals)
     assert "proposal" in (tmp_path / "p.csv").read_text()
+
+
+def test_overlapping_actions_take_the_first_free_tier_of_elan(tmp_path, rng):
+    """As a search through all tiers finds it."""
+    starts = np.sort(rng.integers(0, 60, 200)).astype(float)
+    ends = starts + rng.integers(1, 15, 200)
+    entries = [{"segment": [*pair], "score": 0.5} for pair in zip(starts.tolist(), ends.tolist(), strict=True)]
+    exchange.write("elan", tmp_path / "v.eaf", Results.from_dict({"v": entries}), videos={})
+    root = ElementTree.parse(tmp_path / "v.eaf").getroot()
+    times = {slot.get("TIME_SLOT_ID"): int(slot.get("TIME_VALUE", 0)) for slot in root.iter("TIME_SLOT")}
+    found = []
+    for tier in root.iter("TIER"):
+        spans = [
+            (times[one.get("TIME_SLOT_REF1")], times[one.get("TIME_SLOT_REF2")])
+            for one in tier.iter("ALIGNABLE_ANNOTATION")
+        ]
+        found += [spans] if spans else []
+    expected: list[list[tuple[int, int]]] = []
+    for start, end in sorted((round(1000 * one), round(1000 * two)) for one, two in zip(starts, ends, strict=True)):
+        free = next((tier for tier in expected if tier[-1][1] <= start), None)
+        if free is None:
+            expected.append(free := [])
+        free.append((start, end))
+    assert [sorted(one) for one in found] == expected

@@ -148,6 +148,13 @@ def test_boundaries_come_back_and_go_into_the_page(tmp_path: Path, results: Resu
     assert list(parts["start"]) == [0, 51, 255] and list(parts["end"]) == [255, 102, 0]
 
 
+def test_boundaries_of_a_small_file_that_fill_the_memory_are_refused(tmp_path: Path) -> None:
+    long = np.zeros(2**23 + 1, np.int8)
+    np.savez_compressed(boundary_path(tmp_path, "a"), times=long, start=long, end=long, duration=np.float64(3))
+    with pytest.raises(InputError, match=r"a\.npz .*more than 8388608 values"):
+        read_boundaries(tmp_path, "a")
+
+
 @pytest.mark.parametrize("damage", ["text", "another", "lengths"])
 def test_a_damaged_boundary_file_is_named(tmp_path: Path, damage: str) -> None:
     path = boundary_path(tmp_path, "a")

@@ -281,3 +281,64 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"pip install 'bcnet_fast\[parquet\]'"):
         writer(tmp_path / "parts", part_format="parquet")
     assert not (tmp_path / "parts").exists()
+
+
+def sealed(folder, change) -> None:
+    """Parts with another header, record and rows, whose sizes and checksums fit, as another program may write them."""
+    write(folder, ["v1"])
+    (path,) = parts_in(folder)
+    header, record, *rows = (json.loads(line) for line in path.read_bytes().splitlines())
+    stated = header["bcnet_fast_part"]
+    change(stated, record, rows)
+    lines = [json.dumps(line).encode() + b"\n" for line in (record, *rows)]
+    if "sizes" in stated and isinstance(stated["sizes"], list):
+        for place, content in enumerate((lines[0], b"".join(lines[1:]))):
+            stated["sizes"][place], stated["checksums"][place] = len(content), zlib.crc32(content)
+    path.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header, record, rows: header.update(settings=[]),
+        lambda header, record, rows: header.update(videos_in_archive=["x"]),
+        lambda header, record, rows: header.update(first=3),
+        lambda header, record, rows: header.update(sizes={}),
+        lambda header, record, rows: record.update(proposals=-1),
+        lambda header, record, rows: rows[0].pop("score"),
+        lambda header, record, rows: rows[0].update(segment=[1, 2, 3, 4]),
+    ],
+    ids=["settings", "videos", "first", "sizes", "proposals", "score", "segment"],
+)
+def test_parts_of_other_programs_with_odd_values_are_one_line(tmp_path, change):
+    pytest.importorskip("pyarrow")
+    sealed(tmp_path / "parts", change)
+    with pytest.raises(InputError, match=r"part-000-of-001-0000.jsonl .*expected a whole part"):
+        merge(tmp_path / "parts", tmp_path / "merged.parquet")
+    assert not (tmp_path / "merged.parquet").exists()
+
+
+def test_parquet_parts_of_other_programs_with_odd_values_are_one_line(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    pa = pytest.importorskip("pyarrow")
+    for name, values in {"nan": [float("nan")] * 30, "text": ["x"] * 30}.items():
+        write(tmp_path / name, ["v1"], part_format="parquet")
+        (path,) = parts_in(tmp_path / name)
+        table = pq.read_table(path)
+        changed = table.set_column(table.column_names.index("score"), "score", pa.array(values))
+        with pq.ParquetWriter(path, changed.schema, store_schema=False) as file:
+            file.write_table(changed)
+            file.add_key_value_metadata({k.decode(): v.decode() for k, v in table.schema.metadata.items()})
+        with pytest.raises(InputError, match=f"{path.name} .*expected a whole part"):
+            merge(tmp_path / name, tmp_path / "merged.json")
+
+
+def test_names_that_parquet_does_not_have_are_one_line(tmp_path):
+    pytest.importorskip("pyarrow")
+    parts = writer(tmp_path / "parts")
+    parts.add("caf\udce9", *proposals("x", 2))
+    parts.commit()
+    parts.close()
+    with pytest.raises(InputError, match=r"is not UTF-8, which Parquet requires; merge to a .json file"):
+        merge(tmp_path / "parts", tmp_path / "merged.parquet")
+    assert merge(tmp_path / "parts", tmp_path / "merged.json").videos == 1

@@ -216,3 +216,17 @@ def test_one_picture_holds_one_video(plot: str, tmp_path: Path, monkeypatch: pyt
     times = np.arange(3.0)
     writer.add("a", 3.0, (times, times / 3, times / 3), np.array([[0.0, 1.0]]), np.array([0.5]), None)
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"] and writer.seconds > 0
+
+
+def test_a_timeline_of_very_many_classes_draws_some_and_says_how_many_are_left() -> None:
+    truth = [Instance(place, place + 1, f"class {place:04d}") for place in range(101)]
+    figure = timeline(video_id="v", duration_s=101, ground_truth=truth)
+    assert any("1 class not drawn" in text for text in texts(figure)) and "class 0099" in texts(figure)
+    assert "class 0100" not in texts(figure)
+
+
+def test_names_of_files_differ_where_ids_do() -> None:
+    names = ["a_b", "a/b", "a\nb", "caf\udce9", "\ud800", "x" * 300, "x" * 301]
+    files = [pictures.file_name(name) for name in names]
+    assert len(set(files)) == len(names) and files[0] == "a_b"
+    assert all(name.isprintable() and "/" not in name and len(name) < 230 for name in files)

@@ -279,3 +279,20 @@ def test_evaluate_takes_them(file, tmp_path, capsys):
         assert evaluate.main(["--proposals", str(listed), *flags, *more, "--json", str(output)]) == 0
         # At tIoU 0.95: one of two instances, or none where the proposal lasts twice as long.
         assert json.loads(output.read_text())["average_recall"]["recall_at"]["100"][-1] == recall
+
+
+def test_times_that_overflow_in_seconds_are_one_line(file):
+    with pytest.raises(InputError, match=r"video 'a' has times beyond 1e\+30 seconds"):
+        read_results(file("# 0\na\n4\n1e-320\n0\n1\n0 0 0 0 50\n"))
+
+
+def test_a_parquet_table_of_other_kinds_is_one_line(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"video": ["a"], "start": [0.0], "end": [1.0], "score": [1.0], "label": [["x"]]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read"):
+        read_results(tmp_path / "x.parquet")
+    many = pa.table({name: pa.array([values[0]] * 2_000_000) for name, values in columns.items() if name != "label"})
+    pq.write_table(many, tmp_path / "x.parquet", compression="zstd")
+    with pytest.raises(InputError, match=r"has 2000000 rows in \d+ bytes, expected proposals"):
+        read_results(tmp_path / "x.parquet")

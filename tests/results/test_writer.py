@@ -130,3 +130,34 @@ def test_a_record_of_other_types_is_done_again(tmp_path):
         writer = ResultWriter(tmp_path / "out.json", {}, resume=True)
         assert list(writer.done) == ["a"] and writer.damaged == 1
         writer.close()
+
+
+def test_a_line_without_end_of_nesting_is_a_damaged_one(tmp_path):
+    writer = ResultWriter(tmp_path / "out.json", {"fps": 25})
+    writer.add("a", SEGMENTS, SCORES)
+    writer.close()
+    deep = b"[" * 100_000
+    with open(writer.partial, "ab") as file:
+        file.write(b"%08x %s\n" % (zlib.crc32(deep), deep))
+    again = ResultWriter(tmp_path / "out.json", {"fps": 25}, resume=True)
+    assert list(again.done) == ["a"] and again.damaged == 1
+    again.close()
+
+
+@pytest.mark.parametrize("settings", [[[1, 2], ["a", 3]], None, "x"])
+def test_a_result_with_odd_settings_is_not_resumed(tmp_path, settings):
+    content = {"results": {}, "external_data": {"settings": settings}}
+    (tmp_path / "out.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"out.json does not say with which settings it was made"):
+        ResultWriter(tmp_path / "out.json", {"fps": 25}, resume=True)
+
+
+def test_what_others_have_added_to_a_result_is_left_out_of_the_resumed_one(tmp_path):
+    writer = ResultWriter(tmp_path / "out.json", {"fps": 25})
+    writer.add("a", SEGMENTS, SCORES)
+    writer.finish("VERSION 1.3", "how")
+    before = (tmp_path / "out.json").read_text()
+    (tmp_path / "out.json").write_text(before.replace('"score": 0.9,', '"score": 0.9, "extra": Infinity,'))
+    again = ResultWriter(tmp_path / "out.json", {"fps": 25}, resume=True)
+    again.finish("VERSION 1.3", "how")
+    assert (tmp_path / "out.json").read_text() == before

@@ -31,6 +31,7 @@ DAMAGE = {
     "config": lambda tensors, facts: facts["settings"].pop("config") and "is None, expected an object with settings",
     "no rows": lambda tensors, facts: facts.pop("rows") and "cannot be read",
     "rows": lambda tensors, facts: facts.update(rows=[{"epoch": 1}]) or "has a damaged row 1 of the log",
+    "few": lambda tensors, facts: facts.update(rows=[{"epoch": 1, "AUC": 50}]) or "has a damaged row 1 of the log",
     "order": lambda tensors, facts: facts["rows"][0].update(epoch=2) or "has a damaged row 1 of the log",
     "numbers": lambda tensors, facts: facts["rows"][0].update(AUC="x") or "has no finite numbers in row 1",
     "network": lambda tensors, facts: without(tensors, facts, "network."),
