@@ -90,6 +90,11 @@ class Header:
     checksums: tuple[int, ...] = ()
 
 
+# The end of a row, which is an entry of a submission: a quote inside an id or label is escaped.
+_NUMBER = rb"-?\d[\d.e+-]*"
+_ENTRY = re.compile(
+    rb'"score": %b, "segment": \[%b, %b\](?:, "label": "(?:[^"\\]|\\.)*")?\}(?=\n)' % (_NUMBER, _NUMBER, _NUMBER)
+)
 _HEADER_TYPES = (int, str, str, dict, str, int, int, str, str, list | tuple, list | tuple)
 _RECORD_TYPES = (str, str, str | None, int, int, int, list, str)
 
@@ -110,15 +115,16 @@ class Rows:
         self._lines, self._path = lines, path
 
     def json(self) -> str:
-        """As in a submission, without parsing: a row is an entry with id and rank before it."""
-        # A quote inside an id is escaped, so that the first match is the key.
-        with readable(self._path, _EXPECTED):
-            rows = ["{" + line[line.index(b'"score": ') : -1].decode("ascii") for line in self._lines]
-        return f"[{', '.join(rows)}]"
+        """As in a submission, hardly parsed: a row is an entry with id and rank before it."""
+        found = _ENTRY.findall(b"".join(self._lines))
+        if len(found) != len(self._lines):
+            wrong = next((line for line in self._lines if not _ENTRY.search(line)), b"")
+            raise InputError(f"{self._path} has the row {brief(wrong)}, expected {_EXPECTED}")
+        return "[{" + b", {".join(found).decode("ascii") + "]" if found else "[]"
 
     def columns(self) -> Columns:
         with readable(self._path, _EXPECTED):
-            found = [json.loads(line) for line in self._lines]
+            found = json.loads(self.json())
             segments = np.array([row["segment"] for row in found], np.float64).reshape(len(found), 2)
             labels = [row["label"] for row in found] if found and "label" in found[0] else None
             return Columns(segments, np.array([row["score"] for row in found], np.float64), labels)

@@ -307,15 +307,18 @@ def sealed(folder, change) -> None:
         lambda header, record, rows: record.update(proposals=-1),
         lambda header, record, rows: rows[0].pop("score"),
         lambda header, record, rows: rows[0].update(segment=[1, 2, 3, 4]),
+        lambda header, record, rows: rows[0].update(segment=["1", 2]),
+        lambda header, record, rows: rows[0].update(score=float("nan")),
     ],
-    ids=["settings", "videos", "first", "sizes", "proposals", "score", "segment"],
+    ids=["settings", "videos", "first", "sizes", "proposals", "score", "segment", "text", "nan"],
 )
 def test_parts_of_other_programs_with_odd_values_are_one_line(tmp_path, change):
     pytest.importorskip("pyarrow")
     sealed(tmp_path / "parts", change)
-    with pytest.raises(InputError, match=r"part-000-of-001-0000.jsonl .*expected a whole part"):
-        merge(tmp_path / "parts", tmp_path / "merged.parquet")
-    assert not (tmp_path / "merged.parquet").exists()
+    for name in ("merged.json", "merged.parquet"):
+        with pytest.raises(InputError, match=r"part-000-of-001-0000.jsonl .*expected a whole part"):
+            merge(tmp_path / "parts", tmp_path / name)
+        assert not (tmp_path / name).exists()
 
 
 def test_parquet_parts_of_other_programs_with_odd_values_are_one_line(tmp_path):
