@@ -74,7 +74,7 @@ def ids(found: dict[str, Any]) -> str:
             row["step"] + (f", {row['proposals']} proposals a video, {row['format']}" if "format" in row else ""),
             f"{row['videos']:,}",
             number(row["seconds"]),
-            f"{60 * row['videos'] / row['seconds']:,.0f}" if row["seconds"] else "",
+            f"{60 * row['videos'] / row['seconds']:,.0f}" if row["seconds"] >= 0.1 else "",
             number(row["peak_mib"]),
         ]
         for row in rows
