@@ -64,8 +64,16 @@ def open_npy(path: Path) -> StoredArray:
 def open_npz(file: Path | IO[bytes]) -> dict[str, Callable[[], StoredArray]]:
     """Functions that open the arrays of an .npz file, by name. Raises whatever a damaged file makes zipfile raise."""
     with zipfile.ZipFile(file) as archive:
+        require_bounded(archive)
         members = archive.namelist()
     return {member.removesuffix(".npy"): lambda member=member: _open_member(file, member) for member in members}
+
+
+def require_bounded(archive: zipfile.ZipFile) -> None:
+    """ValueError: a member is packed by a method that zipfile unpacks as a whole, whatever is read of it."""
+    for member in archive.infolist():
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"compression method {member.compress_type}, expected deflate or none")
 
 
 def _open_member(file: Path | IO[bytes], member: str) -> StoredArray:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .address import Address
+from .arrays import require_bounded
 from .remote import size_of
 
 SAFE_SINCE = (2, 10)
@@ -36,6 +37,7 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
     content = path if file is None else file
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
+            require_bounded(archive)
             records = archive.infolist()
             pickled = [record for record in records if record.filename.endswith("data.pkl")]
             if any(record.file_size <= _LARGEST_RECORD and b"bytearray" in archive.read(record) for record in pickled):

@@ -267,6 +267,19 @@ def test_a_pickle_that_asks_for_memory_by_a_number_is_refused(tmp_path):
     assert "has a bytearray, which may have any size" in require_one_failure(tmp_path, "bad")
 
 
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_packing_that_is_undone_as_a_whole_is_refused(tmp_path, suffix):
+    if suffix == "npz":
+        np.savez(tmp_path / "good.npz", feats=GOOD)
+    else:
+        torch.save(torch.from_numpy(GOOD), tmp_path / "good.pt")
+    with zipfile.ZipFile(tmp_path / f"good.{suffix}") as stored:
+        with zipfile.ZipFile(tmp_path / f"bad.{suffix}", "w", zipfile.ZIP_BZIP2) as packed:
+            for name in stored.namelist():
+                packed.writestr(name, stored.read(name))
+    assert "compression method 12, expected deflate or none" in require_one_failure(tmp_path, "bad")
+
+
 def test_a_long_header_is_refused_before_it_is_unpacked(tmp_path):
     np.savez(tmp_path / "good.npz", feats=GOOD)
     header = b"\x93NUMPY\x02\x00" + (2**26).to_bytes(4, "little")
