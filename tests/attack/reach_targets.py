@@ -14,6 +14,8 @@ from attack.target import Target, quietly
 from helpers.videos import write_video
 
 from bcnet_fast import infer
+from bcnet_fast.data.sidecar import Sidecar, sidecar_path
+from bcnet_fast.recipe import Recipe
 
 SECONDS, FRAMES = 4.0, 60
 RECIPE = """clip = 4
@@ -28,7 +30,7 @@ std = [0.5, 0.5, 0.5]
 
 def targets(root: Path, inference: tuple[str, ...]) -> list[Target]:
     """Write the inputs below `root`; `inference` is a command over the archive `npy/features`, without --output."""
-    return [*_merges(root, inference), *_views(root), *_videos(root)]
+    return [*_merges(root, inference), *_views(root), *_videos(root), *_sidecars(root, inference)]
 
 
 def _merges(root: Path, inference: tuple[str, ...]) -> list[Target]:
@@ -113,14 +115,35 @@ def _videos(root: Path) -> list[Target]:
     return found
 
 
+def _sidecars(root: Path, inference: tuple[str, ...]) -> list[Target]:
+    """Features beside what `extract` states about them."""
+    folder = root / "sidecars"
+    shutil.copytree(root / "npy" / "features", folder / "features")
+    recipe = Recipe.from_dict({"name": "own", "clip": 16, "stride": 4}, "recipe")
+    for path in sorted((folder / "features").glob("*.npy")):
+        rows = len(np.load(path))
+        Sidecar(recipe, 25.0, rows * 4 / 25.0, rows).write(sidecar_path(path))
+    own = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree, m.json_tree)
+    run = ("infer", *inference, "--features", "features", "--output", "out.json")
+    look = ("inspect", "features", "--feature-dim", "10")
+    return [
+        Target("sidecar infer", "sidecars", run, "features/victim.json", own, ("victim",), ("out.json",), ("good",)),
+        Target("sidecar inspect", "sidecars", look, "features/victim.json", own, ("victim",)),
+    ]
+
+
 def _sealed(rng: random.Random, path: Path) -> str:
-    """Change a record, and give the part the sizes and checksums of what it now has."""
+    """Change the header, a record or a row, and give the part the sizes and checksums of what it now has."""
     header, *rest = path.read_bytes().splitlines(keepends=True)
     stated = json.loads(header)
     about = stated["bcnet_fast_part"]
-    at = rng.randrange(about["videos"])
-    rest[at] = m.dump(m.mutate_tree(rng, json.loads(rest[at]))).encode("utf-8", "surrogateescape") + b"\n"
-    sections = [b"".join(rest[: about["videos"]]), b"".join(rest[about["videos"] :])]
+    videos, kind = about["videos"], rng.choice(("header", "record", "row"))
+    if kind != "header":
+        at = rng.randrange(videos) if kind == "record" else rng.randrange(videos, len(rest))
+        rest[at] = m.dump(m.mutate_tree(rng, json.loads(rest[at]))).encode("utf-8", "surrogateescape") + b"\n"
+    sections = [b"".join(rest[:videos]), b"".join(rest[videos:])]
     about |= {"sizes": [len(one) for one in sections], "checksums": [zlib.crc32(one) for one in sections]}
-    path.write_bytes(b"".join([json.dumps(stated).encode() + b"\n", *sections]))
-    return "a record"
+    if kind == "header":
+        stated = m.mutate_tree(rng, stated)
+    path.write_bytes(b"".join([m.dump(stated).encode("utf-8", "surrogateescape") + b"\n", *sections]))
+    return kind
