@@ -232,9 +232,10 @@ class Part:
     def _groups(self) -> Iterator[Columns]:
         """The rows, a group at a time."""
         for number in range(self._open().num_row_groups):
-            if self._open().metadata.row_group(number).num_rows > _MOST_ROWS:
+            file = self._open()
+            if file.metadata.row_group(number).num_rows > _MOST_ROWS:
                 raise ValueError(f"a group has more than {_MOST_ROWS} rows")
-            table = self._open().read_row_group(number, columns=["start", "end", "score", "label"])
+            table = file.read_row_group(number, columns=["start", "end", "score", "label"])
             start, end, score, label = (table.column(name) for name in table.column_names)
             labels = None if label.null_count == len(label) else np.array(label.to_pylist(), object)
             numbers = np.array([start.to_numpy(), end.to_numpy(), score.to_numpy()], np.float64)

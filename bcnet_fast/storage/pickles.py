@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 import re
@@ -37,20 +38,11 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
     content = path if file is None else file
     if zipfile.is_zipfile(content):
         with zipfile.ZipFile(content) as archive:
-            require_bounded(archive)
-            records = archive.infolist()
-            pickled = [record for record in records if record.filename.endswith("data.pkl")]
-            if any(record.file_size <= _LARGEST_RECORD and b"bytearray" in archive.read(record) for record in pickled):
-                raise InputError(f"{path} has a bytearray, which may have any size; expected tensors only")
-        size = sum(record.file_size for record in records)
-        for record in records:
-            if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):
-                raise InputError(
-                    f"{path}: {record.filename} has {record.file_size >> 20} MiB, expected at most "
-                    f"{_LARGEST_RECORD >> 20} MiB of what is no tensor"
-                )
-    else:
+            size = _unpacked(archive, path)
+    else:  # as before PyTorch 1.6: the pickle comes first
         size = size_of(path)
+        with open(path, "rb") if file is None else contextlib.nullcontext(file) as raw:
+            _refuse_bytearray(raw.read(_LARGEST_RECORD), path)
     if file is not None:
         file.seek(0)
     if size > limit:
@@ -73,6 +65,26 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
                 f"{path}: damaged, or holds other objects than tensors; expected tensors only, because pickled code is "
                 f"never run{hint}"
             ) from error
+
+
+def _unpacked(archive: zipfile.ZipFile, path: Path | Address) -> int:
+    """Bytes of all records. InputError: one that is no tensor is large, or asks for memory by a number."""
+    require_bounded(archive)
+    records = archive.infolist()
+    for record in records:
+        if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):
+            raise InputError(
+                f"{path}: {record.filename} has {record.file_size >> 20} MiB, expected at most "
+                f"{_LARGEST_RECORD >> 20} MiB of what is no tensor"
+            )
+        if record.filename.endswith("data.pkl"):
+            _refuse_bytearray(archive.read(record), path)
+    return sum(record.file_size for record in records)
+
+
+def _refuse_bytearray(pickled: bytes, path: Path | Address) -> None:
+    if b"bytearray" in pickled:
+        raise InputError(f"{path} has a bytearray, which may have any size; expected tensors only")
 
 
 def require_safe_pytorch(path: Path | Address) -> None:
