@@ -10,7 +10,8 @@ from ..results.ordering import descending
 
 # Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
 _PAIRS_AT_ONCE = 1 << 20
-_ROUNDS = 32  # of the pairs that are taken at once
+# Where fewer than one pair in so many is taken at once, it is faster to go row by row.
+_WORTH_A_ROUND = 512
 
 
 def ranking(scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,33 +73,32 @@ def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return inter / ((b[:, 1] - b[:, 0]) + (a[:, 1] - a[:, 0]) - inter)
 
 
-def first_come_pairs(row: np.ndarray, column: np.ndarray) -> np.ndarray:
+def first_come_pairs(row: np.ndarray, column: np.ndarray, free: np.ndarray) -> np.ndarray:
     """Positions of the pairs that are taken when every row in turn takes its first free column.
 
-    Pairs come by row, and for each row by its preference. A pair that is the first of those left both for its row and
-    for its column is taken in the sequential rule too, so all such pairs are taken at once, their rows and columns
-    leave, and the rest goes round again. Where every row wants the same column, a round takes one pair: after some
-    rounds, the rest is taken in turn.
+    Pairs come by row, and for each row by its preference; all pairs of a row come in one call. `free` [columns] says
+    which columns no earlier row has taken, and is brought up to date.
+
+    A pair that is the first of those left both for its row and for its column is taken in the sequential rule too, so
+    all such pairs are taken at once, their rows and columns leave, and the rest goes round again. Where every row wants
+    the same column, a round takes one pair only: then the rest goes row by row.
     """
-    matched, place = [], np.arange(len(row))
-    for _ in range(_ROUNDS):
-        if not len(row):
-            break
+    place = np.flatnonzero(free[column])
+    row, column, matched = row[place], column[place], [place[:0]]
+    while len(row):
         position = np.arange(len(row))
         first_of_column = np.full(column.max() + 1, len(row))
         np.minimum.at(first_of_column, column, position)
         first_of_row = np.append(True, row[1:] != row[:-1])
         taken = first_of_row & (first_of_column[column] == position)
         matched.append(place[taken])
-        gone = np.zeros(column.max() + 1, dtype=bool)
-        gone[column[taken]] = True
-        left = ~gone[column] & ~np.isin(row, row[taken])
+        free[column[taken]] = False
+        left = free[column] & ~np.isin(row, row[taken])
         row, column, place = row[left], column[left], place[left]
-    rows, columns, taken_last = set(), set(), []
-    for one, other, pair in zip(row.tolist(), column.tolist(), place.tolist(), strict=True):
-        if one not in rows and other not in columns:
-            rows.add(one)
-            columns.add(other)
-            taken_last.append(pair)
-    matched.append(np.array(taken_last, dtype=np.int64))
+        if np.count_nonzero(taken) * _WORTH_A_ROUND < len(taken):
+            break
+    for pairs in np.split(np.arange(len(row)), np.flatnonzero(np.diff(row)) + 1):
+        open_to_row = pairs[free[column[pairs]]]
+        free[column[open_to_row[:1]]] = False
+        matched.append(place[open_to_row[:1]])
     return np.concatenate(matched)

@@ -74,18 +74,16 @@ def mean_average_precision(
     group = np.where(video < 0, -1, video * n_classes + label)
     true_positive = np.zeros((len(thresholds), len(order)), dtype=bool)
     truth_group = truth.video * n_classes + truth.label
-    candidates = []
+    free = np.ones((len(thresholds), len(truth_group)), dtype=bool)
     for row, instance, tiou in overlapping_pairs(group, results.segments[order], truth_group, truth.segments):
         tiou[np.isnan(tiou)] = np.inf
         preferred = by_preference(row, tiou)
         preferred = preferred[tiou[preferred] >= thresholds.min()]
-        candidates.append((row[preferred], instance[preferred], tiou[preferred]))
-    if candidates:
-        row, instance, tiou = (np.concatenate(column) for column in zip(*candidates, strict=True))
-        for positives, threshold in zip(true_positive, thresholds, strict=True):
+        row, instance, tiou = row[preferred], instance[preferred], tiou[preferred]
+        for positives, left, threshold in zip(true_positive, free, thresholds, strict=True):
             enough = tiou >= threshold
             near = row[enough]
-            positives[near[first_come_pairs(near, instance[enough])]] = True
+            positives[near[first_come_pairs(near, instance[enough], left)]] = True
 
     positives_of_class = np.bincount(truth.label, minlength=n_classes)
     first = np.searchsorted(label, np.arange(n_classes + 1))

@@ -58,22 +58,27 @@ def toolkit_precision(
     taken = np.zeros((len(thresholds), len(order)), dtype=bool)
     truth_video = np.array([place.get(name, -1) for name in truth.video_names], dtype=np.int64)[truth.video]
     truth_group = np.where(truth_video < 0, -1, truth_video * n_classes + truth.label)
-    instance, detection, overlap = _pairs(
-        truth_group, truth.segments, video * n_classes + label, segments, thresholds.min()
-    )
-    preferred = np.lexsort((detection, -overlap, instance))
-    instance, detection, overlap = instance[preferred], detection[preferred], overlap[preferred]
-    for of_threshold, threshold in zip(taken, thresholds, strict=True):
-        above = overlap > threshold
-        chosen = detection[above]
-        of_threshold[chosen[first_come_pairs(instance[above], chosen)]] = True
+    free = np.ones(taken.shape, dtype=bool)
+    for instance, detection, overlap in overlapping_pairs(
+        truth_group, truth.segments, video * n_classes + label, segments, _span_overlap
+    ):
+        near = np.flatnonzero(overlap > thresholds.min())
+        preferred = near[np.lexsort((detection[near], -overlap[near], instance[near]))]
+        instance, detection, overlap = instance[preferred], detection[preferred], overlap[preferred]
+        for of_threshold, left, threshold in zip(taken, free, thresholds, strict=True):
+            above = overlap > threshold
+            chosen = detection[above]
+            of_threshold[chosen[first_come_pairs(instance[above], chosen, left)]] = True
 
     intervals = [
         (place[name], *one) for name, of_video in videos.items() if name in place for one in of_video.ambiguous
     ]
     columns = np.array(intervals, dtype=np.float64).reshape(-1, 3)
     ambiguous = np.zeros(len(order), dtype=bool)
-    ambiguous[_pairs(columns[:, 0].astype(np.int64), columns[:, 1:], video, segments, 0.0)[1]] = True
+    for _, detection, overlap in overlapping_pairs(
+        columns[:, 0].astype(np.int64), columns[:, 1:], video, segments, _span_overlap
+    ):
+        ambiguous[detection[overlap > 0.0]] = True
 
     positives = np.bincount(truth.label, minlength=n_classes)
     precision = [_average_precision(label, scores, one, ~ambiguous, positives) for one in taken]
@@ -89,18 +94,6 @@ def toolkit_precision(
         videos_without_ground_truth=unknown_videos(results, truth),
         tied_detections=count_ties(label, scores),
     )
-
-
-def _pairs(
-    group: np.ndarray, segments: np.ndarray, other_group: np.ndarray, others: np.ndarray, above: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs (row, other) of the same group whose overlap is above a number, and that overlap."""
-    found: list[tuple[np.ndarray, ...]] = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    for row, other, overlap in overlapping_pairs(group, segments, other_group, others, _span_overlap):
-        kept = overlap > above
-        found.append((row[kept], other[kept], overlap[kept]))
-    row, other, overlap = (np.concatenate(column) for column in zip(*found, strict=True))
-    return row, other, overlap
 
 
 def _span_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:

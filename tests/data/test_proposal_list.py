@@ -68,6 +68,8 @@ def test_a_video_may_have_nothing(tmp_path):
         ("#\nv\n10\n", "line 3: expected another line with rate; found 'the end of the video'"),
         ("#\nv\nten\n1\n0\n0\n", "line 3: expected duration as a number; found 'ten'"),
         ("#\nv\n10\n-1\n0\n0\n", "line 4: expected a number of frames, .* of at least 0; found '-10'"),
+        ("#\nv\n-10\n-1\n0\n0\n", "line 4: expected a number of frames, .* of at least 0"),
+        ("#\nv\n1e200\n1\n0\n0\n", "line 3: expected duration as a number; found '1e200'"),
         ("#\nv\n10\n1\n1.5\n", "line 5: expected the number of instances; found '1.5'"),
         (BLOCK.replace("2 10 20", "2 10"), "line 6: expected label start end as numbers, .*; found '2 10'"),
         (

@@ -129,6 +129,15 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message) -> Non
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("setting", ["fps", "offset", "clip", "stride"])
+@pytest.mark.parametrize("value", [f"1{'0' * 400}", "1e308", "-1e300", "nan"])
+def test_numbers_beyond_reason_in_a_recipe_are_one_line(tmp_path, setting, value) -> None:
+    settings = {"clip": "4", "stride": "2", setting: value}
+    (tmp_path / "mine.toml").write_text("".join(f"{name} = {text}\n" for name, text in settings.items()))
+    with pytest.raises(InputError, match=rf"^[^\n]*mine\.toml: {setting} is [^\n]*expected"):
+        run("a.mp4", "--recipe", str(tmp_path / "mine.toml"), output=tmp_path / "out")
+
+
 def test_backbone_and_recipe_are_required(tmp_path) -> None:
     with pytest.raises(InputError, match="--recipe NAME or --backbone SPEC is required"):
         extract.main(["a.mp4", "--output", str(tmp_path)])
