@@ -81,7 +81,12 @@ def write(
         near = did_you_mean(format, FORMATS)
         raise InputError(f"export format is {format!r}, expected {alternatives(FORMATS)}{near}")
     path = Path(path)
-    separate = [_video(results, number, videos or {}, media or {}, best) for number in range(len(results.video_names))]
+    by_score = np.lexsort((-results.scores, results.video))
+    first = np.searchsorted(results.video[by_score], np.arange(len(results.video_names)))
+    separate = [
+        _video(results, name, rows_of_video[:best], videos or {}, media or {})
+        for name, rows_of_video in zip(results.video_names, np.split(by_score, first)[1:], strict=True)
+    ]
     if format in _WHOLE:
         _WHOLE[format](path, separate)
         return [path]
@@ -100,14 +105,11 @@ def write(
 
 def _video(
     results: Results,
-    number: int,
+    name: str,
+    rows: np.ndarray,
     videos: Mapping[str, VideoAnnotation],
     media: Mapping[str, str],
-    best: int | None,
 ) -> _Video:
-    rows = np.flatnonzero(results.video == number)
-    rows = rows[np.argsort(-results.scores[rows], kind="stable")][:best]
-    name = results.video_names[number]
     labels = [UNLABELLED] * len(rows)
     if results.label is not None:
         labels = [results.label_names[code] for code in results.label[rows]]
