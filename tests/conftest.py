@@ -32,6 +32,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from bcnet_fast import convert
+from bcnet_fast.training import learning_curve
 
 # Test modules, and what they start, read compiled modules instead of compiling all of them again.
 sys.dont_write_bytecode = False
@@ -46,19 +47,20 @@ ONE_PROCESS = (
     "training/test_hostile_state",
 )
 
+DRAW = learning_curve.learning_curve
 
 # Tests with these words in their names need PyTorch's compiler, which takes seconds to import.
 COMPILER = ("one_graph", "opcheck")
 
 
 class Scheduling(LoadScopeScheduling):
-    """Shares out single tests, and some files and the tests of the compiler as a whole, those first."""
+    """Shares out tests with all their parameters, and some files and the tests of the compiler as a whole."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         if any(word in nodeid for word in COMPILER):
             return "compiler"
-        return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid
+        return file if any(f"tests/{name}" in file for name in ONE_PROCESS) else nodeid.partition("[")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -86,6 +88,20 @@ def rng() -> np.random.Generator:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _trainings_without_pictures():
+    """A learning curve takes as long to draw as a small training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning_curve, "learning_curve", lambda rows, path: None)
+        yield
+
+
+@pytest.fixture
+def learning_curves(monkeypatch) -> None:
+    """Trainings draw their learning curve, as they do outside the tests."""
+    monkeypatch.setattr(learning_curve, "learning_curve", DRAW)
 
 
 @pytest.fixture(scope="session")

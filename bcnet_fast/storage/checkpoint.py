@@ -27,6 +27,7 @@ FORMAT = "bcnet_fast"  # metadata key of the configuration
 EXPECTED = "a bcnet_fast checkpoint (.safetensors)"
 TRAINING_FORMAT = "bcnet_fast_training"  # metadata key of a training state
 _FLOATS = ("F32", "F16", "BF16", "F64")  # dtypes of weights
+_SMALL = 1 << 14  # elements; to open a file takes longer than to copy them
 
 
 def save_checkpoint(path: str | os.PathLike, state: Mapping[str, Tensor], config: Config | SecondStageConfig) -> None:
@@ -106,7 +107,7 @@ def read_any_config(path: str | os.PathLike) -> Config | SecondStageConfig:
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """Weights of a checkpoint, each read from the file on access and owned by the caller.
+    """Weights of a checkpoint, owned by the caller: the small ones read at once, each other one on access.
 
     A network can be prepared from it without ever holding the whole file in memory.
     """
@@ -114,6 +115,7 @@ class StoredWeights(Mapping[str, Tensor]):
     def __init__(self, path: str | os.PathLike, network: nn.Module) -> None:
         """InputError: lists every missing, unknown and misshaped key. Only the shapes of `network` matter."""
         self.path = path = place_of(path)
+        self._small: dict[str, Tensor] = {}
         with _opened(path) as file:
             stored = {name: file.get_slice(name) for name in file.keys()}
             self._shapes = {name: list(part.get_shape()) for name, part in stored.items()}
@@ -127,6 +129,9 @@ class StoredWeights(Mapping[str, Tensor]):
         if problems:
             problems["not finite"] = [name for name in self._shapes if not is_finite(self._read(name))]
             raise InputError(unfitting(path, problems))
+        small = [name for name, shape in self._shapes.items() if math.prod(shape) <= _SMALL]
+        with _opened(path) as file:
+            self._small = {name: file.get_tensor(name).clone() for name in small}
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a weight. InputError: it is not finite."""
@@ -146,6 +151,9 @@ class StoredWeights(Mapping[str, Tensor]):
         return part
 
     def _read(self, name: str, rows: slice | None = None) -> Tensor:
+        if name in self._small:
+            part = self._small[name].clone()
+            return part if rows is None else part[rows]
         # Opened for each read: touched mmap pages stay resident until the last tensor of the mapping is freed.
         with _opened(self.path) as file:
             return file.get_tensor(name) if rows is None else file.get_slice(name)[rows]

@@ -16,7 +16,7 @@ from attack.run import Outcome, problems_of
 from attack.target import Target
 from helpers.sweeps import sweep
 
-QUICK = 62  # inputs, one of each kind
+QUICK = 68  # inputs, one of each kind
 
 
 @sweep(("inputs", "kills"), [(QUICK, 0), (4 * QUICK, 2 * len(KINDS))])
@@ -31,6 +31,7 @@ def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path, inputs
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "a.json").read_text())
     assert facts["inputs"] == inputs == sum(facts["exit_codes"].values())
+    assert inputs != QUICK or len(facts["targets"]) == QUICK
     assert facts["killed"] == kills == sum(of_kind["kills"] for of_kind in facts["kills"].values())
     assert facts["failures"] == facts["kill_failures"] == [] and min(facts["exit_codes"].values()) > 0
 

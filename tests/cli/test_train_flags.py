@@ -155,6 +155,7 @@ def test_time_reads_like_a_clock(seconds, text):
     assert clock(seconds) == text
 
 
+@pytest.mark.usefixtures("learning_curves")
 def test_the_learning_curve_is_drawn_at_the_end_and_after_resuming(own, tmp_path):
     picture = tmp_path / "run" / "learning_curve.png"
     assert run(own, tmp_path / "run", "--epochs", "1") == 0
@@ -164,6 +165,7 @@ def test_the_learning_curve_is_drawn_at_the_end_and_after_resuming(own, tmp_path
     assert picture.read_bytes() != first
 
 
+@pytest.mark.usefixtures("learning_curves")
 def test_without_matplotlib_one_line_stands_in_for_the_picture(own, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)

@@ -28,7 +28,8 @@ from bcnet_fast.protocols import DEFAULT
 
 # float64: sums in another order, 4e-13 measured. float32: the release itself is up to 1.1e-4 off on the unbounded
 # regression and 3e-5 on probabilities.
-@sweep(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
+@pytest.mark.slow  # the engine below is compared with the same figures, and elsewhere with this network
+@pytest.mark.parametrize(("precision", "tolerance", "regression"), [("fp64", 1e-9, 1e-9), ("fp32", 2e-4, 1e-3)])
 def test_converted_release_gives_the_golden_outputs(released, golden, precision, tolerance, regression):
     model = bcnet_fast.load(released, device="cpu", precision=precision, backend="reference")
     output = model(torch.from_numpy(seeded.network_input(101)))

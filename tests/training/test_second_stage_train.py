@@ -87,6 +87,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(data, tmp_path, model,
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.usefixtures("learning_curves")
 @sweep("model", SIZES)
 def test_what_is_learned_refines_as_the_log_says(data, tmp_path, model, capsys):
     settings = ("train.epochs=6", "train.decay_at=[5,6,6]", "pools.passes=10")
