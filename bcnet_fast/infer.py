@@ -1,4 +1,4 @@
-"""Write temporal action proposals for the videos of a feature archive. Needs no annotations.
+"""Write temporal action proposals for the videos of a feature archive, or for video files. Needs no annotations.
 
     python -m bcnet_fast.infer
         run the demo: synthetic videos, and a small trained network that is shipped with the package; with PyAV, also
@@ -6,7 +6,7 @@
 
     python -m bcnet_fast.infer --checkpoint FILE.safetensors --features PATH --fps 30 --output FILE.json
         write ActivityNet submission JSON for every video of an archive: a folder of .npy, .npz, .csv or .pt files, one
-        such file, an HDF5 file, or the THUMOS14 two-stream folder
+        such file, HDF5, Parquet or WebDataset tars, or the THUMOS14 two-stream folder
 
     python -m bcnet_fast.infer clip.mp4 --checkpoint FILE.safetensors --output FILE.json
         the same for videos, with a checkpoint that was trained on features of extract; docs/how_to/video.md

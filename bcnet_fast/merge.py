@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from .cli.parser import Parser, command_parser, run
 from .errors import InputError
 from .results.merge import merge, read_ids
 from .results.parquet import SUFFIX
 from .results.parts import Part, parts_in
+from .storage.address import Place
 from .storage.optional import require_pyarrow
 from .storage.output import require_storable, require_writable
 from .storage.remote import exists
@@ -43,37 +45,54 @@ def build_parser() -> Parser:
     return parser
 
 
-def _ids(parts: str, features: str | None, videos: str | None) -> Iterable[str] | None:
-    """The ids of the archive. InputError: it cannot be listed, or the run had a part of it only."""
-    if videos is not None:
-        return read_ids(videos)
-    if features is None:
+@dataclass(frozen=True)
+class MergeOptions:
+    """What `merge` is asked to do; a field has the meaning of the flag of its name."""
+
+    parts: str
+    output: Place
+    features: str | None = None
+    videos: str | None = None
+    unfinished: str | None = None
+
+
+def parse(argv: list[str] | None) -> MergeOptions:
+    """Flags to options. InputError: the output exists or cannot be written."""
+    flags = build_parser().parse_args(argv)
+    output = require_storable(flags.output)
+    if output.suffix not in (".json", SUFFIX):
+        raise InputError(f"--output is {flags.output}, expected a name that ends with .json or {SUFFIX}")
+    if output.suffix == SUFFIX:
+        require_pyarrow()
+    if exists(output) and not flags.overwrite:
+        raise InputError(f"{flags.output} exists; replace it with --overwrite")
+    if flags.unfinished:
+        require_writable(flags.unfinished)
+    return MergeOptions(flags.parts, output, flags.features, flags.videos, flags.unfinished)
+
+
+def ids_of_archive(options: MergeOptions) -> Iterable[str] | None:
+    """The ids of all videos, None if not stated. InputError: they cannot be listed, or the run had a part only."""
+    if options.videos is not None:
+        return read_ids(options.videos)
+    if options.features is None:
         return None
-    settings = Part(parts_in(parts)[0]).header.settings if parts_in(parts) else {}
+    parts = parts_in(options.parts)
+    settings = Part(parts[0]).header.settings if parts else {}
     if settings.get("subset") is not None:
         raise InputError(
-            f"{parts} has the subset {settings['subset']!r} of the archive, expected its ids from --videos FILE"
+            f"{options.parts} has the subset {settings['subset']!r} of the archive, expected its ids from --videos FILE"
         )
     from .data.features import open_features  # which imports PyTorch: two seconds
 
     data = settings.get("data")
     strip_prefix = isinstance(data, dict) and bool(data.get("strip_prefix"))
-    return open_features(features, feature_dim=None, strip_prefix=strip_prefix).ids
+    return open_features(options.features, feature_dim=None, strip_prefix=strip_prefix).ids
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = build_parser().parse_args(sys.argv[1:] if argv is None else argv)
-    output = require_storable(options.output)
-    if output.suffix not in (".json", SUFFIX):
-        raise InputError(f"--output is {options.output}, expected a name that ends with .json or {SUFFIX}")
-    if output.suffix == SUFFIX:
-        require_pyarrow()
-    if exists(output) and not options.overwrite:
-        raise InputError(f"{options.output} exists; replace it with --overwrite")
-    if options.unfinished:
-        require_writable(options.unfinished)
-    ids = _ids(options.parts, options.features, options.videos)
-    report = merge(options.parts, output, videos=ids, unfinished=options.unfinished)
+    options = parse(argv)
+    report = merge(options.parts, options.output, videos=ids_of_archive(options), unfinished=options.unfinished)
     print(report.summary())
     for line in report.unfinished:
         print(shown(line), file=sys.stderr)

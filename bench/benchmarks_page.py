@@ -116,7 +116,7 @@ def headline() -> str:
 
 
 def fastest(rows: list[dict[str, Any]], step: str) -> float:
-    """Of torch.compile, ONNX Runtime and OpenVINO, which have float32 as well."""
+    """The smallest float32 time among torch.compile, ONNX Runtime and OpenVINO."""
     names = [row for row in rows if not row["variant"].startswith(OURS) and row["variant"] != "reference"]
     return min(value for row in names if (value := median(row, step)) is not None)
 

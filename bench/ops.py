@@ -350,7 +350,7 @@ def prepare(make: Callable[[], Call], device: str) -> tuple[Call, Any, float | N
     if not sys.platform.startswith("linux"):
         call = make()
         return call, call(), None
-    # What was freed goes back to the system first, and the mark of the most is set back.
+    # Return freed memory to the system, then reset the peak.
     ctypes.CDLL(None).malloc_trim(0)
     before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")

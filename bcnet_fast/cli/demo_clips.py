@@ -29,7 +29,7 @@ RECIPE = "synthetic"
 
 @dataclass(frozen=True)
 class Watched:
-    """What came of the clips.
+    """Results of the clips.
 
     error: root of the mean squared difference between features from pixels and generated ones.
     """

@@ -25,7 +25,7 @@ _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
-# Messages of argparse, and the same in the words of all others. Of a flag with two names, the first is the one to use.
+# Messages of argparse, and their form in this package. A flag with two names is called by the first one.
 _PLAIN = [
     (re.compile(r"^the following arguments are required: ([^,/]+)(?:/\S+)?(, .*)?$"), r"\1 is required"),
     (re.compile(r"^argument ([^:/]+)(?:/\S+)?: invalid int value: (.*)$"), r"\1 is \2, expected a whole number"),

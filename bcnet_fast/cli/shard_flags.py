@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(options: InferOptions) -> None:
     """InputError: a flag needs another one, or excludes it."""
     if options.shard and options.ray:
-        raise InputError("--ray does all shards and --shard one of them, expected one of the two")
+        raise InputError("--ray and --shard exclude each other, expected one of them")
     _require_flag(options, ("shard", "ray"), ("part_format", "part_videos", "retry_failed"))
     _require_flag(options, ("ray",), ("cpus_per_worker", "gpus_per_worker"))
     if options.ray:
@@ -87,4 +87,4 @@ def _check_ray(options: InferOptions) -> None:
     if options.profile or options.trace:
         raise InputError("--profile and --trace time one process, expected no --ray")
     if options.device.startswith("cuda") and not options.gpus_per_worker:
-        raise InputError(f"--device is {options.device}, expected --gpus-per-worker with it")
+        raise InputError(f"--device is {options.device} with --ray, expected --gpus-per-worker too")

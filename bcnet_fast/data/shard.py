@@ -57,6 +57,6 @@ def _from_environment(environment: Mapping[str, str]) -> Shard:
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"--shard auto finds {stated}, expected whole numbers") from error
     if not 0 <= number < of:
-        # Such as when some tasks of an array are submitted once more: the others have another count.
+        # Happens when some tasks of an array are submitted again: their count differs from the first one.
         raise InputError(f"--shard auto finds {stated}, expected tasks without gaps; state --shard I/N")
     return Shard(number, of)

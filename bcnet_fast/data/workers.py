@@ -17,7 +17,7 @@ from torch.autograd.profiler import record_function
 from torch.utils.data import DataLoader
 
 T = TypeVar("T")
-KILLED = "the process that read video {!r} was killed twice, expected enough memory for it"
+KILLED = "the process that read video {!r} was killed twice, probably because memory ran out"
 _DEATH = "DataLoader worker (pid"  # begins PyTorch's message
 _SIGNAL_S = 0.2  # within which the signal of a death follows the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..geometry.tiou import pairwise_tiou
 from ..results.ordering import descending
 
 # Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
@@ -64,13 +65,6 @@ def by_preference(row: np.ndarray, tiou: np.ndarray) -> np.ndarray:
         pairs = first[count == length, None] + np.arange(length)
         order[pairs] = np.take_along_axis(pairs, descending(tiou[pairs]), axis=1)
     return order
-
-
-def pairwise_tiou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """tIoU of segments [n, 2] with segments [n, 2], in the public order of operations; NaN for two of no length."""
-    inter = np.maximum(np.minimum(a[:, 1], b[:, 1]) - np.maximum(a[:, 0], b[:, 0]), 0.0)
-    with np.errstate(invalid="ignore"):
-        return inter / ((b[:, 1] - b[:, 0]) + (a[:, 1] - a[:, 0]) - inter)
 
 
 def first_come_pairs(row: np.ndarray, column: np.ndarray, free: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Mean average precision as the toolkit of the THUMOS'14 challenge (TH14evalkit) defines it.
 
-Systems before 2019 report it. It differs from ActivityNet's in who chooses, in what counts and in the mean:
+Systems before 2019 report it. It differs from ActivityNet's metric in the direction of matching, in the detections that
+it ignores, and in the average:
 
-* Of a class in a video, the instances choose: in file order, each takes the free detection with the largest overlap, if
-  that is above the threshold. Of equal overlaps, the one with the higher score.
-* A free detection that overlaps an `Ambiguous` interval of its video at all is left out; every other free one is wrong,
-  in videos without instances too.
-* Average precision is the sum of precision times the step in recall. Of equal scores, the right detections come first.
+* Within a class and a video, instances choose detections. In file order, each takes the free detection with the largest
+  overlap, if that is above the threshold. Ties go to the higher score.
+* A free detection that overlaps an `Ambiguous` interval of its video is ignored. Every other free one is wrong, in
+  videos without instances too.
+* Average precision is the sum of precision times the step in recall. Right detections come first among equal scores.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise InputError("Ray is not installed, expected for --ray: pip install 'bcnet_fast[ray]'") from error
+        raise InputError("Ray is not installed, which --ray needs: pip install 'bcnet_fast[ray]'") from error
     return ray
 
 

@@ -131,7 +131,10 @@ class Pool:
         elif work.videos:
             video = work.videos[0]
             if work.killed[video] >= _TWICE:
-                reason = f"the process that computed video {video!r} was killed {_TWICE} times, expected enough memory"
+                reason = (
+                    f"the process that computed video {video!r} was killed {_TWICE} times, "
+                    "probably because memory ran out"
+                )
                 slot.step, slot.call = "video", actor.give_up.remote(work.shard, video, reason)
             else:
                 slot.step, slot.call = "video", actor.run_one.remote(work.shard, video)

@@ -110,7 +110,7 @@ def refine(options: RefineOptions) -> RefineReport:
     unknown = [path for path, config in zip(options.checkpoint, configs, strict=True) if config.regression is None]
     if unknown and not options.no_regression:
         raise InputError(
-            f"{unknown[0]} has no statistics of its regression (reg_stats), expected them; --no-regression does without"
+            f"{unknown[0]} has no regression statistics (reg_stats); --no-regression leaves the boundaries as they are"
         )
     first, release = configs[0], options.protocol == "release"
     strip = bool(first.rows.rescaled)

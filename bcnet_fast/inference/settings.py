@@ -1,4 +1,4 @@
-"""What a run says about itself in its outputs, by which another run knows whether it can go on."""
+"""Settings that a run records in its outputs; a run that resumes it must have the same."""
 
 from __future__ import annotations
 

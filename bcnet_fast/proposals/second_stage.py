@@ -118,7 +118,7 @@ def _suppress(segments: np.ndarray, threshold: float) -> np.ndarray:
         kept.append(best)
         overlap = np.minimum(end[left], end[best]) - np.maximum(start[left], start[best])
         union = length[left] + length[best] - overlap
-        # Not a division, which two empty segments at one place have no result of: the second one falls.
+        # Multiplied instead of divided: two empty segments at one place would give 0 / 0. The second one is dropped.
         left = left[(overlap <= threshold * union) & (union != 0)]
     return np.array(kept, dtype=np.int64)
 

@@ -296,7 +296,7 @@ def _read_parquet(path: Path, videos: Videos | None) -> Results:
         if rows > max(size, _FEW_ROWS):  # packed, as no real scores are
             raise InputError(f"{path} has {rows} rows in {size} bytes, expected {EXPECTED}")
         columns = parquet.read_table(path).to_pydict()
-        # A column of nothing is none, such as the labels of proposals that `merge` wrote.
+        # A column of nulls counts as absent: `merge` writes one as the labels of proposals.
         table = {
             name: values for name, values in columns.items() if not values or any(one is not None for one in values)
         }

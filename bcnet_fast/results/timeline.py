@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.annotations import Instance
+from ..geometry.tiou import pairwise_tiou
 from ..text import count
 from .figure import (
     DPI,
@@ -55,7 +56,7 @@ _COLUMNS = 1000
 # Inches: of the frame, of headings and of rows.
 _TOP, _BOTTOM, _RIGHT, _GAP, _HEADING = 0.36, 0.46, 0.72, 0.16, 0.22
 _ROW, _TIGHT_ROW, _LONGEST_NAME = 0.19, 0.155, 1.5
-# More rows than this have no names, and share the height of so many.
+# Beyond this many rows, names are left out and rows shrink to fit.
 _NAMED_ROWS = 100
 
 
@@ -398,8 +399,6 @@ class _Picture:
 
 def _tiou(proposals: np.ndarray, labels: list[str] | None, instances: Sequence[Instance]) -> np.ndarray:
     """tIoU [proposals, instances]; 0 between different classes."""
-    from ..evaluation.matching import pairwise_tiou
-
     segments = np.array([(instance.start, instance.end) for instance in instances]).reshape(-1, 2)
     rows, columns = np.indices((len(proposals), len(segments))).reshape(2, -1)
     tiou = pairwise_tiou(proposals[rows, :2], segments[columns]).reshape(len(proposals), len(segments))

@@ -13,5 +13,5 @@ def require_pyarrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError("pyarrow is not installed, expected for Parquet: pip install 'bcnet_fast[parquet]'") from error
+        raise InputError("pyarrow is not installed, which Parquet needs: pip install 'bcnet_fast[parquet]'") from error
     return pyarrow

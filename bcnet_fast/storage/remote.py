@@ -184,7 +184,7 @@ def size_of(place: Place) -> int:
         except FileNotFoundError:
             raise InputError(f"{place} does not exist") from None
         if place.facts is None:
-            raise InputError(f"{place} has no size in the answer of its server, expected one, to bound the memory")
+            raise InputError(f"{place} has no size that its server reports, expected one to bound the memory")
     return place.facts[0]
 
 
@@ -201,7 +201,7 @@ def read_range(address: Address, start: int, end: int) -> bytes:
         if len(found) == end - start:
             return found
         if len(found) > end - start:
-            raise InputError(f"{address}: its server does not serve parts of files, expected one that knows ranges")
+            raise InputError(f"{address}: its server sends whole files, expected one that serves ranges")
         raise EOFError(f"{len(found)} of {end - start} bytes at {start} arrived")
 
     try:

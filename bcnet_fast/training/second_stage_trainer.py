@@ -146,7 +146,7 @@ class SecondStageTrainer:
         for batch in steps:
             if batch is None:
                 raise InputError(
-                    "the process that reads the features was killed, expected enough memory for it; "
+                    "the process that reads the features was killed, probably because memory ran out; "
                     "continue with --resume and --workers 0"
                 )
             losses = self.backward(batch)

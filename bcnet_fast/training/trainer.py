@@ -182,7 +182,7 @@ class Trainer:
         for batch, read in progress(steps, len(batches), f"steps of epoch {epoch + 1}", note, hidden=hidden):
             if read is None:
                 raise InputError(
-                    "the process that reads the windows was killed, expected enough memory for it; "
+                    "the process that reads the windows was killed, probably because memory ran out; "
                     "continue with --resume and --workers 0"
                 )
             features, targets = read

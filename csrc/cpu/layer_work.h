@@ -7,8 +7,8 @@
 
 namespace bcnet_fast {
 
-// Convolutions come first in the network, so everything after them inherits their errors, and they are little work: in
-// float32 their sums are made in shorter blocks.
+// Convolutions come first, so their rounding errors spread through the network, and they are little work: float32 sums
+// use shorter blocks.
 template <typename T>
 constexpr std::int64_t kConvolutionDepthBlock = sizeof(T) == sizeof(float) ? 32 : 256;
 

@@ -29,8 +29,8 @@ class Array : public py::array_t<T, flags> {
   Array() : py::array_t<T, flags>(py::handle(), typename Array::borrowed_t{}) {}
 };
 
-// The argument `threads` of a binding. Scratch memory is allocated for each thread, which would be none at all for 0,
-// and the OpenMP runtime ends the process when the system refuses a thread.
+// The argument `threads` of a binding, clamped. Scratch memory is allocated for each thread, so there must be one, and the
+// OpenMP runtime ends the process when the system refuses a thread, so there must not be too many.
 struct Threads {
   static constexpr int kMost = 1024;
   int count = 1;

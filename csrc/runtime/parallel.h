@@ -1,7 +1,7 @@
 // A minimal parallel loop, on the threads of the OpenMP runtime that PyTorch has loaded: they are awake already, and a
 // second set of threads would compete with them for the processor, because OpenMP threads wait by spinning. The runtime
-// is looked up by name on first use, so that the extension links to none; without one, threads are started. So they are
-// in a forked process, where the runtime would wait forever for threads that only the parent has.
+// is looked up by name on first use, so that the extension links to none. Without a runtime, or in a forked process
+// (where it would wait forever for the threads of the parent), threads are started for each loop.
 #pragma once
 
 #include <algorithm>

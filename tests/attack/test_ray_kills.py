@@ -123,7 +123,7 @@ def test_a_video_that_kills_its_process_fails_and_the_others_have_results(archiv
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     parts, output = tmp_path / "parts", tmp_path / "merged.json"
     assert infer.main(inference(archive, parts, "--ray", "--workers", 1)) == 1
-    reason = "the process that computed video '03' was killed 2 times, expected enough memory"
+    reason = "the process that computed video '03' was killed 2 times, probably because memory ran out"
     assert f"failed: 03: {reason}" in capsys.readouterr().err
     assert merge.main([str(parts), "--output", str(output)]) == 1
     found, expected = (json.loads(path.read_text())["results"] for path in (output, archive / "expected.json"))

@@ -19,7 +19,7 @@ from bcnet_fast.networks.reference.layers import shapes_only
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import save_checkpoint
 
-THREADS = 4
+THREADS = 8
 NARROW = {"base_channels": 32, "width": 24, "heads": 2, "head_dim": 8, "feedforward": 32, "bins": 4}
 MODULES = {
     "Linear": lambda: nn.Linear(64, 64),
@@ -62,7 +62,7 @@ def test_modules_built_during_load_are_initialised(checkpoint, kind):
     features = torch.randn(1, config.model.feature_dim, config.model.window)
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            loaded = list(pool.map(lambda _: bcnet_fast.load(path, device="cpu"), range(2 * THREADS)))
+            loaded = list(pool.map(lambda _: bcnet_fast.load(path, device="cpu"), range(THREADS)))
     finally:
         done.set()
         builder.join()

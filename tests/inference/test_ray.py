@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ import torch
 from helpers.infer import CONFIG
 from helpers.infer import flags as infer_flags
 from helpers.networks import SMALL
+from helpers.paths import ROOT
 from helpers.processes import wait_until
 
 from bcnet_fast import infer, merge
@@ -37,6 +39,7 @@ from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.results.parts import parts_in
 from bcnet_fast.results.reader import read_results
 from bcnet_fast.storage.checkpoint import save_checkpoint
+from bcnet_fast.storage.optional import require_pyarrow
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install 'bcnet_fast[ray]'"
@@ -88,7 +91,7 @@ def merged(archive: Path, parts: Path) -> tuple[int, bytes]:
 @pytest.mark.parametrize(
     "more, message",
     [
-        (("--ray", "--shard", "0/1"), "--ray does all shards and --shard one of them, expected one of the two"),
+        (("--ray", "--shard", "0/1"), "--ray and --shard exclude each other, expected one of them"),
         (("--ray", "clip.mp4"), "--ray is 'clip.mp4', expected HOST:PORT of a cluster"),
         (("--ray", "127.0.0.1:9"), r"--ray 127.0.0.1:9 does not answer \(.+\), expected a cluster that runs"),
         (("--cpus-per-worker", 2), "--cpus-per-worker needs --ray"),
@@ -96,7 +99,7 @@ def merged(archive: Path, parts: Path) -> tuple[int, bytes]:
         (("--ray", "--cpus-per-worker", 0), "--cpus-per-worker is 0, expected at least 1"),
         (("--ray", "--profile"), "--profile and --trace time one process, expected no --ray"),
         (("--ray", "--page", "out.html"), "--page needs the results of all shards, expected no --ray"),
-        (("--ray", "--device", "cuda"), "--device is cuda, expected --gpus-per-worker with it"),
+        (("--ray", "--device", "cuda"), "--device is cuda with --ray, expected --gpus-per-worker too"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(checkpoint, archive, tmp_path, more, message):
@@ -107,7 +110,7 @@ def test_flags_that_do_not_fit_are_refused(checkpoint, archive, tmp_path, more, 
 
 def test_a_missing_ray_is_one_line_that_names_its_extra(checkpoint, archive, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(InputError, match=r"^Ray is not installed, expected for --ray: pip install 'bcnet_fast\[ray\]'"):
+    with pytest.raises(InputError, match=r"^Ray is not installed, which --ray needs: pip install 'bcnet_fast\[ray\]'"):
         infer.main(infer_flags(checkpoint, archive, "--ray", output=tmp_path / "parts"))
     assert not (tmp_path / "parts").exists()
 
@@ -235,6 +238,20 @@ class TestOnACluster:
             assert rows_of["rank"].tolist() == list(range(1, len(rows_of) + 1))
             assert rows_of["score"].tolist() == [entry["score"] for entry in wanted[video]]
             assert rows_of[["start", "end"]].values.tolist() == [entry["segment"] for entry in wanted[video]]
+
+    def test_the_pipeline_of_the_page_runs(self, checkpoint, archive, tmp_path, monkeypatch):
+        page = (ROOT / "docs/how_to/archives.md").read_text(encoding="utf-8")
+        [block] = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        assert "workers=4" in block
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(checkpoint, "best.safetensors")
+        arrays = {path.stem: np.load(path).tolist() for path in archive.iterdir()}
+        pyarrow = require_pyarrow()
+        table = pyarrow.table({"video": list(arrays), "features": list(arrays.values())})
+        pyarrow.parquet.write_table(table, "features.parquet")
+        exec(compile(block.replace("workers=4", "workers=1"), "archives.md", "exec"), {})
+        found = pyarrow.parquet.read_table("proposals").to_pydict()
+        assert set(found["video"]) == set(arrays) and not any(found["error"])
 
 
 def holders(parts: Path) -> list[int]:
