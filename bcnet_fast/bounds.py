@@ -3,11 +3,11 @@ seconds can be turned into milliseconds and frames."""
 
 from __future__ import annotations
 
-LARGEST = 2**31 - 1  # of a size or count without a bound of its own
-LARGEST_FLOAT = 1e30  # magnitude of any number that is not whole, and of any time or score in a file
-SMALLEST_FLOAT = 1e-30  # of a number above 0
+LARGEST = 2**31 - 1  # default bound of a size or count
+LARGEST_FLOAT = 1e30  # magnitude of any float setting, and of any time or score in a file
+SMALLEST_FLOAT = 1e-30  # lower bound of a number that must be positive
 # Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
-# of a few KiB cannot fill the memory. What is built from several of them is bounded by `Config.require_possible`.
+# of a few KiB cannot fill the memory. `Config.require_possible` bounds what is built from several sizes.
 BOUNDS = {
     "feature_dim": 65_536,
     "window": 4_096,

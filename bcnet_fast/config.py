@@ -128,7 +128,7 @@ class ProposalConfig:
     """From scores to a ranked list (paper, section 3.6)."""
 
     sigma: Annotated[float, "width of the Gaussian Soft-NMS"] = 0.46
-    # Of a proposal that fills a share of the window: low + (high - low) * share.
+    # For a proposal that fills a share of the window: low + (high - low) * share.
     iou_threshold: Annotated[tuple[float, float], "tIoU from which scores decay: low, high"] = (0.0, 0.0)
     window_top: Annotated[int, "proposals kept of a window"] = 120
     top: Annotated[int, "proposals kept of a video"] = 1000
@@ -187,7 +187,7 @@ class Config:
     proposals: ProposalConfig = field(default_factory=AnchorProposalConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     trained_on: TimeBase | None = None  # None: not trained by this package, so that `data` is all that is known
-    recipe: Recipe | None = None  # of the features of the training; None: `extract` did not make them
+    recipe: Recipe | None = None  # recipe of the training features; None: `extract` did not make them
 
     def __post_init__(self) -> None:
         for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
@@ -427,14 +427,14 @@ def meanings(section: type) -> dict[str, str]:
 
 
 def require_section(section: object, *kinds: type[Section]) -> Section:
-    """The section of a configuration for code of one system only. TypeError: it is of another system."""
+    """Return a section to code that handles some systems only. TypeError: it is of another system."""
     if not isinstance(section, kinds):
         raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, got {type(section).__name__}")
     return section
 
 
 def _contradictions(model: ModelConfig) -> list[tuple[str, bool, str]]:
-    """Setting, whether it is impossible beside the others, and what is expected of it."""
+    """Settings, each with whether it contradicts the others and what is expected of it."""
     window, longest = model.window, model.max_duration
     if isinstance(model, BCNetConfig):
         # As many as `geometry.anchors.make_anchors` lists.

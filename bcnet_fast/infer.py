@@ -168,7 +168,7 @@ def parse(argv: list[str]) -> InferOptions:
 
 
 def _chosen(options: InferOptions) -> Callable[[InferOptions], InferReport]:
-    """What runs: one process, one of several shards, or all shards on a cluster."""
+    """The function to run: for one process, one of several shards, or all shards on a cluster."""
     if options.ray:
         return infer_ray
     return infer_shard if options.shard else infer

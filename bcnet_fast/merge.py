@@ -47,7 +47,7 @@ def build_parser() -> Parser:
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What `merge` is asked to do; a field has the meaning of the flag of its name."""
+    """Options of `merge`. A field has the meaning of the flag with the same name."""
 
     parts: str
     output: Place
@@ -83,7 +83,7 @@ def ids_of_archive(options: MergeOptions) -> Iterable[str] | None:
         raise InputError(
             f"{options.parts} has the subset {settings['subset']!r} of the archive, expected its ids from --videos FILE"
         )
-    from .data.features import open_features  # which imports PyTorch: two seconds
+    from .data.features import open_features  # imports PyTorch, which takes two seconds
 
     data = settings.get("data")
     strip_prefix = isinstance(data, dict) and bool(data.get("strip_prefix"))

@@ -86,20 +86,20 @@ _SMALL = {
             context_bins=8,
         ),
         _SMALL_DATA,
-        # Unlike in the presets of its release, with the probabilities of start and end as factors, as in the other
-        # two systems: a small map alone ranks worse.
+        # Unlike the presets of its release, this one multiplies by the probabilities of start and end, as the other two
+        # systems do: a small map alone ranks worse.
         MapProposalConfig(top=200, max_snippets=None),
         _SMALL_TRAINING,
     ),
 }
 
 
-# By system, then by kind of data.
+# Keys: system, then kind of data.
 PRESETS: dict[str, dict[str, Config]] = {
     "bcnet": {
         "thumos14": Config("thumos14", BCNetConfig(), _THUMOS14, AnchorProposalConfig()),
-        # The paper gives T = 100, 16 frames a snippet and C = 400 (section 4.2); the public release has no ActivityNet
-        # code, so the Soft-NMS settings are those of BMN, which the paper follows, and anchors reach the whole video.
+        # The paper gives T = 100, 16 frames a snippet and C = 400 (section 4.2). The public release has no ActivityNet
+        # code: the Soft-NMS settings are those of BMN, which the paper follows, and anchors reach the whole video.
         "activitynet13": Config(
             "activitynet13",
             BCNetConfig(feature_dim=400, window=100, max_duration=100),

@@ -61,7 +61,7 @@ def _on_terminal(
                 drawn = now
                 _draw(_line(count, total, what, now - began, note()))
     finally:
-        # What is printed next begins on a line of its own.
+        # Later output begins on a line of its own.
         if count:
             print(file=sys.stderr, flush=True)
 

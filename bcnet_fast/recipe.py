@@ -67,7 +67,7 @@ class Recipe:
     flow: method: "tv-l1" and "dis" of OpenCV, "raft" of torchvision.
     flow_limit: largest flow, pixels.
     flow_levels: "dense-flow": round(255 (v + L) / 2L), as dense_flow writes pictures. "video-features":
-        round(128 + 255 v / 2L), as video_features has it, from 0 to 256. "none": 255 (v + L) / 2L, not rounded.
+        round(128 + 255 v / 2L), as in video_features, from 0 to 256. "none": 255 (v + L) / 2L, not rounded.
     flow_weights: SHA-256 of the weights of RAFT. None: it is not the method, or they are not known yet.
     streams: recipes whose rows are put side by side, in this order; see `joined`.
     width: channels of a row. None: not known yet.
@@ -154,7 +154,7 @@ class Recipe:
     def difference(self, other: Recipe) -> str | None:
         """Settings in which the features of two recipes differ, such as `stride 8 instead of 4`; None if in none.
 
-        Names may differ, and a setting that one of them does not know.
+        Names are ignored, and so are settings that one of them does not state.
         """
         if len(self.streams) != len(other.streams):
             return f"{len(self.streams) or 1} instead of {len(other.streams) or 1} streams"
@@ -176,7 +176,7 @@ class Recipe:
 def joined(recipes: Sequence[Recipe], source: str) -> Recipe:
     """The recipe of rows side by side. Times are those of the first; the shortest stream ends the rows.
 
-    InputError: stride, frame rate or offset differ, or they are too few or too many; names `source`.
+    InputError: stride, frame rate or offset differ, or there are too few or too many recipes; names `source`.
     """
     if not 2 <= len(recipes) <= _MOST_STREAMS:
         raise InputError(f"{source}: {count(len(recipes), 'stream')}, expected 2 to {_MOST_STREAMS}")
@@ -213,7 +213,7 @@ def _shown(value: Any) -> str:
 
 
 def _fault(name: str, value: Any, *, required: bool) -> str | None:
-    """What is expected of a setting that has an impossible value, or None."""
+    """Description of the values that a setting may have; None if it has one of them."""
     if value is None:
         optional = not required and name in ("fps", "offset", *_FROM_NETWORK)
         return None if optional else "a value"

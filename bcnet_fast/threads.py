@@ -19,9 +19,9 @@ _EVERY_S = 1.0
 
 
 class FairShare:
-    """Within it, PyTorch has at most the threads that the scheduler would give cores, and afterwards those from before.
+    """Limit PyTorch to the threads that the scheduler would give cores; restore their number at the end of the block.
 
-    It does nothing where OMP_NUM_THREADS or MKL_NUM_THREADS is set, or where the system does not tell what runs. For
+    Does nothing if OMP_NUM_THREADS or MKL_NUM_THREADS is set, or if the system does not report running threads. For
     work whose results do not depend on the number of threads.
     """
 
@@ -35,7 +35,7 @@ class FairShare:
         torch.set_num_threads(self._before)
 
     def renew(self) -> None:
-        """Look again what else runs, at most once a second."""
+        """Check again what else runs, at most once a second."""
         now = time.monotonic()
         if now >= self._next and not _STATED & os.environ.keys():
             self._next = now + _EVERY_S
@@ -65,7 +65,7 @@ def others_running() -> int:
 
 
 def _state(task: Path) -> str:
-    """R for a thread that runs or waits for a core."""
+    """State of a thread: R if it runs or waits for a core."""
     try:
         return (task / "stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):  # it has ended

@@ -1,4 +1,4 @@
-"""Compile every kernel ahead of time for every target, and report what the compiler made of it. Needs no GPU.
+"""Compile every kernel ahead of time for every target, and report the compiler's results. Needs no GPU.
 
 Rows of bench/results/aot.csv: kernel x dtype x size x shipped variant x target, with registers per thread, spilled
 bytes, shared memory, the blocks that fit a multiprocessor, and the counts of the instructions that decide the speed:
@@ -77,7 +77,7 @@ POINTERS = {**TYPES, torch.float64: "fp64", torch.int32: "i32", torch.int64: "i6
 
 
 class Case(NamedTuple):
-    """One launch to compile: what the table calls it, and the launch on the device "meta"."""
+    """One launch to compile: its names in the table, and the launch on the device "meta"."""
 
     kernel: str
     dtype: str
@@ -195,7 +195,7 @@ KERNELS: dict[str, Callable[[int], Iterator[Case]]] = {
 
 
 def compile_launch(launch: Launch, target: int) -> Any:
-    """What Triton's own launcher would compile for these arguments: 1 as a constant, multiples of 16 as such."""
+    """Compile as Triton's own launcher would for these arguments: 1 as a constant, multiples of 16 as such."""
     kernel = launch.kernel
     values = {**launch.arguments, **launch.config.tiles}
     signature, constants, divisible = {}, {}, []
@@ -246,7 +246,7 @@ def inspect_binary(binary: bytes) -> dict[str, int]:
 
 
 def figures(usage: str, code: str) -> dict[str, int]:
-    """What cuobjdump's report on the resources of one kernel, and its machine code, say."""
+    """Figures from cuobjdump's report on the resources of one kernel, and from its machine code."""
     found = {
         "registers": int(re.search(r"REG:(\d+)", usage).group(1)),
         "spill_bytes": int(re.search(r"STACK:(\d+)", usage).group(1)),

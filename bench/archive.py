@@ -1,4 +1,4 @@
-"""Archives beyond one process: what shards cost, what memory a large archive takes, and how fast parts are joined.
+"""Archives beyond one process: the cost of shards, the memory for a large archive, and the speed of joining parts.
 
     python bench/archive.py --folder DIR --make               writes the inputs into DIR: 3 GB, several minutes; with
                                                               --stage, only those of a stage
@@ -48,7 +48,7 @@ from bcnet_fast.storage.output import write_json
 STAGES = ("throughput", "memory", "long", "ids", "ray")
 VIDEOS, SNIPPETS, WINDOWS = 16, 512, 3  # of the archive for throughput; windows a video
 RAY_WORKERS = 1, 2, 4
-# BMN takes little time for a window, so that what a run adds to it shows.
+# BMN takes little time for a window, so the overhead of a run shows.
 NETWORK = PRESETS["bmn"]["thumos14"]
 TINY = BCNetConfig(
     feature_dim=10,
@@ -154,7 +154,7 @@ def make_parts(folder: Path, count: int, proposals: int, part_format: str) -> No
 
 
 def make_links(folder: Path, count: int) -> None:
-    """As many files as videos, which is all that listing looks at."""
+    """One file for each video; listing reads nothing else."""
     with new_folder(folder) as new:
         for number, video in enumerate(ids(count)) if new else ():
             path = new / f"{video}.npy"
@@ -195,8 +195,8 @@ print(json.dumps(seconds))
 def throughput(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """CPU milliseconds a window of one process, of one shard of one, and of two shards, as ratios of one process.
 
-    Each variant runs beside one process at the same time and on the same core, which takes turns between them every
-    few milliseconds: both see the same changes of the machine. One process beside one process shows what is left.
+    Each variant runs at the same time as one process, on the same core. The core switches between them every few
+    milliseconds, so both see the same changes of the machine. One process beside one process shows the remaining noise.
     """
     variants = {"one process": None, "one shard of one": 1, "two shards": 2}
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}

@@ -1,4 +1,4 @@
-"""Fill the tables of the documentation from bench/results, so that no figure is typed by hand.
+"""Fill the tables of the documentation from bench/results, so no figure is typed by hand.
 
     python bench/benchmarks_page.py               rewrites the tables in README.md and docs/
     python bench/benchmarks_page.py --pictures    also redraws the charts in docs/images/
@@ -178,7 +178,7 @@ SIGNIFICANDS = {"fp32": 24, "tf32": 11, "bf16": 8, "fp16": 11}
 
 
 def precision_emulated() -> str:
-    """The precisions of a GPU: what their formats say, what the emulation gives, and what a GPU gave."""
+    """The precisions of a GPU: errors predicted by their formats, emulated, and measured."""
     found = json.loads((RESULTS / "precision_emulated.json").read_text(encoding="utf-8"))
     seeded, bundled = ({row["precision"]: row for row in rows} for rows in groups(found, "network").values())
     header = [
@@ -336,7 +336,7 @@ def _runs(rows: list[dict[str, str]]) -> list[list[dict[str, str]]]:
 
 
 def compiled() -> str:
-    """What the compilers made of the GPU kernels: nothing here was timed."""
+    """Compiler results for the GPU kernels; nothing here was timed."""
     with open(RESULTS / "aot.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lines = []
@@ -354,7 +354,7 @@ def gpu_floors() -> list[dict[str, str]]:
 
 
 def predicted_networks() -> str:
-    """Whole networks on one GPU in each precision, beside what was measured."""
+    """Whole networks on one GPU in each precision: predicted and measured times."""
     rows = [row for row in gpu_floors() if row["operator"] == "network" and row["GPU"] == "H100"]
     header = ["one window, µs", *(f"predicted, {name}" for name in ("fp32", "tf32", "16 bits")), "measured"]
     floors_of = [[float(row[f"predicted floor {dtype} us"]) for dtype in ("fp32", "tf32", "fp16")] for row in rows]

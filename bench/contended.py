@@ -2,9 +2,9 @@
 
     python bench/contended.py [--busy N] [--json FILE]
 
-Processes of three kinds load the networks, and are then timed in turn over the same windows, first beside what else
-runs on the machine, then also beside busy processes, which start after them. `others` in the file is how many threads
-ran or waited for a core at the time, the busy processes included.
+Processes of three kinds load the networks, and are then timed in turn over the same windows. The first timing is beside
+the machine's other work, the second also beside busy processes, which start later. `others` in the file is how many
+threads ran or waited for a core at the time, the busy processes included.
 
     by itself      as `infer`: threads by load, looked at once a second
     all threads    a thread for each core
@@ -59,7 +59,7 @@ def child(name: str) -> None:
 
 @contextlib.contextmanager
 def busy(count: int) -> Iterator[None]:
-    """That many processes that compute."""
+    """Run `count` processes that compute."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         time.sleep(0.5 if count else 0)

@@ -74,8 +74,7 @@ def attention(query: Any, key: Any, values: Any, *_: Any, **__: Any) -> tuple[st
     return name, len(query) * len(key) * (query.shape[1] + sum(value.shape[1] for value in values))
 
 
-def project_anchors(x: Any, _: Any, weight: Any, *lists: Any, **__: Any) -> tuple[str, float]:
-    *_, out = lists
+def project_anchors(x: Any, _: Any, weight: Any, __: Any, out: Any, **___: Any) -> tuple[str, float]:
     name = f"{len(x)} x {weight.inputs} x {weight.groups} bins -> {len(out)} x {weight.outputs}"
     return name, products(x, weight)
 

@@ -21,13 +21,12 @@ is chosen so that two thirds of them are matched; a second table has the release
     error       root mean square difference of the scores from the reference's, of the worst kind of score
 
 "reference" is the plain network in eager PyTorch, with the dense sampling matrix, and Python for the rest, as public
-code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so what follows is the same
-Python, which for BMN and G-TAD is timed with the reference alone, and not in batches; the ratios of the networks are
-printed below the table. A rescaled video is one window, so it has no time of its own. All run on the same threads, in
-one process, in turn and equally often; the time is the median. Nothing is timed before all scores agree with the
+code has it. torch.compile, ONNX Runtime and OpenVINO (float32) replace its network only, so the same Python follows.
+For BMN and G-TAD, it is timed with the reference alone, and not in batches; the ratios of the networks are printed
+below the table. A rescaled video is one window, so it has no time of its own. All run on the same threads, in one
+process, in turn and equally often; the time is the median. Nothing is timed before all scores agree with the
 reference's (float32: 1e-4; bf16 and int8: 0.15; fp16: 0.02), and this package's proposals with those of the Python code
-on equal scores (1e-9).
-Exports are for the CPU: --device cuda has the reference, torch.compile and this package.
+on equal scores (1e-9). Exports are for the CPU: --device cuda has the reference, torch.compile and this package.
 
 Growth: the network alone, random weights, all anchors, for T = 128 to 2048 snippets, and for the numbers of anchors
 that the anchor rule gives at T = 512, with the exponent of a power law through the times.
@@ -133,14 +132,14 @@ def is_bcnet(system: System) -> bool:
 
 
 def timed_to_the_end(name: str, system: System) -> bool:
-    """Whether what follows the network is timed, which in Python takes seconds for a map."""
+    """Whether the steps after the network are timed, which in Python take seconds for a map."""
     return is_bcnet(system) or name == "reference" or name.startswith("bcnet_fast")
 
 
 def stages(
     name: str, system: System, windows: torch.Tensor, video: np.ndarray, quick: bool
 ) -> dict[str, Callable[[], Any]]:
-    """What is timed, by name."""
+    """Calls to time, by name."""
     one, length = windows[:1], lengths_of(windows[:1])
     calls = {"network": functools.partial(system.network, one, length)}
     if not timed_to_the_end(name, system) or (quick and not is_bcnet(system)):
@@ -175,7 +174,7 @@ def floor_ms(system: System, matched: float, device: str) -> float | None:
 def measure(
     systems: dict[str, System], own: dict[str, dict[str, Any]], threshold: float | None, device: str, quick: bool
 ) -> list[dict[str, Any]]:
-    """One row of the table for each variant; `own` is what was found out in a process of its own."""
+    """One row of the table for each variant; `own` has the figures from separate processes."""
     baseline = systems["reference"]
     windows, video = make_features(baseline.config)
     for system in systems.values():
@@ -193,10 +192,10 @@ def measure(
         slow = stage in ("video", "batch") or (stage != "network" and not is_bcnet(baseline))
         timings[stage] = alternate(
             {name: finished(of_system[stage], device) for name, of_system in calls.items() if stage in of_system},
-            # As many rounds for all: a fast variant that went on alone would see another moment of the machine.
+            # The same number of rounds for all: a fast variant that ran on alone would see the machine at another time.
             seconds=0,
             least_runs=2 if quick and slow else 3 if quick or (slow and not is_bcnet(baseline)) else 5 if slow else 9,
-            # The other stages run what the first has warmed up.
+            # The other stages run code that the first has warmed up.
             warm_up=stage == names[0],
         )
     rows = []

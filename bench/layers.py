@@ -1,4 +1,5 @@
-"""The drop-in layers of bcnet_fast.layers beside what they replace: BMN's and G-TAD's own layers and convolutions.
+"""The drop-in layers of bcnet_fast.layers beside the layers that they replace: BMN's and G-TAD's own layers and
+convolutions.
 
     python bench/layers.py [--json FILE] [--threads N]
 

@@ -1,4 +1,4 @@
-"""Each operator beside its reference, torch.compile of the reference, and what people would use in its place.
+"""Each operator beside its reference, torch.compile of the reference, and common alternatives.
 
     python bench/ops.py [--quick] [--only NAME ...] [--json FILE] [--plot FILE.png] [--device cpu|cuda]
 
@@ -50,7 +50,7 @@ Call = Callable[[], Any]
 class Case(NamedTuple):
     """One operator at one shape.
 
-    variants are functions that prepare what they need (constants, like a dense sampling matrix) and return the call;
+    variants are functions that prepare constants, such as a dense sampling matrix, and return the call;
     "bcnet_fast" and "reference" are among them. `tolerance` is that of their results, relative to the largest value.
     """
 
@@ -242,7 +242,7 @@ def match_cases(device: str) -> Iterator[Case]:
     anchors = torch.from_numpy(make_anchors(256, 64).astype(np.int64)).to(device)
     table = torch.from_numpy(matching_table(256, 64).copy()).to(device)
     for windows in (1, 8, 64):
-        # As many boundaries as a trained network gives: about every third snippet is a peak, few are sure.
+        # About as many boundaries as a trained network gives: every third snippet is a peak, few are certain.
         start, end = torch.rand(2, windows, 256, device=device) ** 3
         scores = torch.rand(3, windows, len(anchors), device=device)
         arguments = start, end, *scores, anchors, table, None
@@ -395,7 +395,7 @@ def measure(case: Case, device: str, quick: bool) -> list[dict[str, Any]]:
 
 
 def kernel_ms(call: Call) -> float | None:
-    """What of a call on the CPU is in the native extension; None where nothing is."""
+    """Time of a call on the CPU in the native extension; None where it runs nothing there."""
     if native.module is None:
         return None
     seconds, totals, until = [], [], time.perf_counter() + 0.3

@@ -8,8 +8,8 @@
 
 Table 5 has BMN, G-TAD and BCNet without and with background constraint, Table 6 BCNet without and with its frame level,
 Table 7 BCNet without and with its self-attention and difference-attention units. A variant is one run of `python -m
-bcnet_fast.train` for each seed, in DIR/<variant>-<seed>; what is there already is taken, and an interrupted training
-goes on. Counted are the proposals of the last epoch on the validation videos, so that no epoch is chosen by them:
+bcnet_fast.train` for each seed, in DIR/<variant>-<seed>; finished runs are reused, and an interrupted training goes on.
+Counted are the proposals of the last epoch on the validation videos, so that no epoch is chosen by them:
 
     AR@AN, AUC  average recall, tIoU 0.5:0.05:0.95, and its area under AN 1 to 100 (ActivityNet's protocol)
     AP@tIoU     average precision of the proposals as detections of one class, which is what their order is worth
@@ -47,7 +47,7 @@ from bcnet_fast.storage.output import write_json
 ROOT = Path(__file__).resolve().parent.parent
 
 PLAIN, CONSTRAINT = {"background_constraint": False}, {"background_constraint": True}
-# By name: the system, and what replaces the preset's settings of the model.
+# By name: the system, and replacements for the preset's settings of the model.
 VARIANTS: dict[str, tuple[str, dict[str, bool]]] = {
     "BMN": ("bmn", PLAIN),
     "BMN, constraint": ("bmn", CONSTRAINT),
@@ -91,7 +91,7 @@ def train(output: Path, variant: str, seed: int, data: list[str], settings: list
 
 
 def measure(folder: Path, features: str | None, annotations: str | None) -> dict[str, float]:
-    """What the last epoch's checkpoint is worth on the validation videos, in percent; InputError when one fails."""
+    """Metrics of the last epoch's checkpoint on the validation videos, in percent; InputError when one fails."""
     with open(folder / "log.csv", encoding="utf-8") as file:
         last = list(csv.DictReader(file))[-1]
     figures = {name: float(last[name]) for name in RECALLS}

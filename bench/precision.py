@@ -1,4 +1,4 @@
-"""What each precision of the engine changes, against float64: scores, proposals, recall and average precision.
+"""Effect of each precision of the engine, against float64, on scores, proposals, recall and average precision.
 
     python bench/precision.py [--videos N] [--json FILE]             the precisions of a CPU, as it computes them
     python bench/precision.py --emulate [--videos N] [--json FILE]   those of a GPU, emulated on the CPU

@@ -8,7 +8,7 @@ The first file gets the floors of this processor (bench/results/roofline_<proces
 FLOPs are those of the exact algebra that the operator uses (a multiply-add counts 2, an exponential 1); bytes are those
 of its inputs and outputs, each moved once. The floor is the longer of FLOPs / rate of matrix products and bytes / rate
 of copying. No kernel is run on a GPU here: those rates are the vendor's, and the floors are predictions, not times.
-They take inputs and outputs to lie in the GPU's memory; what is still in its L2 cache can be read faster.
+They take inputs and outputs to lie in the GPU's memory; data still in its L2 cache can be read faster.
 
 Rows "network" are for one window of a whole network, with all anchors: its matrix products, and one reading of its
 weights. Everything else it does is left out, so these floors err towards too little.
@@ -87,16 +87,16 @@ GPUS = {
 
 
 def known_gpu(device: str) -> Gpu | None:
-    """The rates of the device that PyTorch calls so; None for one that is not listed."""
+    """The rates of the device with this name in PyTorch; None for one that is not listed."""
     return next((gpu for gpu in GPUS.values() if gpu.device == device.removeprefix("NVIDIA ")), None)
 
 
 class Work(NamedTuple):
-    """What one call has to do: FLOPs that are, or could be, matrix products, and elements read and written."""
+    """Work of one call: FLOPs that are, or could be, matrix products, and elements read and written."""
 
     flops: float
     elements: float
-    index_bytes: float = 0.0  # of what has one size whatever the dtype: integers, weights of plans, float64 results
+    index_bytes: float = 0.0  # data of one size for any dtype: integers, weights of plans, float64 results
     serial: bool = False  # a chain of steps, for one thread
 
     def bytes(self, itemsize: int) -> float:
@@ -127,7 +127,7 @@ def anchor_sampling(plan: SamplingPlan, channels: int) -> Work:
 
 
 def anchor_projection(plan: SamplingPlan, channels: int, outputs: int) -> Work:
-    """Of the strategy "project"."""
+    """Work of the strategy "project"."""
     bins = plan.first.shape[1]
     flops = 2 * bins * plan.length * channels * outputs + 2 * plan.taps * outputs
     elements = len(plan.bins) * plan.length * channels + bins * channels * outputs + plan.anchors * outputs
@@ -135,7 +135,7 @@ def anchor_projection(plan: SamplingPlan, channels: int, outputs: int) -> Work:
 
 
 def anchor_projection_dense(plan: SamplingPlan, channels: int, outputs: int) -> Work:
-    """Of the public form: a matrix [T, N P] samples, and a convolution projects the stored samples."""
+    """Work of the public form: a matrix [T, N P] samples, and a convolution projects the stored samples."""
     bins = plan.first.shape[1]
     flops = 2 * bins * plan.anchors * channels * (plan.length + outputs)
     samples = bins * plan.anchors * channels
@@ -159,10 +159,10 @@ def match_proposals(windows: int, snippets: int, durations: int, anchors: int) -
 
 
 def soft_nms(segments: np.ndarray, scores: np.ndarray, sigma: float, min_score: float) -> Work:
-    """Of one set, Gaussian: what a candidate in play takes whose segment overlaps a picked one, over all picks.
+    """Work of Gaussian Soft-NMS on one set: operations on candidates in play that overlap a picked one, over all picks.
 
-    That is 40 operations (11 for the tIoU, 24 for the exponential, 5 for the score), each counted as 2 FLOPs, because
-    none of them may be fused to a multiply-add: the definition fixes every rounding.
+    A candidate takes 40 operations: 11 for the tIoU, 24 for the exponential, 5 for the score. Each counts as 2 FLOPs,
+    because none may be fused to a multiply-add: the definition fixes every rounding.
     """
     (start, end), left, decays = segments.T, scores.astype(np.float64), 0
     while left.max(initial=0) >= min_score:
@@ -240,7 +240,7 @@ def cpu_tflops() -> float:
 
 @functools.cache
 def cpu_gigabytes(moved: int) -> float:
-    """GB/s of a copy into a new tensor, as operators make their outputs, that moves so many bytes, from and to."""
+    """GB/s of a copy into a new tensor, as operators make their outputs; `moved` counts bytes read and written."""
     source = torch.ones(max(1, moved // 8))
     return moved / best_seconds(source.clone, 15) * 1e-9
 

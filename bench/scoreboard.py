@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 4 row by row: what is published, which result file exists, what our evaluator gives for it.
+"""The paper's Tables 1 to 4 row by row: published figures, existing result files, and our evaluator's figures for them.
 
     python bench/scoreboard.py [--files DIR]           writes docs/scoreboard.md
     python bench/scoreboard.py --check                 changes nothing; exit code 1 when the page without files differs
@@ -105,7 +105,7 @@ def measured(evaluation: Evaluation, measure: str) -> str:
 
 
 def ours(files: Path | None, table: dict[str, Any], row: dict[str, str]) -> str:
-    """What our evaluator gives for the files of a row. InputError: one of them cannot be used."""
+    """Our evaluator's figures for the files of a row. InputError: one of them cannot be used."""
     folder, key = files and files / f"table{table['number']}", key_of(row["system"])
     whole = find(folder, key)
     tiou = ACTIVITYNET_TIOU if table["number"] == 4 else None
@@ -122,7 +122,7 @@ def ours(files: Path | None, table: dict[str, Any], row: dict[str, str]) -> str:
 
 
 def section(files: Path | None, table: dict[str, Any], results: dict[str, str]) -> tuple[str, list[str]]:
-    """A table of the page, and what was wrong with files."""
+    """A table of the page, and the errors of files."""
     measures = " / ".join(table["measures"])
     lines = [f"## Table {table['number']}: {table['title']}", ""]
     lines += [f"| system | published: {measures} | public results | ours |", "| --- | --- | --- | --- |"]
@@ -141,7 +141,7 @@ def section(files: Path | None, table: dict[str, Any], results: dict[str, str]) 
 
 
 def page(files: Path | None) -> tuple[str, list[str]]:
-    """The page, and what was wrong with files. InputError: `files` is no folder."""
+    """The page, and the errors of files. InputError: `files` is no folder."""
     if files is not None and not files.is_dir():
         raise InputError(f"{files} is no folder, expected the downloaded files, see --help")
     content = read_toml(DATA)

@@ -175,7 +175,7 @@ def ways(case: str, video: Video, device: str = "cpu") -> dict[str, Callable[[],
 
 
 def peak_of(case: str, form: str, video: Video) -> float | None:
-    """MiB that a first call takes at most beyond what the process has, once its network is loaded."""
+    """Peak MiB of a first call, beyond the memory of the process with the loaded network."""
     way = ways(case, video)[form]
     before = memory_mib("VmRSS")
     if before is None:
@@ -242,7 +242,7 @@ def training(videos: int) -> list[dict[str, Any]]:
 
 
 def step_times(video: Video) -> list[dict[str, Any]]:
-    """Milliseconds of what surrounds the networks, and of the operations that the machine is judged by."""
+    """Milliseconds of the steps around the networks, and of the operations that rate the machine."""
     slots, windows = neighbour_slots(video.segments), torch.from_numpy(video.windows())
     square, block = torch.rand(1024, 1024), torch.rand(2**24)
     copy = torch.empty_like(block)

@@ -1,4 +1,4 @@
-"""What a second stage is worth on data at hand: BCNet with the videos' own labels against P-GCN and MUSES-Net.
+"""The gain of a second stage on data at hand: BCNet with the videos' own labels against P-GCN and MUSES-Net.
 
     python bench/second_stage_table.py --output DIR --checkpoint demo [--seeds N] [--json FILE]
         on 60 synthetic videos, with the proposals of the bundled network, which has seen none of them
@@ -8,8 +8,7 @@
 
 For each seed, the commands train BCNet unless --checkpoint has it, make proposals of all videos, train both second
 stages on those of the training videos, and refine those of the validation videos. All checkpoints are those of the
-last epoch, so that none is chosen by the validation videos. What is in DIR already is taken, and interrupted trainings
-go on.
+last epoch, so that none is chosen by the validation videos. Results in DIR are reused, and interrupted trainings go on.
 
 "own labels" gives each proposal all classes that the video really has, as a perfect classifier of whole videos would.
 P-GCN is measured twice: with all candidates as neighbours (the default), and with drawn ones.

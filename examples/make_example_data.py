@@ -3,7 +3,7 @@
     python examples/make_example_data.py          writes example/
 
 `example/features/<video>.npy` (float32 [T, 32], a row every 8 frames of 25 a second), `example/annotations.json` with
-the subsets `training` and `validation`, and `example/class_scores.csv`, what a classifier of whole videos might say.
+the subsets `training` and `validation`, and `example/class_scores.csv`, scores as from a classifier of whole videos.
 """
 
 from __future__ import annotations

@@ -5,14 +5,14 @@
 with x, residual and out [rows, D], rstd [rows] float32. A row stays in registers between its sums and its output: x and
 residual are read once, out is written once, z never reaches memory. Two operators (a sum, a LayerNorm) also write z and
 read it again: 5 passes instead of 3. Rows longer than the largest block are read three times, later times from the
-cache. The mean is taken in two steps, of z less its first element and of z less the first mean, so that neither an
-offset common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
+cache. The mean is taken in two steps, of z less its first element and of z less the first mean. So neither an offset
+common to a row nor an outlier costs digits, and a row of equal elements gives zeros.
 
-Backward, with g the gradient of out: that of x, and of residual as well, is
+Backward, with g the gradient of out. The gradient of x, and of residual as well, is
 
     rstd * (g - mean(g) - out * mean(g * out))
 
-so out and rstd are all that is kept. Every element has one writer and a fixed order of sums, so the bits repeat.
+so only out and rstd are kept. Every element has one writer and a fixed order of sums, so the bits repeat.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import triton.language as tl
 
 from ._common import TARGETS, Config, Launch
 
-# 16 elements for each thread: two to four 128-bit loads of each input, all under way before the first sum. By block of
-# columns; the last is also the step in which longer rows are read. Each compiles
-# for all targets without spills (bench/aot.py, Triton 3.9). None was timed, for want of a GPU.
+# Variants by block of columns; the last is also the step in which longer rows are read. Each thread has 16 elements:
+# two to four 128-bit loads of each input, all under way before the first sum. Each variant compiles for all targets
+# without spills (bench/aot.py, Triton 3.9). None was timed, for want of a GPU.
 CONFIGS = {
     block: Config({"ROWS": max(1, 512 // block), "BLOCK": block}, max(1, block // 512), 1, TARGETS)
     for block in (128, 512, 1024, 2048, 4096, 8192)

@@ -4,10 +4,10 @@
     gather        out[p] = sum_n sum_k w[p, n, k] projected[n, first[p, n] + k]      (+ bias, ReLU)
     projection    out[p] = sum_n sampled[p, n] @ weight[n]                           (+ bias, ReLU)
 
-over the taps k of each bin, of which there are 2 to 5 on average. Gathering is bound by the caches, hence the blocks of
-`gather` and `projection` are made of anchors that follow each other in the plan's order: at tap k each reads the row
-that its successor read at tap k - 1. A block passes over bins that are empty for all its anchors, and leaves a bin
-after the longest of theirs. `projection` makes the operand [BLOCK_R, BLOCK_K] of each matrix product from such sums on
+over the taps k of each bin, of which there are 2 to 5 on average. Gathering is bound by the caches. The blocks of
+`gather` and `projection` therefore hold anchors that follow each other in the plan's order: at tap k, each reads the
+row that its successor read at tap k - 1. A block skips bins that are empty for all its anchors, and leaves a bin after
+the last tap of any anchor. `projection` makes the operand [BLOCK_R, BLOCK_K] of each matrix product from such sums on
 the spot: the sampled features of the anchors never reach memory.
 
 The gradients of `sampling` and `gather` use the transposed plan, which lists the taps j of bin n at snippet t:
@@ -48,9 +48,9 @@ def _product(rows: int, inner: int, columns: int, *targets: int) -> Config:
     return Config({"BLOCK_R": rows, "BLOCK_K": inner, "BLOCK_C": columns}, 4, 1, targets)
 
 
-# By kernel, and for products by the unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32;
-# "fma": none). The first of a list is for grids that fill the device, the last for those that do not. The 64 columns of
-# a block are one line of the cache in 16 bit and two in float32. Each compiles for its targets without spills
+# Variants by kernel, and for products by the unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores,
+# float32; "fma": none). The first of a list is for grids that fill the device, the last for those that do not. The 64
+# columns of a block are one cache line in 16 bit and two in float32. Each compiles for its targets without spills
 # (bench/aot.py, Triton 3.9). None was timed, for want of a GPU.
 CONFIGS = {
     ("forward", "any"): (_rows_by_columns(32, 64, 4), _rows_by_columns(16, 64, 2)),

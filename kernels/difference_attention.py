@@ -5,7 +5,7 @@
 with Q [B, H, Tq, D], K [B, H, Tk, D], both V [B, H, Tk, Dv], both outputs [B, H, Tq, Dv]. One pass over K makes each
 tile of the map once, on chip, and multiplies it with both value tiles (online softmax); the map never reaches memory.
 Two attention calls make every tile twice: 4 matrix products a tile instead of 3, twice the exponentials, Q and K read
-twice. Kept for the backward: the log-sum-exp of each row.
+twice. The log-sum-exp of each row is kept for the backward.
 
 Backward, with P the map and dO the gradients of the outputs:
 
@@ -51,10 +51,10 @@ _TENSOR = tuple(t for t in TARGETS if t >= 80)  # targets with the tensor-core p
 _SMALL = (80, 86, 89, 120)  # of these, the ones whose products are made by single warps from registers
 _LARGE = (90, 100)  # and by warpgroups from shared memory, which leaves registers for larger tiles
 
-# By kernel, by unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32; "fma": none) and by
-# the larger head, padded. The first of a list is for grids that fill the device, the last for those that do not.
-# Each compiles for its targets without spills (bench/aot.py, Triton 3.9), with heads of 64 or 128, to which `launch`
-# pads all others. None has been timed on a GPU.
+# Variants by kernel, by unit that multiplies ("half": tensor cores, 16 bit; "tf32": tensor cores, float32; "fma":
+# none) and by the larger head, padded. The first of a list is for grids that fill the device, the last for those that
+# do not. Each compiles for its targets without spills (bench/aot.py, Triton 3.9), with heads of 64 or 128, to which
+# `launch` pads all others. None has been timed on a GPU.
 CONFIGS = {
     ("forward", "half", 64): (_variant(128, 64, 8, 3, *_TENSOR), _variant(64, 64, 4, 3, *_TENSOR)),
     ("forward", "half", 128): (_variant(128, 64, 8, 2, *_LARGE), _variant(64, 64, 8, 2, *_TENSOR)),

@@ -5,11 +5,11 @@
     score   = start[s] end[e] classification[m] regression[m] (1 - background[m])
 
 with start, end [W, T], the scores of anchors [W, P], anchors [P, 2], table [T, D], and outputs of K rows for each
-window, filled from the top. A program owns BLOCK_S start snippets of one window. To know its first row it counts the
-pairs of all snippets by one sweep over both boundary sequences: the ends that go with s are a window of D snippets, so
-their number is a running sum of what enters and leaves. That is cheaper than a launch of its own for the counts, and
-than atomics, whose order would not repeat. The rows that no pair fills are divided among the programs: every output
-element is written once.
+window, filled from the top. A program owns BLOCK_S start snippets of one window. To find its first row, it counts the
+pairs of all snippets in one sweep over both boundary sequences. The ends that go with s are a window of D snippets, so
+their number is a running sum of the ends that enter and leave it. The sweep is cheaper than a separate launch for the
+counts, and than atomics, whose order would not repeat. The rows that no pair fills are divided among the programs:
+every output element is written once.
 
 All arithmetic is in float64, in the order of the formulas: the bits are those of the reference. No product is followed
 by a sum, so nothing can be contracted to an FMA.

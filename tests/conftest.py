@@ -34,11 +34,11 @@ if not torch.cuda.is_available():
 from bcnet_fast import convert
 from bcnet_fast.training import learning_curve
 
-# Test modules, and what they start, read compiled modules instead of compiling all of them again.
+# Test modules and their child processes read compiled modules instead of compiling all of them again.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Tests of such a file share what takes seconds to make: object files, an extension, a wheel, outputs of networks.
+# Tests of such a file share things that take seconds to make: object files, an extension, a wheel, outputs of networks.
 ONE_PROCESS = (
     "native/test_sanitizers",
     "ops/test_soft_nms_cuda",
@@ -75,7 +75,7 @@ def pytest_xdist_make_scheduler(config, log) -> Scheduling:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: collections during the tests need not look through it each time."""
+    """Imported modules stay, so garbage collections during the tests need not scan them each time."""
     gc.collect()
     gc.freeze()
 

@@ -49,7 +49,7 @@ def _run_demo(folder: Path) -> int:
     checkpoint = demo_checkpoint()
     config = read_config(checkpoint)
     output, pictures = folder / "proposals.json", folder / "pictures"
-    # Files of an earlier demo, interrupted or of another version, must not mix with these.
+    # Leftover files of an interrupted demo, or of another version, must not mix with the new ones.
     shutil.rmtree(folder / "features", ignore_errors=True)
     videos = list(make_videos(VIDEOS, seed=SEED, subset="demo"))
     features, annotations = write_dataset(folder, videos)

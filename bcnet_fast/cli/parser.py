@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         args = sys.argv[1:] if args is None else list(args)
-        # Before argparse looks at them: it would complain of a required flag where that one is mistyped.
+        # Checked before argparse, which would report a mistyped required flag as missing.
         for argument in args[: args.index("--")] if "--" in args else args:
             found = _FLAG.fullmatch(argument)
             if found and not self._is_known(found[1]):
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
         return values, rest
 
     def _checked_place(self, action: argparse.Action, value: Any) -> Any:
-        """A path, or several, in which addresses are known as such."""
+        """Convert a path, or each of several, to an `Address` where it is one."""
         if isinstance(value, list | tuple):
             return type(value)(self._checked_place(action, part) for part in value)
         if not is_address(value):
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         return place if isinstance(place, Address) else str(place)
 
     def _is_known(self, flag: str) -> bool:
-        """Whether a flag exists, or the beginning of one, which argparse completes."""
+        """Whether `flag` is a flag, or the beginning of one that argparse completes."""
         return any(known.startswith(flag) for known in self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -134,7 +134,7 @@ def require_at_least(options: object, **lowest: int) -> None:
 
 
 class Ended(KeyboardInterrupt):
-    """Another signal than that of Ctrl-C asks this process to end; what is finished is kept in the same way."""
+    """A signal other than SIGINT asks this process to end; finished work is kept as with Ctrl-C."""
 
 
 def _end(number: int, _frame: object) -> None:
@@ -150,7 +150,7 @@ def run(main: Callable[[], int]) -> None:
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # Whatever the terminal or file cannot encode is printed as an escape, and ends no run.
+        # Characters that the terminal or file cannot encode are printed as escapes and do not end the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for name in ("SIGTERM", "SIGHUP"):
@@ -175,24 +175,24 @@ def run(main: Callable[[], int]) -> None:
 
 
 def _reason(error: OSError | MemoryError) -> str:
-    # Only the standard streams fail without the name of a file: writing to files is checked where they are written.
+    # Only standard streams raise without a file name: writing to files is checked where they are written.
     if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
         return f"standard output cannot be written: {error.strerror}"
     return shown(str(error)) or "out of memory"
 
 
 def _say(line: str, code: int) -> int:
-    with contextlib.suppress(OSError):  # what reads stderr may be gone, too
+    with contextlib.suppress(OSError):  # the reader of stderr may be gone, too
         print(line, file=sys.stderr)
     return code
 
 
 def _open_closed_streams() -> None:
-    """Discard what is written to a stream that the caller has closed, such as by `>&-`.
+    """Discard output to standard streams that the caller has closed, such as by `>&-`.
 
-    A file that is opened later would get its number, and with it what others print.
+    Otherwise a file that is opened later would get the stream's descriptor, and receive its output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Gets the number of the closed stream, unless that is taken.
+            # Gets the descriptor of the closed stream, unless it is taken.
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w"))

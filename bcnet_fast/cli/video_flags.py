@@ -18,8 +18,8 @@ from .parser import require_at_least
 def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
     """Add the flags.
 
-    alone: also --flow, --clip, --stride, --frame-rate and --device, which have another meaning beside features, or are
-        there.
+    alone: also add --flow, --clip, --stride, --frame-rate and --device. Commands that read features lack them: there
+        they have another meaning or exist already.
     """
     network = parser.add_argument_group("recipe and network (docs/how_to/video.md)")
     network.add_argument(
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> No
 def take_options(values: dict[str, Any], device: str | None = None) -> tuple[NetworkOptions, ReadOptions]:
     """Remove the flags of `add_arguments` from parsed values. InputError: a flag is out of range.
 
-    device: of a command with a --device of its own.
+    device: the value of the command's own --device; None: the command has none.
     """
     names = ["recipe", "flow_weights", "trust_backbone"]
     names += [] if device else ["flow", "clip", "stride", "frame_rate", "device"]

@@ -19,7 +19,7 @@ def forward(input: torch.Tensor, roi: torch.Tensor, feature_dim: int, ratio: int
         roi: batch index, start and end of each interval, [N, 3] in the dtype and on the device of input. An interval
             shorter than 1 is extended to 1 from its start.
         feature_dim: D, parts of an interval.
-        ratio: points of a part; below 1 for as many as the length of a part, rounded up.
+        ratio: points of a part; below 1, the length of the part, rounded up.
 
     Returns: [N, C, D]. A point is interpolated linearly; it is 0 before -1 and after T, and takes the first or the last
     value of the sequence in between. Gradients go to input alone.
@@ -31,7 +31,7 @@ def forward(input: torch.Tensor, roi: torch.Tensor, feature_dim: int, ratio: int
     part = size / feature_dim
     points = torch.full_like(part, ratio) if ratio > 0 else part.ceil()
 
-    # Point p of part d, [N, D, P]; intervals with fewer points than P weigh the others 0.
+    # Point p of part d, [N, D, P]; intervals with fewer than P points give the others weight 0.
     bins = torch.arange(feature_dim, device=roi.device, dtype=roi.dtype)
     most = int(points.max()) if len(roi) else 1
     point = torch.arange(most, device=roi.device, dtype=roi.dtype)

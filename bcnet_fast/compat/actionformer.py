@@ -30,8 +30,8 @@ class ANETdetection:
         dataset_name: name in the printed table; None for that of the file.
 
     As in the original, instances shorter than a millisecond are left out, as are those that repeat another one of the
-    same `label_id`. Classes are numbered in ascending order, and a detection whose class no instance has keeps its
-    number, with which it may count as a false positive of another class.
+    same `label_id`. Classes are numbered in ascending order. A detection whose class no instance has keeps its
+    own number, so it may count as a false positive of another class.
 
     InputError: the file has no instance, or an annotation lacks `label_id` or `label`.
     """

@@ -27,6 +27,6 @@ class CompatFinder(MetaPathFinder):
         return importlib.util.spec_from_file_location(fullname, Path(__file__).with_name(f"{fullname}.py"))
 
 
-# By name: reloading this module makes a new class.
+# Compared by name, because reloading this module makes a new class.
 if not any(type(finder).__name__ == CompatFinder.__name__ for finder in sys.meta_path):
     sys.meta_path.append(CompatFinder())

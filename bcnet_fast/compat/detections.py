@@ -1,4 +1,4 @@
-"""What the evaluators of ActionFormer, TriDet and OpenTAD share: files, ground truth, and numbers for each class."""
+"""Shared by the evaluators of ActionFormer, TriDet and OpenTAD: files, ground truth, and numbers for each class."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def read_entries(entries: Any, keys: Sequence[str], where: str) -> list[tuple[fl
 def without_repeats(
     annotations: Sequence[tuple[float, float, Any]], key: str, long_enough: Callable[[float], bool]
 ) -> list[tuple[float, float, Any]]:
-    """Annotations whose length is long enough; of those within a millisecond and with the same `key`, the first."""
+    """Annotations that are long enough and do not repeat an earlier one of the same `key` within a millisecond."""
     kept: list[tuple[float, float, Any]] = []
     for start, end, entry in annotations:
         repeats = any(
@@ -69,7 +69,7 @@ class ClassGroundTruth:
 
     @staticmethod
     def of(instances: dict[str, list[tuple[float, float, int]]], source: str) -> ClassGroundTruth:
-        """From (start, end, class) of the instances of each video. InputError without any; names `source`."""
+        """Build from (start, end, class) of the instances of each video. InputError: there is none; names `source`."""
         count = sum(map(len, instances.values()))
         if not count:
             raise InputError(f"{source}: no instance, expected at least one")

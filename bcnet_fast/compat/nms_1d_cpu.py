@@ -71,8 +71,8 @@ def softnms(
 
     Returns: the indices of the picks, in their order, [k] int64.
 
-    Fast where scores are finite, lengths not negative, `min_score` is above 0, and with method 0 `iou_threshold` too;
-    otherwise as slow as the extension.
+    Fast where scores are finite, lengths are not negative, and `min_score` (for method 0 also `iou_threshold`) is
+    above 0; otherwise as slow as the extension.
     """
     _check("softnms", segs, scores, dets)
     if method not in (0, 1, 2, 3):
@@ -89,7 +89,7 @@ def softnms(
 
 
 def _uses_native() -> bool:
-    # The first part alone is faster, and small sets are what is passed most often.
+    # The first test takes less time than `choose`, which matters for small sets, the most common case.
     return (native.module is not None and requested() == "auto") or choose("soft_nms", _CPU) == "native"
 
 
@@ -168,7 +168,7 @@ def _soft_nms(
             if method < 2:
                 factor = np.where(tiou >= threshold, 1 - tiou if method == 1 else 0, 1).astype(np.float32)
             else:
-                # In double and rounded once: closest to the C library, which is off by 0.502 ulp at most.
+                # In double and rounded once: closest to the C library, whose error is at most 0.502 ulp.
                 factor = np.exp((-(tiou * tiou) / width).astype(np.float64)).astype(np.float32)
                 if method == 3:
                     factor = np.where(tiou >= low + slope * table[2, i], factor, np.float32(1))

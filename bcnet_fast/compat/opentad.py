@@ -57,7 +57,7 @@ class _Evaluator:
                 continue
             for start, end, entry in detections.read_entries(entries, ("score",), f"{name}: video {video!r}"):
                 names.append(video)
-                # An end before the start overlaps nothing, as an interval without length does.
+                # A segment that ends before its start overlaps nothing, like one without length.
                 segments.append((start, max(start, end)))
                 scores.append(float(entry["score"]))
                 classes.append(self.activity_index.get(entry.get("label"), len(self.activity_index)))
@@ -84,8 +84,8 @@ class mAP(_Evaluator):
         blocked_videos: JSON file with a list of videos to leave out.
         thread: ignored; everything runs in this process.
 
-    As in the original, instances without length are left out, as are those that repeat another one of the same label;
-    detections without a label, or with one that no instance has, only count in the number of predictions.
+    As in the original, instances without length are left out, as are those that repeat another one of the same label.
+    Detections without a label, or with one that no instance has, only count in the number of predictions.
 
     InputError: a file is missing or has another layout, or the subset has no instance.
     """

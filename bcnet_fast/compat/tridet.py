@@ -14,8 +14,8 @@ from . import actionformer
 class ANETdetection(actionformer.ANETdetection):
     """Mean average precision as TriDet computes and prints it; arguments as in ActionFormer's, without `top_k`.
 
-    Of the instances, those that repeat another one are left out first, and then those without length. Their classes
-    count: the AP of a class that loses all its instances is 0, where the original stops.
+    Instances that repeat another one are left out first, then those without length. Their classes still count: a class
+    that loses all its instances has an AP of 0, where the original stops.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What people annotate in Label Studio and ELAN, as segments in seconds."""
+"""Annotations made in Label Studio and ELAN, as segments in seconds."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 from ..errors import InputError
 from ..text import brief
 
-VIDEO_PROPERTY = "bcnet_fast video"  # of an ELAN file: the id, which may be no good file name
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # which Label Studio puts before the names of uploaded files
+VIDEO_PROPERTY = "bcnet_fast video"  # property of an ELAN file with the id, which need not be a valid file name
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # prefix that Label Studio adds to the names of uploaded files
 
 
 @dataclass
@@ -36,9 +36,9 @@ def is_labelstudio(content: Any) -> bool:
 
 
 def labelstudio_videos(tasks: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> Iterator[AnnotatedVideo]:
-    """Videos of a Label Studio export (JSON); of several annotations of a task, the last one that is not cancelled.
+    """Videos of a Label Studio export (JSON). The last annotation of a task that is not cancelled counts.
 
-    Frames count from 1, and a range has its last one. InputError: a task without video, frame rate or proper ranges.
+    Frames count from 1, and ranges include their end. InputError: a task without video, frame rate or proper ranges.
     """
     for number, task in enumerate(tasks, 1):
         where = f"{path}: task {number}"
@@ -86,7 +86,7 @@ def _stem(address: str) -> str:
 def elan_video(text: str, path: str | os.PathLike) -> AnnotatedVideo:
     """The video of an ELAN file (.eaf): the aligned annotations of all its tiers; the value is the label.
 
-    The id is that of an exported file, or the name of the medium or, without one, of the file. InputError: no ELAN
+    The id is that of an exported file, else the name of the medium, else that of the file. InputError: not an ELAN
     file, an annotation without time or value.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:

@@ -14,8 +14,8 @@ The content of a file determines its layout, never its name. Files may be gzippe
 | Label Studio export (JSON) | a list of tasks with `data` |
 | ELAN | XML; also a folder of `.eaf` files |
 
-Times are in seconds. Facts that a file does not state are None. Rows that THUMOS14 marks `Ambiguous` are no instances,
-as in every public evaluation; their intervals stand apart, because the THUMOS'14 toolkit looks at them.
+Times are in seconds. Facts that a file does not state are None. Rows that THUMOS14 marks `Ambiguous` are not
+instances, as in every public evaluation. Their intervals are kept apart, because the THUMOS'14 toolkit uses them.
 """
 
 from __future__ import annotations

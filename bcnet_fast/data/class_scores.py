@@ -127,7 +127,7 @@ def _from_arrays(path: Path) -> ClassScores:
 
 
 def _require_small(size: int, path: Path) -> None:
-    """InputError: the scores would take so many bytes of memory."""
+    """InputError: scores of this size in bytes are too large for memory."""
     if size > _LARGEST:
         raise InputError(f"{path} has {size / 2**30:.3g} GiB of scores, expected at most {_LARGEST >> 30} GiB")
 

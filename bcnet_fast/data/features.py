@@ -1,8 +1,8 @@
 """Feature files of many layouts as one lazy archive: an id gives a checked [T, C] float32 array, or one InputError.
 
 Nothing is guessed: the channel axis is the one whose length is the configured width. docs/formats.md describes the
-layouts. Whatever a damaged or hostile file makes a reader raise, running out of memory included, becomes the failure of
-its own video: `FeatureArchive._reading` is the one place for it.
+layouts. `FeatureArchive._reading` turns whatever a damaged or hostile file makes a reader raise, running out of memory
+included, into the failure of that video.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def open_features(
 ) -> FeatureArchive:
     """Open an archive of features; reads names only.
 
-    path: folder of .npy, .npz, .csv or .pt files or of HDF5 files with one video each (one kind), one such file, an
-        HDF5 file, one or a folder of Parquet files or of tars, or a folder with the THUMOS14 two-stream files; also at
-        an address such as s3://bucket/folder.
+    path: one file or a folder of files of one kind: .npy, .npz, .csv, .pt, HDF5 (in a folder, one video each), Parquet
+        or tar; or a folder with the THUMOS14 two-stream files. It may be an address such as s3://bucket/folder.
     feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
     every: use every N-th row. None: 5 for the two-stream layout, else 1.
     strip_prefix: remove the ActivityNet prefix "v_" of the ids, as in its annotations and result files.
@@ -117,7 +116,7 @@ class FeatureArchive:
         self.ids: list[str] = sorted(self._names)
 
     def keep(self, videos: Container[str]) -> int:
-        """Forget all other videos; return how many they are."""
+        """Forget all other videos; return their number."""
         before = len(self.ids)
         self.ids = [video for video in self.ids if video in videos]
         return before - len(self.ids)
@@ -127,12 +126,12 @@ class FeatureArchive:
         return self._source.files(self._names[video])
 
     def reading_order(self, videos: Sequence[str]) -> list[str]:
-        """Videos in the order in which reading them is fastest: that of rows and members of a large file."""
+        """Videos in the order that is fastest to read: that of rows and members of a large file."""
         videos_of = {self._names[video]: video for video in videos}
         return [videos_of[name] for name in self._source.reading_order(list(videos_of))]
 
     def sidecar(self, video: str) -> Sidecar | None:
-        """What `extract` stated about the features of a video; None for others. InputError: it is damaged."""
+        """The sidecar that `extract` wrote for a video; None without one. InputError: it is damaged."""
         return self._source.sidecar(self._names[video]) if video in self._names else None
 
     def versions(self) -> dict[str, list[tuple[int, int]]]:
@@ -174,16 +173,16 @@ class FeatureArchive:
 
     @property
     def start(self) -> str | None:
-        """How processes that read are started; None: as PyTorch does."""
+        """Start method of processes that read; None: PyTorch's default."""
         return self._source.start
 
     @property
     def threads(self) -> int | None:
-        """Threads of PyTorch in a process that reads; None: one."""
+        """PyTorch threads of a process that reads; None: one."""
         return self._source.threads
 
     def facts(self, video: str) -> Any:
-        """What this process knows of a video after reading it, for `note` in another one."""
+        """Facts that this process learned by reading a video, for `note` in another process."""
         return self._source.facts(self._names[video]) if video in self._names else None
 
     def note(self, video: str, facts: Any) -> None:
@@ -192,7 +191,7 @@ class FeatureArchive:
             self._source.note(self._names[video], facts)
 
     def interrupt(self) -> None:
-        """Let a read in another thread end soon, where it is long."""
+        """Ask a long read in another thread to end soon."""
         self._source.interrupt()
 
     def close(self) -> None:
@@ -201,7 +200,7 @@ class FeatureArchive:
 
     @contextlib.contextmanager
     def _reading(self, video: str) -> Iterator[tuple[Source, str]]:
-        """The source and the name of a video in it. InputError: whatever goes wrong inside."""
+        """Yield the source and the video's name in it. InputError: any error inside the block."""
         if video not in self._names:
             raise InputError(f"{self.path}: no video {video!r}")
         name = self._names[video]
@@ -222,8 +221,8 @@ def from_array(
 
     array: [T, C] or [C, T] by the length C = feature_dim, in memory or in an HDF5 file.
     where: its name in messages.
-    time_first: it can only be [T, C].
-    limits: of what is read. None: `array` is in memory already.
+    time_first: whether it can only be [T, C].
+    limits: limits of the read; None: `array` is in memory already.
 
     InputError: unusable, including NaN values.
     """
@@ -257,7 +256,7 @@ def iterate(
     workers: processes that read. 0: one background thread of this process.
     prefetch: videos loaded ahead (by each worker), which bounds the memory.
 
-    The features depend on neither.
+    The features do not depend on either.
     """
     if workers > 0:
         # Forked workers must not inherit open HDF5 files, whose position older HDF5 would share between them.

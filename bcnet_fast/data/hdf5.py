@@ -1,7 +1,7 @@
 """Features in HDF5 files: one for all videos, one for each, or the four of the THUMOS14 two-stream layout.
 
-Data sets in other files, and those composed of others, are refused unless the user trusts the file: they show what
-the process may read, and one that refers to itself ends the process inside the HDF5 library.
+Data sets that lie in other files, or are composed of others, are refused unless the user trusts the file. They can
+expose any file that the process may read, and one that refers to itself ends the process inside the HDF5 library.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..storage.remote import RemoteFile
 from .sidecar import KEY, Sidecar
 from .source import ARRAY_NAMES, ReadLimits, Source
 
-# An extra: only the functions that need it import it.
+# An optional dependency, imported only by the functions that need it.
 if TYPE_CHECKING:
     import h5py
 
@@ -63,7 +63,7 @@ class _Hdf5Files:
         return {"trusted": self.trusted, "_open": {}}
 
     def dataset(self, path: Place, name: str) -> h5py.Dataset:
-        """A data set by its name with slashes. InputError: it is none, or its values are elsewhere."""
+        """A data set by its name with slashes. InputError: it is not a data set, or its values are elsewhere."""
         import h5py
 
         key, where = (os.getpid(), path), f"{path}: {name}"
@@ -79,7 +79,7 @@ class _Hdf5Files:
         found = file[stored]
         if not isinstance(found, h5py.Dataset):
             raise InputError(f"{where} is a group, expected a dataset of features")
-        # Asked before its shape, which for a virtual data set follows from others.
+        # Checked before the shape, which a virtual data set takes from others.
         layout = found.id.get_create_plist()
         if not self.trusted and (layout.get_layout() == h5py.h5d.VIRTUAL or layout.get_external_count()):
             raise InputError(
@@ -146,7 +146,7 @@ class Hdf5(Source):
 
 
 def read_only_dataset(path: Place, limits: ReadLimits, choose: Callable[[list[str]], str]) -> np.ndarray:
-    """The data set of a file with one video, read as a whole. choose: which of several names; raises InputError."""
+    """The data set of a file with one video, read as a whole. choose: picks one of several names; raises InputError."""
     files = _Hdf5Files(limits.trust_hdf5_links)
     try:
         with _listing(path) as file:
@@ -169,7 +169,7 @@ class TwoStream(Source):
     time_first = True
 
     def __init__(self, folder: Place, files: dict[str, Place], limits: ReadLimits) -> None:
-        """files: by their names in the folder."""
+        """files: paths by their names in the folder."""
         self._places = files
         self._files = _Hdf5Files(limits.trust_hdf5_links)
         self.videos: dict[str, str] = {}  # id -> subset
@@ -221,7 +221,7 @@ class _SideBySide:
         self.shape = (min(part.shape[0] for part in parts), sum(part.shape[1] for part in parts))
         self.dtype = np.result_type(*(part.dtype for part in parts))
         chunks = [part.chunks for part in parts if part.chunks]
-        # The largest of each axis: what reading a part takes into memory.
+        # The largest extent of each axis bounds what reading a part takes into memory.
         self.chunks = tuple(map(max, *chunks, (1, self.shape[1]))) if chunks else None
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
@@ -230,7 +230,7 @@ class _SideBySide:
 
 
 def sidecar_of(dataset: h5py.Dataset, where: str) -> Sidecar | None:
-    """What `extract` stated about a data set, which `where` names. None: nothing. InputError: it is damaged."""
+    """The sidecar of a data set, which `where` names; None without one. InputError: it is damaged."""
     text = dataset.attrs.get(KEY)
     return Sidecar.from_dict(parse_json(text, where), where) if isinstance(text, str) else None
 
@@ -282,7 +282,7 @@ def _is_own_group(file: h5py.File, name: str, trusted: bool) -> bool:
 def is_elsewhere(file: h5py.File, stored: bytes) -> bool:
     """Whether a name, or the group that it is in, is a link to another file.
 
-    KeyError or RuntimeError: there is no such name.
+    KeyError or RuntimeError: the name does not exist.
     """
     from h5py import h5l  # pyright: ignore[reportAttributeAccessIssue]
 

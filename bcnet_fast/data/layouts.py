@@ -29,7 +29,7 @@ from .source import ARRAY_NAMES, ReadLimits, Source
 def find_source(path: Place, limits: ReadLimits) -> Source:
     """Find the layout of `path`; files of single arrays stay closed. InputError: unknown layout, repeated video.
 
-    An address is that of a file if it has the suffix of one, and else that of a folder.
+    An address with the suffix of a file is taken for a file, any other for a folder.
     """
     if isinstance(path, Address):
         is_folder = path.whole.endswith("/") or not (path.suffix.lower() in _FILES or webdataset.is_tar(path.name))
@@ -55,8 +55,8 @@ def _find_file(path: Place, limits: ReadLimits) -> Source:
 
 
 def _find_in_folder(path: Place, limits: ReadLimits) -> Source:
-    # Whatever is named like a file of features is listed: links to nothing, folders and pipes are failures of their
-    # own videos, and not dropped. Names stay text: a path for each takes ten times the memory.
+    # Everything named like a feature file is listed: broken links, folders and pipes become failures of their videos
+    # instead of being dropped. Names stay text, because a Path for each takes ten times the memory.
     facts: dict[str, tuple[int, int] | None] = {}
     if isinstance(path, Address):
         facts = dict(listed(path))
@@ -157,7 +157,7 @@ class _Files(Source):
 
 
 def _whole(path: Address, limits: ReadLimits) -> IO[bytes]:
-    """A file of another storage in memory. Arrays may be stored as float64, and a header comes before them."""
+    """Read a file of another storage into memory. The limit allows for float64 and for a header."""
     return io.BytesIO(read_whole(path, 2 * limits.max_bytes + (1 << 20), "--max-video-gib"))
 
 
@@ -183,7 +183,7 @@ def _read_csv(path: Place, limits: ReadLimits) -> np.ndarray:
         )
     raw = _whole(path, limits) if isinstance(path, Address) else open(path, "rb")
     with io.TextIOWrapper(raw, encoding="utf-8-sig") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about a file without rows, an error below
+        warnings.simplefilter("ignore", UserWarning)  # on files without rows, which are an error below
         header = _is_header(file.readline())
         file.seek(0)
         array = np.loadtxt(file, np.float32, delimiter=",", comments=None, skiprows=int(header), ndmin=2)

@@ -1,6 +1,6 @@
 """Features in Parquet files: a row for each video, with its id and its array.
 
-An array is stored as Hugging Face datasets, pandas and Ray do it: a list of rows; a flat list with a column `shape`
+An array is stored as in Hugging Face datasets, pandas and Ray: a list of rows; a flat list with a column `shape`
 beside it; or a tensor of Arrow or Ray. Row groups are read as a whole, and the last one is kept.
 """
 
@@ -23,7 +23,7 @@ from ..storage.optional import require_pyarrow
 from ..text import alternatives
 from .source import ARRAY_NAMES, ReadLimits, SharedFiles
 
-# An extra: only the functions that need it import it.
+# An optional dependency, imported only by the functions that need it.
 if TYPE_CHECKING:
     import pyarrow
 
@@ -32,9 +32,9 @@ ID_NAMES = ("id", "video", "video_id", "__key__")
 SHAPE = "shape"
 _EXPECTED = "a Parquet file with a column of ids and one of arrays"
 _LONGEST_ID = 4096  # bytes
-_MOST_ROWS = 1 << 24  # of a row group
-_MOST_IDS_BYTES = 1 << 30  # of a row group
-_BYTES = {"FLOAT": 4, "INT32": 4, "FIXED_LEN_BYTE_ARRAY": 2}  # of a value as Parquet stores it; others have 8
+_MOST_ROWS = 1 << 24  # rows of a row group
+_MOST_IDS_BYTES = 1 << 30  # bytes of a row group's ids
+_BYTES = {"FLOAT": 4, "INT32": 4, "FIXED_LEN_BYTE_ARRAY": 2}  # bytes of a stored value; 8 for other types
 
 
 class _Columns(NamedTuple):
@@ -56,7 +56,7 @@ class ParquetRows(SharedFiles):
         self._files = list(files)
         self._columns: list[_Columns] = []
         self.videos: dict[str, tuple[int, int, int]] = {}  # numbers of the file, of the row group, of the row in it
-        self._held: tuple[tuple[int, int, int], Any] | None = None  # process, file and group, and its columns
+        self._held: tuple[tuple[int, int, int], Any] | None = None  # process, file, group; their columns
         for number, path in enumerate(self._files):
             with _opened(path) as file:
                 self._columns.append(_columns_of(file.schema_arrow, path))
@@ -113,7 +113,7 @@ def _opened(path: Place) -> Iterator[Any]:
             with parquet.ParquetFile(raw, pre_buffer=False) as file:
                 names = [name for name in ID_NAMES if name in file.schema_arrow.names]
                 facts = file.metadata
-            # As a dictionary, ids that occur often are in memory once.
+            # Read as a dictionary, so that repeated ids are in memory once.
             with parquet.ParquetFile(raw, metadata=facts, read_dictionary=names, pre_buffer=False) as file:
                 yield file
 
@@ -206,7 +206,7 @@ def _ids(file: Any, group: int, name: str, path: Place) -> Iterator[str]:
 
 
 def _leaves(facts: Any, name: str) -> list[Any]:
-    """What a row group says about the columns of numbers and text in one of its columns."""
+    """Metadata of the leaf columns, of numbers and text, below one column of a row group."""
     columns = [facts.column(number) for number in range(facts.num_columns)]
     return [column for column in columns if f"{column.path_in_schema}.".startswith(f"{name}.")]
 

@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..storage.files import read_text
 
 _WHOLE = ("label", "start", "end")
-_LARGEST = 2**31 - 1  # of a number
+_LARGEST = 2**31 - 1  # largest number
 EXPECTED = "a proposal list (text blocks separated by lines that begin with #)"
 
 
@@ -42,7 +42,7 @@ class ProposalVideo:
     proposals: [p, 2] int64, first frame and end
     coverage: [p] float64, length before the cut as a share of the video
     rate: as written in the list, frames a second, or 1 where the duration is in frames
-    left_out: proposals of the file that are none of these
+    left_out: number of proposals of the file that are not among these
     """
 
     path: str

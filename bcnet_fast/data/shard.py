@@ -1,4 +1,4 @@
-"""A share of an archive: which of several runs does a video."""
+"""Shards of an archive: which of several runs processes a video."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _STATED = re.compile(r"(\d{1,9})/(\d{1,9})")
 
 @dataclass(frozen=True)
 class Shard:
-    """The videos whose ids have the remainder `index` of `count` by a hash. They do not depend on other videos."""
+    """The videos whose ids hash to `index` modulo `count`, whatever other videos the archive has."""
 
     index: int
     count: int
@@ -28,7 +28,7 @@ class Shard:
 
 
 def parse_shard(text: str, environment: Mapping[str, str]) -> Shard:
-    """`I/N` with I from 0, or `auto` for what a batch scheduler says in the environment. InputError: neither."""
+    """Parse `I/N` with I from 0, or `auto` for a batch scheduler's environment variables. InputError: neither."""
     if text == "auto":
         return _from_environment(environment)
     match = _STATED.fullmatch(text)

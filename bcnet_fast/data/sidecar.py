@@ -1,4 +1,4 @@
-"""What states how the rows of a feature file were made: `<id>.json` beside `<id>.npy`, or an attribute in HDF5.
+"""Sidecars state how the rows of a feature file were made: `<id>.json` beside `<id>.npy`, or an attribute in HDF5.
 
 `extract` writes it. `inspect`, `infer` and `train` take frame rate, stride, offset and duration from it.
 """

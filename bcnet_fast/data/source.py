@@ -1,4 +1,4 @@
-"""What every layout of features on disk offers, and the limits within which it is read."""
+"""The interface of every layout of features on disk, and the limits of reading it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARRAY_NAMES = ("feats", "features")  # name of the feature array in a file or HD
 
 @dataclass(frozen=True)
 class ReadLimits:
-    """What reading a feature file may do. A field has the meaning of the flag with the same name.
+    """Limits of reading a feature file. A field has the meaning of the flag with the same name.
 
     max_video_gib: memory of the features of one video, GiB; a file of a few KiB can declare any size.
     trust_hdf5_links: read HDF5 data sets whose values are in other files, or composed of other data sets.
@@ -52,8 +52,8 @@ class Source(abc.ABC):
     every = 1  # default: use every N-th row
     row_stride: float | None = None  # video frames between rows, if the layout fixes it
     time_first = False  # the layout fixes [T, C]
-    start: str | None = None  # method that starts processes that read, as in `multiprocessing`; None: the usual one
-    threads: int | None = None  # of PyTorch in such a process; None: one
+    start: str | None = None  # start method of processes that read, as in `multiprocessing`; None: the default
+    threads: int | None = None  # PyTorch threads of such a process; None: one
     videos: dict[str, Any]
 
     @abc.abstractmethod
@@ -67,7 +67,7 @@ class Source(abc.ABC):
         """
 
     def sidecar(self, name: str) -> Sidecar | None:
-        """What `extract` stated about a video, if it made the features. InputError: it is damaged."""
+        """The sidecar that `extract` wrote for a video; None without one. InputError: it is damaged."""
         return None
 
     def files(self, name: str) -> list[Place]:
@@ -75,25 +75,25 @@ class Source(abc.ABC):
         return [self.videos[name]]
 
     def reading_order(self, names: Sequence[str]) -> list[str]:
-        """The names in the order in which reading them is fastest."""
+        """The names in the order that is fastest to read."""
         return list(names)
 
     def facts(self, name: str) -> Any:
-        """What reading a video has shown, and `note` tells another process; None: nothing."""
+        """Facts learned by reading a video, for `note` in another process; None: there are none."""
         return None
 
     def note(self, name: str, facts: Any) -> None:  # noqa: B027
         """Take over the `facts` of a video."""
 
     def interrupt(self) -> None:  # noqa: B027
-        """Let a read in another thread end soon; most are short."""
+        """Ask a read in another thread to end soon. Does nothing by default, because most reads are short."""
 
     def close(self) -> None:  # noqa: B027
         """Close open files; files of single arrays are closed as soon as they are read."""
 
 
 class SharedFiles(Source):
-    """Files that hold several videos each: what `videos` has of a name begins with the number of its file."""
+    """Files that hold several videos each: the value of a name in `videos` begins with the number of its file."""
 
     _files: list[Place]
 

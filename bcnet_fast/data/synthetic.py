@@ -71,8 +71,8 @@ class SyntheticConfig:
 def statistics_of(annotations: Iterable[VideoAnnotation], source: str) -> dict[str, Any]:
     """Number, lengths and gaps of the instances of real videos, as arguments of `SyntheticConfig`.
 
-    Duplicates, instances of zero length and those beyond the end of their video are ignored. Overlapping instances have
-    no gap, and neither has the end of a video of unknown duration.
+    Duplicates, instances of zero length and those beyond the end of their video are ignored. There is no
+    gap between overlapping instances, nor at the end of a video of unknown duration.
 
     InputError: fewer than two videos have instances; names `source`.
     """
@@ -110,7 +110,7 @@ class Event:
     """An action or look-alike, in seconds.
 
     action: number of the class.
-    held: None for an action. Of a look-alike: the phase it holds, or PHASES for all phases backwards.
+    held: the phase that a look-alike holds, or PHASES if it runs through all phases backwards; None for an action.
     rise, fall: how long its activation takes to rise around the start, and to fall around the end.
     strength: activation in between.
     """

@@ -123,8 +123,8 @@ class TimeFacts:
 class TimeResolver:
     """Combines flags, sidecars, a table, the layout and the training of the network, in this order of precedence.
 
-    A sidecar is more certain than a table: it was written with the rows, while the frame rate of an annotation file is
-    that of the video and not of the frames that a recipe samples.
+    A sidecar is more reliable than a table, because it was written with the rows. The frame rate in an annotation file
+    is that of the video, not of the frames that a recipe samples.
 
     The stride and offset of the preset count only for a network that was not trained by this package. A trained network
     refuses flags, and videos, whose snippets have another stride or offset than those it was trained on.
@@ -208,8 +208,8 @@ class TimeResolver:
         if row_stride is not None:
             stride = row_stride * self.every
         else:
-            # The stride of the preset refers to consecutive rows, and says nothing if rows are skipped, nor about the
-            # features of a training.
+            # The preset's stride refers to consecutive rows. It is unknown for skipped rows, and for the features of a
+            # training.
             stride = self.config.data.stride if self.every == 1 and self.config.trained_on is None else None
         offset = _first(flags.offset, row.feature_offset, self.base.offset)
         if offset is None:
@@ -217,14 +217,14 @@ class TimeResolver:
         return TimeFacts(fps, duration, frames, row_stride, stride, offset)
 
     def sidecar(self, video: str) -> Sidecar | None:
-        """What `extract` stated about a video; None without a usable sidecar. `resolve` refuses a damaged one."""
+        """The sidecar of a video; None without a usable one. `resolve` refuses a damaged one."""
         try:
             return self._read_sidecar(video)
         except InputError:
             return None
 
     def _known(self, video: str) -> VideoAnnotation:
-        """What its sidecar states about a video, and the table about the rest."""
+        """Facts about a video from its sidecar; the rest from the table."""
         row, side = self.table.get(video) or VideoAnnotation(video), self.sidecar(video)
         if side is None:
             return row

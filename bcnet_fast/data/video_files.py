@@ -24,9 +24,9 @@ _SUFFIXES = [*PLAYABLE, *_UNPLAYABLE]
 def find_videos(folder: str | os.PathLike, ids: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
     """The file of each id, and a line on each kind of trouble.
 
-    A file belongs to the id that is its name without suffix, alone or with its folders within `folder`, and with or
-    without the ActivityNet prefix `v_`. Links are not followed into folders. InputError: `folder` is none, or has no
-    file for any id.
+    The id of a file is its name without suffix, with or without its folders within `folder`, and with or without the
+    ActivityNet prefix `v_`. Links are not followed into folders. InputError: `folder` is not a folder, or has no file
+    for any id.
     """
     root = Path(folder)
     if not root.is_dir():

@@ -23,7 +23,7 @@ _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\x
 _PACKED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _LONGEST_HEADER = 1 << 20  # bytes of the names and attributes of a member
 _LONGEST_END = 1 << 20  # bytes after the last member: zeros that fill up a record
-_HEADER_BYTES = 1 << 16  # of a file in another storage, read for each header
+_HEADER_BYTES = 1 << 16  # bytes of a file in another storage that are read for each header
 _MOST_HEADERS = 1_000  # for all members
 _BLOCK = tarfile.BLOCKSIZE
 
@@ -108,7 +108,7 @@ def _members(path: Place) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
         with tarfile.open(fileobj=headers, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # or all of them stay in memory
-                if len(tar.pax_headers) > _MOST_HEADERS:  # of which each member has a copy
+                if len(tar.pax_headers) > _MOST_HEADERS:  # each member has a copy of them
                     raise InputError(f"{path} has {len(tar.pax_headers)} global headers, expected {_EXPECTED}")
                 if member.isdir():
                     continue
@@ -126,7 +126,7 @@ def _members(path: Place) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
 
 
 class _Headers:
-    """What `tarfile` may read of a file: headers, one after another. ValueError: a header asks for something else."""
+    """A file from which `tarfile` reads headers only, in order. ValueError: a header asks for something else."""
 
     def __init__(self, raw: IO[bytes] | RemoteFile) -> None:
         self._raw = raw

@@ -18,18 +18,18 @@ from torch.utils.data import DataLoader
 
 T = TypeVar("T")
 KILLED = "the process that read video {!r} was killed twice, probably because memory ran out"
-_DEATH = "DataLoader worker (pid"  # begins PyTorch's message
-_SIGNAL_S = 0.2  # within which the signal of a death follows the end of its connection
+_DEATH = "DataLoader worker (pid"  # start of PyTorch's message
+_SIGNAL_S = 0.2  # longest delay of a death's signal after the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
 
 
 def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], DataLoader]) -> Iterator[Any]:
     """Yield what a DataLoader with workers reads for each item; None for an item on which a worker died twice.
 
-    loader: makes the DataLoader for the given items in their order; True asks for one worker that reads them one by
-        one, so that the item on which it dies is known.
+    loader: makes the DataLoader for the given items in their order. True asks for one worker that reads item by item,
+        which identifies the item on which it dies.
     """
-    first, deaths = 0, 0  # of the items that are left; at that item
+    first, deaths = 0, 0  # index of the first item that is left; deaths at it
     careful = False
     while first < len(items):
         try:
@@ -80,15 +80,15 @@ def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
         while True:
             waits = True
             try:
-                # A worker that died while it wrote has left half a message, for which `next` would wait forever.
+                # A worker that died while writing leaves half a message, on which `next` would wait forever.
                 if died:
                     check(signal.SIGCHLD, None)
                 result = next(results)
             except StopIteration:
                 return
             except Exception as error:
-                # The check raises in the middle of what `next` does, such as starting a thread, which may turn its
-                # error into another one. And a connection ends before the signal of the death arrives.
+                # The check raises in the middle of `next`, such as in the start of a thread, which may turn the error
+                # into another one. The connection also ends before the signal of the death arrives.
                 if isinstance(error, (EOFError, OSError)) and not died:
                     waits = False
                     time.sleep(_SIGNAL_S)
@@ -100,8 +100,8 @@ def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
             yield result
     finally:
         results = None  # ends the workers that are left
-        # PyTorch may still count a worker whose death has interrupted the start of its loader, and would raise at the
-        # end of any later process.
+        # PyTorch may still track a worker that died while its loader started, and would raise at the end of any later
+        # process.
         with contextlib.suppress(RuntimeError):
             check(signal.SIGCHLD, None)
             signal.signal(signal.SIGCHLD, check)

@@ -16,7 +16,7 @@ from .matching import count_ties, overlapping_pairs, ranking
 
 @dataclass(frozen=True)
 class AverageRecall:
-    """What `average_recall` found; T thresholds, P curve points."""
+    """Result of `average_recall`; T thresholds, P curve points."""
 
     tiou_thresholds: np.ndarray  # [T]
     max_proposals: float
@@ -87,8 +87,8 @@ def average_recall(
             hit = tiou >= threshold
             np.minimum.at(found, instance[hit], rank[row[hit]])
 
-    # Point j takes the first taken[j] proposals of a video: an instance is found from the first j on with
-    # taken[j] > first rank, and the same for all videos with equally long lists.
+    # Point j takes the first taken[j] proposals of a video, so an instance is found from the first j on with
+    # taken[j] > first rank. All videos with equally long lists share this j.
     share = steps / float(points) * (budget / max(total_kept, 1))
     newly_found = np.zeros((len(thresholds), len(steps) + 1), dtype=np.int64)
     kept_of_instance = kept[truth.video]

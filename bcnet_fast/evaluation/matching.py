@@ -11,7 +11,7 @@ from ..results.ordering import descending
 
 # Pairs of segments that are compared at once: bounds the working memory to a few dozen MB.
 _PAIRS_AT_ONCE = 1 << 20
-# Where fewer than one pair in so many is taken at once, it is faster to go row by row.
+# If a round takes fewer than one pair in this many, going row by row is faster.
 _WORTH_A_ROUND = 512
 
 
@@ -25,7 +25,7 @@ def ranking(scores: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def count_ties(group: np.ndarray, scores: np.ndarray) -> int:
-    """How many of the entries, given in the order of `ranking`, have the score of another one of their group."""
+    """Number of entries, given in the order of `ranking`, that share their score with another of their group."""
     same = (np.diff(group) == 0) & (np.diff(scores) == 0)
     return int(np.count_nonzero(np.append(same, False) | np.append(False, same)))
 
@@ -73,9 +73,9 @@ def first_come_pairs(row: np.ndarray, column: np.ndarray, free: np.ndarray) -> n
     Pairs come by row, and for each row by its preference; all pairs of a row come in one call. `free` [columns] says
     which columns no earlier row has taken, and is brought up to date.
 
-    A pair that is the first of those left both for its row and for its column is taken in the sequential rule too, so
-    all such pairs are taken at once, their rows and columns leave, and the rest goes round again. Where every row wants
-    the same column, a round takes one pair only: then the rest goes row by row.
+    A pair that comes first among the remaining pairs of both its row and its column is taken by the sequential rule
+    too. So each round takes all such pairs and removes their rows and columns. Where every row wants the same column, a
+    round takes one pair only; the rest is then matched row by row.
     """
     place = np.flatnonzero(free[column])
     row, column, matched = row[place], column[place], [place[:0]]

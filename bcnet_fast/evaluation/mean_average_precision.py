@@ -16,7 +16,7 @@ from .matching import by_preference, count_ties, first_come_pairs, overlapping_p
 
 @dataclass(frozen=True)
 class MeanAveragePrecision:
-    """What `mean_average_precision` found; C classes of the ground truth, T thresholds."""
+    """Result of `mean_average_precision`; C classes of the ground truth, T thresholds."""
 
     tiou_thresholds: np.ndarray  # [T]
     labels: tuple[str, ...]  # [C]
@@ -48,9 +48,9 @@ def mean_average_precision(
 ) -> MeanAveragePrecision:
     """Interpolated average precision of labelled detections for every class and tIoU threshold.
 
-    By descending score, each detection takes the free instance of its class and video with the highest tIoU, if that
-    is not below the threshold. `detections` may also be what `Results.from_dict` takes. ValueError without any instance
-    or without labels.
+    Detections come by descending score. Each takes the free instance of its class and video with the highest tIoU,
+    unless that is below the threshold. `detections` may also be what `Results.from_dict` takes. ValueError without any
+    instance or without labels.
     """
     results = detections if isinstance(detections, Results) else Results.from_dict(detections)
     if results.label is None and len(results.scores):

@@ -38,7 +38,7 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
     require_picture_name(path)
     thresholds = zip(result.tiou_thresholds, result.recall, strict=True)
     lines = [(100 * recall, f"tIoU {tiou:.2f}") for tiou, recall in thresholds]
-    # Not from the lightest shade on, which is too pale for a thin line.
+    # The lightest shade is skipped: it is too pale for a thin line.
     colours = [*shades(np.linspace(1, 0.2, len(lines))[::-1]), "black"]
     if len(lines) > 1:
         lines.append((100 * result.average_recall, _MEAN))
@@ -83,9 +83,9 @@ def ar_curve(result: AverageRecall, path: str | os.PathLike, *, title: str = "")
 
 
 def _spread(values: list[float], distance: float, highest: float) -> list[float]:
-    """The values, moved to lie at least `distance` apart between 0 and `highest`; of equal ones the first is on top."""
+    """The values, moved to lie at least `distance` apart between 0 and `highest`; the first of equal ones is on top."""
     order = np.lexsort((-np.arange(len(values)), np.array(values)))
-    # From the lowest up. Values that come too close are a group, which is centred on the mean of its members.
+    # From the lowest up. Values that are too close form a group, centred on the mean of its members.
     groups: list[list[float]] = []
     for row in order:
         group = [values[row]]

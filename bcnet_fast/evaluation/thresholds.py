@@ -13,7 +13,7 @@ _SAME = 1e-9
 
 
 def parse_tiou(text: str) -> tuple[float, ...]:
-    """Thresholds in the order of the text; a range has both of its ends. InputError: names --tiou and what is wrong."""
+    """Thresholds in the order of the text; a range includes both ends. InputError: names --tiou and what is wrong."""
     parts = text.split(":")
     try:
         values = [Decimal(part.strip()) for part in (parts if len(parts) > 1 else text.split(","))]
@@ -48,5 +48,5 @@ def _range(text: str, first: Decimal, step: Decimal, last: Decimal) -> list[Deci
 
 
 def with_own_bits(thresholds: Sequence[float], own: Sequence[float]) -> tuple[float, ...]:
-    """The thresholds, but with the last bit of those of a metric, which decides where a tIoU equals one of them."""
+    """The thresholds with the last bits of a metric's own, which decide where a tIoU equals a threshold."""
     return tuple(next((bits for bits in own if abs(bits - value) < _SAME), value) for value in thresholds)

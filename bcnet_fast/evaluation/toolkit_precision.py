@@ -50,7 +50,7 @@ def toolkit_precision(
     unknown = {name: int(n) for name, code, n in zip(results.label_names, codes, counts, strict=True) if code < 0}
 
     known = np.flatnonzero(codes[detected] >= 0)
-    # By class and then best score first; equal scores stay in file order.
+    # Sorted by class, then best score first; equal scores stay in file order.
     order = known[np.lexsort((-results.scores[known], codes[detected[known]]))]
     label, video = codes[detected[order]], results.video[order]
     segments, scores = results.segments[order], results.scores[order]
@@ -110,7 +110,7 @@ def _average_precision(
     """Average precision [C] of detections by class and descending score.
 
     right: detections that an instance has taken, [N].
-    counted: those that are wrong if none has, [N].
+    counted: detections that are wrong unless an instance has taken them, [N].
     positives: instances of each class, [C].
     """
     new_class = np.append(True, label[1:] != label[:-1])[: len(label)]

@@ -18,7 +18,7 @@ OVERLAPPING, DISTANT = 8, 2  # candidate slots of both kinds
 SLOTS = OVERLAPPING + DISTANT
 CHILDREN = 4  # slots drawn for a node
 TREE = 1 + CHILDREN + CHILDREN**2  # nodes of a drawn tree
-MIN_IOU = 0.7  # of overlapping neighbours, exclusive
+MIN_IOU = 0.7  # IoU that overlapping neighbours exceed
 
 
 def pairwise_iou(segments: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ def pairwise_distance(segments: np.ndarray) -> np.ndarray:
 def neighbour_slots(segments: np.ndarray) -> np.ndarray:
     """Candidate neighbours of every proposal of a video.
 
-    Slots 0 to 7: the others with an IoU above 0.7, by descending IoU. Slots 8 and 9: those that do not overlap, by
-    ascending distance. Fewer are repeated in turn; without any, the slots hold the proposal itself. Of equal ones, the
-    lower index comes first.
+    Slots 0 to 7 hold the other proposals with an IoU above 0.7, by descending IoU. Slots 8 and 9 hold those that do not
+    overlap, by ascending distance. Too few are repeated in turn; without any, the slots hold the proposal itself. Ties
+    go to the lower index.
 
     segments: [N, 2] in frames, cut to the video
 
@@ -79,7 +79,7 @@ def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
 
 
 def video_generator(seed: int, video: str) -> np.random.Generator:
-    """Random numbers of one video, whatever other videos are processed in which order."""
+    """Random numbers of one video, independent of other videos and their order."""
     return np.random.default_rng([seed, zlib.crc32(video.encode())])
 
 

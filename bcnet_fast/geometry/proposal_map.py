@@ -81,7 +81,7 @@ def sampled_intervals(config: MapConfig, ratio: float = 0.5) -> np.ndarray:
 def sampled_cells(valid: np.ndarray) -> np.ndarray:
     """Numbers row * columns + column of the valid cells, in order, then of the first other cell, if there is one.
 
-    That cell stands for all others, which sample the same: nothing in BMN, one region in G-TAD.
+    The last cell stands for all other cells, which sample the same: nothing in BMN, one region in G-TAD.
     """
     valid = valid.ravel()
     return np.concatenate([np.flatnonzero(valid), np.flatnonzero(~valid)[:1]])

@@ -15,14 +15,14 @@ from .streams import class_names, read_configs
 
 
 def proposals_beside(output: str) -> str:
-    """The file of the proposals that `output` is refined from: `out.proposals.json` beside `out.json`."""
+    """The proposal file from which `output` is refined: `out.proposals.json` beside `out.json`."""
     return str(Path(output).with_suffix(".proposals.json"))
 
 
 def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
-    """`infer` into a file beside the output, then `refine` of that file, with the same result as both by hand.
+    """Run `infer` into a file beside the output, then `refine` that file; same result as both commands by hand.
 
-    InputError: as both raise it; what is wrong with the second stage is an error before the first one runs.
+    InputError: as both raise it; a wrong option of the second stage is an error before the first one runs.
     """
     if not options.refine:
         raise InputError("--refine has no checkpoint, expected at least one")
@@ -35,7 +35,7 @@ def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
         raise InputError("--refine reads the features again, expected --keep-features DIR with videos")
     first = replace(options, output=proposals, refine=None, labels=None, plot=None, plot_format=None, srt=None)
     report = infer(first)
-    # Proposals that were missing before change the file, and with it what is refined.
+    # Newly found proposals change the file, and with it the input of the second stage.
     changed = report.windows > 0
     shared = ("subset", "time", "limits", "device", "protocol", "labels", "plot", "plot_format", "srt", "best")
     shared += ("ground_truth", "workers", "profile")

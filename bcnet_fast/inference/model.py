@@ -70,7 +70,7 @@ class Model:
     def __call__(self, features: Tensor) -> Output:
         """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64).
 
-        ValueError when the shape is another. Calls from several threads wait for each other.
+        ValueError: another shape. Calls from several threads wait for each other.
         """
         self._check(features)
         with use_backend(self.backend):
@@ -116,8 +116,8 @@ class Model:
     ) -> Any:
         """Proposals of one or many videos in seconds, best first: windows, network, suppression.
 
-        A trained checkpoint knows frame rate and stride of its training, which are then the default. A value is for all
-        videos, or a sequence has one for each.
+        A trained checkpoint stores frame rate and stride of its training, which are then the defaults. A single value
+        applies to all videos; a sequence has one for each.
 
         Args:
             features: real numbers of any dtype, of any length, [T, C] or [C, T] by the length C = feature_dim; also a
@@ -191,8 +191,8 @@ def load(
             frame level in float32.
         backend: "auto" takes the engine with the C++ kernels on a CPU, and with PyTorch and the package's operators
             otherwise; "native" and "triton" demand those kernels, "reference" is the network as plain PyTorch.
-        model: "bcnet", "bmn", "gtad", "pgcn" or "muses": whose preset it is (None: BCNet's), or what the checkpoint
-            must be of.
+        model: "bcnet", "bmn", "gtad", "pgcn" or "muses": the system of the preset (None: BCNet), or the one that the
+            checkpoint must be of.
         rewrites: the engine's rewrites, each of which can be switched off (docs/engine.md).
         graph: whether a GPU runs the network as CUDA graphs, one for each of a few batch sizes.
 
@@ -259,7 +259,7 @@ def require_units(device: torch.device, precision: str) -> None:
 
 
 def _by_native_kernels(device: torch.device, precision: str, backend: str) -> bool:
-    """Whether the engine runs on the C++ kernels; raises where what was asked for cannot be had."""
+    """Whether the engine runs on the C++ kernels. Raises if the requested backend or precision is unavailable."""
     exact = precision in ("fp32", "fp64")
     if backend == "reference" and not exact:
         raise InputError(f"precision is {precision!r}, expected fp32 or fp64 with backend 'reference'")

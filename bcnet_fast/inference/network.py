@@ -1,4 +1,4 @@
-"""What inference asks of a loaded network, so that the parts above it do not import how it is loaded."""
+"""The interface of a loaded network, so that inference does not import the code that loads it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class LoadedNetwork(Protocol):
     config: Config
     device: torch.device
     precision: str
-    backend: str  # of the operators that turn scores into proposals
+    backend: str  # backend of the operators that turn scores into proposals
 
     @property
     def skips_anchors(self) -> bool: ...

@@ -96,10 +96,10 @@ class Failure:
 
 
 class CollectedVideo:
-    """A video of which some windows are still on their way through the network."""
+    """A video with windows that have not passed through the network yet."""
 
     def __init__(self, name: str, snippets: int, time: VideoTime, starts: Sequence[int], largest: float) -> None:
-        """snippets: that the windows cover; starts: the first of each window; largest: magnitude of a feature."""
+        """snippets: number that the windows cover; starts: first of each window; largest: magnitude of a feature."""
         self.name, self.snippets, self.time, self.largest = name, snippets, time, largest
         self.windows, self.missing = len(starts), len(starts)
         self.finite = True  # all scores of the network so far
@@ -120,7 +120,7 @@ class CollectedVideo:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of a video from snippet `start` on, of which the first `length` snippets are not padding."""
+    """A window of a video that begins at snippet `start`; its first `length` snippets are not padding."""
 
     video: CollectedVideo
     start: int
@@ -188,10 +188,10 @@ class Predictor:
         )
 
     def scores(self, features: Tensor, lengths: Tensor) -> Output:
-        """The scores of features [B, C, T] as far as proposals depend on them; lengths [B] are not padding.
+        """The scores of features [B, C, T] on which proposals depend; lengths [B] excludes padding.
 
-        On a CPU, BCNet's clip level is computed only for the anchors that some pair of boundaries matches, which saves
-        the more time the clearer the boundaries are. The others have the score 0.
+        On a CPU, BCNet's clip level is computed only for the anchors that some pair of boundaries matches. The clearer
+        the boundaries, the more time this saves. The other anchors have the score 0.
         """
         model = self.model
         if not model.skips_anchors:

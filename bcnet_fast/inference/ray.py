@@ -1,7 +1,7 @@
 """Inference on a Ray cluster, or on all cores of one machine. Needs the extra `ray`.
 
-`infer_ray` gives shards to workers, each of which writes the parts of its shards itself, as `infer --shard` does. So
-the result, kills and resuming are those of `inference.shards`, and Ray starts workers and tells which have ended.
+`infer_ray` gives shards to workers. Each worker writes the parts of its shards, as `infer --shard` does, so results,
+kills and resuming work as in `inference.shards`. Ray only starts the workers and reports which have ended.
 `predict` is for pipelines of Ray Data, which read and write by themselves.
 """
 
@@ -49,7 +49,7 @@ class RayRun:
         self.options, self._inputs, self.pool, self._shards, self._workers = options, inputs, pool, shards, workers
 
     def finish(self, started: float) -> InferReport:
-        """Do all that is left. started: when, by `time.perf_counter`. InputError: as of `infer_ray`."""
+        """Do the remaining work. started: start time by `time.perf_counter`. InputError: as in `infer_ray`."""
         options, pool = self.options, self.pool
         total = len(self._inputs.archive.ids) + len(self._inputs.unusable)
         work = pool.run([Shard(index, self._shards) for index in range(self._shards)])
@@ -98,9 +98,9 @@ def infer_ray(options: InferOptions) -> InferReport:
 
 @contextlib.contextmanager
 def start(options: InferOptions) -> Iterator[RayRun]:
-    """Start what `infer_ray` needs, until one worker has loaded its network, and end it with the block.
+    """Start what `infer_ray` needs and wait until one worker has loaded its network; all of it ends with the block.
 
-    InputError: as of `infer_ray`.
+    InputError: as in `infer_ray`.
     """
     require_folder(options)
     require_address(options.ray or LOCAL)
@@ -132,9 +132,9 @@ def start(options: InferOptions) -> Iterator[RayRun]:
 
 @contextlib.contextmanager
 def _held_folder(output: str) -> Iterator[None]:
-    """The folder of the parts, made if it is missing, for this driver alone. InputError: another has it.
+    """Lock the folder of the parts for this driver; it is created if missing. InputError: another driver has it.
 
-    An address has no locks; there, the parts of each writer have names of their own.
+    Addresses have no locks; there, the parts of each writer have names of their own.
     """
     folder = place_of(output)
     if isinstance(folder, Address):
@@ -173,7 +173,7 @@ def _existing(options: InferOptions, about: Header) -> list[Place]:
 
 
 def _shards(options: InferOptions, existing: Sequence[Place], videos: int, workers: int) -> int:
-    """How many shards there are. Those of an interrupted run are kept: a part is looked for where its shard is."""
+    """Number of shards. A resumed run keeps the number if its workers have enough: parts belong to these shards."""
     known = max((numbers_of(path)[1] for path in existing), default=0)
     if known >= workers:
         return known

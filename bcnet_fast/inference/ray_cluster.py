@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: one that exists, or one of this machine for as long as a run takes."""
+"""The Ray cluster of a run: an existing one, or one on this machine that ends with the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def require_ray() -> Any:
 
 
 def require_address(address: str) -> None:
-    """InputError: it is no address of a cluster, for example a video that follows the flag --ray, or none answers."""
+    """InputError: not the address of a cluster, such as a video that follows the flag --ray, or none answers."""
     if address in (LOCAL, AUTO):
         return
     if not _ADDRESS.fullmatch(address):
@@ -65,7 +65,7 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
 
     address: HOST:PORT; "auto" for the cluster of this machine; "local" to start one, without a dashboard, which ends
         with the block. It ends as well if this process is killed.
-    cpus: of a cluster that is started. None: those of this machine.
+    cpus: CPUs of a cluster that is started. None: all of this machine.
 
     InputError: Ray is not installed, or there is no cluster.
     """
@@ -89,7 +89,7 @@ def cluster(address: str, cpus: int | None = None) -> Iterator[Any]:
             restore()
             signal.raise_signal(signal.SIGTERM)
             raise
-        except Exception as error:  # of this class itself where a node does not start in time
+        except Exception as error:  # Exception itself where a node does not start in time
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise InputError(f"--ray {address}: {reason}; expected a cluster that runs") from error
         restore()
@@ -129,7 +129,7 @@ def _session_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables of the processes that are started within it."""
+    """Set missing environment variables, for processes that are started inside the block."""
     added = {name: value for name, value in values.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -141,9 +141,9 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], None]]:
-    """Keep the handlers of signals, which Ray replaces while it starts; yield what brings them back.
+    """Keep the signal handlers, which Ray replaces while it starts; yield the function that restores them.
 
-    Ray turns what a handler raises while it waits into a plain KeyboardInterrupt. Here it becomes what was raised.
+    Ray turns what a handler raises during a wait into a plain KeyboardInterrupt; this raises the original again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -171,6 +171,6 @@ def _signals() -> Iterator[Callable[[], None]]:
         raise
     finally:
         for number, handler in before.items():
-            # A handler that ignores further signals from now on stays.
+            # A handler that was set meanwhile, to ignore further signals, stays.
             if signal.getsignal(number) is noting:
                 signal.signal(number, handler)

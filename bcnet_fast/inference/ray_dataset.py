@@ -66,20 +66,20 @@ def predict(
         dataset: rows with `video`, the id, and `features`, numbers [T, C] or [C, T] by the length C of the network.
             `fps`, `stride`, `offset` and `duration` are optional columns, with the meaning of `Model.propose`.
         checkpoint: file of weights that all machines see, or "demo".
-        fps, stride, offset: of rows without these columns. None: as in the training of the network.
+        fps, stride, offset: for rows without these columns. None: as in the training of the network.
         every: use every N-th row of the features; as in the training, or all.
-        precision, device, backend: of `load`. device: "auto" is a CPU unless `gpus_per_worker` is given.
+        precision, device, backend: as in `load`. device: "auto" is a CPU unless `gpus_per_worker` is given.
         protocol: "default", or "release" for the rules of the public code.
         batch_size: windows per batch.
-        workers: how many. 0: as many as the cluster has room for beside one CPU, which reads the dataset.
+        workers: their number. 0: as many as fit in the cluster beside one CPU, which reads the dataset.
         cpus_per_worker: CPUs that Ray reserves for each, and its threads.
         gpus_per_worker: GPUs of each.
         videos_a_batch: rows that a worker takes at once.
 
     Returns:
-        A dataset that is computed when it is read or written: a row for each proposal, best first for each video, with
-        video text, rank int32 from 1, start and end float64 in seconds, score float64, label null, and error null. A
-        video that could not be used has one row, with its error and without rank and numbers.
+        A dataset that is computed when it is read or written, with a row for each proposal, best first for each video.
+        Columns: video text, rank int32 from 1, start and end float64 in seconds, score float64, label null, error null.
+        A video that could not be used has one row, with its error and without rank and numbers.
 
     Raises:
         InputError: Ray or pyarrow is not installed, or no CPU would be left to read the dataset.

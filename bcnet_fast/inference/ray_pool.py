@@ -17,18 +17,18 @@ from .run import InferReport
 
 _TICK_S = 1.0  # longest wait for an answer
 _LOOK_S = 2.0  # between two looks at the progress inside shards
-_STOP_S = 30.0  # for workers to finish a video and commit
+_STOP_S = 30.0  # time for workers to finish a video and commit
 _SLOW_START_S = 60.0  # after which a user wants to know why nothing happens
-_CAREFUL = 2  # deaths with a shard, after which its videos are done one by one
-_TWICE = 2  # deaths with a video alone, after which it has failed
+_CAREFUL = 2  # worker deaths on a shard, after which its videos are done one by one
+_TWICE = 2  # worker deaths on a single video, after which it has failed
 _FAILED_STARTS = 10  # in a row
 
 
 @dataclass
 class _Work:
-    """A shard, and how often its workers have ended before it was done.
+    """A shard, and the number of workers that died before it was done.
 
-    videos: what is left of it, once it is done video by video. killed: how often each of them ended its worker.
+    videos: those left, once the shard is done video by video. killed: number of workers that each of them ended.
     """
 
     shard: Shard
@@ -39,13 +39,13 @@ class _Work:
 
 @dataclass
 class _Slot:
-    """The place of a worker. call: what it is asked now; None: it waits. step: which call that is."""
+    """The slot of a worker. call: its pending call; None: it is idle. step: name of that call."""
 
     actor: Any = None
     call: Any = None
     step: str = ""
     work: _Work | None = None
-    look: Any = None  # a question for its progress
+    look: Any = None  # a pending request for its progress
     done: int = 0
 
 
@@ -80,12 +80,12 @@ class Pool:
         return self._finished + sum(slot.done for slot in self._slots)
 
     def wait(self, workers: int = 1) -> None:
-        """Until as many workers are ready. InputError: one cannot be."""
+        """Wait until this many workers are ready. InputError: a worker cannot start."""
         while sum(slot.call is None for slot in self._slots) < workers:
             self._handle_answers()
 
     def run(self, shards: Sequence[Shard]) -> Iterator[None]:
-        """Do all shards; yields about once a second. InputError: of any worker."""
+        """Do all shards; yields about once a second. InputError: any worker raised it."""
         self._waiting.extend(_Work(shard) for shard in shards)
         while self._waiting or any(slot.work for slot in self._slots):
             for slot in self._slots:
@@ -114,7 +114,7 @@ class Pool:
             self._ray.kill(slot.actor)
 
     def failures(self) -> tuple[Failure, ...]:
-        """Of all shards, by id."""
+        """Failures of all shards, by id."""
         found = [failure for report in self.reports.values() for failure in report.failures]
         return tuple(sorted(found, key=lambda failure: failure.video))
 
@@ -123,7 +123,7 @@ class Pool:
         slot.call, slot.step, slot.look, slot.done = slot.actor.ready.remote(), "start", None, 0
 
     def _next_step(self, slot: _Slot) -> None:
-        """Ask a worker for the next thing that its work needs."""
+        """Call a worker for the next step of its work."""
         work, actor = slot.work, slot.actor
         assert work is not None
         if work.videos is None and work.deaths >= _CAREFUL:
@@ -157,7 +157,7 @@ class Pool:
             self._say("no worker has started yet: the cluster has no room for it, or its machines are slow")
 
     def _answer(self, call: Any) -> Outcome | Exception:
-        """What a worker says, or how it has ended. An error of Python in it is raised here."""
+        """A worker's answer, or the error with which it ended. A Python error in the worker is raised here."""
         errors = self._ray.exceptions
         try:
             return self._ray.get(call)

@@ -1,4 +1,4 @@
-"""What a process of `infer --ray` does: load the network once, then one shard after another."""
+"""A worker process of `infer --ray`: loads the network once, then does one shard after another."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class _Stopped(KeyboardInterrupt):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call gives back. An error is text, because Ray would wrap an exception.
+    """Result of a call. An error is text, because Ray would wrap an exception.
 
-    report: of a shard, also if it was stopped.
+    report: report of a shard, also of a stopped one.
     left: ids without a result.
     notes: lines that were printed.
     """
@@ -48,12 +48,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Job:
-    """What all workers of a run share.
+    """Arguments that all workers of a run share.
 
     options: `workers` is 0, and `resume` is true after the first parts.
-    inputs: as the driver has opened them; None: each worker does.
-    about: what the parts say about the run.
-    marker: a file that the driver has made in the folder of the parts.
+    inputs: those that the driver opened; None: each worker opens them.
+    about: facts about the run, for the headers of its parts.
+    marker: name of a file that the driver made in the folder of the parts.
     """
 
     options: InferOptions
@@ -73,7 +73,7 @@ class Worker:
         self._done, self._stopped = 0, False
 
     def ready(self) -> Outcome:
-        """Load the network, after a look whether this machine has what the driver's has."""
+        """Check that this machine has the same files and package as the driver's, then load the network."""
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -113,7 +113,7 @@ class Worker:
         return self._done
 
     def stop(self) -> None:
-        """Let `run` commit what it has, and end, after the video that is computed now."""
+        """Make `run` commit its results and end after the current video."""
         self._stopped = True
 
     def _do(self, shard: Shard, choose) -> Outcome:
@@ -136,7 +136,7 @@ class Worker:
             self._done = 0
 
     def _open(self, shard: Shard) -> ShardRun:
-        """Take hold of a shard. A worker that was lost may still have it for a moment."""
+        """Lock a shard; a lost worker may still hold it for a moment."""
         assert self._prepared is not None
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while True:
@@ -156,7 +156,7 @@ class Worker:
             raise _Stopped
 
     def _set_threads(self) -> None:
-        torch.set_num_threads(self._options.cpus_per_worker)  # of this thread and those that it starts
+        torch.set_num_threads(self._options.cpus_per_worker)  # applies to this thread and those that it starts
 
     def _require_same_files(self) -> None:
         """InputError: this machine lacks a path, or has another package."""
@@ -164,7 +164,7 @@ class Worker:
             raise InputError(
                 f"{_here()} has bcnet_fast {__version__}, expected {self._job.version} as where infer --ray was started"
             )
-        with contextlib.suppress(OSError):  # as of the driver, for relative paths
+        with contextlib.suppress(OSError):  # the driver's folder, for relative paths
             os.chdir(self._job.folder)
         output = self._options.output
         if not (is_address(output) or Path(output, self._job.marker).exists()):

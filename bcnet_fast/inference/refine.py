@@ -255,7 +255,7 @@ class _Run:
         self.empty += not len(framed.segments)
 
     def notes(self) -> list[str]:
-        """What was unusual, in words."""
+        """Unusual findings, in words."""
         found = (
             (self.left_out, "proposal", "left out: empty, or after the end of the video"),
             (self.empty, "video", "without proposals, so without detections"),
@@ -284,7 +284,7 @@ def _select(
         if others:
             notes.append(f"{count(others, 'video')} left out, not in the subset {options.subset!r}")
     if release and proposals.listed:
-        # The public P-GCN has no use for a video without instances.
+        # The public P-GCN skips videos without instances.
         idle = [name for name in chosen if not len(proposals.listed[name].instances)]
         if idle:
             notes.append(f"{count(len(idle), 'video')} without instances left out, as in the public code")
@@ -318,12 +318,12 @@ def _resolvers(
     streams: Sequence[FeatureArchive],
     proposals: ProposalFile,
 ) -> list[TimeResolver]:
-    """One for each checkpoint; the times are those of the first.
+    """Time resolvers, one for each checkpoint. The first one's times are used.
 
     InputError: frame rate or stride are unknown, or contradict the training of a checkpoint.
     """
     listed, resolvers = proposals.times(), []
-    # Rows side by side in one archive are of the recipes of all checkpoints, and not of any one.
+    # Rows side by side in one archive come from the recipes of all checkpoints, not from one of them.
     apart = len(streams) == len(configs)
     for place, (path, config) in enumerate(zip(options.checkpoint, configs, strict=True)):
         timed = dataclasses.replace(timed_like(config), recipe=config.recipe if apart else None)

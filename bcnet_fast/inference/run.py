@@ -79,11 +79,11 @@ class InferReport:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, opened and checked. Can be pickled, for processes that share it."""
+    """The inputs of a run, opened and checked. Can be pickled, for processes that share them."""
 
     config: Config
     archive: FeatureArchive
-    unusable: tuple[Failure, ...]  # files named as videos that are none
+    unusable: tuple[Failure, ...]  # files given as videos that are not videos
     truth: dict[str, VideoAnnotation]
     class_scores: ClassScores | None
     times: TimeResolver
@@ -98,7 +98,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Prepared(Inputs):
-    """The same with the network."""
+    """The inputs of a run, with the network."""
 
     model: Model
 
@@ -109,7 +109,7 @@ def prepare(options: InferOptions) -> Prepared:
 
 
 def with_network(options: InferOptions, inputs: Inputs) -> Prepared:
-    """The inputs with the network, which is loaded. InputError: it cannot be."""
+    """Load the network of the inputs. InputError: it cannot be loaded."""
     return Prepared(**vars(inputs), model=_load(options, inputs.config))
 
 

@@ -1,4 +1,4 @@
-"""What all runs that write a result file video by video have in common."""
+"""Shared by all runs that write a result file video by video."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def sha256(path: str | os.PathLike | None) -> str | None:
 
 
 def take_up(writer: ResultWriter, videos: Sequence[str], features: str, *, resume: bool) -> list[str]:
-    """The videos that are not done yet; with `resume`, says how many are. Those that are gone are dropped."""
+    """The videos that are not done yet. Drops results of videos that are gone; with `resume`, prints the counts."""
     for gone in writer.done.keys() - set(videos):
         del writer.done[gone]
     left = [video for video in videos if video not in writer.done]

@@ -19,7 +19,7 @@ from ..proposals.second_stage import StreamScores, detect, fuse_streams, stream_
 from ..results.proposal_videos import FramedProposals
 from .second_stage_model import SecondStageModel
 
-RELEASE_SEED = 777  # of the generator from which the public P-GCN draws neighbours, for one video after the other
+RELEASE_SEED = 777  # seed with which the public P-GCN draws neighbours, for one video after the other
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Refiner:
         regress: bool = True,
         keep_empty: bool = False,
     ) -> None:
-        """weights: of the streams, equal without any
-        nms_threshold: in place of that of the first network's configuration
+        """weights: weights of the streams; equal by default
+        nms_threshold: replaces that of the first network's configuration
         regress: whether the networks move the boundaries
         keep_empty: keep detections that the end of the video has cut to nothing
 
@@ -146,7 +146,7 @@ class Refiner:
 def network_inputs(
     config: SecondStageConfig, features: np.ndarray, segments: np.ndarray, frames: int
 ) -> tuple[list[torch.Tensor], int]:
-    """What a network reads of the proposals [N, 2] of a video, without neighbours.
+    """Inputs of a network for the proposals [N, 2] of a video, without neighbours.
 
     features: [T, C]
 

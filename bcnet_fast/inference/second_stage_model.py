@@ -81,7 +81,7 @@ class SecondStageModel:
         MUSES-Net: features [C, T], and rois [N, 2], first and last frame of the region of each proposal.
 
         Scores are on the model's device, float32 (fp64: float64). ValueError: an input of another shape, or neighbours
-        that are none of the N proposals.
+        outside of the N proposals.
         """
         model, tensors = self.config.model, [torch.as_tensor(x) for x in inputs]
         tensors = _pgcn_inputs(model, tensors) if isinstance(model, PGCNConfig) else _muses_inputs(model, tensors)
@@ -124,7 +124,7 @@ def _run(
 ) -> SecondStageRun:
     if backend == "reference":
         return SecondStageReference(model, state, device, PRECISIONS[precision])
-    # C++ has the network with all rewrites; without one that has an alternative in PyTorch, PyTorch runs it.
+    # C++ always applies all rewrites outside of IN_CPP; with one of them switched off, PyTorch runs the network.
     complete = all(getattr(rewrites, name) for name in REWRITES[model.name] if name not in IN_CPP)
     if device.type == "cpu" and native.module is not None and complete:
         if isinstance(model, PGCNConfig):

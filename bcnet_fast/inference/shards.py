@@ -61,7 +61,7 @@ def require_folder(options: InferOptions) -> None:
 
 
 def about_run(options: InferOptions, inputs: Inputs) -> Header:
-    """What the parts of a run say about it."""
+    """Facts about a run, for the headers of its parts."""
     settings = json.loads(json.dumps(run_settings(options, inputs.config)))  # as read from a part: no tuples
     details = details_of(options, inputs.config)
     return Header(len(inputs.archive.ids), version_of(inputs.config), details, settings, fingerprint_of(settings))
@@ -70,11 +70,11 @@ def about_run(options: InferOptions, inputs: Inputs) -> Header:
 class ShardRun:
     """The videos of a shard, and the writer of their parts, which holds the shard until `close`.
 
-    each: called after each video; what it raises ends the run.
+    each: called after each video; an exception from it ends the run.
 
     left: videos that need work, in their order.
 
-    InputError: as of `PartWriter`.
+    InputError: as in `PartWriter`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class ShardRun:
         self._run = Run(options, prepared, self._add, self._fail)
 
     def tell_what_is_done(self) -> None:
-        """Print what needs no work, or once more."""
+        """Print how many videos are done, and how many must be done again."""
         total = len(self._mine)
         print(f"resumed: {total - len(self.left)} of {total} videos of shard {self.shard} are already done")
         if self.writer.changed:
@@ -113,14 +113,14 @@ class ShardRun:
             print(f"note: {changed} with other feature files than before in {features}: done again", file=sys.stderr)
 
     def predict(self, videos: Sequence[str]) -> None:
-        """Predict `videos`. Call `writer.commit` afterwards, and where an interruption has ended it."""
+        """Predict `videos`. Call `writer.commit` afterwards, also after an interruption."""
         for failure in self._unusable():
             if failure.video not in self.writer.failed:
                 self._fail(failure)
         self._run.predict(self.prepared.archive.reading_order(videos))
 
     def report(self, started: float, profile: Profile | None = None) -> InferReport:
-        """Of the whole shard, including what was done before. started: when, by `time.perf_counter`."""
+        """Report of the whole shard, earlier runs included. started: start time by `time.perf_counter`."""
         failed = [Failure(*failed) for failed in sorted(self.writer.failed.items())]
         return InferReport(
             f"{self.options.output}, shard {self.shard}",
@@ -135,7 +135,7 @@ class ShardRun:
         )
 
     def close(self) -> None:
-        """Let other runs hold the shard. What is not committed is lost."""
+        """Release the shard for other runs. Uncommitted results are lost."""
         self.writer.close()
 
     def _unusable(self) -> list[Failure]:

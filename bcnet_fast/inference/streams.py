@@ -113,7 +113,7 @@ def open_streams(
 
 
 def _shape_of_any(archive: FeatureArchive) -> tuple[int, ...]:
-    """That of the first readable array."""
+    """Shape of the first readable array."""
     error = None
     for video in archive.ids:
         try:

@@ -35,9 +35,9 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     Precision: z is rounded once, to float32 (float64 for float64), and sums are made in that dtype. Neither a common
     offset nor an outlier of a row costs digits. A row of equal elements gives zeros if eps > 0.
 
-    PyTorch's own sum and LayerNorm run instead, with their precision, for CPU tensors that are float16 or bfloat16, or
-    have fewer than 16,384 elements (262,144 if gradients are recorded), or if there is no native extension. They do not
-    run if a backend is set or under torch.compile.
+    On the CPU, PyTorch's own sum and LayerNorm run instead, with their precision, in three cases: for float16 and
+    bfloat16, for fewer than 16,384 elements (262,144 if gradients are recorded), and without the native extension. They
+    do not run if a backend is set or under torch.compile.
 
     Differentiable once in x and residual, whose gradients are equal. Repeated calls give the same bits. The backward
     pass keeps the output and one number per row, not the inputs.

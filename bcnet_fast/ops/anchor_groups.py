@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import native
 from .sampling_plan import GROUP, SamplingPlan
 
 _PACKED_AT_ONCE = 256  # groups: more take memory, fewer take time
 
 
 class AnchorGroups(NamedTuple):
-    """The taps of a plan, packed for `gather`, `gather_backward` and `project_anchors` of the native extension.
+    """The taps of a plan, as `pack_plan` of the native extension takes them.
 
     Away from the ends of the sequence, the anchors of a group read the same weights at shifted snippets. These common
     taps are stored as the first anchor reads them; every further anchor reads `step` rows after the one before it.
@@ -34,28 +35,29 @@ class AnchorGroups(NamedTuple):
     weights: np.ndarray
 
 
-def anchor_groups(plan: SamplingPlan) -> AnchorGroups:
-    """Return the groups of a plan on the CPU, computed on the first call and kept as long as the plan's weights.
+def packed_plan(plan: SamplingPlan) -> Any:
+    """Return the native object of a plan on the CPU, made on the first call and kept as long as the plan's weights.
 
-    Operators receive a plan as tensors, so the memory of these identifies it.
+    Operators receive a plan as tensors, so the memory of these identifies it. Requires: the native extension.
     """
     key = plan.weights.data_ptr(), plan.first.data_ptr(), plan.order.data_ptr(), plan.weights.dtype, plan.length
-    owner, groups = _known.get(key, (None, None))
-    if owner is None or groups is None or owner() is None:
-        groups = _pack(plan)
+    owner, packed = _known.get(key, (None, None))
+    if owner is None or packed is None or owner() is None:
+        packed = native.module.pack_plan(*anchor_groups(plan), sum(plan.bins) * plan.length)
 
         def forget(dead: weakref.ref) -> None:
             if _known.get(key, (None,))[0] is dead:
                 del _known[key]
 
-        _known[key] = weakref.ref(plan.weights, forget), groups
-    return groups
+        _known[key] = weakref.ref(plan.weights, forget), packed
+    return packed
 
 
-_known: dict[tuple, tuple[weakref.ref, AnchorGroups]] = {}
+_known: dict[tuple, tuple[weakref.ref, Any]] = {}
 
 
-def _pack(plan: SamplingPlan) -> AnchorGroups:
+def anchor_groups(plan: SamplingPlan) -> AnchorGroups:
+    """Group the taps of a plan on the CPU."""
     first, order, weights = (tensor.detach().numpy() for tensor in (plan.first, plan.order, plan.weights))
     offsets = plan.offsets.numpy()
     starts, count = offsets[:-1].reshape(first.shape), np.diff(offsets).reshape(first.shape)
@@ -64,7 +66,7 @@ def _pack(plan: SamplingPlan) -> AnchorGroups:
         for begin in range(0, len(order), _PACKED_AT_ONCE)
     ]
     step, sizes, rows, taps = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    return AnchorGroups(order, step, np.append(0, sizes.cumsum()).astype(np.int32), rows, taps)
+    return AnchorGroups(order.copy(), step, np.append(0, sizes.cumsum()).astype(np.int32), rows, taps)
 
 
 def _pack_some(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from . import native, reference
-from .anchor_groups import anchor_groups
+from .anchor_groups import packed_plan
 from .backends import autocast, choose, requested, triton_kernels, use_backend, without_autocast
 from .constants import cached_tensors
 from .registration import refuse_tangents, register, register_gradient
@@ -326,12 +325,12 @@ def _run_projection(
 
 
 def _project_then_gather(rows: Tensor, weight: Tensor, bias: Tensor, plan: SamplingPlan, relu: bool) -> Tensor:
-    groups = anchor_groups(plan)
+    packed = packed_plan(plan)
     out = rows.new_empty(len(rows), plan.anchors, weight.shape[2])
     for b in range(len(rows)):  # so that the projected snippets of one window fit the cache
         projected = _project(rows[b : b + 1], weight, plan.bins).transpose(0, 1)
-        arrays = projected.numpy(), *groups, bias.numpy(), out[b : b + 1].numpy()
-        native.module.gather(*arrays, relu, torch.get_num_threads())
+        arrays = bias.numpy(), out[b : b + 1].numpy()
+        native.module.gather(projected.numpy(), packed, *arrays, relu, torch.get_num_threads())
     return out
 
 
@@ -370,8 +369,7 @@ def _run_projection_backward(
     else:
         grad, rows, weight = _native_tensors(grad, rows, weight)
         projected = grad.new_empty(shape)
-        arrays: list[np.ndarray] = [grad.numpy(), *anchor_groups(plan), projected.numpy()]
-        native.module.gather_backward(*arrays, torch.get_num_threads())
+        native.module.gather_backward(grad.numpy(), packed_plan(plan), projected.numpy(), torch.get_num_threads())
 
     # One product each over bins or over the batch, so that half precision is summed in float32 and rounded once.
     grad_rows, grad_weight, bins = torch.empty_like(rows), torch.empty_like(weight), list(plan.bins)

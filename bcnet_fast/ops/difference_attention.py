@@ -30,7 +30,7 @@ def difference_attention(
     Source: BCNet paper, Eq. 6.
 
     Args:
-        query: [B, H, Tq, D], any strides, like all tensors here.
+        query: [B, H, Tq, D]. All tensors may have any strides.
         key: [B, H, Tk, D].
         value_action: [B, H, Tk, Dv].
         value_background: [B, H, Tk, Dv].

@@ -72,10 +72,10 @@ def soft_nms(
     the order of the formulas above, one factor multiplied after the other. The exponential is the package's own (within
     1.03 ulp).
 
-    Equal scores are picked in the order of an array that starts in input order and changes as the in-place loops of
-    ActionFormer and OpenTAD change it: the picked candidate trades places with the first one not yet picked; after the
-    decay, places are scanned upward, a dropped candidate is replaced by the last one, and its place is scanned again.
-    So float32 is a drop-in replacement for their code, except that the very first pick must pass min_score too.
+    Equal scores are picked in the order of an array that starts in input order and changes as in the in-place loops of
+    ActionFormer and OpenTAD. The picked candidate trades places with the first one not yet picked. After the decay,
+    places are scanned upward: the last candidate replaces a dropped one, and its place is scanned again. So float32
+    is a drop-in replacement for their code, except that the very first pick must pass min_score too.
 
     On CUDA, all sets are processed in one launch. The host waits for the device, because the number of picks decides
     the sizes of the outputs: once, and once more if offsets are passed. If the CUDA extension was not built, the inputs
@@ -235,8 +235,8 @@ def _run_cuda(
 ) -> tuple[torch.Tensor, ...]:
     """Run the CUDA extension on the device of the inputs, on a stream.
 
-    Waits for the device once for the counts of picks, which are the sizes of the outputs and say whether all values
-    were good, and once for the offsets if there are any.
+    Waits for the device once for the counts of picks, which give the sizes of the outputs and whether all values are
+    valid, and once more for the offsets if there are any.
     """
     segments, scores = segments.detach().contiguous(), scores.detach().contiguous()
     n, device = len(scores), scores.device

@@ -17,7 +17,7 @@ from .pictures import file_name
 
 _EXPECTED = "boundary probabilities as infer --boundaries writes them: arrays times, start, end and duration"
 _ARRAYS = ("times", "start", "end")
-_MOST_VALUES = 1 << 23  # of a column: a video of a day has fewer
+_MOST_VALUES = 1 << 23  # values of a column: a video of a day has fewer
 
 
 @dataclass(frozen=True)

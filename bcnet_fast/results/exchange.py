@@ -9,7 +9,7 @@
 | `elan` | one `.eaf` for each video | ELAN |
 | `otio` | one `.otio` for each video, with markers | video editors, by OpenTimelineIO |
 
-What people correct in Label Studio, ELAN or a CSV is read by `bcnet_fast.data.annotations.read_annotations`.
+`bcnet_fast.data.annotations.read_annotations` reads corrections made in Label Studio, ELAN or a CSV.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def write(
 ) -> list[Path]:
     """Write results in one of `FORMATS`; returns the files.
 
-    path: the file, or for a format with a file for each video the folder; one video may also have a file name with the
-        suffix of the format.
+    path: the file; for a format with a file for each video, the folder. A single video may also have a file name with
+        the suffix of the format.
     videos: frame rate and length of videos; Label Studio counts frames and needs the rate.
-    media: path or address of each video; its id stands where there is none.
+    media: path or address of each video; without one, its id is written.
     best: proposals of a video, by score; all by default.
 
     InputError: unknown format, a video without frame rate for Label Studio, a file that cannot be written.
@@ -190,7 +190,7 @@ def _write_webvtt(path: Path, video: _Video) -> None:
         file.write("WEBVTT\n")
         for number, (start, end, score, label) in enumerate(video.in_time(), 1):
             text = shown(label).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            # A cue without length is no cue.
+            # A cue without length is not shown.
             first = _milliseconds(start)
             last = max(first + 1, _milliseconds(end))
             file.write(f"\n{number}\n{_clock(first)} --> {_clock(last)}\n{text} {score:.3f}\n")

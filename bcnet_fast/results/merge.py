@@ -21,16 +21,16 @@ from .parquet import SUFFIX, Columns, not_utf8, parquet_table, parquet_writer
 from .parts import DONE, Header, Part, Stored, parts_in
 from .writer import write_submission
 
-_GROUP_ROWS = 100_000  # of a merged Parquet file, which are in memory at once
+_GROUP_ROWS = 100_000  # rows of a merged Parquet file that are in memory at once
 _LISTED = 10  # unfinished videos in a report
 META = "bcnet_fast"  # key in the footer of a merged Parquet file
 
 
 @dataclass
 class MergeReport:
-    """What `merge` found.
+    """Result of `merge`.
 
-    failed, missing: numbers of videos without a result, in a part or in none; `unfinished` has the first ones as lines.
+    failed, missing: numbers of videos that failed, and that no part has; `unfinished` has a line for the first ones.
     duplicates: results of videos that had another one.
     strangers: videos that the archive does not have, left out.
     """
@@ -74,8 +74,8 @@ def merge(
 ) -> MergeReport:
     """Write one submission JSON, or one Parquet file, with every video of the parts in `folder`, sorted by id.
 
-    The JSON has the bytes of a single run over the archive. Of several results of a video one is kept: that of the last
-    attempt, and in it a success rather than a failure.
+    The JSON has the bytes of a single run over the archive. A video with several results keeps one: that of the last
+    attempt, and within it a success rather than a failure.
 
     videos: the ids of the archive, sorted. None: only their number is known, from the parts.
     unfinished: file of JSON lines for each video without a result: id, status, error.
@@ -114,7 +114,7 @@ def _kept(parts: list[Part], report: MergeReport) -> Iterator[Stored]:
 
 
 def _in_rows(parts: list[Part]) -> list[list[Part]]:
-    """Parts in rows that are sorted by id from one part to the next, as few as there can be."""
+    """Arrange parts in the fewest rows that are sorted by id from one part to the next."""
     rows: list[tuple[str, int, list[Part]]] = []  # last id, number of the row, parts
     for part in sorted(parts, key=lambda part: part.header.first):
         if rows and rows[0][0] < part.header.first:
@@ -129,7 +129,7 @@ def _in_rows(parts: list[Part]) -> list[list[Part]]:
 def _against(
     found: Iterator[Stored], videos: Iterable[str] | None, report: MergeReport, listing: TextIO | None
 ) -> Iterator[Stored]:
-    """Those with a result; the others, and the ids of the archive without one, are reported."""
+    """Yield videos with a result; report the others, and ids of the archive that no part has."""
 
     def unfinished(video: str, status: str, error: str | None) -> None:
         if len(report.unfinished) < _LISTED:

@@ -35,7 +35,7 @@ _BLOCK = 3 << 18  # bytes encoded at once, a multiple of 3
 
 @dataclass(frozen=True)
 class PageContent:
-    """What a page shows.
+    """Contents of a page.
 
     title: name of the page.
     results: proposals or detections.
@@ -86,7 +86,7 @@ def _page() -> str:
         "default-src": "'none'",
         "script-src": _digest(script),
         "style-src": _digest(style),
-        # A page that is opened as a file has no origin of its own that 'self' could mean.
+        # A page that is opened as a file has no origin, so 'self' would match nothing.
         "media-src": "'self' file: blob:",
         "base-uri": "'none'",
         "form-action": "'none'",

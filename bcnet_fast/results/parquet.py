@@ -69,7 +69,7 @@ def parquet_writer(path: str | os.PathLike, about: dict[str, str]) -> Iterator[A
 
 
 def not_utf8(video: str, labels: Iterable[str] | None) -> str | None:
-    """Says which name of a video or its labels is not UTF-8, which names of files need not be."""
+    """A message if the video's name or a label is not UTF-8, as file names need not be; else None."""
     for name in (video, *(() if labels is None else set(map(str, labels)))):
         try:
             name.encode()

@@ -21,19 +21,19 @@ from .parquet import SUFFIX, Columns, not_utf8
 from .parts import DONE, FAILED, Header, Part, Record, numbers_of, parts_in, write_part
 
 _RUNS, _MOST_PARTS = 10**12, 10**6  # at an address: number of the first part of a run, a random one
-_MAX_ROWS = 200_000  # of a part, which bounds the memory for them
-_MAX_AGE_S = 60.0  # of the oldest video that is not on disk yet
+_MAX_ROWS = 200_000  # rows of a part, which bounds their memory
+_MAX_AGE_S = 60.0  # longest time that a video is not on disk
 
 
 class PartWriter:
     """Collects the videos of one shard, and commits them as parts.
 
-    folder: of the parts of all shards, made if it is missing; or an address, which has no locks: there, the parts of a
-        run have names of their own, so that two runs of a shard do work twice and lose nothing.
-    shard, shards: which of how many.
-    about: what its headers say about the run.
-    source: gives size and time of the last change in ns of the feature files of a video, or None where the archive or
-        the shard does not have it.
+    folder: folder of the parts of all shards, created if missing; or an address. Addresses have no locks: there, the
+        parts of a run have names of their own, so that two runs of a shard repeat work but lose nothing.
+    shard, shards: number of the shard, and of all shards.
+    about: facts about the run, for the headers of its parts.
+    source: returns size and modification time in ns of a video's feature files; None if the archive or the shard lacks
+        the video.
     part_format: "jsonl" or "parquet".
     part_videos: most videos of a part.
     resume: take over the videos in parts of this shard, and in parts of runs with another number of shards.
@@ -87,7 +87,7 @@ class PartWriter:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = Lock(folder / f".{self._name}.lock", f"{folder}: shard {self.shard}/{self.shards}")
-            # What killed runs of this shard have left, on whichever machine: this run holds its lock.
+            # Leftovers of killed runs of this shard, on any machine: this run holds its lock.
             for path in folder.glob(f".{self._name}-*.tmp"):
                 path.unlink()
         except OSError as error:
@@ -126,7 +126,7 @@ class PartWriter:
             self._next = secrets.randbelow(_RUNS) * _MOST_PARTS
         else:
             self._next = 1 + max((numbers_of(path)[2] for path in own), default=-1)
-        best: dict[str, tuple[tuple[int, bool], bool]] = {}  # order among its records, and whether files have changed
+        best: dict[str, tuple[tuple[int, bool], bool]] = {}  # sort key of its record, whether files have changed
         for path in own + others:
             part = Part(path)
             part.require_run(self.about)
@@ -173,7 +173,7 @@ class PartWriter:
         self._hold(video, FAILED, reason, 0, Columns(np.empty((0, 2)), np.empty(0)))
 
     def _unfit(self, video: str, labels: Sequence[str] | np.ndarray | None) -> str | None:
-        """Why names cannot be stored: Parquet has UTF-8 only, which names of files need not be."""
+        """The reason why names cannot be stored: Parquet requires UTF-8, file names do not. None if they can."""
         problem = not_utf8(video, labels) if self._suffix == SUFFIX else None
         return problem and f"{problem}, which Parquet requires; use --part-format jsonl"
 
@@ -190,7 +190,7 @@ class PartWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Write what is held as a part. InputError: it cannot be written; then there is no such part."""
+        """Write the held videos as a part. InputError: it cannot be written; then no part is left."""
         if not self._held:
             return
         target = self.folder / f"{self._name}-{self._next:04d}{self._suffix}"
@@ -218,6 +218,6 @@ class PartWriter:
         return InputError(f"{self.folder} cannot be written: {error.strerror or error}")
 
     def close(self) -> None:
-        """Let other runs hold the shard. What is not committed is lost."""
+        """Release the shard for other runs. Uncommitted results are lost."""
         if self._lock is not None:
             self._lock.release(remove=True)

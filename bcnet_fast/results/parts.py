@@ -1,7 +1,7 @@
-"""Parts of a large result: what several runs that share an archive write into one folder.
+"""Parts of a large result: the files that several runs over one archive write into a folder.
 
-A part has a header, a record for each video, and a row for each proposal; videos are sorted by id. It is never changed
-after it has got its name, `part-SHARD-of-SHARDS-NUMBER.jsonl` or `.parquet`.
+A part has a header, a record for each video, and a row for each proposal; videos are sorted by id. It never changes
+once it has its name, `part-SHARD-of-SHARDS-NUMBER.jsonl` or `.parquet`.
 
 JSON lines: the header, the records, and then the rows. Parquet: the rows have the columns of `results.parquet`, and the
 footer has header and records under `HEADER` and `RECORDS`.
@@ -38,16 +38,16 @@ DONE, FAILED = "done", "failed"
 _VERSION = 1
 _EXPECTED = "a whole part of `infer --shard`"
 _READ_BYTES = 1 << 16  # read at once from a file, which is closed in between: merging reads from every shard
-_REMOTE_BYTES = 1 << 20  # the same of a file in another storage
-_MOST_ROWS = 1 << 20  # of a group of Parquet that is read
-_GROUP_ROWS = 4096  # of Parquet, which are unpacked at once
+_REMOTE_BYTES = 1 << 20  # the same for a file in another storage
+_MOST_ROWS = 1 << 20  # most rows of a Parquet row group that is read
+_GROUP_ROWS = 4096  # rows of Parquet that are unpacked at once
 
 
 class Record(NamedTuple):
-    """What a part says about one video.
+    """The record of one video in a part.
 
     error: why it failed.
-    windows, proposals: their numbers.
+    windows, proposals: number of each.
     attempt: 1, or more where the video had failed or its feature files have changed since.
     source: size and time of the last change in ns of its feature files.
     fingerprint: of weights, settings and version, `fingerprint_of`.
@@ -63,15 +63,15 @@ class Record(NamedTuple):
     fingerprint: str
 
     def order(self) -> tuple[int, bool]:
-        """Of several records of a video, the greatest counts: the last attempt, and in it success before failure."""
+        """Sort key of a video's records; the greatest counts: the last attempt, and in it success over failure."""
         return self.attempt, self.status == DONE
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a part says about itself and its run.
+    """The header of a part: facts about the part and its run.
 
-    videos_in_archive: of all shards.
+    videos_in_archive: number of videos of all shards.
     version, details, settings: of the submission file, `write_submission`.
     first, last: ids.
     sizes, checksums: bytes and CRC-32 of records and rows; empty for Parquet, which has its own.
@@ -115,7 +115,7 @@ class Rows:
         self._lines, self._path = lines, path
 
     def json(self) -> str:
-        """As in a submission, hardly parsed: a row is an entry with id and rank before it."""
+        """The entries of a submission, cut out of the rows without parsing them: id and rank precede each entry."""
         found = _ENTRY.findall(b"".join(self._lines))
         if len(found) != len(self._lines):
             wrong = next((line for line in self._lines if not _ENTRY.search(line)), b"")
@@ -199,7 +199,7 @@ class Part:
                     yield Stored(record, Rows([next(lines) for _ in range(record.proposals)], self.path))
 
     def _lines(self, section: int) -> Iterator[bytes]:
-        """The lines of the records (0) or rows (1), after their checksum has been compared: rows are not parsed."""
+        """The lines of the records (0) or rows (1). Their checksum is compared, because rows are not parsed."""
         checksum = functools.reduce(lambda checksum, block: zlib.crc32(block, checksum), self._blocks(section), 0)
         if checksum != self.header.checksums[section]:
             raise InputError(f"{self.path} is damaged, expected {_EXPECTED}; delete it and run its shard again")

@@ -23,7 +23,7 @@ _LONGEST_NAME = 200  # bytes; file systems allow 255, with suffix and the name o
 def file_name(video: str) -> str:
     """Name of a video's file without suffix; an id with slashes must not lead into other folders.
 
-    Where the id is no good name, being too long or not printable, a digest keeps the name unique.
+    If the id is too long or not printable, a digest keeps the name unique.
     """
     slashed = video.replace("/", "_")
     name = "".join(character if character.isprintable() else "_" for character in slashed)
@@ -66,7 +66,7 @@ class PictureWriter:
     """Draws the timelines of a run.
 
     plot, plot_format: see `optional_picture_path`; without `plot` nothing is drawn.
-    videos: all of the run. InputError: `plot` is one picture, and they are several.
+    videos: all videos of the run. InputError: `plot` is one picture, but there are several videos.
     best: proposals in a picture, see `timeline.best_count`.
     ground_truth: annotations of videos, as far as there are any.
 

@@ -23,7 +23,7 @@ from .reader import read_results
 
 EXPECTED = "proposals: a result file, such as infer writes it, or a proposal list"
 _MUSES_STRIDE = 8  # frames between the columns of MUSES-Net, whatever its settings
-_ROW_FRAMES = 64  # frames of a row where a whole video is rescaled and nothing else is known
+_ROW_FRAMES = 64  # frames per row if a whole video is rescaled and nothing else is known
 
 
 def timed_like(config: SecondStageConfig) -> Config:
@@ -40,7 +40,7 @@ class Clock:
 
     frames: length of the video
     fps: video frames a second
-    stride: video frames of a frame
+    stride: video frames per frame of the clock
     offset: video frame at which frame 0 begins
     """
 
@@ -99,23 +99,23 @@ class FramedProposals:
 class ProposalFile:
     """Proposals of videos by name, in the order of the file.
 
-    listed: of a proposal list, else empty
+    listed: videos of a proposal list, else empty
     seconds: segments [N, 2] of a result file, else empty
-    labelled: whether a result file has detections, of which only the different segments count
+    labelled: whether a result file has detections; repeated segments then count once
     """
 
     path: str
     listed: Mapping[str, ProposalVideo]
     seconds: Mapping[str, np.ndarray]
     labelled: bool = False
-    notes: tuple[str, ...] = ()  # what had to be assumed
+    notes: tuple[str, ...] = ()  # assumptions about the file
 
     @property
     def names(self) -> list[str]:
         return list(self.listed or self.seconds)
 
     def times(self) -> dict[str, VideoAnnotation]:
-        """What a proposal list says about frame rate and length. A rate of 1 says that the length is in frames."""
+        """Frame rate and length according to a proposal list. A rate of 1 means that the length is in frames."""
         return {
             name: VideoAnnotation(name, fps=video.rate if video.rate not in (0, 1) else None, frames=video.frames)
             for name, video in self.listed.items()
@@ -189,7 +189,7 @@ def _segments(results: Results) -> dict[str, np.ndarray]:
 def annotated(
     name: str, segments: np.ndarray, instances: Sequence[Instance], labels: Sequence[str], clock: Clock
 ) -> ProposalVideo:
-    """What a proposal list would say of proposals and instances, for training.
+    """Proposals and instances as a proposal list would state them, for training.
 
     segments: [N, 2] int64 in frames, inside of the video
     labels: names of the classes; instances of others are left out

@@ -51,7 +51,7 @@ from .tables import (
 
 __all__ = ["Results", "read_results"]
 
-_FEW_ROWS = 1_000_000  # of Parquet, which any file may have
+_FEW_ROWS = 1_000_000  # rows that any Parquet file may have
 _SUBMISSION = ("video", "start", "end", "class", "score")
 _LONGEST_LINE = 1 << 16  # characters of a header
 _VIDEO_SUFFIX = re.compile(r"\.(?:mp4|mpeg|avi)$")
@@ -293,7 +293,7 @@ def _read_parquet(path: Path, videos: Videos | None) -> Results:
         raise InputError(f"{path} is a Parquet file, which needs pyarrow: pip install 'bcnet_fast[parquet]'") from error
     with readable(path, EXPECTED):
         rows, size = parquet.read_metadata(path).num_rows, path.stat().st_size
-        if rows > max(size, _FEW_ROWS):  # packed, as no real scores are
+        if rows > max(size, _FEW_ROWS):  # compressed more than real scores can be
             raise InputError(f"{path} has {rows} rows in {size} bytes, expected {EXPECTED}")
         columns = parquet.read_table(path).to_pydict()
         # A column of nulls counts as absent: `merge` writes one as the labels of proposals.

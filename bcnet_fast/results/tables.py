@@ -50,7 +50,7 @@ def results_of_table(table: Mapping[str, Sequence[Any]], path: object, where: Wh
     where: says where a row is, such as `FILE, line 7`.
     videos: length and frame rate of videos, for times in frames or in shares of the video.
 
-    InputError: a column is missing, or a value is no finite number, or an end is before its start.
+    InputError: a column is missing, a value is not a finite number, or an end is before its start.
     """
     results, unit = rows_of_table(table, path, where)
     return results if unit is None else in_seconds(results, path, videos, unit.seconds, unit.name)
@@ -162,8 +162,8 @@ def _label_text(value: Any) -> str:
 def with_class_names(results: Results, positions: str) -> Results:
     """Results in which numbers that stand for THUMOS14 classes are replaced by names.
 
-    Numbers are those of UCF-101 where they can only be that; else positions in the list of the 20 detection classes,
-    `positions` saying whether these begin "from 0" (networks) or "from 1" (submissions).
+    Numbers that can only be those of UCF-101 are taken as such. Others are positions in the list of the 20 detection
+    classes; `positions` says whether these begin "from 0" (networks) or "from 1" (submissions).
     """
     if results.label is None or not is_thumos14(results.video_names):
         return results

@@ -1,8 +1,8 @@
 """Timeline picture of one video: instances, boundary probabilities and best proposals.
 
 The suffix of the file chooses .png, .svg or .pdf. matplotlib is imported on the first call, because commands that draw
-nothing should not wait for it. Bars and rulings are few artists with many parts, and texts stand where measuring puts
-them: most of the time of a picture would be spent on artists and layout.
+nothing should not wait for it. Bars and rulings are few artists with many parts, and text positions are
+measured: otherwise, artists and layout would take most of the time of a picture.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# The tIoU from which on a proposal counts as a hit.
+# The lowest tIoU at which a proposal counts as a hit.
 HIT_TIOU = 0.5
 # Told apart with any colour vision; without the blues, which stand for confidence. More classes repeat them: each has a
 # name beside its row.
@@ -169,7 +169,7 @@ class _Picture:
         self.axes, self.height, self.top = axes, height, self.top + _HEADING + height + _GAP
         axes.set_xlim(0, self.duration_s)
         axes.set_ylim(0, 1)
-        # The ticks of matplotlib are its dearest artists.
+        # Ticks are matplotlib's slowest artists.
         axes.xaxis.set_visible(False)
         axes.yaxis.set_visible(False)
         axes.spines["left"].set_visible(False)
@@ -219,7 +219,7 @@ class _Picture:
             segments = np.array([(self.instances[row].start, self.instances[row].end) for row in members])
             tops = place + 0.12 + 0.76 / lanes * lane
             filled = np.full(len(members), True) if found is None else found[members]
-            # White outlines keep touching instances apart; of a missed one the outline is all there is.
+            # White outlines separate touching instances; a missed one is drawn as an outline only.
             for chosen, style in (
                 (filled, {"facecolors": self.colours[name], "edgecolors": "white", "linewidths": 0.6}),
                 (~filled, {"facecolors": "white", "edgecolors": self.colours[name], "linewidths": 1.1}),

@@ -48,7 +48,7 @@ class ViewOptions:
 
 @dataclass(frozen=True)
 class ViewReport:
-    """What a page, or the files of an export, hold; `notes` are lines on what is missing."""
+    """Contents of a page or of the files of an export; `notes` are lines on missing data."""
 
     output: str
     videos: int

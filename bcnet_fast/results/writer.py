@@ -68,15 +68,15 @@ class ResultWriter:
     """Collects the proposals of many videos on disk; `finish` writes the submission JSON.
 
     settings: everything that determines the results, except the features.
-    sources: for each video, [size, time of the last change in ns] of its feature files. A finished video with others is
-        not taken over, and counted by `changed`; `damaged` is the number of lines that are not taken over.
+    sources: for each video, [size, time of the last change in ns] of its feature files. A finished video whose files
+        differ is not taken over, but counted by `changed`; `damaged` is the number of lines that are not taken over.
     output: file or address. The partial file of an address is on this machine.
     resume: take over the finished videos of a partial file or, without one, of an existing submission, with the same
         settings; `done` lists them, and `finished` is the number of proposals of that submission.
     overwrite: discard the partial file of an interrupted run.
 
-    InputError: partial file or submission have other settings or another format, the partial file has finished videos
-    although neither `resume` nor `overwrite` is true, or is in use by another run.
+    InputError: partial file or submission have other settings or another format; the partial file is in use by another
+    run, or has finished videos while neither `resume` nor `overwrite` is true.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ def _partial_of(output: Place) -> Path:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line holds; None if it is damaged."""
+    """Parse a line; None if it is damaged."""
     checksum, _, text = line.rstrip(b"\n").partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
-# Of headers that Python 2 wrote: several lines with a place in this package, and nothing for the user to do.
+# NumPy warns about headers that Python 2 wrote. The warning takes several lines and asks nothing of the user.
 warnings.filterwarnings("ignore", r"Reading `\.npy` or `\.npz` file required additional header parsing", UserWarning)
 
 

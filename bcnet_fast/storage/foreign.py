@@ -1,4 +1,4 @@
-"""What files of other kinds and other projects look like, so that an error can name them."""
+"""Signatures of files of other kinds and other projects, so that an error can name them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CONTENT = {
     b"\x80": "a pickle",
 }
 
-# Protocols 0 and 1, which Python 2 wrote, have no mark of their own.
+# Protocols 0 and 1, which Python 2 wrote, have no magic number.
 _PICKLE = re.compile(
     rb"\x80[\x01-\x08]|[}\]]q|\((?:dp|lp|ip|i[a-z_]+\n|c[\w.]+\n)"
     rb"|c(?:copy_reg|copyreg|__builtin__|builtins|numpy|pandas|torch)[\w.]*\n"

@@ -1,7 +1,7 @@
 """Write files as a whole: readers see the old file or the complete new one, even after a crash.
 
-A file is written in a folder of its own beside its place, which no one else may enter, and then moved. What a killed
-process leaves of such folders is removed by the next run that writes there.
+A file is written in a private folder beside its target, and then moved there. The next run that writes there removes
+such folders of killed processes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def move_into_place(temporary: Path, target: Path) -> None:
     temporary.chmod(_mode(target))
     _to_disk(temporary)
     os.replace(temporary, target)
-    with contextlib.suppress(OSError):  # some file systems know no such thing
+    with contextlib.suppress(OSError):  # some file systems do not support it
         _to_disk(target.parent)
 
 
@@ -158,7 +158,7 @@ def _remove_leftovers(parent: Path) -> None:
 
 
 def is_running(process: int) -> bool:
-    if os.name == "nt":  # where asking ends the process
+    if os.name == "nt":  # there, os.kill ends the process
         return True
     try:
         os.kill(process, 0)
@@ -170,7 +170,7 @@ def is_running(process: int) -> bool:
 
 
 def _mode(target: Path) -> int:
-    """That of the file, or the usual one of a new file."""
+    """The mode of the file, or the default mode of a new file."""
     try:
         return stat.S_IMODE(target.stat().st_mode)
     except FileNotFoundError:

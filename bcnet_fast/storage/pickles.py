@@ -20,14 +20,14 @@ from .arrays import require_bounded
 from .remote import size_of
 
 SAFE_SINCE = (2, 10)
-_LARGEST_RECORD = 64 << 20  # bytes of one that is no tensor, of which PyTorch makes several copies
+_LARGEST_RECORD = 64 << 20  # bytes of a record that is not a tensor; PyTorch makes several copies of it
 _LEGACY = "CVE-2025-32434 and CVE-2026-24747"  # of torch.load with weights_only=True, before 2.6 and before 2.10
 
 
 def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file: IO[bytes] | None = None) -> Any:
     """Read a file of `torch.save` that holds tensors and plain containers only.
 
-    file: what to read in the place of `path`, which names it in messages.
+    file: read instead of `path`, which names it in messages.
     limit: bytes that its tensors may have, unpacked.
     flag: sets this limit.
 
@@ -55,7 +55,7 @@ def load_tensors(path: Path | Address, limit: int, flag: str | None = None, file
         warnings.simplefilter("ignore")
         try:
             return torch.load(content, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:  # whose message explains how to run the code
+        except pickle.UnpicklingError as error:  # its message explains how to run the code
             hint = (
                 "; mmengine (mmaction2) wrote it, see docs/how_to/convert_weights.md"
                 if "mmengine" in str(error)

@@ -1,7 +1,6 @@
 """Files at fsspec addresses, such as s3://bucket/folder: listed page by page, read in ranges or whole, stored whole.
 
-No connection is kept between calls, so that addresses work in
-forked processes and on other machines.
+No connection is kept between calls, so that addresses work in forked processes and on other machines.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _PACKAGES = {
     "hf": "huggingface_hub",
 }
 _TRIES = 5
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0  # between two tries
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0  # seconds between two tries
 _GIVE_UP_S = 180.0  # no further try after that time
-_SILENT_S = 60.0  # without a byte of an answer
+_SILENT_S = 60.0  # seconds without a byte of an answer
 _BLOCK, _BLOCKS = 1 << 19, 64  # bytes read at once, and blocks in memory, of a file that is read in parts
 _PAGE = 1000  # entries of a listing that are taken over at once
 _LONGEST_REASON = 160  # characters of a message of a library
-_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # of a copy on this machine
+_LOCAL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of a copy on this machine
 _LARGEST_COPY = 16 << 30  # bytes of a checkpoint or result
 _copies: dict[tuple[int, str], Path] = {}  # by process and address
 _folders: dict[int, str] = {}  # by process
@@ -71,7 +70,7 @@ def _filesystem(address: Address) -> tuple[Any, str]:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """Limits for the time without an answer; everything else, credentials included, is what the libraries find."""
+    """Timeouts for an answer; everything else, credentials included, is left to the libraries."""
     if protocol in WEB:
         import aiohttp
 

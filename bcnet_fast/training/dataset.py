@@ -22,7 +22,7 @@ from ..text import count, some
 from .targets import WindowTargets, map_targets, window_targets
 
 VISIBLE = 0.9  # a training window shows more than this part of some instance, as in the public releases
-_COVERED = 95  # percent of the instances that the longest proposal of fitted sizes covers: 64 snippets on THUMOS14
+_COVERED = 95  # percent of the instances that fit the longest proposal under --fit: 64 snippets on THUMOS14
 _NAMED = 3  # shapes in an error
 # Snippets. Instances farther from a window than this do not change its labels, which look 3 snippets away.
 _MARGIN = 4

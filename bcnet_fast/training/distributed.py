@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Processes:
-    """Who takes part in a training: this process alone, or all those that torchrun started."""
+    """The processes of a training: this one alone, or all those that torchrun started."""
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         self.rank, self.count = rank, count
@@ -27,7 +27,7 @@ class Processes:
     @classmethod
     @contextlib.contextmanager
     def join(cls, device: torch.device) -> Iterator[Processes]:
-        """Those of torchrun's environment variables, with gloo on CPUs and NCCL on GPUs."""
+        """Join the processes of torchrun's environment variables, with gloo on CPUs and NCCL on GPUs."""
         count = int(os.environ.get("WORLD_SIZE", "1"))
         if count == 1:
             yield cls()
@@ -38,7 +38,7 @@ class Processes:
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=patience, device_id=device if on_gpu else None)
         try:
             yield cls(dist.get_rank(), count)
-            # One that ends while others still work may abort, and torchrun then stops them all.
+            # A process that ends while others still work may abort, and torchrun then stops them all.
             dist.barrier()
         finally:
             dist.destroy_process_group()
@@ -48,10 +48,10 @@ class Processes:
         return np.array_split(np.asarray(batch), self.count)[self.rank].tolist()
 
     def gather(self, mine: Tensor, rows: Sequence[int]) -> Tensor:
-        """The rows of all processes, of which this one's keep their gradient; `rows` has the number of each."""
+        """Gather the rows of all processes; `rows` has their numbers. Only this process's rows keep their gradient."""
         if self.count == 1:
             return mine
-        # Collectives need equal shapes, and a batch that the processes do not divide has parts of two sizes.
+        # Collectives need equal shapes. A batch that the number of processes does not divide has parts of two sizes.
         padded = mine.new_zeros(max(rows), *mine.shape[1:])
         padded[: len(mine)] = mine.detach()
         parts = [torch.empty_like(padded) for _ in rows]

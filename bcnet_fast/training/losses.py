@@ -17,7 +17,7 @@ from .targets import MapTargets, Targets
 FRAME_THRESHOLD = 0.5  # snippets with a larger label are positive
 ANCHOR_THRESHOLD = 0.8  # anchors with a larger label are positive
 CELL_THRESHOLD = 0.9  # map cells with a larger action label are positive
-REGRESSION_WEIGHT = 10.0  # of the regression term of a map
+REGRESSION_WEIGHT = 10.0  # weight of the regression term of a map
 PADDED_COUNT = 10  # added to both counts under LossRules.padded_counts
 HIGH_TIOU, LOW_TIOU = 0.7, 0.3  # anchors above, between and below are balanced in the regression loss
 
@@ -45,8 +45,8 @@ def binary_logistic_loss(prediction: Tensor, label: Tensor, threshold: float, pa
 def regression_weights(label: Tensor, draws: Tensor, rules: LossRules = DEFAULT.losses) -> Tensor:
     """Sampling weights, 0 or 1, that balance high, medium and low tIoU as in BMN.
 
-    All labels above 0.7 weigh 1. Of those in (0.3, 0.7] and in (0, 0.3], a random part weighs 1: on average as many as
-    there are high ones, or all where there are fewer. Labels of 0 weigh 0.
+    All labels above 0.7 weigh 1. A random part of the labels in (0.3, 0.7], and of those in (0, 0.3], weighs 1: on
+    average as many as there are high ones, or all if there are fewer. Labels of 0 weigh 0.
 
     label: tIoU, float32 of any shape.
     draws: uniform in [0, 1), [2, *label.shape], for the medium and the low labels.

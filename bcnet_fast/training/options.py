@@ -56,7 +56,7 @@ class TrainOptions:
 
     @property
     def fits(self) -> bool:
-        """Whether sizes and epochs follow from the data, as the preset `small` always has it."""
+        """Whether sizes and epochs follow from the data, as they always do with the preset `small`."""
         return self.fit or self.preset == FITTED
 
 

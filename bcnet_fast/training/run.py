@@ -53,7 +53,7 @@ def train(options: TrainOptions) -> None:
     if options.model in SECOND_STAGE_PRESETS:
         train_second_stage(options)
         return
-    # What is wrong is an error before any file is read and before synthetic videos are generated.
+    # A wrong option is an error before any file is read and before synthetic videos are generated.
     resolve_config(options)
     require_usable(options.output, resume=options.resume)
     require_inputs_apart(

@@ -7,8 +7,8 @@
     learning_curve.png  the same as a picture, once all epochs are done
     tensorboard/        the same for TensorBoard, where it is installed
 
-Every file is replaced as a whole, the state as the last one: after a kill at any moment, the epoch that was not
-finished begins again, and what is written for it replaces what there was.
+Every file is replaced as a whole, the state last. After a kill at any moment, the unfinished epoch begins again, and
+its files replace those that were written before.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def require_usable(folder: str | os.PathLike, *, resume: bool) -> None:
         raise InputError(f"{folder} holds a training; continue it with --resume, or choose another --output")
 
 
-# Of the files that a training writes, those that an input could be.
+# Files of a training that could also be inputs.
 _FILES = ("log.csv", "last.safetensors", "best.safetensors", _STATE)
 
 
@@ -86,7 +86,7 @@ class Run:
         *,
         figure: str = "AUC",
     ) -> None:
-        """facts: what else decides the results, as JSON has it; a resumed training must have the same.
+        """facts: everything else that decides the results, as JSON; a resumed training must have the same.
         figure: the column of the log whose highest value is the best epoch's
         """
         self.folder, self.config, self.figure = Path(folder), config, figure
@@ -115,7 +115,7 @@ class Run:
                     raise InputError(f"{state} has a damaged row {number} of the log, expected {expected}")
                 if not all(type(value) in (int, float) and math.isfinite(value) for value in row.values()):
                     raise InputError(f"{state} has no finite numbers in row {number} of the log, expected {expected}")
-        # Whole again: an older version wrote fewer settings, of which the others are the defaults.
+        # An older version stored fewer settings; the missing ones get their defaults.
         before["config"] = _as_json(type(self.config).from_dict(before["config"], str(state)).to_dict())
         differences = _differences(before, self.settings)
         if differences:

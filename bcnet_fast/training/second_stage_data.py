@@ -1,4 +1,4 @@
-"""Training data of P-GCN and MUSES-Net: videos with pools of proposals, and what a network reads of samples of them."""
+"""Training data of P-GCN and MUSES-Net: videos with pools of proposals, and network inputs sampled from them."""
 
 from __future__ import annotations
 

@@ -9,16 +9,16 @@ from torch import Tensor
 from ..networks.outputs import SecondStageOutput
 from .second_stage_samples import FOREGROUND, INCOMPLETE, SAMPLES
 
-COUNTED = len(SAMPLES) - 1  # of a video in the completeness loss: the first is positive, the others negative
-HARD_SHARE = 0.17  # of the negatives, the hardest of which count
-PART_WEIGHT = 0.5  # of completeness and of regression
+COUNTED = len(SAMPLES) - 1  # samples of a video in the completeness loss: one positive, then negatives
+HARD_SHARE = 0.17  # share of the negatives that counts, the hardest ones
+PART_WEIGHT = 0.5  # weight of completeness and of regression
 
 
 def second_stage_loss(output: SecondStageOutput, kinds: Tensor, labels: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """The objective over B videos of 8 proposals, with its terms, as scalars.
 
     `activity` is the mean cross entropy over foreground and background. `completeness` is a hinge loss: in each video
-    the first proposal is positive and the next six are negative, of which the hardest counts, whatever their kinds.
+    the first proposal is positive and the next six are negative, whatever their kinds. The hardest negative counts.
     `regression` is the smooth L1 loss of the proposal's class over foreground. `total` is their weighted sum. A term
     without any proposal is 0.
 
@@ -46,7 +46,7 @@ def _completeness(scores: Tensor, labels: Tensor) -> Tensor:
     of_class = scores.gather(2, (labels - 1).clamp(min=0)[..., None]).squeeze(2)
     sign = torch.ones_like(of_class)
     sign[:, 0] = -1
-    # A proposal of no class has no score that should be high or low.
+    # A proposal without a class has no score to push up or down.
     hinge = torch.relu(1 + sign * of_class) * (labels > 0)
     videos, negatives = len(hinge), COUNTED - 1
     hardest = hinge[:, 1:].topk(max(int(negatives * HARD_SHARE), 1), dim=1).values

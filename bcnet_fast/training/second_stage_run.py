@@ -55,9 +55,9 @@ from .subsets import KEPT_BYTES, select_videos, with_videos
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the videos of a subset come from: proposals, and annotations of the videos that belong to it.
+    """Sources of a subset's videos: proposals, and annotations of the videos that belong to it.
 
-    annotations: None: a proposal list has the instances, and all its videos belong to the subset
+    annotations: None if a proposal list has the instances; then all its videos belong to the subset
     """
 
     name: str
@@ -107,7 +107,7 @@ def train_second_stage(options: TrainOptions) -> None:
 
 
 def _propose(options: TrainOptions) -> str:
-    """Make the proposals of all videos by the checkpoint that `options.proposals` is; those of a resumed run are kept.
+    """Make the proposals of all videos with the checkpoint `options.proposals`; a resumed run keeps its own.
 
     InputError: neither flags nor annotations state the times.
     """
@@ -316,7 +316,7 @@ def _fitted(
 
 
 def _fitted_epochs(options: TrainOptions, config: SecondStageConfig, videos: int) -> dict[str, Any]:
-    """More epochs if those of the preset are too few steps, with the learning rate's steps where they were."""
+    """More epochs if the preset's are too few steps; the learning rate drops after the same shares of them."""
     preset = SECOND_STAGE_PRESETS[options.model][options.preset].train
     epochs = math.ceil(FEWEST_STEPS / math.ceil(videos * config.pools.passes / config.train.batch_size))
     if epochs <= preset.epochs:
@@ -327,7 +327,7 @@ def _fitted_epochs(options: TrainOptions, config: SecondStageConfig, videos: int
 def _require_stride(
     options: TrainOptions, config: SecondStageConfig, times: TimeResolver, videos: Sequence[str]
 ) -> None:
-    """InputError: only a preset that is not that of these features knows the stride of some of the videos."""
+    """InputError: the stride of some videos is unknown, and the preset is not one of public features."""
     if config.rows.rescaled or (options.preset in (*DATA_SETS, "muses") and not options.fit):
         return
     unknown = [video for video in videos if times.facts(video).row_stride is None]
@@ -355,7 +355,7 @@ def _read(
 def _framing(
     source: _Source, config: SecondStageConfig, times: TimeResolver, labels: Sequence[str]
 ) -> Callable[[str, int], tuple[ProposalVideo, Clock]]:
-    """(name, rows of features) -> what a proposal list would say of a video, and its clock."""
+    """A function (name, rows of features) -> a video as a proposal list would state it, and its clock."""
 
     def framed(name: str, rows: int) -> tuple[ProposalVideo, Clock]:
         clock = source.proposals.clock(name, config, times, rows)

@@ -1,4 +1,4 @@
-"""What second-stage networks are trained on: pools of proposals, samples of them, and targets of the regression."""
+"""Training data of second-stage networks: pools of proposals, samples of them, and regression targets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data.proposal_list import ProposalVideo
 from ..geometry.proposal_graph import draw_trees
 
 FOREGROUND, INCOMPLETE, BACKGROUND = range(3)  # kinds of samples
-SAMPLES = (FOREGROUND, *6 * (INCOMPLETE,), BACKGROUND)  # of a video in a step
+SAMPLES = (FOREGROUND, *6 * (INCOMPLETE,), BACKGROUND)  # samples of a video in a step
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def regression_targets(segments: np.ndarray, instances: np.ndarray) -> np.ndarra
 def regression_stats(videos: Sequence[ProposalVideo], rules: SamplePools) -> RegressionStats:
     """Mean and population standard deviation of the targets of all foreground proposals, instances not counted.
 
-    ValueError: there is no such proposal.
+    ValueError: there are none.
     """
     targets = [
         regression_targets(video.proposals[foreground], video.instances)

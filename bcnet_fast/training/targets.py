@@ -66,8 +66,8 @@ def window_targets(
     window: T, in snippets.
 
     The action label of a snippet is the largest part of it that an instance covers, its background label is the rest.
-    A start or end label belongs to the boundary at the beginning of the snippet, because inference reads it so: it is
-    the part of the snippet-wide interval around that boundary which lies within 1.5 snippets of an instance's start or
+    A start or end label belongs to the boundary at the beginning of the snippet, because inference reads it so. It is
+    the part of the snippet-wide interval around that boundary that lies within 1.5 snippets of an instance's start or
     end. An anchor's action label is its largest tIoU with an instance (Eq. 1), its background label the part of it that
     no instance covers (Eq. 2).
     """

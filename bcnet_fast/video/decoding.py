@@ -34,34 +34,34 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,gif,yuv4mpegpipe,h264,hevc,av1,obu,ivf,nut,rm,dv,"
     "m4v,vc1,wtv,swf,apng"
 )
-_MOST_PIXELS = 1 << 26  # of a frame; 8K video has 2 ** 25
+_MOST_PIXELS = 1 << 26  # pixels of a frame; 8K video has 2 ** 25
 _HIGHEST_RATE = 1000
 _ASSUMED_RATE = Fraction(25)
-_LONGEST_HOLD_S = 60  # of one frame, where nothing states how long the video is
-# Formats whose time stamps may begin anew, as where recordings were joined; their length follows from the stamps.
+_LONGEST_HOLD_S = 60  # longest time of one frame, if the length of the video is unknown
+# Formats whose time stamps may restart, as in joined recordings. Their length follows from the time stamps.
 _JOINED = {"mpegts", "mpeg"}
-_CUT_SHARE, _CUT_S = 0.9, 1.0  # of the stated duration, and seconds, that the end may lack
+_CUT_SHARE, _CUT_S = 0.9, 1.0  # share of the stated duration that suffices; seconds that may be missing
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What the header of a video states, which may be wrong; None where it states nothing."""
+    """Facts from the header of a video, which may be wrong; None if it does not state them."""
 
-    width: int  # of the shown picture, pixels
+    width: int  # width of the shown picture, pixels
     height: int
     rate: Fraction  # frames a second
     rate_stated: bool
-    duration: float | None  # of the frames, seconds
-    longest: float | None  # of the file with its sound, seconds
+    duration: float | None  # duration of the frames, seconds
+    longest: float | None  # duration of the file with its sound, seconds
     codec: str
 
 
 class Video:
     """An open video file; `with` closes it.
 
-    path: of the file.
-    threads: of the decoder; 0: one for each core.
-    decoder: of the frames, one of DECODERS. The header is read by PyAV.
+    path: path of the file.
+    threads: threads of the decoder; 0: one for each core.
+    decoder: library that decodes the frames, one of DECODERS. PyAV always reads the header.
 
     total: frames of the grid up to the last that was decoded. decoded, repeated, left_out, damaged (packets), jumps (of
     the time stamps) and cut (why reading ended early) describe what was read so far.
@@ -168,7 +168,7 @@ class Video:
                 place = _nearest(frame.pts - start, ticks)
                 limit = following + hold if latest is None else max(latest, following)
                 if (place < following and stamp - frame.pts > 1 / Fraction(frame.time_base)) or place > limit:
-                    # Time stamps that run backwards, or beyond the end, begin anew.
+                    # Time stamps that run backwards, or beyond the end, are taken as a restart.
                     self.jumps += 1
                     place = following
                     start = frame.pts - round(place / ticks)
@@ -215,7 +215,7 @@ class Video:
             self.damaged += 1
 
     def notes(self) -> list[str]:
-        """What was unusual, in words, after all frames were read."""
+        """Unusual findings, in words, once all frames were read."""
         found = []
         rate, facts = float(self.facts.rate), self.facts
         if not facts.rate_stated:

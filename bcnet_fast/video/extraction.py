@@ -25,14 +25,14 @@ from .decoding import Video
 from .pixels import FlowReader, PixelReader
 from .sampling import Sampling
 
-FEWEST_ROWS = 2  # of a video, as every network of the package needs them
+FEWEST_ROWS = 2  # rows of a video that every network of the package needs
 
 
 @dataclass(frozen=True)
 class ReadOptions:
     """How videos are read.
 
-    clips: in a call of the network on a GPU. On the CPU a call has one clip, so that features do not depend
+    clips: number in a call of the network on a GPU. On the CPU a call has one clip, so that features do not depend
         on it.
     decoder_threads: 0: one for each core.
     allow_truncated: take what is there of a file that ends before its stated end.
@@ -90,7 +90,7 @@ def _read_streams(video: Video, backbone: Joined, options: ReadOptions) -> Itera
 
 
 def _reader(backbone: Backbone) -> Callable[[Any], np.ndarray]:
-    """What makes the pixels of a frame, or the flow of a pair."""
+    """The function that makes the pixels of a frame, or the flow of a pair."""
     if not backbone.needs_pixels:
         return _no_pixels
     if backbone.recipe.modality == "rgb":
@@ -104,7 +104,7 @@ def _no_pixels(frame: object) -> np.ndarray:
 
 
 def describe(video: Video, backbone: Backbone | Joined, rows: int) -> Sidecar:
-    """The sidecar of a video that was read; before that, of what its header states.
+    """The sidecar of a video: of the frames that were read or, before reading, of what its header states.
 
     InputError: it was read, and has too few rows, or ends too early.
     """
@@ -186,7 +186,7 @@ def extract_video(
             if not options.allow_truncated:
                 video.require_whole()
             facts = describe(video, backbone, file.rows)
-            # What is killed in between leaves a sidecar alone, never features with that of others.
+            # A kill in between leaves a sidecar without features, never features with the sidecar of others.
             target.unlink(missing_ok=True)
             facts.write(sidecar_path(target))
         return facts

@@ -238,7 +238,7 @@ class _Run:
                 _Extraction(self.network, self.options, targets),
                 batch_size=None,
                 num_workers=workers,
-                # Results are small, so that no process has to wait until those before its own are taken.
+                # Results are small, so no process has to wait until earlier ones are taken.
                 prefetch_factor=1 if one_by_one else -(-len(items) // workers),
                 collate_fn=_unchanged,
                 worker_init_fn=end_with_parent(self.network.threads),

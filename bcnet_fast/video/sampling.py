@@ -42,9 +42,9 @@ class Sampling(Generic[Frame, Pixels]):
         return max(0, last // self.recipe.stride + 1)
 
     def clip(self, row: int) -> np.ndarray:
-        """Frame numbers of a row, [clip] int64; of flow, those of the first frames of its pairs.
+        """Frame numbers of a row, [clip] int64; for flow, those of the first frames of its pairs.
 
-        Those of a `tail` beyond the end of the video are among them.
+        They include those of a `tail` beyond the end of the video.
         """
         return self.frames(self._sampled(row))
 

@@ -64,7 +64,7 @@ class VideoSource(Source):
         return str(self.videos[name])
 
     def sidecar(self, name: str) -> Sidecar:
-        """What was measured or, before the video is read, what its header states."""
+        """The sidecar as measured or, before the video is read, as its header states it."""
         if name not in self._stated:
             with Video(self.videos[name], 1) as video:
                 return describe(video, self.network.backbone, 0)
@@ -140,7 +140,7 @@ class VideoSource(Source):
             raise InputError("interrupted")
 
     def interrupt(self) -> None:
-        """Let a read in another thread end soon."""
+        """Ask a read in another thread to end soon."""
         self._interrupted.set()
 
 

@@ -1,12 +1,12 @@
 """Moving pictures of synthetic videos, and the linear map that reads the features back from their pixels.
 
-The picture is a stadium. What the numbers mean decides what is drawn:
+The picture is a stadium. The meaning of the numbers decides what is drawn:
 
 - Sky: the scene, one of six.
 - Tracks: one for each class. A runner on it is an event. Its way from the left to the right line is the course of the
   three phases, its opacity the activation. So an action runs from left to right. A look-alike stays where it is, or
   runs from right to left: in every single picture it looks like the action.
-- Spectators: one for each channel, whose brightness is what scene and events leave of that channel, the noise.
+- Spectators: one for each channel. Its brightness is the noise: the channel without scene and events.
 
 At the top are a clock and a bar, which are not read.
 
@@ -27,7 +27,7 @@ from ..data.synthetic import PHASES, SyntheticConfig, SyntheticVideo, world_vect
 
 HEIGHT, WIDTH = 180, 320  # pixels
 BLOCK = 4  # pixels on a side of the squares whose means are read; all parts of the picture consist of such squares
-FRAMES = 4  # of a snippet; the features are those of the moment at which the third begins
+FRAMES = 4  # pictures of a snippet; its features are those at the start of the third one
 
 # Rows of pixels, from the top.
 _CLOCK = slice(0, 12)
@@ -37,8 +37,8 @@ _CROWD = slice(164, 180)
 _SEATS = (2, 16)  # rows and columns of spectators; one for each channel
 _LINES = (60, 176, 292)  # columns of pixels at which the phases are
 _BAR, _BAR_COLUMNS = slice(4, 8), slice(128, 316)
-_CONTRAST = 0.11  # of a spectator, for a deviation of 1
-_OPACITY = 0.76  # of a runner, for an activation of 1
+_CONTRAST = 0.11  # contrast of a spectator, for a deviation of 1
+_OPACITY = 0.76  # opacity of a runner, for an activation of 1
 
 _INK, _GROUND, _WHITE = (226, 232, 240), (116, 56, 44), (196, 160, 148)
 _RUNNERS = ((255, 226, 90), (120, 230, 255), (255, 170, 215), (160, 255, 140), (245, 245, 255))
@@ -139,7 +139,7 @@ def readout(config: SyntheticConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _noise(video: SyntheticVideo, config: SyntheticConfig) -> np.ndarray:
-    """What scenes and events leave of the features, [T, C]."""
+    """The features without scenes and events, [T, C]."""
     phases, scenes = world_vectors(config)
     middle = (np.arange(len(video.features)) + 0.5) * config.stride / config.fps
     left = video.features - scenes[video.scene(middle)]
@@ -182,7 +182,7 @@ def _stage() -> np.ndarray:
 
 @functools.cache
 def _lit() -> np.ndarray:
-    """What one unit of noise adds to the brightness of the spectators, [rows of the crowd, WIDTH] float64."""
+    """Brightness that one unit of noise adds to the spectators, [rows of the crowd, WIDTH] float64."""
     y, x = np.mgrid[: _CROWD.stop - _CROWD.start, :WIDTH] + 0.5
     heads = np.clip(3.4 - np.hypot((x % 5) - 2.5, (y % 8) - 3.5), 0, 1)
     bodies = np.clip(2.6 - np.abs((x % 5) - 2.5), 0, 1) * (y % 8 > 5)

@@ -29,7 +29,7 @@ def decode(path: Path, stream: int, time_base: Fraction, threads: int) -> Iterat
 
     stream: its number in the file.
     time_base: seconds of a unit of the time stamps.
-    threads: of the decoder; 0: one for each core.
+    threads: threads of the decoder; 0: one for each core.
 
     RuntimeError: a frame cannot be decoded; no later one is tried.
     """

@@ -28,7 +28,7 @@ def write_video(folder: Path, name: str, frames: Iterable[np.ndarray], rate: Fra
     """Write pictures as a video, in H.264 or, where FFmpeg has no encoder for it, in VP9 or VP8; return its path.
 
     frames: at least one, [H, W, 3] uint8, RGB, of one size, with even H and W.
-    rate: of them, a second.
+    rate: frames a second.
 
     InputError: PyAV is not installed or has no such encoder, or the file cannot be written.
     """

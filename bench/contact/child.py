@@ -56,7 +56,7 @@ def main() -> None:
     if not word:
         os._exit(1)
     limit, sent = map(float, word.split())
-    limit -= min(max(0.0, time.time() - sent), 0.9 * limit)  # what importing took since then
+    limit -= min(max(0.0, time.time() - sent), 0.9 * limit)  # time that importing took since then
     end_with_driver()
     # Where the threads are shortly before the driver kills this process; from C, so it needs no lock of Python's.
     faulthandler.dump_traceback_later(limit - min(2.0, 0.3 * limit))
@@ -78,7 +78,7 @@ def main() -> None:
         context.record("end", {"error": summary(error)})
     sys.stdout.flush()
     sys.stderr.flush()
-    # What happens at the end of a process that holds graphs is a step of its own, and must not spoil the others.
+    # The end of a process that holds graphs is tested by a step of its own, and must not spoil the others.
     os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What a step is given: where it runs, how much time is left, and how it records what it finds.
+"""The context of a step: its device, the time that is left, and the record of its findings.
 
 Nothing here imports PyTorch before a step asks for it.
 """
@@ -79,10 +79,11 @@ class Context:
         seconds: float = 2.0,
         others: bool = False,
     ) -> Any:
-        """The function's result; None where it raises, which is recorded as a failure of `name`, or where fewer than
-        `seconds` are left, or than another attempt took: a slow machine gives a shorter table and no timeout.
+        """The function's result, or None. None follows an exception, which is recorded as a failure of `name`, or too
+        little time: less than `seconds`, or than another attempt took. A slow machine then gives a shorter table and no
+        timeout.
 
-        others: whether this is other people's code, whose errors are notes and no failures.
+        others: whether this is third-party code, whose errors are notes and not failures.
         """
         started = self.left()
         if started < max(seconds, self.longest) + min(3.0, 0.1 * self.limit):

@@ -13,7 +13,7 @@ from .measuring import on_side_stream, precisions, same, synchronize
 from .networks import NAMES, columns, config_of, features_of, largest_difference, load, relative_error
 
 BATCHES = (1, 8)
-# Of `relative_error`: root mean square relative to the deviation of the scores.
+# Bounds on `relative_error`: root mean square relative to the deviation of the scores.
 BOUNDS = {"fp64": 1e-9, "fp32": 2e-5, "tf32": 0.02, "fp16": 0.02, "bf16": 0.15}
 # The graph of G-TAD has an edge or not, by the order of distances: one that rounding moves changes a node as a whole.
 GTAD_BOUNDS = {"fp64": 1e-9, "fp32": 0.02, "tf32": 0.3, "fp16": 0.3, "bf16": 0.4}
@@ -50,7 +50,8 @@ def _accuracy_of(context: Context, system: str) -> None:
 
 
 def exact_scores(context: Context, system: str, features: Tensor, preset: str | None = None) -> Output:
-    """The plain reference network in float64 on the step's device, window by window, since it stores what is large."""
+    """The plain reference network in float64 on the step's device, window by window, since it stores large intermediate
+    results."""
     network = load(context, system, "fp64", preset=preset, backend="reference")
     return Output.cat([network(window) for window in features.split(1)]) if len(features) > 1 else network(features)
 
@@ -81,7 +82,7 @@ def graphs(context: Context) -> None:
 
 
 def _graph(context: Context, system: str, precision: str) -> None:
-    """Replays give what eager execution gives, for inputs of any kind, on any stream, and earlier results stay."""
+    """Replays give the results of eager execution, for inputs of any kind, on any stream, and earlier results stay."""
     device, config = context.device, config_of(context, system)
     graphed, eager = (load(context, system, precision, graph=graph) for graph in (True, False))
     for batch in BATCHES:

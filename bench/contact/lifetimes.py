@@ -34,7 +34,7 @@ def _lane(context: Context) -> torch.cuda.Stream | None:
 
 
 def streams(context: Context) -> None:
-    """Two engines replayed at the same time give what each gives alone, also after one of them is gone."""
+    """Two engines replayed at the same time give the same results as each alone, also after one of them is gone."""
     names = precisions(context, "fp16", "fp32") if context.device == "cuda" else ["fp32", "fp32"]
     config = config_of(context, "bcnet")
     engines = [load(context, "bcnet", precision) for precision in names]
@@ -119,7 +119,7 @@ def threads(context: Context) -> None:
 
 
 def _together(*functions: Callable[[], int]) -> list[int]:
-    """The results of functions that run at the same time, a thread each; raises what one of them raises."""
+    """The results of functions that run at the same time, a thread each; raises the exception of any of them."""
     results: list[Any] = [None] * len(functions)
 
     def run(number: int) -> None:

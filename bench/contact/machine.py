@@ -1,4 +1,4 @@
-"""What machine this is, and what the doctor says."""
+"""Description of the machine, and the doctor's report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATE = re.compile(
 
 
 def said(*command: str, seconds: float = 10.0, cwd: Path | None = None) -> str:
-    """What a command prints, or why there is nothing of it."""
+    """Output of a command, or the reason why there is none."""
     if shutil.which(command[0]) is None:
         return "not found"
     try:
@@ -116,7 +116,7 @@ def _native_extension() -> str:
 
 
 def _switches(torch):
-    """Of the precision of float32 products, as a fresh process has them."""
+    """Switches for the precision of float32 products, as a fresh process has them."""
     for name, owner in (("matmul", torch.backends.cuda.matmul), ("cudnn", torch.backends.cudnn)):
         for switch in ("allow_tf32", "fp32_precision", "allow_fp16_reduced_precision_reduction"):
             with contextlib.suppress(Exception):

@@ -1,4 +1,4 @@
-"""What steps share: precisions, errors, comparison of bits, times, and the floors that are predicted for a device."""
+"""Shared by the steps: precisions, errors, comparison of bits, times, and predicted floors of a device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = {
 
 
 def precisions(context: Any, *names: str) -> list[str]:
-    """Of these, the ones that the device multiplies in: TF32 and bfloat16 need sm_80."""
+    """Those of `names` that the device multiplies in: TF32 and bfloat16 need sm_80."""
     if context.device == "cpu":
         return [name for name in names if name != "tf32"]
     if torch.cuda.get_device_capability() < (8, 0):
@@ -62,7 +62,7 @@ def on_side_stream(call: Callable[[], Any], device: str) -> Any:
 
 @contextlib.contextmanager
 def poisoned_memory(device: str) -> Iterator[None]:
-    """Inside the block, fresh memory holds NaN and the largest integers, so that what is never written shows."""
+    """Inside the block, fresh memory holds NaN and the largest integers, so that unwritten memory shows."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         if not bool(torch.empty(8, device=device).isnan().all()):

@@ -25,7 +25,7 @@ NAMES = {"bcnet": "BCNet", "bmn": "BMN", "gtad": "G-TAD"}
 SCALE = 2.0
 
 
-# For what takes minutes to compile on a CPU.
+# For networks that take minutes to compile on a CPU.
 TINY = {"model": {"window": 32, "max_duration": 12, "boundary_layers": 1, "bins": 4}, "data": {"window_stride": 16}}
 
 
@@ -89,6 +89,6 @@ def relative_error(found: Any, exact: Any) -> float:
 
 
 def largest_difference(found: Any, exact: Any) -> float:
-    """Of any score."""
+    """Largest difference of any score."""
     pairs = [(found.columns()[name].double().cpu(), e.double().cpu()) for name, e in exact.columns().items()]
     return max(float((f - e).abs().max()) for f, e in pairs)

@@ -34,7 +34,7 @@ from .measuring import (
     synchronize,
 )
 
-# Of ||found - exact|| / ||exact||, where exact is float64 on the same inputs, rounded to the dtype.
+# Bounds on ||found - exact|| / ||exact||, where exact is float64 on the same inputs, rounded to the dtype.
 BOUNDS = {"fp32": 4e-6, "tf32": 4e-3, "fp16": 2e-3, "bf16": 1.6e-2}
 WHY = (
     "Errors are norms relative to float64 on the same inputs. Bounds: fp32 4e-6, 32 units of its last place, since it "
@@ -71,7 +71,7 @@ def difference_attention(context: Context) -> None:
 
 def _attention_cases(context: Context, sizes: list[tuple[int, ...]]) -> Iterator[Case]:
     for batch, heads, tq, tk, d, dv in sizes:
-        # As the networks have them: heads side by side in a row.
+        # The networks' layout: heads side by side in a row.
         shapes = (tq, d), (tk, d), (tk, dv), (tk, dv)
         tensors = [_random(context, batch, t, heads, size).transpose(1, 2) for t, size in shapes]
         work = roofline.difference_attention(batch * heads, tq, tk, d, dv)
@@ -164,7 +164,7 @@ def _times(work: roofline.Work, batch: int) -> roofline.Work:
 
 
 def _run(context: Context, cases: Iterator[Case], names: tuple[str, ...]) -> None:
-    """A row for every case and precision by the kernels, and one in float32 by what "auto" falls back to."""
+    """A row for every case and precision by the kernels, and one in float32 by the fallback of "auto"."""
     torch.manual_seed(0)
     context.note(WHY)
     used = precisions(context, *names)

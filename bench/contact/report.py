@@ -12,7 +12,7 @@ SHOWN = ("bcnet_fast", "commit", "device", "memory", "driver", "torch", "triton"
 def render(
     results: Sequence[dict[str, Any]], *, device: str, date: str, seconds: float, budget: float, steps: int
 ) -> str:
-    """The report on what has run so far, as Markdown that also reads well as plain text."""
+    """The report on the steps so far, as Markdown that also reads well as plain text."""
     environment = next((r["facts"] for r in results if r["step"] == "environment"), {})
     name = environment.get("device") or {"cpu": "a CPU", "cuda": "a GPU"}.get(device, device)
     lines = [f"# First contact with {name}", ""]

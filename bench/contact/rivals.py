@@ -1,4 +1,4 @@
-"""What else people would run: PyTorch's attention, FlexAttention, torch.compile and TensorRT on the same inputs."""
+"""Alternatives for users: PyTorch's attention, FlexAttention, torch.compile and TensorRT on the same inputs."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ UNKILLABLE_S = 5.0  # a process that hangs inside the GPU's driver may not even 
 
 @dataclass
 class Result:
-    """What is known of a step; a line of results.jsonl.
+    """Result of a step; a line of results.jsonl.
 
     status: ok, failed (a check did not hold, or an exception), timeout, crashed (the process ended by itself), skipped.
     reason: one line for all but ok.
@@ -69,7 +69,7 @@ class Process:
         self.step, self.events, self.log = step, logs / f"{step.name}.events.jsonl", logs / f"{step.name}.log"
         request = {"target": step.target, "device": device, "out": str(out), "events": str(self.events)}
         with open(self.log, "wb") as log:
-            # A file, not a pipe: what a step leaves behind could hold a pipe open for ever.
+            # A file, not a pipe: a process that a step leaves behind could hold a pipe open forever.
             self.popen = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", "-m", "contact.child", json.dumps(request)],
                 cwd=BENCH,  # Python looks for modules there first, and must not find those of the user's folder
@@ -109,7 +109,7 @@ class Process:
             self.popen.wait(UNKILLABLE_S)
 
     def found(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the step recorded, as fields of `Result`, and how it ended (nothing where it did not)."""
+        """The step's records, as fields of `Result`, and how it ended (nothing where it did not)."""
         fields: dict[str, Any] = {"facts": {}, "rows": [], "notes": [], "failures": [], "files": []}
         end: dict[str, Any] = {}
         with contextlib.suppress(OSError):
@@ -193,7 +193,7 @@ class Run:
             self.next = None
 
     def _allowed(self, number: int) -> float:
-        """Seconds for a step: its limit, or twice what it needs where later steps would go without what they need."""
+        """Seconds for a step: its limit, or twice its need where later steps would otherwise run out of time."""
         step, left = self.steps[number], self.left()
         later = sum(other.seconds for other in self.steps[number + 1 :])
         return min(step.limit, left, max(2 * step.seconds, left - later))
@@ -263,7 +263,7 @@ class Run:
 
 
 def _take(result: Result, process: Process, started: float) -> dict[str, Any]:
-    """Fill the result with what its process recorded, and return how that ended."""
+    """Fill the result from the records of its process, and return how the process ended."""
     result.seconds = time.monotonic() - started
     fields, end = process.found()
     for name, value in fields.items():
@@ -295,7 +295,7 @@ def _signal_name(number: int) -> str:
 
 
 def clean(value: Any) -> Any:
-    """The value as JSON has it: what is not a finite number becomes a text."""
+    """The value in JSON: a number that is not finite becomes text."""
     if isinstance(value, dict):
         return {str(name): clean(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -307,7 +307,7 @@ def clean(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Inside the block, a request to end raises Interrupted, so that what is known is written first."""
+    """Inside the block, a request to end raises Interrupted, so that results so far are written first."""
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
     def interrupt(number: int, _frame: Any) -> None:

@@ -11,12 +11,12 @@ class Step:
 
     target: "module:function", where the module is importable or the path of a Python file.
     title: heading in the report.
-    seconds: what the step should need on a GPU, kept free for it while earlier ones run; with less than half of it
+    seconds: expected time on a GPU, kept free for the step while earlier ones run; with less than half of it
         left, the step is skipped.
     limit: seconds after which the process is killed.
     interpreter: whether Triton's interpreter is on in a run on the CPU.
-    rival: whether it runs other people's code, which gets what time is left: that it takes longer or crashes is a
-        remark in the report, and no failure.
+    rival: whether it runs third-party code, which gets the remaining time. If it takes longer or crashes, the report
+    has a remark and no failure.
     """
 
     name: str

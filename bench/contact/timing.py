@@ -49,7 +49,7 @@ def _explain(context: Context) -> None:
 
 
 def _rates(context: Context) -> None:
-    """What the device itself does, beside what its vendor says."""
+    """Rates of the device itself, beside its vendor's figures."""
     if context.device == "cpu":
         return
     rates = roofline.known_gpu(torch.cuda.get_device_name())

@@ -146,7 +146,7 @@ def _stages(context: Context, network: str, precision: str, profile: profiling.P
 
 
 def training_steps(context: Context) -> None:
-    """Losses stay finite, the first one is that of the reference, and the memory is what it is."""
+    """Losses stay finite, the first one is that of the reference, and the memory is recorded."""
     for system, preset in (("bcnet", "thumos14"), ("bmn", "activitynet13"), ("gtad", "activitynet13")):
         preset = "synthetic" if context.small else preset
         for precision in precisions(context, "fp32", "tf32", "bf16"):

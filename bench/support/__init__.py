@@ -1,1 +1,1 @@
-"""What the benchmarks share: timing, the machine, systems to compare with, and floors."""
+"""Shared by the benchmarks: timing, the machine, systems to compare with, and floors."""

@@ -29,7 +29,7 @@ def launched() -> Iterator[Any]:
     """A running browser."""
     from playwright.sync_api import sync_playwright
 
-    # As root, which containers often are, Chromium does not start with its sandbox.
+    # Chromium does not start with its sandbox as root, the user of many containers.
     flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=flags)

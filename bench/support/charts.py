@@ -30,7 +30,7 @@ from bcnet_fast.results.figure import (
 _OTHER, _GUIDE = "#b3b3b3", "#dddddd"
 _TOP, _BOTTOM = 0.62, 0.48
 _STEPS = {"network": "network of one window", "window": "one window", "video": "a video of five windows"}
-# Kinds of alternatives to an operator: how a row's variant is marked, and what the legend calls it.
+# Kinds of alternatives to an operator: the mark of a row's variant, and its name in the legend.
 _MARKS = {
     "reference": ("o", "#6b6b6b", "reference"),
     "torch.compile": ("s", "#a6a6a6", "torch.compile"),

@@ -45,7 +45,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 
 
 def begin(threads: int | None, outputs: Iterable[str | os.PathLike | None], device: str = "cpu") -> dict[str, Any]:
-    """Check what all benchmarks take, set the number of threads, and print the environment, which is returned.
+    """Check the arguments that all benchmarks share, set the number of threads, and print and return the environment.
 
     InputError for a number of threads below 1 and for outputs (None: not wanted) that cannot be written.
     """

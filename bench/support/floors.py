@@ -1,9 +1,9 @@
 """The least work that a network has after the exact rewrites, and the rate at which this processor multiplies.
 
 The work is that of the matrix products and of the gathering of projected samples; softmax, LayerNorm and activations
-are left out, and so is memory, so that the floor errs towards too little. What Strassen's algorithm saves is a function
-of its own. The rate is that of large square matrices, by the fastest code that PyTorch has for the precision: its own
-product, or oneDNN with weights packed beforehand.
+are left out, and so is memory, so that the floor errs towards too little. Savings of Strassen's algorithm have a
+separate function. The rate is that of large square matrices, by the fastest code that PyTorch has for the precision:
+its own product, or oneDNN with weights packed beforehand.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def network_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
 
 
 def map_work(model: BMNConfig | GTADConfig) -> dict[str, float]:
-    """Of BMN and G-TAD, with valid cells alone: the others that convolutions read across the diagonal are overhead."""
+    """Work of BMN and G-TAD on valid cells alone: the others that convolutions read across the diagonal are
+    overhead."""
     t, width, sampled, cell = model.window, model.base_channels, model.sampled_channels, model.map_channels
     first = 3 * t * model.feature_dim * width / math.gcd(4, model.feature_dim, width)
     if isinstance(model, BMNConfig):
@@ -130,7 +131,7 @@ def float_products(size: int, dtype: torch.dtype) -> list[Callable[[], torch.Ten
 def _usable(makers: list[Callable[[], Callable]]) -> list[Callable[[], torch.Tensor]]:
     usable = []
     for make in makers:
-        # Not what this build of PyTorch, or this processor, does not have.
+        # Skip products that this build of PyTorch, or this processor, lacks.
         with contextlib.suppress(AttributeError, RuntimeError):
             call = make()
             call()
@@ -183,7 +184,7 @@ def cpu_tflops(precision: str, seconds: float = 0.25) -> float:
 def second_stage_work(case: str, proposals: int, rows: int) -> float:
     """Multiply-adds of a second-stage network's products after the exact rewrites, for THUMOS14.
 
-    Sums along edges, cosines and maxima are left out, as is what short filters and Strassen's algorithm save.
+    Sums along edges, cosines and maxima are left out, as are the savings of short filters and Strassen's algorithm.
     """
     if case == "MUSES-Net":
         model = MUSESConfig()

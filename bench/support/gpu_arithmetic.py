@@ -80,8 +80,8 @@ def _allows_tf32(switch: Any) -> bool:
 class GPUArithmetic(TorchDispatchMode):
     """Emulate a GPU's products inside a `with` block, in inference mode and on tensors of a CPU.
 
-    Operations that multiply and are not emulated raise NotImplementedError. What multiplies no matrices runs as it is:
-    it rounds its result to the dtype once, on a CPU as on a GPU.
+    Operations that multiply and are not emulated raise NotImplementedError. Operations without matrix products run
+    unchanged: they round their results to the dtype once, on a CPU as on a GPU.
     """
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -126,7 +126,7 @@ def convolution(
     output_padding: list[int],
     groups: int,
 ) -> Tensor:
-    """PyTorch adds the bias to what cuDNN has rounded."""
+    """PyTorch adds the bias to cuDNN's rounded result."""
     dtype, accumulated = x.dtype, reference.accumulation_dtype(x.dtype)
     if dtype == torch.float32 and convolutions_use_tf32():
         x, weight = nearest_tf32(x), nearest_tf32(weight)
@@ -153,7 +153,7 @@ def scaled_dot_product_attention(query: Tensor, key: Tensor, value: Tensor, *oth
 def difference_attention(
     query: Tensor, key: Tensor, value_action: Tensor, value_background: Tensor, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As kernels/difference_attention.py multiplies. The third result, for the backward, is left empty."""
+    """Multiplies like kernels/difference_attention.py. The third result, for the backward, is left empty."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     outputs = weighted(query, key, (value_action, value_background), scale, truncated_tf32)
     return *outputs, query.new_empty(0)
@@ -168,7 +168,7 @@ def anchor_projection(
     relu: bool,
     project_first: bool,
 ) -> Tensor:
-    """As ops/anchor_sampling.py and kernels/anchor_sampling.py multiply, by either strategy."""
+    """Multiplies like ops/anchor_sampling.py and kernels/anchor_sampling.py, by either strategy."""
     plan, dtype = SamplingPlan.unpack(plan_tensors, plan_sizes), features.dtype
     rows = by_snippet(features, plan)
     if project_first:

@@ -27,12 +27,12 @@ LIMIT_MS = 10_000  # a point that is expected to take longer is left out
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
-    """Of the power law that fits best, in the logarithm."""
+    """Exponent of the best-fitting power law, in logarithms."""
     return float(np.polyfit(np.log(sizes), np.log(times), 1)[0])
 
 
 def points() -> Iterator[tuple[str, int, Config]]:
-    """(what grows, its size, the configuration)"""
+    """(the growing quantity, its size, the configuration)"""
     base = PRESETS["bcnet"]["thumos14"]
 
     def resized(**sizes: int) -> tuple[Config, int]:

@@ -51,7 +51,7 @@ def plain_recall(
 def plain_precision(truth: Truth, results: Entries, thresholds: Sequence[float]) -> dict[str, list[float]]:
     """Interpolated average precision of each label of the truth, one for each threshold.
 
-    By descending score, a detection takes the free instance with the highest tIoU, unless that is below the threshold.
+    In order of score, a detection takes the free instance with the highest tIoU, unless that is below the threshold.
     """
     labels = sorted({instance.label for video in truth.values() for instance in video.instances})
     ranked = {label: [] for label in labels}

@@ -1,4 +1,5 @@
-"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and what people have today."""
+"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and the state of public
+code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One variant in a process of its own, for bench/latency.py: it starts this file, and reads what it prints."""
+"""One variant in a process of its own, for bench/latency.py: it starts this file, and reads its output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BENCH = Path(__file__).resolve().parents[1]
 
 
 def run_apart(**given: Any) -> dict[str, float | None]:
-    """What `measure` finds with these arguments in a fresh process. BackendError with what that one died of."""
+    """Result of `measure` with these arguments in a fresh process. BackendError with the reason if the process dies."""
     paths = filter(None, (str(BENCH), os.environ.get("PYTHONPATH")))
     done = subprocess.run(
         [sys.executable, "-m", "support.process", json.dumps(given)],

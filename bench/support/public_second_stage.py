@@ -1,9 +1,9 @@
 """P-GCN and MUSES-Net on one video step by step as in their public code, in eager PyTorch and NumPy.
 
-The networks are those of `bcnet_fast.networks.reference`. What surrounds them follows the public formulation: windows
-are pooled one by one, each node's neighbours are sorted anew, the features of all nodes of all graphs are gathered,
-and P-GCN then scores one proposal at a time. A training step joins all graphs to one, dense matrix. MUSES-Net looks
-every tap of its deformable convolutions up between two columns.
+The networks are those of `bcnet_fast.networks.reference`. The steps around them follow the public formulation. Windows
+are pooled one by one, each node's neighbours are sorted anew, and the features of all nodes of all graphs are gathered.
+P-GCN then scores one proposal at a time. A training step joins all graphs to one, dense matrix. MUSES-Net looks every
+tap of its deformable convolutions up between two columns.
 """
 
 from __future__ import annotations

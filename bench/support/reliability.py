@@ -11,7 +11,7 @@ from .markdown import machine, number, table
 
 
 def attack(results: Path) -> str:
-    """Damaged inputs: what the commands did with them."""
+    """Outcomes of the commands on damaged inputs."""
     found = json.loads((results / "attack.json").read_text(encoding="utf-8"))
     broken = Counter(failure["target"] for failure in found["failures"])
     codes, targets = ("exit 0", "exit 1", "exit 2"), found["targets"]

@@ -1,4 +1,4 @@
-"""What each rewrite of the engine is worth: the network's time without it, beside the time with all of them."""
+"""Gain of each rewrite of the engine: the network's time without it, beside the time with all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An S3 on this machine that has one bucket of numbered keys, and answers only what lists them."""
+"""An S3 on this machine that has one bucket of numbered keys, and answers only requests to list them."""
 
 from __future__ import annotations
 

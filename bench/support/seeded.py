@@ -86,7 +86,7 @@ MAP_INPUTS = {
     "gtad_thumos": "input.21",
     "gtad_thumos_winB": "input.57",
 }
-# Of G-TAD: golden outputs are those with these weights at an eighth, since else their sigmoids are close to 0 and 1.
+# G-TAD's golden outputs have these weights divided by 8, since otherwise their sigmoids are close to 0 and 1.
 G8 = ("regu_s.1.weight", "regu_e.1.weight", "localization.8.weight")
 
 
@@ -115,8 +115,8 @@ def map_input(name: str, channels: int, window: int, seed: int) -> np.ndarray:
 def bmn_mask(window: int, layout: str, bins: int = 32, points: int = 3) -> torch.Tensor:
     """The constant `sample_mask` of a released BMN ("start_end") or of mmaction2's ("duration_start"), [T, bins T T].
 
-    Point by point, by the definition: the first extends the snippets s to e by half of their number and one more on
-    both sides, and ends after e; the second by half of their number, and ends at e.
+    Built point by point from the definition. The first layout extends the snippets s to e by half of their number and
+    one more on both sides, and ends after e. The second extends them by half of their number, and ends at e.
     """
     mask = np.zeros((window, bins, window, window))
     for start in range(window):

@@ -60,7 +60,7 @@ def python_loop(
 ) -> tuple[list[int], list[float]]:
     """The same in plain Python, as the research code of BSN, BMN and BCNet writes it; `most` picks, or all.
 
-    Others decay where their tIoU is above low + (high - low) * length of what is picked.
+    Others decay where their tIoU is above low + (high - low) * length of the picked segment.
     """
     low, slope = iou_threshold[0], iou_threshold[1] - iou_threshold[0]
     start, end, score = [s for s, _ in segments], [e for _, e in segments], list(scores)
@@ -93,6 +93,6 @@ def clustered(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """3500 proposals on the grid of one window of 256 snippets, 1 to 64 long: what BCNet gives for one window."""
+    """3500 proposals on the grid of one window of 256 snippets, 1 to 64 long, as BCNet gives for one window."""
     start, length = rng.integers(0, 256, 3500), rng.integers(1, 65, 3500)
     return np.stack([start, np.minimum(start + length, 256)], 1).astype(float), rng.random(3500) ** 2

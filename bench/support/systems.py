@@ -1,8 +1,8 @@
 """The systems as they can be run: the plain reference, exports of it to other engines, and this package.
 
-All go the same way from features to proposals. What differs is the network, and what follows it: this package's
-operators, or the loops in Python that public code has (`plain_match.search` finds the anchor of every boundary pair
-among all anchors, `soft_nms.python_loop` picks proposals). Exports replace the network alone.
+All take the same steps from features to proposals. They differ in the network and in the post-processing: this
+package's operators, or Python loops as in public code (`plain_match.search` finds the anchor of every boundary pair
+among all anchors, `soft_nms_cases.python_loop` picks proposals). Exports replace the network alone.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from .soft_nms_cases import python_loop
 
 GOLDEN = ROOT / "tests" / "golden"
 SEED = 101  # of the golden network outputs
-# Of the difference from the reference's scores, root mean square over a window. float32 sums in another order; seeded
-# weights, whose attention is sharper than that of trained ones, enlarge what lower precisions lose.
+# Bounds on the difference from the reference's scores, root mean square over a window. float32 sums in another order;
+# seeded weights, whose attention is sharper than that of trained ones, enlarge the errors of lower precisions.
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.15, "fp16": 0.02, "int8": 0.15}
 
 
 def lengths_of(windows: Tensor) -> Tensor:
-    """Of windows without padding."""
+    """Lengths of windows without padding."""
     return torch.full((len(windows),), windows.shape[-1])
 
 
@@ -64,7 +64,7 @@ class System(abc.ABC):
         self.config = config
 
     def set_threshold(self, threshold: float | None) -> None:
-        """Of BCNet's boundary probabilities, above which a snippet that is no peak is a boundary too."""
+        """Set BCNet's boundary threshold: snippets above it are boundaries even if they are no peak."""
         if threshold is not None:
             self.config = with_threshold(self.config, threshold)
 
@@ -73,12 +73,12 @@ class System(abc.ABC):
         """features [B, C, T], in host memory -> all scores of all anchors"""
 
     def network(self, features: Tensor, lengths: Tensor) -> Output:
-        """The scores that proposals are made of; what no boundary pair needs may be left out."""
+        """The scores for proposals; scores that no boundary pair needs may be left out."""
         return self.scores(features)
 
     @abc.abstractmethod
     def candidates(self, output: Output, lengths: Tensor) -> Any:
-        """What Soft-NMS gets: boundary pairs with their anchors, refinement and confidence."""
+        """Input of Soft-NMS: boundary pairs with their anchors, refinement and confidence."""
 
     @abc.abstractmethod
     def postprocess(self, output: Output, lengths: Tensor) -> WindowProposals:
@@ -117,7 +117,7 @@ class Plain(System):
 
     @abc.abstractmethod
     def candidates(self, output: Any, lengths: Tensor) -> list[list[tuple[float, float, float]]]:
-        """Of each window: start and end in snippets, and score."""
+        """Candidates of each window: start and end in snippets, and score."""
 
     def _suppress(self, segments: list, scores: list[float], most: int) -> tuple[list[int], list[float]]:
         settings, window = self.config.proposals, self.config.model.window
@@ -285,7 +285,7 @@ def compiled(checkpoint: Path, device: str) -> System:
 
 
 def exported(checkpoint: Path) -> tuple[Config, type[Output]]:
-    """The configuration of an exported network, and what its columns are."""
+    """The configuration of an exported network, and the class of its columns."""
     config = read_config(checkpoint)
     return config, BCNetOutput if config.model.name == "bcnet" else MapOutput
 
@@ -330,7 +330,7 @@ EXPORTS = {"onnxruntime": onnxruntime, "openvino": openvino}
 def engine(precision: str) -> Callable[[Path, str], System]:
     def load(checkpoint: Path, device: str) -> System:
         with warnings.catch_warnings():
-            # That some precisions are slow on a CPU is what the table shows.
+            # The table itself shows that some precisions are slow on a CPU.
             warnings.simplefilter("ignore")
             return Engine(bcnet_fast.load(checkpoint, device=device, precision=precision))
 
@@ -353,7 +353,8 @@ def variants(device: str, system: str) -> dict[str, Callable[[Path, str], System
 
 
 def write_checkpoint(folder: Path, system: str, preset: str) -> Path:
-    """Of BCNet the seeded weights of the golden outputs, by way of files as the release has them; else random ones."""
+    """BCNet gets the seeded weights of the golden outputs, through files as in the release; others get random
+    weights."""
     config = PRESETS[system][preset]
     path = folder / f"{system}_{preset}.safetensors"
     if system == "bcnet":

@@ -26,7 +26,7 @@ class Timing(NamedTuple):
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what is freed for the next call, where it is glibc.
+    """Make glibc keep freed memory for the next call; other C libraries are left alone.
 
     Else large outputs come from the system anew in one call and not in the next, and the first use of new memory takes
     longer than many operators.
@@ -71,9 +71,9 @@ def alternate(
 ) -> dict[str, Timing]:
     """Time each call on the CPU, one run of each in turn, so that a disturbance of the machine meets all alike.
 
-    A run of a short call is as many of it in a row as take 5 ms: right after another call, it would be timed with cold
-    caches. A call is left out of further rounds once it has used `seconds` or made `most_runs`, but not before
-    `least_runs`. Without `warm_up`, the first run of a long call counts: for code that has run before.
+    A run of a short call repeats it for 5 ms: right after another call, it would be timed with cold caches. A call is
+    left out of further rounds once it has used `seconds` or made `most_runs`, but not before `least_runs`. Without
+    `warm_up`, the first run of a long call counts: for code that has run before.
     """
 
     def run(call: Callable[[], Any], repeats: int) -> float:

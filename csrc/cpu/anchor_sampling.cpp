@@ -1,14 +1,11 @@
 // Three ideas make gathering by a sparse plan fast:
 //
-// 1. Columns are worked on a few vectors at a time, and the values of these columns are first packed together. They
-// then
-//    stay in the L2 cache, where columns of a wide matrix, one page apart, would evict each other.
+// 1. Columns are processed a few vectors at a time, and their values are first packed together. They stay in the L2
+//    cache, where columns of a wide matrix, one page apart, would evict each other.
 // 2. Anchors of one length read alike but for a shift. Eight of them go together: a weight is loaded once for all, and
-// their
-//    sums stay in registers over all bins, as far as they read alike.
-// 3. The taps lie in plain lists, one after the other in the order of use, so that the loops over them are long. Loops
-// over
-//    bins would end after a few steps, which the processor cannot predict.
+//    their sums stay in registers over all bins, as far as they read alike.
+// 3. The taps lie in plain lists, in the order of use, so that the loops over them are long. Loops over bins would end
+//    after a few steps, which the processor cannot predict.
 #include "include/anchor_sampling.h"
 
 #include <algorithm>

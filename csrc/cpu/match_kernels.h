@@ -65,7 +65,7 @@ BCNET_INLINE void find_boundaries(const T* probability, std::int64_t snippets, s
 }
 
 #if defined(__GNUC__)
-// Each element as a double. By named instructions, because GCC 12 converts in halves.
+// Each element as a double, by intrinsics, because GCC 12 converts in halves.
 template <typename V, typename N>
 BCNET_INLINE V widened(N narrow) {
 #ifdef BCNET_HAS_AVX2

@@ -1,16 +1,13 @@
 // Greedy Soft-NMS, exact, in four ideas:
 //
 // 1. A pick changes only candidates that overlap it. They lie in blocks (soft_nms_state.h), and a pick skips each block
-// whose
-//    range it does not overlap.
+//    whose range it does not overlap.
 // 2. Scores only fall, so the last known highest score of a block is an upper bound. A block that a pick overlaps waits
-// until
-//    its bound reaches the highest score that is known; then all pending picks decay it in one visit. In a long video
-//    that is one visit for four or five of them.
-// 3. The decays of some visits are a list of pairs of block and pick, worked off without a branch, several pairs at a
-// time,
-//    because one alone is a long chain of dependent instructions.
-// 4. Equal scores are told apart by their position in the working array of the plain algorithm (soft_nms_ties.h).
+//    until its bound reaches the highest score that is known; then all pending picks decay it in one visit. In a long
+//    video that is one visit for four or five of them.
+// 3. The decays of some visits are a list of pairs of block and pick, processed without a branch, several pairs at a
+//    time, because one alone is a long chain of dependent instructions.
+// 4. Ties are broken by the position in the working array of the plain algorithm (soft_nms_ties.h).
 #include "include/soft_nms.h"
 
 #include <algorithm>
@@ -26,8 +23,7 @@
 #include "runtime/parallel.h"
 #include "simd/denormals.h"
 
-// Without it, GCC leaves the instructions of the pairs one after the other: measured again with GCC 12, every case took
-// more than 3 % longer.
+// Without it, GCC does not interleave the instructions of the pairs, and every case takes longer.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC optimize("schedule-insns")
 #endif

@@ -298,8 +298,8 @@ __device__ __forceinline__ uint32_t solve(const Batch<T>& batch, std::int64_t be
     const uint32_t new_end = end - dropped;
     const Dropping dropping{set.bitmap(picks), picks, end};
 
-    // The pick is the one of highest score whose position is the lowest once the holes are filled. Of those behind the
-    // new end, it is the last one, which fills the lowest hole.
+    // The pick is the one of highest score whose position is the lowest once the holes are filled. Among the candidates
+    // behind the new end, the last one fills the lowest hole.
     uint32_t place = best.lowest;
     bool fills_hole = false;
     if (best.highest >= new_end) {

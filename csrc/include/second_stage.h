@@ -1,4 +1,4 @@
-// What the networks of the second stage do beside products: the graph of proposals, sums along its edges, and maxima.
+// Operations of the second stage beside products: the graph of proposals, sums along its edges, and maxima.
 //
 // T is float or double. Results have the same bits for any number of threads, and, but for `edge_weights` and
 // `weighted_rows`, for all instruction sets. Requires: out overlaps no input.

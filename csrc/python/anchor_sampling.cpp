@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <string>
+#include <utility>
 
 #include "gemm/panels.h"
 #include "python/common.h"
@@ -27,41 +29,91 @@ BinPlan<T> plan_of(const char* op, const Index& first, const Index& offsets, con
   return plan;
 }
 
-// The groups of a plan for outputs of `anchors` anchors, after checks of the same kind.
+// The groups of a plan of `rows` rows, checked once, so that kernels stay inside their arrays. Keeps the arrays and
+// makes them read-only.
 template <typename T>
-GroupPlan<T> plan_of(const char* op, const Index& order, const Index& step, const Index& offsets, const Index& tap_rows,
-                     const Array<T>& tap_weights, std::int64_t anchors, std::int64_t rows) {
-  constexpr int lists = kGroup + 1;
-  if (order.ndim() != 2 || order.shape(1) != kGroup) refuse_shape(op, "order", order, "[groups, 8]");
-  const std::int64_t groups = order.shape(0), taps = tap_rows.size();
-  require_shape(op, "step", step, {groups}, " to fit order");
-  if (offsets.size() != groups * lists + 1) refuse_shape(op, "offsets", offsets, "[9 groups + 1] to fit order");
-  if (tap_weights.size() != taps) refuse_shape(op, "tap_weights", tap_weights, "the shape of tap_rows");
-
-  std::int32_t widest = 0;
-  std::int64_t found = 0;
-  bool inside = offsets.data()[0] == 0 && offsets.data()[groups * lists] == taps;
-  for (std::int64_t g = 0; g < groups; ++g) widest = std::max(widest, step.data()[g]);
-  for (std::int64_t i = 0; i < groups * lists; ++i) inside &= offsets.data()[i] <= offsets.data()[i + 1];
-  for (std::int64_t i = 0; i < taps; ++i) inside &= (tap_rows.data()[i] >= 0) & (tap_rows.data()[i] < rows);
-  for (std::int64_t g = 0; g < groups && inside; ++g) {
-    const std::int32_t* members = order.data() + g * kGroup;
-    int count = 0;
-    for (int r = 0; r < kGroup; ++r) {
-      inside &= (members[r] < anchors) & (members[r] >= 0 || r > 0) & (members[r] < 0 || count == r);
-      count += members[r] >= 0;
+class PackedPlan {
+ public:
+  PackedPlan(Index order, Index step, Index offsets, Index tap_rows, Array<T> tap_weights, std::int64_t rows)
+      : order_(std::move(order)),
+        step_(std::move(step)),
+        offsets_(std::move(offsets)),
+        tap_rows_(std::move(tap_rows)),
+        tap_weights_(std::move(tap_weights)) {
+    check_shapes();
+    view_ = {0,
+             rows,
+             order_.shape(0),
+             0,
+             order_.data(),
+             step_.data(),
+             offsets_.data(),
+             tap_rows_.data(),
+             tap_weights_.data()};
+    check_values();
+    for (py::array* array :
+         {static_cast<py::array*>(&order_), static_cast<py::array*>(&step_), static_cast<py::array*>(&offsets_),
+          static_cast<py::array*>(&tap_rows_), static_cast<py::array*>(&tap_weights_)}) {
+      array->attr("setflags")(arg("write") = false);
     }
-    inside &= step.data()[g] >= 0;
-    found += count;
   }
-  // Only their number is checked: an anchor that comes twice leaves an output unwritten, and harms no memory.
-  if (!inside || found != anchors) {
-    refuse(op, "the plan", "inconsistent",
-           "each of " + std::to_string(anchors) + " anchors once, and tap_rows below " + std::to_string(rows));
+
+  std::int64_t anchors() const { return view_.anchors; }
+  std::int64_t rows() const { return view_.rows; }
+
+  // The plan, if it is one for outputs of `anchors` anchors and inputs of `rows` rows.
+  const GroupPlan<T>& fitting(const char* op, std::int64_t anchors, std::int64_t rows) const {
+    if (anchors != view_.anchors || rows != view_.rows)
+      refuse(op, "plan", sizes(view_.anchors, view_.rows), sizes(anchors, rows));
+    return view_;
   }
-  return {anchors,           rows, groups, widest, order.data(), step.data(), offsets.data(), tap_rows.data(),
-          tap_weights.data()};
-}
+
+ private:
+  static constexpr const char* kOp = "pack_plan";
+  static constexpr int kLists = kGroup + 1;
+
+  static std::string sizes(std::int64_t anchors, std::int64_t rows) {
+    return std::to_string(anchors) + " anchors of " + std::to_string(rows) + " rows";
+  }
+
+  void check_shapes() const {
+    if (order_.ndim() != 2 || order_.shape(1) != kGroup) refuse_shape(kOp, "order", order_, "[groups, 8]");
+    const std::int64_t groups = order_.shape(0);
+    require_shape(kOp, "step", step_, {groups}, " to fit order");
+    require_shape(kOp, "offsets", offsets_, {groups * kLists + 1}, " to fit order (9 groups + 1)");
+    if (tap_rows_.ndim() != 1) refuse_shape(kOp, "tap_rows", tap_rows_, "[taps]");
+    require_shape(kOp, "tap_weights", tap_weights_, {tap_rows_.size()}, " to fit tap_rows");
+  }
+
+  // Also counts the anchors and finds the widest step. An anchor that comes twice leaves an output unwritten, and harms
+  // no memory.
+  void check_values() {
+    const std::int64_t lists = view_.groups * kLists, taps = tap_rows_.size();
+    bool inside = view_.offsets[0] == 0 && view_.offsets[lists] == taps;
+    for (std::int64_t i = 0; i < lists; ++i) inside &= view_.offsets[i] <= view_.offsets[i + 1];
+    for (std::int64_t i = 0; i < taps; ++i) inside &= (view_.tap_rows[i] >= 0) & (view_.tap_rows[i] < view_.rows);
+    std::int32_t last = -1;
+    for (std::int64_t g = 0; g < view_.groups; ++g) {
+      const std::int32_t* members = view_.order + g * kGroup;
+      int count = 0;
+      for (int r = 0; r < kGroup; ++r) {
+        inside &= (members[r] >= 0 || r > 0) & (members[r] < 0 || count == r);
+        count += members[r] >= 0;
+        last = std::max(last, members[r]);
+      }
+      inside &= view_.step[g] >= 0;
+      view_.widest_step = std::max(view_.widest_step, view_.step[g]);
+      view_.anchors += count;
+    }
+    if (!inside || last >= view_.anchors) {
+      refuse(kOp, "plan", "inconsistent", "each anchor once, and tap_rows below " + std::to_string(view_.rows));
+    }
+  }
+
+  Index order_, step_, offsets_, tap_rows_;
+  Array<T> tap_weights_;
+  GroupPlan<T> view_;
+};
 
 void check_sources(const char* op, const Index& sources, std::int64_t bins, std::int64_t count) {
   require_shape(op, "sources", sources, {bins}, " to fit the bins");
@@ -104,15 +156,13 @@ void sample_backward(const Array<T>& grad, const Index& first, const Index& offs
 }
 
 template <typename T>
-void gather(const Array<T>& projected, const Index& order, const Index& step, const Index& offsets,
-            const Index& tap_rows, const Array<T>& tap_weights, const Array<T>& bias, Array<T>& out, bool relu,
+void gather(const Array<T>& projected, const PackedPlan<T>& packed, const Array<T>& bias, Array<T>& out, bool relu,
             Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "gather";
   if (projected.ndim() != 4) refuse_shape(op, "projected", projected, "[B, N, T, O]");
   if (out.ndim() != 3) refuse_shape(op, "out", out, "[B, P, O]");
   const std::int64_t batch = projected.shape(0), outputs = projected.shape(3);
-  const GroupPlan<T> plan =
-      plan_of(op, order, step, offsets, tap_rows, tap_weights, out.shape(1), projected.shape(1) * projected.shape(2));
+  const GroupPlan<T>& plan = packed.fitting(op, out.shape(1), projected.shape(1) * projected.shape(2));
   require_shape(op, "bias", bias, {outputs});
   require_shape(op, "out", out, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
@@ -122,15 +172,13 @@ void gather(const Array<T>& projected, const Index& order, const Index& step, co
 }
 
 template <typename T>
-void gather_backward(const Array<T>& grad, const Index& order, const Index& step, const Index& offsets,
-                     const Index& tap_rows, const Array<T>& tap_weights, Array<T>& out, Threads threads,
+void gather_backward(const Array<T>& grad, const PackedPlan<T>& packed, Array<T>& out, Threads threads,
                      const std::string& instruction_set) {
   constexpr const char* op = "gather_backward";
   if (out.ndim() != 4) refuse_shape(op, "out", out, "[B, N, T, O]");
   if (grad.ndim() != 3) refuse_shape(op, "grad", grad, "[B, P, O]");
   const std::int64_t batch = out.shape(0), outputs = out.shape(3);
-  const GroupPlan<T> plan =
-      plan_of(op, order, step, offsets, tap_rows, tap_weights, grad.shape(1), out.shape(1) * out.shape(2));
+  const GroupPlan<T>& plan = packed.fitting(op, grad.shape(1), out.shape(1) * out.shape(2));
   require_shape(op, "grad", grad, {batch, plan.anchors, outputs});
   T* const to = out.mutable_data();
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
@@ -138,16 +186,9 @@ void gather_backward(const Array<T>& grad, const Index& order, const Index& step
   bcnet_fast::gather_backward(grad.data(), plan, batch, outputs, chosen, threads, to);
 }
 
-// The arrays of a projection's plan.
-template <typename T>
-struct PlanArrays {
-  const Index &order, &step, &offsets, &tap_rows;
-  const Array<T>& tap_weights;
-};
-
 template <typename T>
 AnchorProjection<T> projection_of(const char* op, const Rows<T>& x, const Index& sources, const PackedWeight& weight,
-                                  const PlanArrays<T>& plan, std::int64_t anchors, const std::optional<Array<T>>& bias,
+                                  const PackedPlan<T>& plan, std::int64_t anchors, const std::optional<Array<T>>& bias,
                                   bool relu, const MaybeRows<T>& added) {
   if (x.ndim() != 2) refuse_shape(op, "x", x, "[sequences * T, inputs of weight]");
   check_kind<T>(op, "weight", weight, false);
@@ -162,20 +203,17 @@ AnchorProjection<T> projection_of(const char* op, const Rows<T>& x, const Index&
           snippets,
           sources.data(),
           weight,
-          plan_of(op, plan.order, plan.step, plan.offsets, plan.tap_rows, plan.tap_weights, anchors,
-                  weight.groups() * snippets),
+          plan.fitting(op, anchors, weight.groups() * snippets),
           epilogue_of(op, anchors, weight.outputs(), bias, relu, added, std::nullopt)};
 }
 
 template <typename T>
-void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
-                        const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
+void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const PackedPlan<T>& plan,
                         Rows<T>& out, const std::optional<Array<T>>& bias, bool relu, const MaybeRows<T>& added,
                         Threads threads, const std::string& instruction_set) {
   constexpr const char* op = "project_anchors";
   if (out.ndim() != 2) refuse_shape(op, "out", out, "[P, O]");
   if (relu && added) refuse(op, "added", "an array", "none, because relu is true");
-  const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
   const AnchorProjection<T> projection = projection_of(op, x, sources, weight, plan, out.shape(0), bias, relu, added);
   const MutableMatrix<T> to = output_of(op, "out", out, out.shape(0), weight.outputs(), to_fit("weight", weight));
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
@@ -184,8 +222,7 @@ void project_anchors_of(const Rows<T>& x, const Index& sources, const PackedWeig
 }
 
 template <typename T>
-void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const Index& order,
-                     const Index& step, const Index& offsets, const Index& tap_rows, const Array<T>& tap_weights,
+void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight& weight, const PackedPlan<T>& plan,
                      Rows<T>& projected, const Index& runs, const PackedWeight& layer, Rows<T>& out,
                      const std::optional<Array<T>>& bias, const std::optional<Array<T>>& layer_bias, Threads threads,
                      const std::string& instruction_set) {
@@ -193,7 +230,6 @@ void project_runs_of(const Rows<T>& x, const Index& sources, const PackedWeight&
   if (projected.ndim() != 2) refuse_shape(op, "projected", projected, "[P, columns]");
   if (out.ndim() != 2) refuse_shape(op, "out", out, "[rows, outputs of layer]");
   const std::int64_t anchors = projected.shape(0), columns = projected.shape(1);
-  const PlanArrays<T> plan{order, step, offsets, tap_rows, tap_weights};
   const AnchorProjection<T> projection =
       projection_of<T>(op, x, sources, weight, plan, anchors, bias, true, std::nullopt);
   check_kind<T>(op, "layer", layer, false);
@@ -225,30 +261,45 @@ void define(py::module_& module) {
   module.def("sample_backward", &sample_backward<T>, arg("grad"), arg("first"), arg("offsets"), arg("weights"),
              arg("sources"), arg("out"), arg("threads"), instruction_set_argument(),
              "Write the gradient of the rows to out [B, G, T, C].");
-  module.def("gather", &gather<T>, arg("projected"), arg("order"), arg("step"), arg("offsets"), arg("tap_rows"),
-             arg("tap_weights"), arg("bias"), arg("out"), arg("relu"), arg("threads"), instruction_set_argument(),
-             "Write relu(sum over the bins of their samples + bias) to out [B, P, O].");
-  module.def("gather_backward", &gather_backward<T>, arg("grad"), arg("order"), arg("step"), arg("offsets"),
-             arg("tap_rows"), arg("tap_weights"), arg("out"), arg("threads"), instruction_set_argument(),
-             "Write the gradient of `projected` to out [B, N, T, O].");
+  module.def("gather", &gather<T>, arg("projected"), arg("plan"), arg("bias"), arg("out"), arg("relu"), arg("threads"),
+             instruction_set_argument(), "Write relu(sum over the bins of their samples + bias) to out [B, P, O].");
+  module.def("gather_backward", &gather_backward<T>, arg("grad"), arg("plan"), arg("out"), arg("threads"),
+             instruction_set_argument(), "Write the gradient of `projected` to out [B, N, T, O].");
   const auto maybe = [](const char* name) { return arg(name) = py::none(); };
   module.def(
-      "project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
-      arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("out"), maybe("bias"), arg("relu") = false,
-      maybe("added"), arg("threads"), instruction_set_argument(),
+      "project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("plan"), arg("out"),
+      maybe("bias"), arg("relu") = false, maybe("added"), arg("threads"), instruction_set_argument(),
       "Write the sum over bins n of (the samples of bin n from its sequence) weight[n]^T, + bias, + added or ReLU, to "
       "out [P, O].");
-  module.def("project_runs", &project_runs_of<T>, arg("x"), arg("sources"), arg("weight"), arg("order"), arg("step"),
-             arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("projected"), arg("runs"), arg("layer"),
-             arg("out"), maybe("bias"), maybe("layer_bias"), arg("threads"), instruction_set_argument(),
+  module.def("project_runs", &project_runs_of<T>, arg("x"), arg("sources"), arg("weight"), arg("plan"),
+             arg("projected"), arg("runs"), arg("layer"), arg("out"), maybe("bias"), maybe("layer_bias"),
+             arg("threads"), instruction_set_argument(),
              "For each of the runs [source, target, rows], write ReLU(anchors layer^T + layer_bias) to rows of out, "
-             "where anchors "
-             "are the results of project_anchors with ReLU, computed as many columns at a time as `projected` has.");
+             "where anchors are the results of project_anchors with ReLU, computed as many columns at a time as "
+             "`projected` has.");
+}
+
+// Classes come first, so that the functions know their names.
+template <typename T>
+void define_plan(py::module_& module, const char* name) {
+  py::class_<PackedPlan<T>>(module, name, "A sampling plan, in groups of anchors that share their taps.")
+      .def_property_readonly("anchors", &PackedPlan<T>::anchors, "Number of anchors.")
+      .def_property_readonly("rows", &PackedPlan<T>::rows, "Rows that the taps read from: bins times snippets.");
+  module.def(
+      "pack_plan",
+      [](Index order, Index step, Index offsets, Index tap_rows, Array<T> tap_weights, std::int64_t rows) {
+        return PackedPlan<T>(std::move(order), std::move(step), std::move(offsets), std::move(tap_rows),
+                             std::move(tap_weights), rows);
+      },
+      arg("order"), arg("step"), arg("offsets"), arg("tap_rows"), arg("tap_weights"), arg("rows"),
+      "Check the groups of bcnet_fast.ops.anchor_groups and keep them; they become read-only.");
 }
 
 }  // namespace
 
 void define_anchor_sampling(py::module_& module) {
+  define_plan<float>(module, "PackedPlan32");
+  define_plan<double>(module, "PackedPlan64");
   define<float>(module);
   define<double>(module);
 }

@@ -29,7 +29,7 @@ class Array : public py::array_t<T, flags> {
   Array() : py::array_t<T, flags>(py::handle(), typename Array::borrowed_t{}) {}
 };
 
-// The argument `threads` of a binding, clamped. Scratch memory is allocated for each thread, so there must be one, and the
+// The argument `threads` of a binding, clamped. Scratch memory is allocated for each thread, so there must be one. The
 // OpenMP runtime ends the process when the system refuses a thread, so there must not be too many.
 struct Threads {
   static constexpr int kMost = 1024;

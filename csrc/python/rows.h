@@ -32,7 +32,7 @@ void check_rows(const char* op, const char* argument, const Rows<T>& array, std:
   if (!unit || !ascending) refuse_strides(op, argument, array, "a unit column stride and a positive row stride");
 }
 
-// Elements from row to row. That of a single row is not checked, and not used.
+// Elements from row to row. The stride of a single row is neither checked nor used.
 template <typename T>
 std::int64_t stride_of(const Rows<T>& array) {
   return array.shape(0) > 1 ? array.strides(0) / kSize<T> : array.shape(1);

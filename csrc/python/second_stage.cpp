@@ -90,8 +90,16 @@ void weighted_rows_of(const Rows<T>& x, const Numbers& rows, const Array<T>& wei
   Matrix<T> outer_weights;
   if (outer) outer_weights = matrix_of(op, "outer", *outer, count, groups, " to fit rows");
   if (bias && bias->size() != columns) refuse_shape(op, "bias", *bias, list_of(std::vector{columns}) + " to fit x");
-  const WeightedRows<T> sums{from,  columns,       rows.data(),                    weights.data(), count, groups,
-                             rows.shape(2), outer_weights, bias ? bias->data() : nullptr, relu};
+  const WeightedRows<T> sums{from,
+                             columns,
+                             rows.data(),
+                             weights.data(),
+                             count,
+                             groups,
+                             rows.shape(2),
+                             outer_weights,
+                             bias ? bias->data() : nullptr,
+                             relu};
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const py::gil_scoped_release release;
   weighted_rows(sums, chosen, threads, to);

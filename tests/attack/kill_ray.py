@@ -71,7 +71,7 @@ def machines() -> Iterator[Machines]:
 
 
 def campaign(folder: Path, *, kills: int, part_format: str, seed: int, several: Machines | None) -> dict[str, Any]:
-    """Kill runs `kills` times, complete them, and count what the merged results have lost or twice.
+    """Kill runs `kills` times, complete them, and count lost and doubled videos in the merged results.
 
     several: the machines of a cluster. None: each run starts one on this machine.
     """
@@ -123,7 +123,7 @@ def _count(parts: Path) -> int:
 
 
 def workers() -> list[int]:
-    """The processes that compute, of clusters that this process has started."""
+    """The computing processes of the clusters that this process has started."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,stat,args"], capture_output=True, text=True, check=True).stdout
     found = [line.split(None, 3) for line in listed.splitlines()[1:]]
     parents = {int(process): int(parent) for process, parent, *_ in found}
@@ -138,7 +138,7 @@ def workers() -> list[int]:
 
 
 def _kill(driver: subprocess.Popen, whom: str, several: Machines | None, draw: random.Random) -> bool:
-    """Kill by -9; False: there was nothing to kill any more."""
+    """Send SIGKILL; False: there was nothing left to kill."""
     if whom == "machine":
         assert several is not None
         several.replace(draw)

@@ -2,7 +2,7 @@
 
     python tests/attack/kill_shards.py --kills 50 [--json FILE]
 
-What is killed by -9 is the process alone, one of its workers, or all of them.
+SIGKILL hits the process alone, one of its workers, or all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bcnet_fast.storage.output import write_json
 
 
 def campaign(folder: Path, *, kills: int, shards: int, part_format: str, seed: int) -> dict[str, Any]:
-    """Kill runs of shards `kills` times, complete them, and count what the merged result has lost or twice.
+    """Kill runs of shards `kills` times, complete them, and count lost and doubled videos in the merged result.
 
     Whenever all videos are done before that, the result is compared and the shards begin anew.
     """

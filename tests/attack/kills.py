@@ -1,9 +1,9 @@
 """Kill runs at random moments and resume them: their files are those of an undisturbed run, byte for byte.
 
 A command runs in a forked process that leads a group of its own. After a random time, the process, one of its workers
-or the whole group is killed, and the command is run again at once, often to be killed again. Counted as failures:
-another exit code than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a
-file under its final name that is not whole, and at the end another file or another byte than without kills.
+or the whole group is killed, and the command is run again at once, often to be killed again. Failures are an exit code
+other than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a file under
+its final name that is not whole, and a final file or byte that differs from a run without kills.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Kills:
         return Run(command, whom, flags, output, expected, whole)
 
     def kill(self, number: int) -> list[str]:
-        """Run commands until one is killed, and return what went wrong on the way."""
+        """Run commands until one is killed, and return the failures on the way."""
         run, problems = self.runs[number % len(self.runs)], list[str]()
         while True:
             process = self._started(run, run.output)
@@ -173,15 +173,15 @@ class Kills:
         return [f"{', '.join(problems)}: {errors[-1500:]}"] if problems else []
 
     def of_parts(self, run: Run) -> list[str]:
-        """What a kill has just left under a final name must be whole."""
+        """Check that a kill leaves only whole files under final names."""
         path = run.output / run.whole
-        if run.command == "train" or not path.exists():  # the best epoch so far is another than that of all
+        if run.command == "train" or not path.exists():  # the best epoch so far differs from the final best
             return []
         same = path.read_bytes() == (run.expected / run.whole).read_bytes()
         return [] if same else [f"{run.whole} after a kill is not whole"]
 
     def of_files(self, run: Run) -> list[str]:
-        """What a run that has ended leaves must be what it leaves without kills."""
+        """Check that a finished run leaves the same files as without kills."""
         found, expected = _files(run.output), _files(run.expected)
         problems = [f"{name} is left" for name in found.keys() - expected.keys()]
         problems += [f"{name} is missing" for name in expected.keys() - found.keys()]

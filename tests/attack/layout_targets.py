@@ -19,7 +19,7 @@ from attack.target import Target
 from helpers import layouts
 
 ROWS, WIDTH = 20, 10
-BLOCK = 512  # bytes of a header, and what contents are filled up to
+BLOCK = 512  # bytes of a header, and the size that contents are padded to
 
 
 def targets(root: Path, inference: tuple[str, ...]) -> list[Target]:

@@ -316,7 +316,7 @@ class _Calls:
 
 
 def torch_objects(rng: random.Random, path: Path) -> None:
-    """Save something else than a plain tensor: under `state_dict` where the file has one."""
+    """Save something other than a plain tensor: under `state_dict` where the file has one."""
     plain = torch.ones(20, 10)
     nested: Any = []
     for _ in range(900):
@@ -359,7 +359,7 @@ def torch_objects(rng: random.Random, path: Path) -> None:
 
 
 def hdf5_objects(rng: random.Random, path: Path) -> str:
-    """Add something that is no plain data set, or replace a video by it."""
+    """Add an object that is not a plain data set, or replace a video with it."""
     kind = rng.choice(_HDF5)
     with h5py.File(path, "a") as file:
         name = rng.choice(("victim", "group/victim", "more")).encode()

@@ -116,7 +116,7 @@ def _videos(root: Path) -> list[Target]:
 
 
 def _sidecars(root: Path, inference: tuple[str, ...]) -> list[Target]:
-    """Features beside what `extract` states about them."""
+    """Features beside the sidecars of `extract`."""
     folder = root / "sidecars"
     shutil.copytree(root / "npy" / "features", folder / "features")
     recipe = Recipe.from_dict({"name": "own", "clip": 16, "stride": 4}, "recipe")
@@ -133,7 +133,7 @@ def _sidecars(root: Path, inference: tuple[str, ...]) -> list[Target]:
 
 
 def _sealed(rng: random.Random, path: Path) -> str:
-    """Change the header, a record or a row, and give the part the sizes and checksums of what it now has."""
+    """Change the header, a record or a row, and give the part the sizes and checksums of its new content."""
     header, *rest = path.read_bytes().splitlines(keepends=True)
     stated = json.loads(header)
     about = stated["bcnet_fast_part"]

@@ -1,10 +1,10 @@
 """Attack the commands: `python tests/attack/run.py --inputs 1000 --kills 100 --json bench/results/attack.json`.
 
-Each input is a small file with seeded damage, given to the command that reads it, in a forked process with limits on
-memory and time, and a hook that notes code that is run and files that are opened. Accepted are: the command succeeds;
-it names the video that failed, and the others have the results that they have without it (exit code 1); or it ends with
-one line that names the file, and leaves no output (exit code 2). Everything else is listed as a failure, with the
-number of the input: `--only NUMBER --keep DIR` repeats it and keeps its files. Kills: see kills.py.
+Each input is a small file with seeded damage. The command that reads it runs in a forked process with limits on memory
+and time, and a hook notes code that is run and files that are opened. Accepted are: the command succeeds; it names the
+video that failed, and the others have the results that they have without it (exit code 1); or it ends with one line
+that names the file, and leaves no output (exit code 2). Everything else is listed as a failure, with the number of the
+input: `--only NUMBER --keep DIR` repeats it and keeps its files. Kills: see kills.py.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CODE_EVENTS = ("exec", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.
 
 @dataclass
 class Outcome:
-    """What a command did: exit code or -signal, what it printed, and what the hook noted."""
+    """Outcome of a command: exit code or -signal, its output, and the hook's notes."""
 
     code: int
     out: str
@@ -114,7 +114,7 @@ def _child(target: Target, folder: Path, arguments: list[str], files: dict[str, 
 
 
 def _hook(events: int, folder: Path) -> Any:
-    """A hook that notes the running of code that is no module of this installation, and writing outside `folder`."""
+    """A hook that notes writing outside `folder`, and code that runs from outside this installation's modules."""
     allowed = (str(folder), str(folder.resolve()), "/dev/null")
     modules = (sys.prefix, sys.base_prefix, str(ROOT), "<frozen", "<__array_function__", "av/")
 
@@ -194,7 +194,7 @@ def _problems_of_results(target: Target, folder: Path, outcome: Outcome, expecte
 
 
 class Attack:
-    """Targets in a temporary folder, and what they do undamaged."""
+    """Targets in a temporary folder, and their outcomes without damage."""
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.seed = root, seed
@@ -252,7 +252,7 @@ def _copy(root: Path, target: Target) -> Iterator[Path]:
 
 
 def _mutate(rng: random.Random, target: Target, folder: Path, arguments: list[str]) -> str:
-    """Damage the file or argument of a target; returns what was done."""
+    """Damage the file or argument of a target; returns a description of the damage."""
     if target.victim is None:
         assert target.argument is not None
         value = rng.choice(
@@ -295,7 +295,7 @@ def main() -> int:
         root = Path(temporary).resolve()
         attack = Attack(root, options.seed)
         gc.collect()
-        gc.freeze()  # what is there now needs no look in the forked processes
+        gc.freeze()  # forked processes need not scan existing objects
         print(f"{len(attack.targets)} targets, ready in {time.monotonic() - began:.1f} s", flush=True)
         if options.only is not None:
             *_, outcome, problems = attack.attack(options.only, options.keep)
@@ -313,7 +313,7 @@ def main() -> int:
 
 
 def _inputs(attack: Attack, count: int, until: float) -> dict[str, Any]:
-    """Attack with that many inputs, and return the figures."""
+    """Attack with `count` inputs, and return the figures."""
     kinds: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     failures: list[dict[str, Any]] = []
     longest = resident = done = 0

@@ -80,7 +80,7 @@ def targets(root: Path) -> list[Target]:
 
 
 def _regression_stats(rng: random.Random, path: Path) -> str:
-    """Store something else as means and deviations of the regression."""
+    """Store other objects as means and deviations of the regression."""
     content = torch.load(path, weights_only=True)
     values = [
         torch.zeros(2, 2),

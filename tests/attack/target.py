@@ -18,7 +18,7 @@ class Target:
 
     folder: below the root of all targets; a copy of it is the working folder of the command.
     victim: file to mutate; None: one of the arguments, see `argument`.
-    outputs: what must not exist where the command ends with exit code 2.
+    outputs: files that must not exist when the command ends with exit code 2.
     named: words of which an error line must have one.
     kept: videos of out.json that no mutation may change.
     """
@@ -35,7 +35,7 @@ class Target:
 
 
 def quietly(folder: Path, command: Callable[[list[str]], object], *arguments: str) -> None:
-    """Run a command in a folder, without what it prints."""
+    """Run a command in a folder and discard its output."""
     before = os.getcwd()
     os.chdir(folder)
     try:

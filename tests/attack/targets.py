@@ -261,7 +261,7 @@ def _trainings(root: Path) -> list[Target]:
 
 
 def _resumed(root: Path, rng: np.random.Generator) -> list[Target]:
-    """What an earlier run has left: a partial file, and a result to which a video is added."""
+    """Leftovers of an earlier run: a partial file, and a result to which a video is added."""
     targets = []
     for name, victim in (("partial", "out.json.partial"), ("finished", "out.json")):
         folder = root / name

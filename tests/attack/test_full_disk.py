@@ -1,4 +1,4 @@
-"""A full disk: one line, nothing half-written under a final name, and what is finished is kept for a later run."""
+"""A full disk: one line, no half-written file under a final name, and finished work is kept for a later run."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def test_a_disk_that_fails_when_the_file_is_brought_to_it_keeps_the_old_file(tmp
     if at == "file":
         with pytest.raises(InputError, match=r"x\.json cannot be written: No space left on device"):
             write_json(path, "new")
-    else:  # some file systems have no such thing
+    else:  # some file systems do not support it
         write_json(path, "new")
     assert path.read_text() == ('"old"\n' if at == "file" else '"new"\n') and list(tmp_path.iterdir()) == [path]

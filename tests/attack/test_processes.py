@@ -1,4 +1,4 @@
-"""What other processes and signals do to a run: kills, closed pipes, a second run, files that change meanwhile."""
+"""Effects of other processes and signals on a run: kills, closed pipes, a second run, files that change meanwhile."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_temporary_files_are_private_and_do_not_outlive_the_next_run(tmp_path, m
             path.write_text("1")
             seen.append(path.parent)
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-            storage.require_writable(tmp_path / "other.json")  # leaves what is in use
+            storage.require_writable(tmp_path / "other.json")  # leaves files in use
             assert path.exists()
     assert seen[0] != seen[1] and list(tmp_path.iterdir()) == [tmp_path / "x.json"]
     child = os.fork()
@@ -227,7 +227,7 @@ def test_temporary_files_are_private_and_do_not_outlive_the_next_run(tmp_path, m
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert len(list(tmp_path.iterdir())) == 2 and (tmp_path / "x.json").read_text() == "1"
-    # As another container would leave it, where the processes have the same numbers:
+    # Another container could leave it, with processes of the same numbers:
     (tmp_path / f".bcnet-{os.getpid()}-0123456789abcdef.tmp").mkdir()
     storage.require_writable(tmp_path / "x.json")
     assert list(tmp_path.iterdir()) == [tmp_path / "x.json"]
@@ -305,7 +305,7 @@ def noticing():
 
 
 def test_a_death_noticed_in_the_middle_of_other_work_costs_a_retry(noticing, capfd):
-    """As where the handler raises while `next` starts a thread, which turns its error into a KeyError."""
+    """Simulates a handler that raises while `next` starts a thread, which turns its error into a KeyError."""
 
     def results(items, one_by_one):
         for item in items:
@@ -335,7 +335,7 @@ def test_a_connection_that_ends_before_the_signal_of_a_death_costs_a_retry(notic
 
 
 def test_the_end_of_another_process_is_no_death_where_handlers_call_each_other(capfd):
-    """As with the first loader of a process: it sets PyTorch's handler, which calls the one that was set before it."""
+    """The first loader of a process sets PyTorch's handler, which calls the one that was set before it."""
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     class Loader:

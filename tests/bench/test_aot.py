@@ -30,7 +30,7 @@ ROWS = [ROW, ROW | {"spill_bytes": 8}, ROW | {"blocks_per_sm": 0}, ROW | {"dtype
 
 
 def run(code: str) -> object:
-    """What `code` prints as JSON, in a process whose Triton is the compiler and not the interpreter."""
+    """Output of `code` as JSON, in a process whose Triton is the compiler and not the interpreter."""
     pytest.importorskip("triton", minversion="3.2")
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -40,7 +40,7 @@ def run(code: str) -> object:
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert "TRITON_DEFAULT_FP_FUSION" not in result.stderr  # Triton 3.9 warns unless the kernel says what it wants.
+    assert "TRITON_DEFAULT_FP_FUSION" not in result.stderr  # Triton 3.9 warns unless the kernel states its choice.
     return json.loads(result.stdout)
 
 

@@ -1,4 +1,4 @@
-"""bench/compat.py: what it prints and writes, on few and small sets."""
+"""bench/compat.py: its printed and written results, on few and small sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench/first_contact.py: what a hang, a crash or an interruption costs, and a run on the CPU."""
+"""bench/first_contact.py: the cost of a hang, a crash or an interruption, and a run on the CPU."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_without_a_device_no_later_step_runs(step, tmp_path):
 
 
 def test_a_step_that_hangs_does_not_take_the_time_of_later_ones(step, tmp_path):
-    """Of 6 s, the two steps after it keep 1.5 s each; the fourth would take more than is left."""
+    """The budget is 6 s. The two steps after it keep 1.5 s each; the fourth needs more than is left."""
     steps = [step("hang"), *(step("good", seconds=1.5) for _ in range(2)), step("good", seconds=60.0)]
     started = time.monotonic()
     lines = run(steps, tmp_path / "out", budget=6.0)
@@ -194,7 +194,7 @@ def command(out: Path, *flags: str) -> list[str]:
 
 
 def gone(process: int) -> bool:
-    """Whether a process ends within a few seconds; what has no parent any more may wait to be reaped."""
+    """Whether a process ends within a few seconds; an orphan may wait to be reaped."""
     for _ in range(100):
         try:
             os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""What the first contact does on a GPU, on a CPU that passes for one (helpers/fake_cuda.py)."""
+"""The GPU path of the first contact, on a CPU that passes for a GPU (helpers/fake_cuda.py)."""
 
 from __future__ import annotations
 

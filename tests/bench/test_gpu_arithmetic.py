@@ -1,4 +1,4 @@
-"""The emulation of a GPU's products (bench/support/gpu_arithmetic.py) against roundings made by hand."""
+"""The emulation of a GPU's products (bench/support/gpu_arithmetic.py) against roundings worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bcnet_fast.ops.sampling_plan import interpolated_plan
 
 UNIT = 2.0**-10  # the last place of TF32 at 1
 LAST = 2.0**-23  # that of float32
-# 1 and almost two thirds of a unit, and half of one: what float32 can hold and TF32 cannot.
+# 1 and almost two thirds of a unit, and half of one: float32 can hold it and TF32 cannot.
 TIE, ABOVE, BELOW = 1 + UNIT / 2, 1 + UNIT - LAST, 1 + UNIT / 2 - LAST
 
 

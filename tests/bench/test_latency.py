@@ -14,7 +14,8 @@ from bcnet_fast.ops import native
 
 
 def test_work_of_the_released_network():
-    """By hand for T 256, P 1218, width 400, inner 512, hidden 2048, clip 2048 and the 89,664 taps of the plan."""
+    """Computed by hand for T 256, P 1218, width 400, inner 512, hidden 2048, clip 2048 and the 89,664 taps of the
+    plan."""
     from support.floors import bcnet_work, strassen_work
 
     from bcnet_fast.config import BCNetConfig
@@ -42,7 +43,7 @@ def test_work_of_the_released_network():
     assert half["clip level, matched anchors"] == needed / 2
     assert {name for name in whole if whole[name] != half[name]} == {"clip level, matched anchors"}
     assert sum(whole.values()) == pytest.approx(70.9e9, rel=1e-2)
-    # Linear layers, but for what is float64, projected samples, and heads.
+    # Linear layers, except float64 ones, projected samples, and heads.
     boundary_and_frames = (35 * 4 + 6) * 256 * 400 * 512 + 16 * feedforward
     every_anchor = 2 * 1218 * (2 * 512 * 2048 + 2048 * 2048) + 3 * 1218 * 2048 * 512
     every = boundary_and_frames + every_anchor + 1218 * (3 * 2048 * 512 + 4 * 2048 * 2048)
@@ -73,7 +74,7 @@ def test_python_post_processing_is_the_packages(rng):
     )
     anchors = len(make_anchors(48, 20))
     frames = [torch.from_numpy(rng.random((2, 48)).astype(np.float32)) for _ in range(5)]
-    # The regression is negative at times: no proposal.
+    # A negative regression gives no proposal.
     clips = [torch.from_numpy(rng.uniform(low, 1, (2, anchors)).astype(np.float32)) for low in (-0.2, 0, 0)]
     output, lengths = BCNetOutput(*frames, *clips), torch.tensor([48, 31])
     slow = plain(lambda features: output, config)
@@ -127,7 +128,7 @@ def test_python_post_processing_of_maps_is_the_packages(rng, layout, peaks):
 
 
 def test_work_over_a_map():
-    """By hand for BMN's release: 5050 cells, and the taps of their plan."""
+    """Computed by hand for BMN's release: 5050 cells, and the taps of their plan."""
     from support import floors
 
     from bcnet_fast.config import BMNConfig

@@ -55,7 +55,7 @@ def test_files_fill_the_last_column(tmp_path: Path, capsys):
     (files / "table1/rtd-net.json").write_text(json.dumps({"video_test_0000004": [[0, 10, 0.5]]}))
     assert scoreboard.main(["--files", str(files), "--output", str(output)]) == 0
     text = output.read_text()
-    # The toolkit leaves out what is ambiguous; the metric of ActivityNet does not.
+    # The toolkit leaves out ambiguous detections; ActivityNet's metric does not.
     assert row(text, "TURN (TSN, th14)")[-1] == "100.00 / 0.00 / 100.00 / 0.00 / 0.00"
     assert row(text, "BSN (TSN)")[-1] == " / ".join(["50.00"] * 5)
     assert row(text, "RTD-Net")[-1] == " / ".join(["100.00"] * 5)

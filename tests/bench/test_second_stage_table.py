@@ -1,4 +1,5 @@
-"""The table of the second stage: the commands that it runs, in their order, and what it reads of their results."""
+"""The table of the second stage: the commands that it runs, in order, and the figures that it reads from their
+results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints of BMN and G-TAD as others write them: what is told from them, and what is refused."""
+"""Checkpoints of BMN and G-TAD as other projects write them: how they are recognised, and which are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def converted(tmp_path, flag: str, state: dict[str, torch.Tensor], preset: str):
     return output
 
 
-# Of the engine; the reference has tests of its own. float32: the public codes' own is 7e-7 to 1e-6 off.
+# Tolerances for the engine; the reference has tests of its own. float32: the public codes' own is 7e-7 to 1e-6 off.
 RUNS = (("fp64", 1e-9), ("fp32", 5e-6))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of P-GCN and MUSES-Net as their public codes write them: what is kept, and what is refused."""
+"""Checkpoints of P-GCN and MUSES-Net as their public codes write them: kept content, and refused files."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_weights_and_reg_stats_are_kept(tmp_path, system, prefix):
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.network.state_dict().items())
 
 
-# Of the reference and the engine. float32: the public codes' own is 2e-5 off.
+# Tolerances for the reference and the engine. float32: the public codes' own is 2e-5 off.
 RUNS = (("fp64", "auto", 1e-9), ("fp32", "auto", 1e-4), ("fp32", "reference", 1e-4))
 
 

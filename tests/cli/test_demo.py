@@ -1,4 +1,4 @@
-"""The demo: what a newcomer sees first must work, and the bundled network must have learned something."""
+"""The demo: the first thing a newcomer sees works, and the bundled network has learned something."""
 
 from __future__ import annotations
 

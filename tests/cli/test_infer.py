@@ -1,4 +1,4 @@
-"""`python -m bcnet_fast.infer` as a user runs it: archives in, submission JSON out, one clear line for what is bad."""
+"""`python -m bcnet_fast.infer` as a user runs it: archives in, submission JSON out, one clear line for bad input."""
 
 from __future__ import annotations
 

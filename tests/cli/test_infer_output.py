@@ -1,4 +1,4 @@
-"""What `infer` does with outputs: existing, interrupted, finished, of one subset."""
+"""Outputs of `infer`: existing, interrupted, finished, of one subset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_interrupted_run_resumes_to_the_same_file(checkpoint, features, capsy
     writer = ResultWriter(output, run_settings(options, CONFIG), sources=sources)
     writer.add("c", *columns(finished["c"]))
     writer.close()
-    # What a crash in the middle of a line leaves behind:
+    # A crash in the middle of a line leaves this behind:
     with open(writer.partial, "ab") as file:
         file.write(b'{"video": "d", "propo')
     assert run(checkpoint, features, "--resume")[0] == 0

@@ -1,4 +1,4 @@
-"""`infer --plot`: which pictures a run draws, of what, and that their time is none of the network's."""
+"""`infer --plot`: the pictures that a run draws, and that drawing does not count as network time."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def run(root: str, output: object, *more: object) -> int:
 
 
 def expected_of(root: str, folder: Path) -> bytes:
-    """What one run writes to this machine."""
+    """The files that one run writes to this machine."""
     assert run(root, folder / "expected.json") == 0
     return (folder / "expected.json").read_bytes()
 
@@ -157,7 +157,7 @@ def test_an_address_where_none_is_allowed_is_one_line(main, arguments, name):
 
 
 def test_settings_and_output_have_no_signature(memory, tmp_path, capsys):
-    """A signature changes with each run: neither the fingerprint nor what is printed has it."""
+    """A signature changes with each run: neither the fingerprint nor the output has it."""
     root, _ = memory
     secret = Address(f"{root}/features?X-Amz-Signature=secret")
     assert "secret" not in f"{secret}{secret!r}{json.dumps({'features': str(secret)})}"

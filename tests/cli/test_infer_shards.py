@@ -54,7 +54,7 @@ def test_shards_give_the_bytes_of_one_run_and_need_no_work_twice(checkpoint, arc
     before = {path: path.stat().st_mtime_ns for path in parts_in(archive.parent / "parts")}
     capsys.readouterr()
     assert shards(checkpoint, archive, 3, "--resume") == [0, 0, 0]
-    # Another number of shards takes over what there is.
+    # A run with another number of shards takes over the existing parts.
     assert shards(checkpoint, archive, 2, "--resume") == [0, 0]
     assert "resumed: 0 of" not in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in parts_in(archive.parent / "parts")} == before

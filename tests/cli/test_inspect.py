@@ -61,7 +61,7 @@ def test_row_for_each_frame_is_told(tmp_path, capsys):
     output = capsys.readouterr().out
     assert output.count("one row per video frame") == 2
     assert _flags(output) == f"--features {folder} --preset thumos14 --times {times} --every 5 --stride 1"
-    # With the flags that were given, nothing is left to complain of.
+    # With the suggested flags, `inspect` has no complaint.
     assert main([str(folder), "--preset", "thumos14", "--times", times, "--every", "5", "--stride", "1"]) == 0
     output = capsys.readouterr().out
     assert "one of every 5 rows used" in output and "with remarks: 0 videos" in output and "note:" not in output

@@ -1,4 +1,4 @@
-"""`python -m bcnet_fast.refine`: the same detections from every kind of input, and what it says of bad ones."""
+"""`python -m bcnet_fast.refine`: the same detections from every kind of input, and its messages for bad ones."""
 
 from __future__ import annotations
 

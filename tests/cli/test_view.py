@@ -1,4 +1,4 @@
-"""`view`, and `infer --page`: which page they write, and one line on what cannot be used or is missing."""
+"""`view`, and `infer --page`: the page that they write, and one line on unusable or missing input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every public layout of ground truth and video information, and what is said about files that are none of them."""
+"""Every public layout of ground truth and video information, and the messages for files of other layouts."""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def test_a_pickle_that_asks_for_memory_by_a_number_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bad.pt", "w") as file:
         file.writestr("bad/data.pkl", b"\x80\x02cbuiltins\nbytearray\nJ\x00\x94\x35\x77\x85R.")
     assert "has a bytearray, which may have any size" in require_one_failure(tmp_path, "bad")
-    # As PyTorch wrote before zip files: without an archive around it.
+    # The format that PyTorch wrote before zip archives.
     (tmp_path / "bad.pt").write_bytes(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x94\x35\x77\x85R.")
     assert "has a bytearray, which may have any size" in require_one_failure(tmp_path, "bad")
 

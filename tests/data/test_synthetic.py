@@ -59,7 +59,7 @@ FEW_LONG = SyntheticConfig(
 
 @sweep("config", [FEW_LONG, CONFIG], ids=["few_long", "thumos14"])
 def test_videos_have_the_statistics_that_were_asked_for(config):
-    """Read back from 400 videos; the tolerances are about twice what another seed changes."""
+    """Read back from 400 videos; the tolerances are about twice the change from another seed."""
     small = dataclasses.replace(config, feature_dim=1)
     found = statistics_of([v.annotation for v in make_videos(400, seed=4, subset="training", config=small)], "")
     ranks = np.linspace(0.005, 0.995, 21)

@@ -27,7 +27,7 @@ WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text(encoding="u
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """What the pages take for given: a demo, a converted checkpoint, and the example with what its commands write."""
+    """Files that the pages assume: a demo, a converted checkpoint, and the example with the outputs of its commands."""
     folder = tmp_path_factory.mktemp("files")
     for name in ("bcnet_demo", "example"):
         videos = list(synthetic.make_videos(2, seed=7, subset="validation"))
@@ -62,7 +62,7 @@ def test_python_blocks_run(page, files, tmp_path, monkeypatch):
     monkeypatch.chdir(here)
     text, names = page.read_text(encoding="utf-8"), {}
     for found in BLOCK.finditer(text):
-        # As many empty lines in front as the page has, so that a traceback shows the page's own line number.
+        # Pad with empty lines so that a traceback shows the page's own line number.
         lines = "\n" * text[: found.start(1)].count("\n")
         exec(compile(lines + found[1], str(page), "exec"), names)
 

@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples"
 
 @pytest.fixture
 def printed(capsys, monkeypatch, tmp_path):
-    """Run an example in a folder of its own; returns what it printed."""
+    """Run an example in a folder of its own; returns its output."""
     monkeypatch.chdir(tmp_path)
 
     def run(name: str) -> str:

@@ -73,7 +73,7 @@ def test_links_lead_to_files(page):
         if path and "://" not in path:
             found = (page.parent / path).resolve()
             assert found.exists(), f"{page.name}: {target}"
-            # The site has the pages only: what lies elsewhere is named, not linked.
+            # The site has the pages only: files elsewhere are named, not linked.
             assert page.parent == ROOT or found.is_relative_to(DOCS), f"{page.name}: {target} is outside of docs/"
 
 

@@ -1,4 +1,4 @@
-"""What holds for average recall and average precision whatever the results are, on inputs that hypothesis makes up."""
+"""Properties of average recall and average precision that hold for any results, on inputs from hypothesis."""
 
 from __future__ import annotations
 

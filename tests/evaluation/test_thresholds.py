@@ -1,4 +1,4 @@
-"""`evaluate --tiou`: which thresholds it means, and what it refuses."""
+"""`evaluate --tiou`: accepted and refused thresholds."""
 
 from __future__ import annotations
 

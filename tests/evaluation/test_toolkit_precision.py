@@ -66,7 +66,7 @@ def test_free_detections_in_ambiguous_intervals_are_left_out():
     assert precision(truth, v=[entry(29.9, 60, 0.9), one]) == 1.0
     assert precision(truth, v=[entry(30, 60, 0.9), one]) == 0.5  # it only touches
     assert precision(truth, v=[one], w=[entry(20, 30, 0.9)]) == 0.5  # of another video
-    # What an instance has taken counts, wherever it lies.
+    # A detection taken by an instance counts, wherever it lies.
     assert precision(truth_of(v=([(0, 10, "a")], [(0, 20)])), v=[one]) == 1.0
 
 

@@ -2,9 +2,9 @@
 
 Tensors stay on the CPU and operators run at once. Beside that, each stream has a vector clock, and each access to a
 tensor's memory is checked: one that no event orders after an earlier write, or a write after an earlier read, is a
-race. That is what a GPU may do, on which streams run at the same time. What PyTorch does with the workspace of cuBLAS
-is modelled as well: one for each stream, allocated at the first product, from the graph's pool while one is captured;
-destroying a graph drops the workspace of the stream that it was captured on (PyTorch 2.12).
+race. That is what a GPU may do, on which streams run at the same time. PyTorch's workspaces for cuBLAS are modelled as
+well. Each stream has one, allocated at the first product, from the graph's pool during a capture. Destroying a graph
+drops the workspace of the stream that it was captured on (PyTorch 2.12).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Memory:
 
 
 class Line:
-    """What one handle stands for: work that runs in order."""
+    """A stream of work that runs in order; one handle stands for it."""
 
     def __init__(self, device: int, handle: int) -> None:
         self.device, self.handle = device, handle
@@ -66,7 +66,7 @@ class Workspace(Memory):
 
 
 class Pool:
-    """A private memory pool: what is freed in it stays in it while it has graphs."""
+    """A private memory pool: freed memory stays in it while it has graphs."""
 
     graphs = 0
 
@@ -82,7 +82,7 @@ class Streams:
         self.turns = {device: itertools.cycle(range(1, POOL + 1)) for device in range(2)}
         self.state = threading.local()
         self.captures: list[dict[str, Any]] = []
-        self.fail: Exception | None = None  # what the next capture ends with
+        self.fail: Exception | None = None  # error that the next capture raises
 
     # ---- What torch.cuda has
 
@@ -103,7 +103,7 @@ class Streams:
                 self.line.join(event.clock)
 
             def synchronize(self) -> None:
-                for line in sim.lines.values():  # what the host starts from now on is later
+                for line in sim.lines.values():  # work that the host starts from now on is later
                     line.join(self.line.clock)
 
         class Event:

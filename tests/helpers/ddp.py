@@ -1,4 +1,4 @@
-"""Gradients of a batch in one process or in several: what `test_train` compares, and what the processes do."""
+"""Gradients of a batch in one process or in several: their computation, and the processes, for `test_train`."""
 
 from __future__ import annotations
 

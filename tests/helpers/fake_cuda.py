@@ -1,9 +1,9 @@
 """A CUDA device that is the CPU: runs the code that steps of the first contact have for GPUs where there is none.
 
 Tensors asked for on "cuda" lie on the CPU, streams and events do nothing, and a captured graph repeats the operators
-that ran meanwhile. So it finds wrong calls and wrong names in that code, not what a GPU makes of it.
+that ran meanwhile. It therefore finds wrong calls and names in that code, but no errors of a GPU.
 
-As the target of a step, `fake_cuda.py:module.function` is that function with this device in place.
+The step target `fake_cuda.py:module.function` is that function with this device in place.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def map_checkpoint(folder: Path, config: Config) -> Path:
 
 
 def run(checkpoint: Path, features: Path, *more: object, output: Path | None = None) -> tuple[int, Path]:
-    """Run infer, replacing what an earlier run of the test wrote."""
+    """Run infer, replacing the output of an earlier run of the test."""
     output = output or features.parent / "out.json"
     if "--resume" not in more:
         more = (*more, "--overwrite")

@@ -36,7 +36,7 @@ def parquet(path: Path, videos: Videos, features: pa.Array, **more) -> Path:
 
 
 def lists(arrays: Iterable[np.ndarray], inner: pa.DataType = FLOATS) -> pa.Array:
-    """As Hugging Face datasets and pandas store arrays."""
+    """The array layout of Hugging Face datasets and pandas."""
     return pa.array([array.tolist() for array in arrays], pa.list_(inner))
 
 
@@ -61,7 +61,7 @@ def flat(folder: Path, videos: Videos) -> Path:
 
 
 def ray_tensors(folder: Path, videos: Videos) -> Path:
-    """As Ray stores arrays of different shapes."""
+    """Ray's layout for arrays of different shapes."""
     rows = [{"data": array.ravel().tolist(), "shape": list(array.shape)} for array in videos.values()]
     kind = pa.struct({"data": FLOATS, "shape": pa.list_(pa.int64())})
     return parquet(folder / "ray.parquet", videos, pa.array(rows, kind))

@@ -15,8 +15,8 @@ if native.module is None:
 
 module = native.module
 EPS = 1e-5
-# Rounding errors of a sum of n products grow with sqrt(n): in float32, 4e-7 of all results at n = 256. Sums are made
-# in parts of so many and stay at that, so that two layers are within the bound for one operator.
+# Rounding errors of a sum of n products grow with sqrt(n): in float32, 4e-7 of all results at n = 256. Sums are made in
+# parts of 256, so the error grows no further, and two layers are within the bound for one operator.
 BOUND = {np.float32: BOUNDS[torch.float32], np.float64: BOUNDS[torch.float64]}
 # rows, inputs, outputs: around tiles of 12, 6 and 4 rows, panels of 32 columns, and parts of 256 products.
 SHAPES = [
@@ -31,9 +31,6 @@ SHAPES = [
     (256, 400, 400),
 ]
 
-# Fields of `AnchorGroups`, and arguments.
-GROUPS = {"order": "order", "step": "step", "offsets": "offsets", "rows": "tap_rows", "weights": "tap_weights"}
-
 every_set = pytest.mark.parametrize("instructions", module.INSTRUCTION_SETS)
 every_dtype = pytest.mark.parametrize("dtype", BOUND, ids=lambda dtype: dtype.__name__)
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -47,7 +44,7 @@ def within(array: np.ndarray) -> np.ndarray:
 
 
 def written(op: str, rows: int, columns: int, dtype, **arguments) -> np.ndarray:
-    """What an operator writes to a part of a larger array of NaN, and nowhere else; of two outputs, side by side."""
+    """Output written to a part of a larger array of NaN, and nowhere else; two outputs are side by side."""
     frame = np.full((rows + 2, columns + 5), np.nan, dtype)
     out = frame[1:-1, 3:-2]
     to = {"outputs": np.split(out, len(arguments["values"]), 1)} if op == "attention" else {"out": out}
@@ -68,7 +65,7 @@ def normed(z: np.ndarray) -> np.ndarray:
 
 
 def finished(z, bias=None, relu=False, added=None, eps=None) -> np.ndarray:
-    """What follows a product, in float64."""
+    """The steps after a product, in float64."""
     z = z if bias is None else z + bias
     z = np.maximum(z, 0) if relu else z
     z = z if added is None else z + added.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Small networks that tests share: their sizes, weights and checkpoints, and what their outputs are compared with."""
+"""Small networks that tests share: their sizes, weights and checkpoints, and the outputs to compare with."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ NO_REWRITES = Rewrites(**dict.fromkeys(REWRITES["bcnet"], False))
 
 
 def ablated(config: BCNetConfig) -> dict[str, BCNetConfig]:
-    """The network with every combination of the switches, by what it is without; the whole one is the first."""
+    """The network with every combination of the switches, by its missing parts; the whole network is the first."""
     made = {}
     for values in itertools.product((True, False), repeat=len(SWITCHES)):
         chosen = dict(zip(SWITCHES, values, strict=True))
@@ -101,12 +101,12 @@ def difference(one: Output, other: Output) -> float:
 
 
 def random_state(config: BCNetConfig) -> dict[str, torch.Tensor]:
-    """Weights of which no two parts are alike, positional encodings included."""
+    """Weights without two equal parts, positional encodings included."""
     return {name: 0.3 * torch.randn(t.shape) for name, t in BCNet(config).state_dict().items()}
 
 
 def written(tmp_path, config: Config, state: dict[str, torch.Tensor]):
-    """A checkpoint, features for three windows, and what the reference says in float64."""
+    """A checkpoint, features for three windows, and the reference's scores in float64."""
     path = tmp_path / "network.safetensors"
     bcnet_fast.storage.checkpoint.save_checkpoint(path, state, config)
     features = torch.randn(3, config.model.feature_dim, config.model.window)
@@ -143,7 +143,7 @@ def objective(config: ModelConfig, segments: list[list[list[float]]]):
 
 
 class CountedOperations(TorchDispatchMode):
-    """Counts what would be launched on a GPU: all operations but those that only look at memory in another way."""
+    """Counts the launches on a GPU: all operations but those that only look at memory in another way."""
 
     def __init__(self) -> None:
         super().__init__()

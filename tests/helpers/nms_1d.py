@@ -18,7 +18,7 @@ else:
 
 
 def tiou(a, b):
-    """Of two segments (start, end, area)."""
+    """tIoU of two segments (start, end, area)."""
     left = b[0] if a[0] < b[0] else a[0]
     right = b[1] if b[1] < a[1] else a[1]
     inter = right - left if right - left > 0 else ZERO

@@ -1,4 +1,4 @@
-"""What a figure shows: texts, where they lie, and bars."""
+"""Content of a figure: texts, their places, and bars."""
 
 from __future__ import annotations
 

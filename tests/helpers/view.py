@@ -1,4 +1,4 @@
-"""Hostile names and tiny videos for the tests of pages, and what a page holds."""
+"""Hostile names and tiny videos for the tests of pages, and the content of a page."""
 
 from __future__ import annotations
 

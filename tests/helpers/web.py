@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 class Web(http.server.ThreadingHTTPServer):
-    """Serves a folder. faults: what the next answers about a name do instead: a status, "cut", "silent" or "whole"."""
+    """Serves a folder. faults: replacements for the next answers about a name: a status, "cut", "silent" or "whole"."""
 
     daemon_threads = True
 

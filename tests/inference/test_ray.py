@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory) -> Path:
-    """A folder of features, and beside it what one process makes of them."""
+    """A folder of features, and the result of one process beside it."""
     draw = np.random.default_rng(0)
     folder = tmp_path_factory.mktemp("archive") / "features"
     folder.mkdir()
@@ -130,7 +130,7 @@ def test_a_cluster_that_does_not_start_is_one_line(monkeypatch):
 
 @pytest.fixture
 def job(checkpoint, archive, tmp_path) -> Job:
-    """What a driver tells its workers."""
+    """The orders of a driver to its workers."""
     parts = tmp_path / "parts"
     parts.mkdir()
     (parts / "marker").touch()

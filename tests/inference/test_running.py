@@ -1,4 +1,4 @@
-"""What a run records about its inputs."""
+"""The record of a run's inputs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained checkpoint knows the times of its features: inference uses them, and refuses what contradicts them."""
+"""A trained checkpoint knows the times of its features: inference uses them, and refuses contradicting values."""
 
 from __future__ import annotations
 

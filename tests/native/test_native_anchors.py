@@ -8,7 +8,7 @@ import torch
 from helpers.native_layers import BOUND, draw, error, every_dtype, every_set, finished, module
 from helpers.sampling_plans import PLANS
 
-from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_groups import packed_plan
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -16,7 +16,7 @@ from bcnet_fast.ops.anchor_groups import anchor_groups
 @every_set
 def test_project_anchors(rng, instructions, dtype, name):
     plan = PLANS[name]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
-    groups = list(anchor_groups(plan))
+    of_plan = packed_plan(plan)
     dense = plan.dense().double().numpy()
     sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
     for inputs, outputs in ((1, 1), (13, 31), (32, 32), (5, 67)):
@@ -32,7 +32,7 @@ def test_project_anchors(rng, instructions, dtype, name):
             for threads in (1, 2, 3):
                 frame = np.full((plan.anchors + 2, outputs), np.nan, dtype)
                 given = {"threads": threads, "instruction_set": instructions, **options}
-                module.project_anchors(x, sources, packed, *groups, frame[1:-1], **given)
+                module.project_anchors(x, sources, packed, of_plan, frame[1:-1], **given)
                 results.append(frame[1:-1].copy())
                 assert np.isnan(frame[[0, -1]]).all()
             assert all(np.array_equal(result, results[0]) for result in results)
@@ -44,13 +44,13 @@ def test_project_anchors(rng, instructions, dtype, name):
 def test_project_runs(rng, instructions, dtype):
     """A layer on projected anchors has the same bits for any number of columns at a time, and of threads."""
     plan = PLANS["gtad-unequal"]().to(dtype=torch.float64 if dtype is np.float64 else torch.float32)
-    groups = list(anchor_groups(plan))
+    of_plan = packed_plan(plan)
     sources = np.repeat(np.arange(len(plan.bins), dtype=np.int32), plan.bins)
     inputs, columns, bins = 3, 2 * module.RUN_PART + 37, len(sources)
     x = draw(rng, dtype, len(plan.bins) * plan.length, inputs)
     weight, bias = module.PackedWeight(draw(rng, dtype, bins * columns, inputs), bins), draw(rng, dtype, columns)
     anchors = np.empty((plan.anchors, columns), dtype)
-    module.project_anchors(x, sources, weight, *groups, anchors, bias=bias, relu=True, threads=2)
+    module.project_anchors(x, sources, weight, of_plan, anchors, bias=bias, relu=True, threads=2)
     runs = np.array([[7, 0, 1], [100, 1, 65], [0, 70, 7]], np.int32)
     taken = np.concatenate([np.arange(begin, begin + count) for begin, _, count in runs])
     places = np.concatenate([np.arange(begin, begin + count) for _, begin, count in runs])
@@ -64,7 +64,7 @@ def test_project_runs(rng, instructions, dtype):
                 frame = np.full((79, outputs + 2), np.nan, dtype)
                 out, projected = frame[1:-1, 1:-1], np.full((plan.anchors, at_a_time), np.nan, dtype)
                 options = {"bias": bias, "layer_bias": layer_bias, "threads": threads, "instruction_set": instructions}
-                module.project_runs(x, sources, weight, *groups, projected, runs, packed, out, **options)
+                module.project_runs(x, sources, weight, of_plan, projected, runs, packed, out, **options)
                 results.append(out[places])
                 out[places] = np.nan
                 assert np.isnan(frame).all()

@@ -59,7 +59,7 @@ def test_attention(rng, instructions, dtype, shape):
 @every_dtype
 @every_set
 def test_attention_of_extreme_logits(rng, instructions, dtype):
-    # Whole numbers, whose products are exact: what is left to be wrong is the softmax.
+    # Products of whole numbers are exact, so only the softmax can be wrong.
     key = rng.integers(-100, 101, (70, 1)).astype(dtype)
     key[3], key[66] = 100, -100
     query = np.array([[100], [-100], [1], [0], [-3]], dtype)
@@ -70,7 +70,7 @@ def test_attention_of_extreme_logits(rng, instructions, dtype):
     for logit in (1e4, -1e4):
         (result,) = attention(np.full((2, 1), logit, dtype), np.ones((70, 1), dtype), [value], 1, 1.0, 1, instructions)
         assert error(result, value.astype(np.float64).mean(0)[None].repeat(2, 0)) < BOUND[dtype]
-    # One key is all there is, whatever its logit.
+    # A single key has weight 1, whatever its logit.
     (result,) = attention(np.full((3, 1), 1e4, dtype), key[:1] - 1e4, [value[:1]], 1, 1.0, 1, instructions)
     assert np.array_equal(result, value[:1].repeat(3, 0))
 
@@ -80,7 +80,7 @@ def test_attention_of_extreme_logits(rng, instructions, dtype):
 @every_dtype
 @every_set
 def test_attention_gradients(rng, instructions, dtype, shape, scale):
-    """Of maps in one block of rows and in several, with heads that fill a panel and that do not."""
+    """Maps lie in one block of rows or in several; heads fill a panel or do not."""
     queries, keys, size, value_size = shape
     sizes = [(queries, size), (keys, size), (keys, value_size), (keys, value_size)]
     given = [draw(rng, dtype, 1, 3, *s) for s in sizes]

@@ -92,7 +92,7 @@ EDITABLE = [sys.executable, "-c", "from setuptools.build_meta import build_edita
 @pytest.mark.skipif(BUILT is None, reason=str(native.reason))
 @pytest.mark.parametrize(("command", "folder"), [(IN_FOLDER, "out"), (EDITABLE, ".")], ids=["folder", "editable"])
 def test_the_next_build_compiles_again_what_was_built_from_other_sources(tmp_path, command, folder):
-    """And nothing else: installing once more, for an extra, takes what the first install has built."""
+    """Installing once more, for an extra, reuses the build of the first install."""
     tree = copy_sources(tmp_path)
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tree / name)

@@ -20,7 +20,7 @@ from helpers.native_layers import (
 
 
 def rounded_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps of each weight and what one is worth, row by row."""
+    """Steps of each weight, and the size of a step, row by row."""
     largest = np.abs(weight).max(1)
     scale = np.where(largest > 0, largest / np.float32(127), np.float32(1))
     steps = (weight / scale[:, None]).astype(np.float64)
@@ -28,7 +28,7 @@ def rounded_weight(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rounded_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers from 0 to 255, the one that means 0, what a step is worth, and where FMA decides on the rounding."""
+    """Numbers from 0 to 255, the zero point, the size of a step, and where FMA decides the rounding."""
     lowest, highest = np.minimum(x.min(1), 0), np.maximum(x.max(1), 0)
     scale = (highest - lowest) / np.float32(255)
     scale = np.where(scale > 0, scale, np.float32(1))
@@ -68,7 +68,7 @@ def test_int8_is_exact_arithmetic_of_rounded_numbers(rng, instructions, shape):
         wanted = np.maximum(exact, 0) if relu else exact
         # Three roundings: of the sum, of the product of both scales, and of theirs.
         assert (np.abs(result - wanted) <= 2 * np.finfo(np.float32).eps * np.abs(wanted)).all()
-    # The rounding itself: half a step at most, of which 127 are the largest weight and 255 the range of a row.
+    # The rounding itself is at most half a step. The largest weight has 127 steps, and the range of a row 255.
     assert error(exact, x @ weight.T.astype(np.float64)) < 0.03
 
 

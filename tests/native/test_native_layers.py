@@ -1,6 +1,6 @@
 """The C++ layers that inference is made of, against float64, with every instruction set.
 
-Outputs are NaN before and lie in a larger array, so that what is not written shows, and what is written beside.
+Outputs start as NaN inside a larger array, so missing writes and writes beside them show.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_folded_feed_forward(rng, instructions, dtype, shape):
     given |= {"x": x, "added": added, "sums": first.sum(1).astype(dtype), "eps": EPS, "threads": 2}
     given["first_of_added"] = within((added @ first.T).astype(dtype))
     result = written("folded_feed_forward", rows, columns, dtype, **given, instruction_set=instructions)
-    # Here weights and what is folded were rounded too, and few columns may have a small deviation to be divided by.
+    # Here the weights and folded terms were rounded too, and few columns may have a small deviation to divide by.
     assert error(result, exact) < 4 * BOUND[dtype]
 
 

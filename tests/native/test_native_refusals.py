@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.native_layers import EPS, GROUPS, draw, module
+from helpers.native_layers import EPS, draw, module
 from helpers.sampling_plans import PLANS
 
-from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_groups import anchor_groups, packed_plan
 
 
 def test_weights_that_do_not_fit_are_refused():
@@ -112,7 +112,6 @@ def test_arrays_that_do_not_fit_are_refused():
     double, int8 = packed(6, 5, dtype=np.float64), packed(6, 5, int8=True)
     convolved = packed(6, 15)
     plan = PLANS["bcnet"]()
-    of_plan = {argument: getattr(anchor_groups(plan), name) for name, argument in GROUPS.items()}
     anchors, length = plan.anchors, plan.length
     usual = {
         "linear": {"x": array(4, 5), "weight": packed(6, 5), "out": array(4, 6)},
@@ -141,14 +140,14 @@ def test_arrays_that_do_not_fit_are_refused():
             "x": array(length, 3),
             "sources": array(5, dtype=np.int32),
             "weight": packed(7 * 5, 3, 5),
-            **of_plan,
+            "plan": packed_plan(plan),
             "out": array(anchors, 7),
         },
         "project_runs": {
             "x": array(length, 3),
             "sources": array(5, dtype=np.int32),
             "weight": packed(7 * 5, 3, 5),
-            **of_plan,
+            "plan": packed_plan(plan),
             "projected": array(anchors, 7),
             "runs": np.array([[1, 0, 4], [5, 4, 3]], np.int32),
             "layer": packed(6, 7),
@@ -223,11 +222,11 @@ def test_arrays_that_do_not_fit_are_refused():
         ("attention", {"scale": np.nan}, "scale is"),
         ("attention", {"scale": np.inf}, "scale is"),
         ("project_anchors", {"x": array(length, 4)}, "x has shape"),
-        ("project_anchors", {"x": array(length - 1, 3)}, "the plan is"),
+        ("project_anchors", {"x": array(length - 1, 3)}, "plan is"),
         ("project_anchors", {"weight": packed(7 * 5, 3, 5, np.float64)}, "weight is float64"),
         ("project_anchors", {"weight": packed(7 * 5, 3, 5, int8=True)}, "weight is int8"),
         ("project_anchors", {"out": array(anchors, 8)}, "out has shape"),
-        ("project_anchors", {"out": array(anchors + 1, 7)}, "the plan is"),
+        ("project_anchors", {"out": array(anchors + 1, 7)}, "plan is"),
         ("project_anchors", {"added": array(anchors, 8)}, "added has shape"),
         (
             "project_anchors",
@@ -254,7 +253,7 @@ def test_arrays_that_do_not_fit_are_refused():
         ("project_runs", {"projected": array(7)}, "projected has shape"),
         ("project_runs", {"projected": array(anchors, 6)}, r"projected has shape .*, expected .* a multiple of 128"),
         ("project_runs", {"projected": array(anchors, 8)}, r"projected has shape .*, expected \[P, 7\]"),
-        ("project_runs", {"projected": array(anchors + 1, 7)}, "the plan is"),
+        ("project_runs", {"projected": array(anchors + 1, 7)}, "plan is"),
         ("project_runs", {"runs": np.array([[anchors, 0, 1]], np.int32)}, "runs is .*, expected existing rows"),
         ("project_runs", {"out": array(7, 7)}, "out has shape"),
         ("project_runs", {"bias": array(8)}, "bias has shape"),
@@ -290,6 +289,39 @@ def test_arrays_that_do_not_fit_are_refused():
             if isinstance(value, np.ndarray):
                 with pytest.raises(TypeError, match=f"^{op}"):
                     getattr(module, op)(**{**arguments, name: value.astype(np.float16)}, threads=1)
+
+
+def test_plans_that_would_read_or_write_elsewhere_are_refused():
+    plan = PLANS["bcnet"]()
+    rows = sum(plan.bins) * plan.length
+
+    def changed(name, place, value):
+        array = getattr(anchor_groups(plan), name)
+        array[place] = value
+        return {name: array}
+
+    groups = anchor_groups(plan)
+    for changes, message in [
+        ({"order": groups.order[:, 1:]}, "order has shape .*, expected .groups, 8."),
+        ({"step": groups.step[1:]}, "step has shape"),
+        ({"offsets": groups.offsets[1:]}, "offsets has shape"),
+        ({"weights": groups.weights[1:]}, "tap_weights has shape"),
+        ({"rows": groups.rows[:, None]}, "tap_rows has shape"),
+        (changed("rows", -1, -1), "plan is inconsistent"),
+        (changed("rows", 0, rows), "plan is inconsistent"),
+        (changed("offsets", -1, len(groups.rows) + 1), "plan is inconsistent"),
+        (changed("offsets", 5, len(groups.rows)), "plan is inconsistent"),
+        (changed("offsets", 0, 1), "plan is inconsistent"),
+        (changed("order", (0, 0), plan.anchors), "plan is inconsistent"),
+        (changed("order", (0, 0), -1), "plan is inconsistent"),
+        (changed("step", 0, -1), "plan is inconsistent"),
+    ]:
+        with pytest.raises(ValueError, match=f"^pack_plan: {message}"):
+            module.pack_plan(*anchor_groups(plan)._replace(**changes), rows)
+    taps = anchor_groups(plan)
+    packed = module.pack_plan(*taps, rows)
+    assert (packed.anchors, packed.rows) == (plan.anchors, rows)
+    assert not any(array.flags.writeable for array in taps)
 
 
 # Too little memory for the rows between two products, in threads that exist already; then enough again.

@@ -92,7 +92,7 @@ def test_feed_forward_networks(rng, instructions, shape):
 
 @every_set
 def test_a_row_depends_on_its_pair_alone(rng, instructions):
-    """So results have the same bits for any number of threads, and a value that is no number goes no farther."""
+    """Results therefore have the same bits for any number of threads, and NaN spreads no further."""
     rows, inputs, outputs = 131, 300, 150
     x, weight = draw(rng, np.float32, rows, inputs), packed(draw(rng, np.float32, outputs, inputs))
     given = {"weight": weight, "relu": True, "instruction_set": instructions}

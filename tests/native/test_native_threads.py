@@ -16,15 +16,14 @@ sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 import numpy as np, torch
 from helpers.native_layers import module
 from helpers.sampling_plans import PLANS
-from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_groups import packed_plan
 
 def gather(threads):
     plan = PLANS["gtad-unequal"]().to(dtype=torch.float32)
-    order, step, offsets, rows, weights = anchor_groups(plan)
     sequences = np.random.default_rng(0).random((1, sum(plan.bins), plan.length, 70), dtype=np.float32)
     out = np.full((1, plan.anchors, 70), np.nan, np.float32)
     bias = np.zeros(70, np.float32)
-    module.gather(sequences, order, step, offsets, rows, weights, bias, out, False, threads)
+    module.gather(sequences, packed_plan(plan), bias, out, False, threads)
     return out
 """
 

@@ -1,6 +1,6 @@
 """The C++ code under the address, undefined-behaviour and thread sanitizers, kernels for CUDA under emulation.
 
-The programs also run on 64-bit ARM, cross-compiled and emulated, and have to compute there what they compute here.
+The programs also run on 64-bit ARM, cross-compiled and emulated, and must give the same results there as here.
 Debian has the tools: g++-aarch64-linux-gnu and qemu-user.
 """
 
@@ -32,10 +32,9 @@ PROGRAMS = {
     "soft_nms": ["cpu/soft_nms.cpp"],
     "soft_nms_cuda": ["cpu/soft_nms.cpp", "cuda/soft_nms.cu"],
 }
-# Without optimisation, GCC takes a tenth of the time to compile vectors with checks; a third of that if checks of
-# addresses are calls, and the other sanitizer does not look at what the address sanitizer sees too. The thread
-# sanitizer needs real threads from the emulation; it knows no fences, as it says in a warning. The other gets the code
-# for older devices.
+# Without optimisation, GCC compiles vectors with checks in a tenth of the time. Address checks as calls, and no
+# duplicate checks by the other sanitizer, reduce this to a third. The thread sanitizer needs real threads from the
+# emulation; it knows no fences, as it says in a warning. The other gets the code for older devices.
 ADDRESS, THREAD = "address,undefined", "thread"
 ADDRESS_FLAGS = [
     *("-O0", "-fno-sanitize-recover=undefined", "-fno-sanitize=null,object-size,pointer-overflow"),
@@ -129,7 +128,7 @@ def test_no_bad_access_no_undefined_behaviour_and_no_race(name, finished):
     assert done.returncode == 0, done.stderr
 
 
-# What each sanitizer must see when it is put into the kernel: a read behind the array; one buffer where there are two.
+# A mistake in the kernel for each sanitizer to find: a read beyond the array; one buffer instead of two.
 MISTAKES = {
     "address": ("set.move(nth_survivor(rank)", "set.move(nth_survivor(rank) + 100000", "AddressSanitizer"),
     "thread": ("bitmaps + picks % 2 * words", "bitmaps + 0 * picks", "data race"),
@@ -151,7 +150,7 @@ def test_sanitizers_see_a_mistake_in_a_kernel(build, compiled, tmp_path):
 
 
 ARM_COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
-# Whose bits do not depend on whether the processor rounds a product and a sum once or twice.
+# Programs whose bits do not depend on whether the processor rounds a product and a sum once or twice.
 SAME_BITS = {"add_layer_norm", "match_proposals", "parallel", "soft_nms"}
 # The CUDA kernels are not for a CPU.
 ON_ARM = [name for name in PROGRAMS if name != "soft_nms_cuda"]

@@ -117,7 +117,7 @@ def test_networks_on_two_streams_share_no_workspace_and_one_outlives_the_other(c
 
 
 def test_the_simulation_finds_the_races_that_it_is_for(cuda):
-    """What PyTorch's default, one stream for all captures, does to two graphs that are replayed on two streams."""
+    """PyTorch's default, one stream for all captures, makes two graphs race when replayed on two streams."""
     graphs = []
     with cuda.watch():
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""The inference engine against the reference: every rewrite, kernel and precision, and what it promises besides."""
+"""The inference engine against the reference: every rewrite, kernel and precision, and its other promises."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_rewrite_gives_the_reference_s_function(case, off, backend, monkey
 
 @pytest.mark.parametrize("backend", [NATIVE, "auto"])
 def test_without_background_constraint_there_is_no_such_score(backend, monkeypatch):
-    """And the confidence has no such factor: it is what a background score of 0 would give."""
+    """The confidence lacks that factor too: it equals the confidence for a background score of 0."""
     if backend == "auto":
         monkeypatch.setattr(ops_native, "module", None)
         monkeypatch.setattr(ops_native, "reason", "not here")
@@ -111,7 +111,7 @@ FEW = AnchorProposalConfig(boundary_threshold=0.99, max_snippets=None)
 @sweep("precision", ["fp64", "fp32"])
 @pytest.mark.parametrize("backend", [NATIVE, "auto"])
 def test_without_a_part_the_function_is_the_reference_s(ablated_case, backend, precision, rewrites, monkeypatch):
-    """Of all anchors, and of the needed ones, where the others have the score 0."""
+    """Scores of all anchors, and of the needed ones, where the others have the score 0."""
     path, features, expected = ablated_case
     if backend == "auto":
         monkeypatch.setattr(ops_native, "module", None)
@@ -188,7 +188,7 @@ def test_rewrites_change_what_is_computed(tmp_path):
 
     everything = products(Rewrites())
     for name in REWRITES["bcnet"]:
-        if name not in ("batched_original", "strassen"):  # what C++ never does, and what takes the same buffers
+        if name not in ("batched_original", "strassen"):  # one is not in C++, the other takes the same buffers
             assert products(Rewrites(**{name: False})) != everything, name
 
 
@@ -333,7 +333,7 @@ def test_network_and_proposals_by_triton_kernels(triton):
 
 
 def test_launches_do_not_grow_with_the_batch():
-    """What a CUDA graph replays: as many launches for eight windows as for one."""
+    """A CUDA graph replays as many launches for eight windows as for one."""
     state = random_state(SMALL)
     engine = Engine(SMALL, state, torch.device("cpu"), "fp32", native=False)
     counts = []

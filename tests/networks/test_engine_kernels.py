@@ -1,4 +1,4 @@
-"""What every set of kernels has to offer, and the buffers of those in C++."""
+"""The operations that every set of kernels must have, and the buffers of those in C++."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CASES = {
 
 
 def all_scores(model: Model, features: torch.Tensor) -> list[Output]:
-    """Of all anchors, and of every third, which takes another way."""
+    """Scores of all anchors, and of every third, which takes another path."""
     scores = [model(features)]
     if model.run.skips_anchors:
         boundaries = model.boundaries(features)
@@ -79,7 +79,8 @@ def test_no_result_is_read_after_its_buffer_was_taken_again(name, precision, tmp
 
 @needs_native
 def test_poison_shows_a_read_of_an_overwritten_result(tmp_path, monkeypatch):
-    """Here of the boundary layers' self-attention of the first sequence, which every layer adds to a later result."""
+    """The result is the boundary layers' self-attention of the first sequence, which every layer adds to a later
+    one."""
     config = CONFIGS["many"]
     path, features, _ = written(tmp_path, config, random_state(config.model))
     monkeypatch.setattr(Workspace, "poison", True)

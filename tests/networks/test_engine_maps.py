@@ -21,7 +21,7 @@ from bcnet_fast.ops import native
 
 @pytest.fixture(params=MAP_MODELS)
 def case(request, tmp_path):
-    """A checkpoint of a small network, features for three windows, and what the reference says in float64."""
+    """A checkpoint of a small network, features for three windows, and the reference's scores in float64."""
     config = map_config(request.param)
     path = tmp_path / "network.safetensors"
     state = NETWORKS[config.model.name](config.model).state_dict()
@@ -88,7 +88,7 @@ def test_results_have_the_same_bits_in_any_batch_and_for_any_number_of_threads(c
 
 @needs_native
 def test_a_window_leaves_nothing_behind(case):
-    """Neither its values nor its NaN are in what the next one gets."""
+    """The next window gets neither its values nor its NaN."""
     path, features, _ = case
     model = bcnet_fast.load(path, device="cpu")
     first = model(features[:1])
@@ -101,7 +101,8 @@ def test_a_window_leaves_nothing_behind(case):
 
 @pytest.mark.parametrize("name", MAP_MODELS)
 def test_computed_cells(name):
-    """What is computed, and from where the others have their scores, told by a layer of which every cell is another."""
+    """A layer with a different value in every cell shows which cells are computed, and where the others get their
+    scores."""
     valid = proposal_map(MAP_MODELS[name]).valid
     cells = MapCells.of(valid)
     numbers = np.arange(valid.size).reshape(valid.shape)
@@ -140,7 +141,7 @@ def test_by_triton_kernels(triton):
 
 
 def test_launches_do_not_grow_with_the_batch():
-    """What a CUDA graph replays: as many launches for eight windows as for one."""
+    """A CUDA graph replays as many launches for eight windows as for one."""
     for name in ("bmn", "gtad"):
         config = MAP_MODELS[name]
         engine = Engine(config, NETWORKS[name](config).state_dict(), torch.device("cpu"), "fp32", native=False)

@@ -1,4 +1,4 @@
-"""Which arithmetic products ask a GPU for: PyTorch's switches at the moment of every product, and afterwards."""
+"""The arithmetic that products request from a GPU: PyTorch's switches during every product, and afterwards."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def allow(*names: str) -> None:
             setattr(torch.backends.cuda.matmul, name, True)
 
 
-# What a program may have set before it calls the package.
+# Settings of a program before it calls the package.
 USER: dict[str, Callable[[], Any]] = {
     "nothing": lambda: None,
     "matmul precision high": lambda: torch.set_float32_matmul_precision("high"),
@@ -141,7 +141,7 @@ def products_of_reference(config: Config, precision: str) -> list[Product]:
 
 
 def products_of_training(config: Config, precision: str) -> list[Product]:
-    """Of a step, its backward included."""
+    """Products of a step, including its backward."""
     trainer = Trainer(config.override({"train": {"precision": precision}}, "test"), DEFAULT, CPU)
     loss = objective(config.model, [[[2.0, 8.0]], [[5.0, 9.0]]])
     trainer.loss = lambda output, targets, draws: {"total": loss(output)}
@@ -176,7 +176,7 @@ def test_switches_are_as_before_after_a_block_and_after_an_error(user, tf32):
 @pytest.mark.skipif(not NEW, reason="older than PyTorch 2.9: the switches are independent")
 @pytest.mark.slow  # a process of its own
 def test_a_switch_that_follows_a_general_one_goes_on_doing_so():
-    """In a process of its own: PyTorch's defaults follow, but what was set once by hand does not."""
+    """In a process of its own: PyTorch's defaults follow, but a switch that was set explicitly does not."""
     program = """
 import contextlib, itertools, sys, torch
 sys.path.append("tests")

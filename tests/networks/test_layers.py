@@ -93,7 +93,7 @@ def test_boundary_matching_is_the_dense_layer_and_its_convolution(size, layout, 
 @pytest.mark.parametrize("size", GRAPH_SIZES.values(), ids=GRAPH_SIZES)
 def test_graph_align_is_the_dense_layer_with_and_without_its_convolution(size, style, dtype, bound):
     layer, align, dense, x = aligned(size, style)
-    # As G-TAD passes them with style 2: the neighbours in two graphs, some of them twice.
+    # G-TAD passes these with style 2: the neighbours in two graphs, some of them twice.
     index = torch.randint(0, size[0], (2, size[0], 6)) if style == 2 else None
     parameters = x.to(dtype), layer.to(dtype).weight, layer.bias
     exact = [t.detach().double() for t in parameters]
@@ -133,7 +133,7 @@ def test_points_of_a_bin_can_be_set():
 
 
 def test_weights_load_from_the_convolutions_that_are_replaced():
-    """In the place of the convolution, the layer has its names in the state of the whole model, and nothing else."""
+    """In place of the convolution, the layer has the same names in the model's state, and no others."""
     published = nn.Sequential(nn.Conv3d(6, 10, (4, 1, 1), stride=(4, 1, 1)), nn.ReLU())
     layer, dense, features = matching(SIZES["short"], "start_end")
     own = nn.Sequential(layer, nn.ReLU())

@@ -161,7 +161,7 @@ def test_difference_unit_applies_one_map_to_both_streams(rng):
 
 @pytest.mark.parametrize("config", ablated(SMALL).values(), ids=ablated(SMALL))
 def test_a_part_that_is_left_out_passes_on_what_it_would_get(config, monkeypatch):
-    """The scores are those of the whole network with units that do nothing, and nothing else is left out."""
+    """The scores are those of the whole network with units that do nothing; no other part is left out."""
     whole, network = BCNet(SMALL).double().eval(), BCNet(config).double().eval()
     for parameter in whole.parameters():
         torch.nn.init.normal_(parameter, std=0.3)

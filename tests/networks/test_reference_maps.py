@@ -28,7 +28,7 @@ GTAD = {"gtad_anet": ANET, "gtad_t100": T100, "gtad_thumos": PRESETS["gtad"]["th
 MODELS = {"bmn": BMN, **GTAD}
 
 
-# What lies inside the networks of which outputs are known.
+# Modules inside the networks whose outputs are known.
 INSIDE = {
     "bmn": ("x_1d_b", "x_1d_p", "x_3d_p"),
     "gtad": ("backbone1.1", "backbone1.2", "backbone2.0", "localization.1"),
@@ -47,7 +47,7 @@ def features(case: str, config: ModelConfig) -> torch.Tensor:
 
 @functools.cache
 def run(name: str, window: str):
-    """The output of the reference in float64, and what some modules returned, by name."""
+    """The output of the reference in float64, and the outputs of some modules, by name."""
     config = MODELS[name]
     network, seen = NETWORKS[config.name](config), {}
     network.load_state_dict(state_of(name, config))
@@ -69,7 +69,7 @@ def assert_close(found: torch.Tensor, expected: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def inside(golden) -> np.lib.npyio.NpzFile:
-    """What the releases compute on the way to their outputs: a sample of the features, and every neighbour graph."""
+    """Intermediate results of the releases: a sample of the features, and every neighbour graph."""
     return np.load(golden / "bmn_gtad" / "inside.npz")
 
 

@@ -1,4 +1,4 @@
-"""P-GCN for training against its reference: values, gradients, and what dropout drops."""
+"""P-GCN for training against its reference: values, gradients, and dropout."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ CONFIGS = {
 }
 
 
-# One of each system, for what need not be seen of every variant.
+# One of each system, for tests that need not cover every variant.
 FEW = ["bcnet", "bcnet, no background", "bmn, background", "gtad, background"]
 few = sweep("case", [*FEW, *(name for name in CONFIGS if name not in FEW)], keep=len(FEW), indirect=True)
 
@@ -81,7 +81,7 @@ def test_float32_stays_near_float64(case):
 
 @few
 def test_repeats_give_the_same_bits(case, poisoned):
-    """What is not written is NaN, and PyTorch refuses sums without a fixed order."""
+    """Unwritten memory is NaN, and PyTorch refuses sums without a fixed order."""
     _, found, features = case
     made = []
     for _ in range(2):
@@ -144,7 +144,7 @@ CACHES = (anchor_plan, cells_plan, valid_cells, _sources)
 @pytest.mark.parametrize("kind", ["trainable", "reference"])
 @pytest.mark.parametrize("name", ["bcnet", "bmn, background", "gtad, background"])
 def test_inference_before_training_changes_nothing(name, kind):
-    """What the first forward of a process computes once and keeps, backward needs later."""
+    """Backward needs the values that the first forward of a process computes once and keeps."""
     build = models.build if kind == "trainable" else reference.NETWORKS[CONFIGS[name].name]
     network = build(CONFIGS[name]).eval()
     features = torch.randn(2, CONFIGS[name].feature_dim, CONFIGS[name].window)

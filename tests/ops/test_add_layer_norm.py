@@ -93,7 +93,7 @@ def test_matches_float64(backend, device, poisoned, dtype, shape):
 
 @pytest.mark.parametrize("columns", [7, 400, 8200])
 def test_large_offsets_cost_no_digits(backend, device, columns):
-    # Rows of 10,000 + noise; what is asked is the error beyond that of x + residual in float32, which is 1e-3.
+    # Rows of 10,000 + noise. The bound is on the error beyond that of x + residual in float32, which is 1e-3.
     x, residual, grad = inputs((6, columns), device=device)
     x += torch.tensor([1e4, -1e4, 1e6, -1e6, 0.1, 0.0], device=device)[:, None]
     for result, expected in zip(results(add_layer_norm, x, residual, grad), exact(x, residual, grad), strict=True):
@@ -105,7 +105,7 @@ def test_first_element_may_be_an_outlier(backend, device, columns):
     x, residual, grad = inputs((3, columns), device=device)
     x[:, 0] = 1e5
     got, expected = (f(x, residual, grad) for f in (partial(results, add_layer_norm), exact))
-    # Of the others, that is: their squares vanish in a sum that holds the outlier's.
+    # Only the other elements count: their squares vanish in a sum that holds the outlier's.
     assert all(error(r[:, 1:], e[:, 1:]) < 4e-6 for r, e in zip(got, expected, strict=True))
 
 

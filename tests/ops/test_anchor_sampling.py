@@ -1,6 +1,6 @@
 """anchor_sampling and anchor_projection on the CPU, against float64 sums over the dense weights.
 
-The Triton kernels are tested in test_ops_anchor_sampling_triton.py.
+The Triton kernels are tested in test_anchor_sampling_triton.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from support.seeded import generator
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.ops import anchor_projection, anchor_sampling, native, use_backend
-from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_groups import packed_plan
 from bcnet_fast.ops.anchor_sampling import cheaper_strategy
 from bcnet_fast.ops.sampling_plan import aligned_plan, interpolated_plan
 
@@ -36,7 +36,7 @@ def backend(request):
 
 
 def inputs(plan, size, dtype=torch.float32):
-    """features, weight and bias, and gradients of what is sampled and of what is projected."""
+    """features, weight and bias, and gradients of the sampled and of the projected output."""
     batch, channels, outputs = size
     sources = [len(plan.bins)] if len(plan.bins) > 1 else []
     number, anchors = sum(plan.bins), plan.anchors
@@ -101,11 +101,11 @@ def test_every_instruction_set_and_number_of_threads(instruction_set, threads):
         features, weight, bias, _, grad = inputs(plan, (2, 5, 67))
         rows = features.mT.contiguous()
         projected = torch.einsum("btc,nco->bnto", rows, weight).contiguous()
-        groups = anchor_groups(plan)
+        packed = packed_plan(plan)
         out, of_projected = torch.empty(grad.shape), torch.empty(projected.shape)
         run = native.module
-        run.gather(projected.numpy(), *groups, bias.numpy(), out.numpy(), False, threads, instruction_set)
-        run.gather_backward(grad.numpy(), *groups, of_projected.numpy(), threads, instruction_set)
+        run.gather(projected.numpy(), packed, bias.numpy(), out.numpy(), False, threads, instruction_set)
+        run.gather_backward(grad.numpy(), packed, of_projected.numpy(), threads, instruction_set)
         dense = plan.dense().double()
         expected = torch.einsum("pnt,bnto->bpo", dense, projected.double()) + bias
         assert error(out, expected) < 1e-6

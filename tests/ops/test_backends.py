@@ -1,4 +1,4 @@
-"""What all operators share: the backend of a backward, torch.autocast, and errors for unusable arguments."""
+"""Common behaviour of all operators: the backend of a backward, torch.autocast, and errors for unusable arguments."""
 
 from __future__ import annotations
 

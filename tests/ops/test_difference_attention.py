@@ -155,7 +155,7 @@ def test_single_key_passes_its_values_on(backend, device, poisoned):
     with use_backend(backend):
         out_a, out_b, grad_q, grad_k, grad_a, _ = results(difference_attention, tensors, grads)
     assert torch.equal(out_a, tensors[2].expand_as(out_a)) and torch.equal(out_b, tensors[3].expand_as(out_b))
-    # The map is constant: what is left of dQ and dK is the rounding of sums of 2 x 24 products.
+    # The map is constant: dQ and dK are only the rounding of sums of 2 x 24 products.
     assert grad_q.abs().max() < 1e-4 and grad_k.abs().max() < 1e-4
     torch.testing.assert_close(grad_a, grads[0].sum(2, keepdim=True))
 

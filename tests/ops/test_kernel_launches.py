@@ -1,4 +1,4 @@
-"""Triton where a GPU runs: how many kernels a network launches, and what happens where none can be launched."""
+"""Triton on a GPU: the number of kernels that a network launches, and the fallback where none can be launched."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ IMPLEMENTATIONS = {
 
 
 class EveryOperation(CountedOperations):
-    """Counts what the package's operators do as well, in place of the operators themselves."""
+    """Counts the operations inside the package's operators instead of the operators themselves."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         run = IMPLEMENTATIONS.get(function)

@@ -15,7 +15,7 @@ from bcnet_fast.ops.reference import most_pairs
 
 pytest.importorskip("triton", minversion="3.2")
 common = pytest.importorskip("bcnet_fast.kernels._common")
-# What `from bcnet_fast.ops import name` gives is the function, which hides its module.
+# `from bcnet_fast.ops import name` gives the function, which hides its module.
 MODULES = {f.__name__: __import__(f.__module__, fromlist=["_"]) for f in (
     add_layer_norm, anchor_sampling, difference_attention, match_proposals
 )}  # fmt: skip
@@ -69,7 +69,7 @@ def test_operators_launch_without_reading_values(monkeypatch, name):
     monkeypatch.setattr(MODULES[name], "choose", lambda *_: "triton")
     monkeypatch.setattr(common.Launch, "run", lambda launch: launches.append(launch))
     for expected in globals()[f"{name}_calls"](MODULES[name]):
-        # The number counts, too: what a kernel is for is to be one launch.
+        # The number counts, too: the purpose of a kernel is to be one launch.
         assert len(launches) == expected
         launches.clear()
 

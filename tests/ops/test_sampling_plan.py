@@ -8,13 +8,14 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from helpers.backends import needs_native
 from helpers.sampling_plans import PLANS
 
 from bcnet_fast.geometry.anchors import make_anchors
 from bcnet_fast.geometry.proposal_map import bmn_intervals, gtad_regions
 from bcnet_fast.networks.reference.dense_sampling import sampling_weights
 from bcnet_fast.ops import anchor_groups as anchor_groups_module
-from bcnet_fast.ops.anchor_groups import anchor_groups
+from bcnet_fast.ops.anchor_groups import anchor_groups, packed_plan
 from bcnet_fast.ops.sampling_plan import GROUP, SamplingPlan, aligned_plan, interpolated_plan
 
 
@@ -106,13 +107,14 @@ def test_most_anchors_of_the_public_systems_share_their_taps(name):
     assert len(anchor_groups(plan).rows) < plan.taps / 4
 
 
-def test_groups_are_computed_once_and_forgotten_with_their_plan():
+@needs_native
+def test_plans_are_packed_once_and_forgotten_with_their_tensors():
     plan = PLANS["bmn"]()
-    groups = anchor_groups(plan)
-    assert anchor_groups(SamplingPlan.unpack(*plan.pack())) is groups
-    assert anchor_groups(plan.to(dtype=torch.float64)).weights.dtype == np.float64
-    kept, before = weakref.ref(groups.rows), len(anchor_groups_module._known)
-    del plan, groups
+    packed = packed_plan(plan)
+    assert packed_plan(SamplingPlan.unpack(*plan.pack())) is packed
+    assert type(packed_plan(plan.to(dtype=torch.float64))) is not type(packed)
+    kept, before = weakref.ref(packed), len(anchor_groups_module._known)
+    del plan, packed
     gc.collect()
     assert kept() is None and len(anchor_groups_module._known) < before
 

@@ -53,7 +53,7 @@ def test_width_dependent_threshold_is_that_of_bmn(lists, golden, backend, key):
     else:
         rows = lists[f"in_{key}"].astype(np.float64) / [130, 130, 1]
     rows, stored = torch.from_numpy(rows), lists[f"bmn_{key}"]
-    # That code stops after 101 picks, and never emits the last candidate.
+    # BMN's code stops after 101 picks, and never emits the last candidate.
     most = min(101, len(rows) - 1)
     found = soft_nms(rows[:, :2], rows[:, 2], sigma=0.4, iou_threshold=(0.5, 0.9), max_proposals=most)
     assert_picks(found, stored[:, 1:], stored[:, 0], atol=1e-14)

@@ -72,7 +72,7 @@ def emulated(tmp_path_factory):
 
 @pytest.fixture
 def cuda_soft_nms(emulated, monkeypatch):
-    """`soft_nms` by the emulated kernel, in at most so much shared memory."""
+    """`soft_nms` by the emulated kernel, with this limit of shared memory."""
 
     def run(*args, limit="shared", **options):
         module = SimpleNamespace(**vars(emulated) | {"soft_nms_shared_limit": lambda device: LIMITS[limit]})
@@ -139,7 +139,7 @@ def test_padding_changes_nothing(rng, cuda_soft_nms, limit):
 
 
 def test_a_caller_with_fixed_sizes_needs_no_look_at_the_result(rng, emulated):
-    # What a captured CUDA graph does: everything allocated beforehand, picks where the input's sets begin.
+    # A captured CUDA graph works like this: everything is allocated beforehand, picks lie where the input's sets begin.
     segments, scores, offsets = random_sets_of(rng, [50, 50, 50], torch.float32)
     plan = emulated.plan_soft_nms_float32(150, 3, 50, emulated.soft_nms_shared_limit(0))
     indices, picked, counts = torch.full((150,), -7), torch.full((150,), -7.0), torch.full((3,), -7)
@@ -295,7 +295,7 @@ def build(tree: Path, path: str, **environment: str) -> subprocess.CompletedProc
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """What a build needs, and a folder bin for a stand-in of nvcc."""
+    """The files that a build needs, and a folder `bin` for a stand-in of nvcc."""
     (tmp_path / "bin").mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path / name)

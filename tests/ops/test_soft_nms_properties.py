@@ -1,4 +1,4 @@
-"""What holds for Soft-NMS whatever the candidates are, on inputs that hypothesis makes up."""
+"""Properties of Soft-NMS that hold for any candidates, on inputs from hypothesis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What works without the extras, and the one line about what does not."""
+"""The package without the extras: the parts that work, and one line for those that do not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bcnet_fast.data.features import open_features
 from bcnet_fast.errors import InputError
 from bcnet_fast.progress import progress
 
-# As if they were not installed: None makes an import fail.
+# None in `sys.modules` makes an import fail, as for a package that is not installed.
 NAMES = ("fsspec", "h5py", "pyarrow", "ray", "triton", "tqdm", "tensorboard")
 BLOCKED = f"import sys; sys.modules.update(dict.fromkeys({NAMES}))\n"
 

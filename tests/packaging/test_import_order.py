@@ -83,7 +83,7 @@ def test_only_commands_know_argparse():
 
 
 def test_no_test_file_is_imported():
-    """What tests share lives in tests/helpers, so that a test file can be moved, renamed or run alone."""
+    """Shared code of tests is in tests/helpers, so a test file can be moved, renamed or run alone."""
     wrong = []
     for path in (ROOT / "tests").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -70,7 +70,7 @@ def succeed(command: list[str | Path], cwd: Path, **environment: str) -> str:
 
 
 def copy_tree(to: Path) -> Path:
-    """A copy of what a build needs, without anything built."""
+    """A copy of the files that a build needs, without build outputs."""
     to.mkdir()
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.pyd", "build", "*.egg-info")
     for name in PARTS:

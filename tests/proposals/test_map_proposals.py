@@ -137,7 +137,7 @@ def test_release_detections_of_g_tad_on_thumos(outputs, expected):
     )
     assert [found.label_names[label] for label in found.label] == stored["det_label"].tolist()
     np.testing.assert_array_equal(found.scores, stored["det_score"])
-    # Of proposals that begin after the video's end the public code moves the end alone: they end before they begin.
+    # For proposals that begin after the video's end, the public code moves only the end: they end before they begin.
     # Here they have no length; neither overlaps anything.
     segments = stored["det_segment"].copy()
     inverted = segments[:, 0] > segments[:, 1]

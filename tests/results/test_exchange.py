@@ -194,7 +194,7 @@ def test_what_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_overlapping_actions_take_the_first_free_tier_of_elan(tmp_path, rng):
-    """As a search through all tiers finds it."""
+    """A search through all tiers finds the same."""
     starts = np.sort(rng.integers(0, 60, 200)).astype(float)
     ends = starts + rng.integers(1, 15, 200)
     entries = [{"segment": [*pair], "score": 0.5} for pair in zip(starts.tolist(), ends.tolist(), strict=True)]

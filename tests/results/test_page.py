@@ -1,4 +1,4 @@
-"""The page of a result file as it is written: what it holds and links to, and that names are no markup."""
+"""The written page of a result file: its content and links; names are never markup."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def truth(results: Path) -> Path:
 
 
 def first_ranks(results: Path, truth: Path, threshold: float) -> np.ndarray:
-    """Of every true action the rank of the first proposal that finds it, computed by the code of the evaluation."""
+    """Rank of the first proposal that finds each true action, computed by the evaluation code."""
     found, annotations = read_results(results), read_annotations(truth)
     ranks = []
     for number, name in enumerate(found.video_names):

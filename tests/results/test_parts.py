@@ -1,4 +1,4 @@
-"""Parts and their merging: what is written is read to the bit, damage is noticed, and one result of a video counts."""
+"""Parts and their merging: written parts are read back to the bit, damage is noticed, and one result a video counts."""
 
 from __future__ import annotations
 

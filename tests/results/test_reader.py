@@ -1,4 +1,4 @@
-"""Results of other systems: every format by its content, and one line for what is damaged."""
+"""Results of other systems: every format by its content, and one line for damaged files."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_video_without_proposals_has_no_detections(tmp_path):
 
 
 def test_damage_of_the_partial_file_is_never_taken_over(tmp_path):
-    """Whatever happens to a byte, a line or the end: what is resumed is what was written, and the rest is counted."""
+    """Whatever happens to a byte, a line or the end: resuming reads only what was written, and the rest is counted."""
     settings, videos = {"fps": 25}, [f"video_{number}" for number in range(5)]
     writer = ResultWriter(tmp_path / "out.json", settings)
     for number, video in enumerate(videos):

@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and every bad file is one clear line."""
+"""Checkpoints: written content is read back, and every bad file gives one clear line."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_conversion_lists_every_key_that_does_not_fit(release):
 
 
 class Payload:
-    """What a hostile checkpoint would hold; loading must refuse it without making one."""
+    """An object in a hostile checkpoint; loading must refuse it without creating one."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a training asks of its devices: a process bound to its GPU, and no network kept after its validation."""
+"""Devices of a training: a process is bound to its GPU, and no network is kept after its validation."""
 
 from __future__ import annotations
 

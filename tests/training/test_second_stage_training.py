@@ -133,7 +133,7 @@ def test_losses_are_finite_without_foreground_and_ignore_label_0():
 
 
 def selected(output: SecondStageOutput, kinds: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor):
-    """What the public code gives out in training."""
+    """The outputs of the public code in training."""
     places = torch.arange(len(kinds)) % 8
     active, foreground = kinds != 1, kinds == 0
     return {

@@ -1,4 +1,4 @@
-"""Training targets: the public release's figures, a slow loop, and what a label must mean."""
+"""Training targets: the public release's figures, a slow loop, and the meaning of a label."""
 
 from __future__ import annotations
 

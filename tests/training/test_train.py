@@ -1,4 +1,4 @@
-"""`python -m bcnet_fast.train` as a user runs it: it learns, and says what it cannot use."""
+"""`python -m bcnet_fast.train` as a user runs it: it learns, and names unusable input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_system_learns(data, tmp_path, model, constraint):
 
 
 def test_the_log_and_the_checkpoints(data, tmp_path, capsys):
-    """A row for every epoch; both checkpoints are what `load` and `infer` take; best is the one of the highest AUC."""
+    """A row for every epoch; `load` and `infer` take both checkpoints; best has the highest AUC."""
     settings = ("train.epochs=3", "train.decay_every=2", "train.ema=0.5", "train.gradient_clip=0.5")
     train.main(arguments(data, tmp_path, settings=settings))
     out = capsys.readouterr().out
@@ -134,7 +134,7 @@ def test_features_in_one_file_and_read_by_workers_train_the_same(data, tmp_path,
 
 
 def by_torchrun(folder: Path) -> str:
-    """What two processes print."""
+    """The output of two processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", ddp.__file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, folder], env=environment, capture_output=True, text=True, timeout=120)

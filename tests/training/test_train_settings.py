@@ -1,4 +1,4 @@
-"""What `python -m bcnet_fast.train` is told: settings, data that they are fitted to, and flags that it refuses."""
+"""Settings of `python -m bcnet_fast.train`, the data that they are fitted to, and flags that it refuses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_small_data_set_gets_enough_epochs_for_150_steps(epochs, batch, window
 
 
 def test_a_fitted_training_has_its_epochs_and_may_be_prolonged(data, tmp_path, monkeypatch):
-    """What is fitted is the same whatever --set says, so that --resume may ask for more epochs."""
+    """Fitted settings do not depend on --set, so --resume may ask for more epochs."""
     monkeypatch.setattr(training_options, "FEWEST_STEPS", 14)
     flags = arguments(data, tmp_path, "--fit", model="bmn")
     flags = [*flags[: flags.index("--set") + 1], *SIZES["bmn"], "train.batch_size=64"]

@@ -144,7 +144,7 @@ def test_a_damaged_attribute_fails_its_own_video(clips, tmp_path) -> None:
     with pytest.raises(InputError, match=r"features.h5: a: fps is -3, expected a positive number"):
         archive.sidecar("a")
     assert archive.sidecar("new") is None and archive.sidecar("d").rows == 6
-    with pytest.raises(InputError, match=r"features.h5: a: fps is -3"):  # what it says cannot be kept
+    with pytest.raises(InputError, match=r"features.h5: a: fps is -3"):  # its attributes cannot be kept
         run(clips, "--output", file)
 
 

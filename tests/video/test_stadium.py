@@ -87,7 +87,7 @@ def test_a_file_is_what_was_drawn(tmp_path) -> None:
     assert len(shown) == len(drawn) == 32
     assert np.abs(np.subtract(shown, drawn, dtype=np.float64)).mean() < 4
     with av.open(str(clip)) as container:
-        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"  # what browsers play
+        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"  # a format that browsers play
 
 
 @pytest.mark.parametrize("held", [None, 0, 1, 2, PHASES])

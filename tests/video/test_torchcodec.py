@@ -23,7 +23,7 @@ NOISE = [np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.ui
 
 
 class Imitation:
-    """As much of torchcodec's decoder as is used, by PyAV; it has no frame from `fails` on."""
+    """The used part of torchcodec's decoder, by PyAV; it has no frame from `fails` on."""
 
     fails = 1000
 

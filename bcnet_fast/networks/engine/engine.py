@@ -54,8 +54,8 @@ class Engine:
         """
         self.config, self.device, self.native, self.rewrites = config, device, native, rewrites
         self.kernels = kernels = _kernels(device, precision, native, rewrites)
-        # For the few layers that need it: float64 on a CPU, at half the rate of float32, or float32 on a GPU, at a
-        # fraction of the rate of TF32 and 16 bits.
+        # Precise kernels for the few layers that need them: float64 on a CPU, at half the rate of float32, or float32
+        # on a GPU, at a fraction of the rate of TF32 and 16 bits.
         precise = kernels
         if precision not in ("fp64", "fp32") or (native and precision == "fp32"):
             precise = _kernels(device, "fp64" if native else "fp32", native, rewrites)

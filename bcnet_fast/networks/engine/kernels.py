@@ -33,7 +33,7 @@ A = TypeVar("A")
 
 
 class Array(Protocol):
-    """What networks do with a sequence beyond the operations: slices and shapes."""
+    """A sequence as networks use it beyond the operations: slices and shapes."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

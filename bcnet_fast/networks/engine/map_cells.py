@@ -8,7 +8,7 @@ import numpy as np
 
 from ...geometry.proposal_map import sampled_cells
 
-CONVOLUTIONS = 2  # of 3 by 3, one after the other
+CONVOLUTIONS = 2  # convolutions of 3 by 3, one after the other
 
 
 @dataclass(frozen=True, eq=False)

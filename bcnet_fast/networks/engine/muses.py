@@ -15,7 +15,7 @@ from ..range_maxima import range_maxima
 from ..reference.muses import BRANCHES, INNER_BINS, Backbone, roi_bins, roi_pool, tap_offsets
 from .rewrites import Rewrites
 
-REACH = max(max(tap_offsets(*branch)) for branch in BRANCHES)  # of the farthest tap, in columns
+REACH = max(max(tap_offsets(*branch)) for branch in BRANCHES)  # distance of the farthest tap, in columns
 
 
 class MUSESEngine:

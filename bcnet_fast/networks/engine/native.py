@@ -21,10 +21,10 @@ from .native_map import NativeMap
 from .native_sampling import NativeAnchors
 from .native_weights import PackedWeight, extension, packed, packed_parts, packed_slices
 
-EPS = 1e-5  # of every LayerNorm
+EPS = 1e-5  # epsilon of every LayerNorm
 # Inputs and outputs from which Strassen's algorithm is worth its sums.
 STRASSEN_FROM = 256
-ROWS_AT_A_TIME = 128  # that `select_rows` moves through a small copy
+ROWS_AT_A_TIME = 128  # rows that `select_rows` moves through a small copy
 
 
 class NativeKernels(Kernels[np.ndarray, PackedWeight, list[PackedWeight]], FoldingKernels[np.ndarray, PackedWeight]):

@@ -107,10 +107,10 @@ class NativeMap(MapKernels[np.ndarray, PackedWeight]):
         anchors, runs = self.packed, self.rows.row_runs[0]
         # The projection is the largest of all results. It is computed some columns at a time, and the next layer's
         # products with these columns are added up.
-        projected = self.workspace.take(scratch, anchors.anchors, _columns_at_a_time(sampled.weight.outputs))
+        projected = self.workspace.take(scratch, anchors.plan.anchors, _columns_at_a_time(sampled.weight.outputs))
         result = self._cells(out, first.weight.outputs)
         options = {"bias": sampled.bias, "layer_bias": first.bias, "threads": torch.get_num_threads()}
-        arguments = x, anchors.sources, sampled.weight, *anchors.groups, projected, runs, first.weight, result
+        arguments = x, anchors.sources, sampled.weight, anchors.plan, projected, runs, first.weight, result
         extension().project_runs(*arguments, **options)
         return self.rows.copy_identical(result)
 

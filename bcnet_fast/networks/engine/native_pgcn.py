@@ -82,7 +82,7 @@ class _Branch:
         first, second = state[f"{name}.gc1.weight"].double(), state[f"{name}.gc2.weight"].double()
         of_graph, of_feature = weight.chunk(2, dim=1)
         self.hidden = first.shape[1]
-        # What the heads read of the proposal itself are further columns of the first layer's product.
+        # The heads on the proposal's own feature are further columns of the first layer's product.
         self.first = kernels.weight(torch.cat([first.T, of_feature]))
         self.first_bias = kernels.constant(state[f"{name}.gc1.bias"])
         self.of_hidden = kernels.weight(of_graph @ second.T)

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from ...ops.anchor_groups import AnchorGroups, anchor_groups
+from ...ops.anchor_groups import packed_plan
 from ...ops.sampling_plan import SamplingPlan
 from .buffers import Buffer, Workspace
 from .kernels import AnchorKernels
@@ -48,18 +49,16 @@ class Bins:
 class PackedAnchors:
     """The same weights as projections take them.
 
-    anchors: P
     sources: [N] int32, the stream of a bin
-    groups: the arguments of the C++ functions after the weight
+    plan: PackedPlan of the native extension
     """
 
-    anchors: int
     sources: np.ndarray
-    groups: AnchorGroups
+    plan: Any
 
     @staticmethod
     def of(plan: SamplingPlan) -> PackedAnchors:
-        return PackedAnchors(plan.anchors, _sources(plan), anchor_groups(plan))
+        return PackedAnchors(_sources(plan), packed_plan(plan))
 
 
 class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
@@ -79,10 +78,10 @@ class NativeAnchors(AnchorKernels[np.ndarray, PackedWeight]):
     def project(
         self, streams: list[np.ndarray], weight: PackedWeight, added: list[np.ndarray], *, out: Buffer
     ) -> np.ndarray:
-        result = self.workspace.take(out, len(streams), self.packed.anchors, weight.outputs)
+        result = self.workspace.take(out, len(streams), self.packed.plan.anchors, weight.outputs)
         packed, threads = self.packed, torch.get_num_threads()
         for x, more, to in zip(streams, added, result, strict=True):
-            extension().project_anchors(x, packed.sources, weight, *packed.groups, to, added=more, threads=threads)
+            extension().project_anchors(x, packed.sources, weight, packed.plan, to, added=more, threads=threads)
         return result
 
 

@@ -128,7 +128,7 @@ class _Branch:
 
     def _part(self, x: Tensor, shared: Tensor | None, trees: Tensor, edges: Tensor, weights: Tensor) -> Tensor:
         if shared is None:
-            # Every tree has rows of its own, which its edges name by place.
+            # Every tree has rows of its own, and its edges index these rows.
             nodes = trees.shape[1]
             projected = (x[trees] @ self.first).flatten(0, 1)
             places = torch.arange(len(projected), device=x.device).view(len(trees), nodes)

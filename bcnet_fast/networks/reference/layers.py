@@ -31,7 +31,7 @@ def attention_map(query: Tensor, key: Tensor) -> Tensor:
 
 
 class MultiHead(nn.Module):
-    """What attention units share: linear layers d -> heads * head_dim, and the split into heads."""
+    """Base of the attention units: linear layers d -> heads * head_dim, and the split into heads."""
 
     def __init__(self, heads: int, head_dim: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from ..outputs import SecondStageOutput
 from .layers import linear_head
 
 BRANCHES = ((1, 3, 3), (3, 3, 3), (3, 3, 6), (3, 3, 9))  # kernel height and width, and gap between groups of taps
-BINS = 8  # of a region
+BINS = 8  # bins of a region
 INNER_BINS = slice(2, 6)  # the proposal itself, where its region is not cut at an end of the video
 STRIDE = 8  # video frames between columns
 

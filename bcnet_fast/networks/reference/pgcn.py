@@ -100,5 +100,5 @@ class PGCN(nn.Module):
 
     @staticmethod
     def _beside_graph(network: GraphNetwork, x: Tensor) -> Tensor:
-        """What the graph says about the root, beside its own feature: [R, n, D] -> [R, 2 D]."""
+        """The graph's output for the root beside the root's own feature: [R, n, D] -> [R, 2 D]."""
         return torch.cat([network(x, tree_adjacency(x))[:, 0], x[:, 0]], dim=1)

@@ -1,4 +1,4 @@
-"""P-GCN for training. Only what reaches the roots is computed, each proposal's first product once."""
+"""P-GCN for training. Computes only values that reach the roots, and each proposal's first product once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PGCN(reference.PGCN):
     def _beside_tree(
         network: reference.GraphNetwork, x: Tensor, places: Tensor, edges: Tensor, weights: Tensor
     ) -> Tensor:
-        """What the tree says about the root, beside its own feature: [R, 2 D]."""
+        """The tree's output for the root beside the root's own feature: [R, 2 D]."""
         hidden = torch.relu(weighted_rows(x @ network.gc1.weight, edges, weights) + network.gc1.bias)
         if network.training:
             # Drawn for all nodes, as in the reference, so that both drop the same values.

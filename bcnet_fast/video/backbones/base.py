@@ -1,4 +1,4 @@
-"""What an extraction asks of a network, and the parts that all adapters share."""
+"""The interface of a network for extraction, and the parts that all adapters share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ RANDOM = "random"  # value of --weights
 class Backbone(Protocol):
     """A network that makes a row of features from a clip.
 
-    recipe: how it wants its clips; `width` and `weights` are those of the network.
-    needs_pixels: without, `clips` is empty and only the frame numbers count.
-    flow: makes the flow of a recipe of flow.
+    recipe: clips that the network expects; `width` and `weights` are those of the network.
+    needs_pixels: if false, `clips` is empty and only the frame numbers count.
+    flow: makes the optical flow for a recipe with flow.
     """
 
     recipe: Recipe
@@ -47,11 +47,11 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True)
 class BackboneOptions:
-    """What the user says about a network besides its name.
+    """A user's settings of a network besides its name.
 
     weights: a file, `random`, or None for those that its library loads.
     flow_weights: the same for RAFT.
-    trusted: files that are programs may run.
+    trusted: whether files that are programs may run.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

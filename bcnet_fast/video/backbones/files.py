@@ -1,7 +1,7 @@
 """Networks in files: ONNX, which is data, and TorchScript and torch.export files, which are programs.
 
-A network takes normalized clips [B, 3, T, H, W] float32, or images [B, 3, H, W], and returns rows [B, C]. Of several
-outputs, the first counts. A network for flow takes [B, 2, T, H, W], or [B, 2 T, H, W] with x and y in turn.
+A network takes normalized clips [B, 3, T, H, W] float32, or images [B, 3, H, W], and returns rows [B, C]. The
+first of several outputs counts. A network for flow takes [B, 2, T, H, W], or [B, 2 T, H, W] with x and y in turn.
 """
 
 from __future__ import annotations
