@@ -50,8 +50,7 @@ def _accuracy_of(context: Context, system: str) -> None:
 
 
 def exact_scores(context: Context, system: str, features: Tensor, preset: str | None = None) -> Output:
-    """The plain reference network in float64 on the step's device, window by window, since it stores large intermediate
-    results."""
+    """The plain reference network in float64 on the step's device, window by window, since it stores large tensors."""
     network = load(context, system, "fp64", preset=preset, backend="reference")
     return Output.cat([network(window) for window in features.split(1)]) if len(features) > 1 else network(features)
 

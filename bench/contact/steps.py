@@ -16,7 +16,7 @@ class Step:
     limit: seconds after which the process is killed.
     interpreter: whether Triton's interpreter is on in a run on the CPU.
     rival: whether it runs third-party code, which gets the remaining time. If it takes longer or crashes, the report
-    has a remark and no failure.
+        has a remark and no failure.
     """
 
     name: str

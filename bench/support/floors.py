@@ -30,8 +30,7 @@ def network_work(model: ModelConfig, matched: float = 1.0) -> dict[str, float]:
 
 
 def map_work(model: BMNConfig | GTADConfig) -> dict[str, float]:
-    """Work of BMN and G-TAD on valid cells alone: the others that convolutions read across the diagonal are
-    overhead."""
+    """Work of BMN and G-TAD on valid cells; the others, which convolutions read across the diagonal, are overhead."""
     t, width, sampled, cell = model.window, model.base_channels, model.sampled_channels, model.map_channels
     first = 3 * t * model.feature_dim * width / math.gcd(4, model.feature_dim, width)
     if isinstance(model, BMNConfig):

@@ -1,5 +1,4 @@
-"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and the state of public
-code."""
+"""The definition of `ops.match_proposals` as a loop over pairs: the truth of its tests, and public practice."""
 
 from __future__ import annotations
 

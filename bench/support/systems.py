@@ -353,8 +353,7 @@ def variants(device: str, system: str) -> dict[str, Callable[[Path, str], System
 
 
 def write_checkpoint(folder: Path, system: str, preset: str) -> Path:
-    """BCNet gets the seeded weights of the golden outputs, through files as in the release; others get random
-    weights."""
+    """Write BCNet with the seeded golden weights, through files as in the release; others with random weights."""
     config = PRESETS[system][preset]
     path = folder / f"{system}_{preset}.safetensors"
     if system == "bcnet":
