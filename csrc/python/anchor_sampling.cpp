@@ -102,7 +102,7 @@ class PackedPlan {
         last = std::max(last, members[r]);
       }
       inside &= view_.step[g] >= 0;
-      view_.widest_step = std::max(view_.widest_step, view_.step[g]);
+      view_.widest_step = std::max<std::int64_t>(view_.widest_step, view_.step[g]);
       view_.anchors += count;
     }
     if (!inside || last >= view_.anchors) {

@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_one_line(files, tmp_path):
     assert "has shape [43, 6], expected 10 channels" in refusal(files, pgcn=wide)
     assert "expected 16 (6 + 10) channels" in refusal(files, pgcn=[files["pgcn"], wide])
     unknown = checkpoint(tmp_path / "unknown.safetensors", regression=None)
-    assert "unknown.safetensors has no statistics of its regression" in refusal(files, pgcn=unknown)
+    assert "unknown.safetensors has no regression statistics" in refusal(files, pgcn=unknown)
     assert run(files["list"], files["features"], unknown, files["output"], "--no-regression") == 0
     files["output"].unlink()
     results = files["results"]

@@ -302,11 +302,11 @@ def test_plans_that_would_read_or_write_elsewhere_are_refused():
 
     groups = anchor_groups(plan)
     for changes, message in [
-        ({"order": groups.order[:, 1:]}, "order has shape .*, expected .groups, 8."),
+        ({"order": groups.order[:, 1:].copy()}, "order has shape .*, expected .groups, 8."),
         ({"step": groups.step[1:]}, "step has shape"),
         ({"offsets": groups.offsets[1:]}, "offsets has shape"),
         ({"weights": groups.weights[1:]}, "tap_weights has shape"),
-        ({"rows": groups.rows[:, None]}, "tap_rows has shape"),
+        ({"rows": groups.rows[:, None].copy()}, "tap_rows has shape"),
         (changed("rows", -1, -1), "plan is inconsistent"),
         (changed("rows", 0, rows), "plan is inconsistent"),
         (changed("offsets", -1, len(groups.rows) + 1), "plan is inconsistent"),

@@ -93,7 +93,7 @@ def test_large_files_are_read_in_parts_from_a_web_server(tmp_path, web, layout):
 def test_a_server_without_ranges_is_one_line_for_large_files_and_fine_for_small_ones(tmp_path, web):
     hdf5_each(tmp_path, {"large": np.zeros((60_000, C), np.float32)})
     web.faults = {"each/large.h5": ["whole"] * 9}
-    with pytest.raises(InputError, match=r"/large\.h5: its server does not serve parts of files"):
+    with pytest.raises(InputError, match=r"/large\.h5: its server sends whole files"):
         open_features(web.address("each/large.h5"), feature_dim=C)
     files(tmp_path)
     web.faults = {f"files/{video}.npy": ["whole"] * 9 for video in VIDEOS}
