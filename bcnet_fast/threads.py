@@ -12,10 +12,40 @@ from pathlib import Path
 
 import torch
 
+from .errors import BackendError
+
 _STATED = {"OMP_NUM_THREADS", "MKL_NUM_THREADS"}  # variables by which a user has decided
 _LOAD, _OWN = Path("/proc/loadavg"), Path("/proc/self/task")
 _LOOKS, _BETWEEN_S = 3, 0.001
 _EVERY_S = 1.0
+
+
+class _Use:
+    """Whether PyTorch's threads have computed in this process, and in the one it was forked from before the fork."""
+
+    here = before_fork = False
+
+
+def require_usable() -> None:
+    """Check that PyTorch can compute with its threads here, and note that it does.
+
+    BackendError: this process was forked after they were used. It has none of them, and would wait for them forever.
+    """
+    if torch.get_num_threads() > 1:
+        if _Use.before_fork:
+            raise BackendError(
+                "this process was forked after PyTorch had computed with threads, which would never end here; call "
+                "torch.set_num_threads(1) first, or start processes by 'spawn'"
+            )
+        _Use.here = True
+
+
+def _after_fork() -> None:
+    _Use.before_fork = _Use.here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class FairShare:

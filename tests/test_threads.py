@@ -1,15 +1,20 @@
-"""Inference and refinement take their share of busy cores, unless the user says how many threads they have."""
+"""Inference and refinement take their share of busy cores, unless the user says how many threads they have; forks."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import torch
+from helpers.processes import wait_until
 
+import bcnet_fast
 from bcnet_fast import threads
+from bcnet_fast.errors import BackendError
 from bcnet_fast.inference import refine, run
 from bcnet_fast.threads import FairShare, others_running, share
 
@@ -83,3 +88,35 @@ def test_inference_shares_busy_cores_unless_the_user_states_a_number(monkeypatch
     refine._Run.refine(object.__new__(refine._Run), [], [], set())
     assert seen == [expected, expected]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_forked_process_computes_with_one_thread_and_refuses_more(number, monkeypatch):
+    """With more, it would wait forever for the threads of its parent."""
+    monkeypatch.setattr(threads._Use, "here", False)
+    model = bcnet_fast.load("demo", device="cpu")
+    features = torch.zeros(1, model.config.model.feature_dim, model.config.model.window)
+    model(features)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(number)
+        try:
+            model(features)
+            os._exit(1)
+        except BackendError as error:
+            os._exit(2 if "torch.set_num_threads(1)" in str(error) else 3)
+    ended: list[int] = []
+
+    def has_ended() -> bool:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        ended.extend([status] if pid else [])
+        return bool(pid)
+
+    try:
+        wait_until(has_ended)
+    finally:
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[0]) == number

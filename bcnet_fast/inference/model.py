@@ -28,6 +28,7 @@ from ..storage.address import Address, place_of
 from ..storage.checkpoint import StoredWeights, read_any_config
 from ..storage.files import readable
 from ..text import alternatives, did_you_mean
+from ..threads import require_usable
 from .second_stage_model import second_stage_model
 
 DEMO = "demo"  # name of the bundled checkpoint
@@ -70,7 +71,8 @@ class Model:
     def __call__(self, features: Tensor) -> Output:
         """features [B, C, T] of any float dtype and device -> scores on the model's device, float32 (fp64: float64).
 
-        ValueError: another shape. Calls from several threads wait for each other.
+        ValueError: another shape. BackendError: in a process that was forked after PyTorch had computed with threads.
+        Calls from several threads wait for each other.
         """
         self._check(features)
         with use_backend(self.backend):
@@ -157,6 +159,7 @@ class Model:
         return self.run
 
     def _check(self, features: Tensor) -> None:
+        require_usable()
         expected = (self.config.model.feature_dim, self.config.model.window)
         if features.ndim != 3 or features.shape[1:] != expected:
             raise ValueError(f"features has shape {list(features.shape)}, expected [B, {expected[0]}, {expected[1]}]")

@@ -17,6 +17,7 @@ from ..networks.range_maxima import proposal_features
 from ..profiling import stage
 from ..proposals.second_stage import StreamScores, detect, fuse_streams, stream_scores
 from ..results.proposal_videos import FramedProposals
+from ..threads import require_usable
 from .second_stage_model import SecondStageModel
 
 RELEASE_SEED = 777  # seed with which the public P-GCN draws neighbours, for one video after the other
@@ -102,8 +103,10 @@ class Refiner:
         neighbours: of `Neighbours`; None for MUSES-Net
         class_weights: [K], see `proposals.second_stage.detect`
 
-        InputError: a network gives scores that are not finite.
+        InputError: a network gives scores that are not finite. BackendError: in a process that was forked after PyTorch
+        had computed with threads.
         """
+        require_usable()
         segments, clock = proposals.segments, proposals.clock
         if not len(segments):
             return VideoDetections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, np.int64), 0)
