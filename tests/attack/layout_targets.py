@@ -26,7 +26,7 @@ def targets(root: Path, inference: tuple[str, ...]) -> list[Target]:
     """Write the archives below `root`; `inference` is a command without --features and --output."""
     rng = np.random.default_rng(1)
     arrays = {name: rng.standard_normal((ROWS, WIDTH)).astype(np.float32) for name in ("good", "other", "victim")}
-    rows = (m.any_bytes, m.any_bytes, m.whole_file, _columns, _columns)
+    rows = (m.any_bytes, m.any_bytes, m.whole_file, parquet_column, parquet_column)
     members = (m.any_bytes, m.whole_file, _tar_header, _tar_header, _tar_member)
     found = []
     for layout, own in ((layouts.nested, rows), (layouts.flat, rows), (layouts.plain_tar, members)):
@@ -51,7 +51,7 @@ def _target(
     return Target(f"layout {folder}", folder, run, victim, own, (archive,), ("out.json",), **more)
 
 
-def _columns(rng: random.Random, path: Path) -> str:
+def parquet_column(rng: random.Random, path: Path) -> str:
     """Write the table again with a column of another type, or with other values in it."""
     table = pq.read_table(path)
     name = rng.choice(table.column_names)

@@ -80,7 +80,7 @@ def _views(root: Path) -> list[Target]:
         ("view boundaries", "boundaries/a.npz", (m.any_bytes, m.whole_file, m.zip_members)),
     ):
         found.append(Target(name, "views", page, victim, own, (Path(victim).name,), ("out.html",)))
-    for tool in ("csv", "fiftyone", "labelstudio", "webvtt", "elan"):
+    for tool in ("csv", "fiftyone", "labelstudio", "webvtt", "elan", "otio"):
         run = ("view", "plain.json", "--ground-truth", "truth.json", "--export", tool, "--output", "out")
         named = ("plain.json", "out/", "video '")
         found.append(Target(f"view to {tool}", "views", run, "plain.json", tree, named, ("out",)))

@@ -76,7 +76,20 @@ def targets(root: Path) -> list[Target]:
         ]
     own = (m.any_bytes, m.whole_file, m.words, m.words, m.lines)
     run = (*refine, "pgcn.safetensors")
-    return [*found, Target("refine list", "second", run, "list.txt", own, ("list.txt", "features"), ("out.json",))]
+    (root / "second" / "scores.json").write_text('{"a": {"x": 0.5, "y": 0.5}, "b": {"z": 1.0}}')
+    (root / "second" / "times.csv").write_text("video,fps,stride,offset,duration\na,25,8,0,14\nb,25,8,,6\n")
+    tree = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree)
+    cells = (m.any_bytes, m.whole_file, m.csv_cells, m.csv_cells)
+    for victim, mutations, named, more in (
+        ("list.txt", own, ("list.txt", "features"), ()),
+        ("scores.json", tree, ("scores.json", "video '"), ("--labels", "scores.json")),
+        ("times.csv", cells, ("times.csv", "list.txt", "video '"), ("--times", "times.csv")),
+        ("classes.txt", (m.any_bytes, m.whole_file, m.lines), ("classes.txt", "pgcn.safetensors"), ()),
+    ):
+        found.append(
+            Target(f"refine {Path(victim).stem}", "second", (*run, *more), victim, mutations, named, ("out.json",))
+        )
+    return found
 
 
 def _regression_stats(rng: random.Random, path: Path) -> str:

@@ -11,6 +11,8 @@ from unittest import mock
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from attack import layout_targets, reach_targets, second_stage_targets
 from attack import mutations as m
@@ -174,13 +176,17 @@ def _evaluations(root: Path) -> list[Target]:
         {"data": {"video": f"{name}.mp4", "fps": 25}, "annotations": [{"result": [region]}]} for name in ("a", "b")
     ]
     (folder / "tasks.json").write_text(json.dumps(tasks))
+    pq.write_table(pa.Table.from_pylist([{"video": "a", "start": 1.0, "end": 2.0, "score": 0.9, "label": "x"}] * 3),
+                   folder / "rows.parquet")  # fmt: skip
+    (folder / "thumos.csv").write_text("video,type,type_idx,start,end\na,x,26,1,2\nb,x,26,1,2\nb,Ambiguous,0,3,4\n")
+    (folder / "scores.csv").write_text("video,label,score\na,x,0.5\nb,y,0.5\n")
     medium = Results.from_dict({"a": [{"segment": [1.0, 2.0], "score": 1.0, "label": "x"}]})
     exchange.write("elan", folder / "a.eaf", medium)
     tree = (m.any_bytes, m.whole_file, m.json_tree, m.json_tree)
     cells = (m.any_bytes, m.whole_file, m.csv_cells, m.csv_cells)
 
     def target(name: str, proposals: str, victim: str, *more: str, own: tuple[m.Mutation, ...] = tree) -> Target:
-        truth = victim if victim in ("tasks.json", "a.eaf") else "truth.json"
+        truth = victim if victim in ("tasks.json", "a.eaf", "thumos.csv") else "truth.json"
         flags = ("--proposals", proposals, "--ground-truth", truth, "--preset", "thumos14", "--json", "out.json")
         return Target(name, "evaluation", ("evaluate", *flags, *more), victim, own, (victim,), ("out.json",))
 
@@ -196,7 +202,12 @@ def _evaluations(root: Path) -> list[Target]:
         target("proposal list", "list.txt", "list.txt", own=cells),
         target("label studio", "plain.json", "tasks.json"),
         target("elan", "plain.json", "a.eaf", own=(m.any_bytes, m.whole_file)),
-    ]
+        target("result parquet", "rows.parquet", "rows.parquet",
+               own=(m.any_bytes, m.whole_file, layout_targets.parquet_column, layout_targets.parquet_column)),
+        target("duplicates of opentad", "labelled.json.gz", "truth.json", "--protocol", "opentad"),
+        target("truth csv of th14", "labelled.json.gz", "thumos.csv", "--protocol", "th14", own=cells),
+        target("class scores csv", "plain.json", "scores.csv", "--class-scores", "scores.csv", own=cells),
+    ]  # fmt: skip
 
 
 def _checkpoints(root: Path) -> list[Target]:

@@ -16,7 +16,7 @@ from attack.run import Outcome, problems_of
 from attack.target import Target
 from helpers.sweeps import sweep
 
-QUICK = 68  # inputs, one of each kind
+QUICK = 76  # inputs, one of each kind
 
 
 @sweep(("inputs", "kills"), [(QUICK, 0), (4 * QUICK, 2 * len(KINDS))])
