@@ -6,6 +6,14 @@ from __future__ import annotations
 LARGEST = 2**31 - 1  # default bound of a size or count
 LARGEST_FLOAT = 1e30  # magnitude of any float setting, and of any time or score in a file
 SMALLEST_FLOAT = 1e-30  # lower bound of a number that must be positive
+# Ranges of what places rows in time, in frames and seconds. No product or quotient of them exceeds LARGEST_FLOAT.
+TIME_RANGES = {
+    "fps": (1e-6, 1e6),
+    "stride": (1e-6, LARGEST),
+    "offset": (-LARGEST, LARGEST),
+    "duration": (1e-6, 1e9),
+    "frames": (1, LARGEST),
+}
 # Largest sizes that a configuration may state: far above any network that was published, and small enough that a file
 # of a few KiB cannot fill the memory. `Config.require_possible` bounds what is built from several sizes.
 BOUNDS = {
@@ -27,3 +35,11 @@ MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
 LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
 LARGEST_PLAN = 2**28  # points that all cells or anchors sample
 LARGEST_WEIGHT = 2**28  # elements
+
+
+def time_fault(name: str, value: float) -> str | None:
+    """Description of the values that a number of TIME_RANGES may have; None if it has one of them."""
+    low, high = TIME_RANGES[name]
+    if low <= value <= high:
+        return None
+    return f"a {'positive' if low > 0 else 'finite'} number from {low:g} to {high:g}"

@@ -19,10 +19,10 @@ from .cli.parser import Parser, command_parser, run
 from .errors import InputError
 from .results.merge import merge, read_ids
 from .results.parquet import SUFFIX
-from .results.parts import Part, parts_in
-from .storage.address import Place
+from .results.parts import NAME, Part, parts_in
+from .storage.address import Place, place_of
 from .storage.optional import require_pyarrow
-from .storage.output import require_storable, require_writable
+from .storage.output import Paths, require_apart, require_storable, require_writable
 from .storage.remote import exists
 from .text import shown
 
@@ -71,6 +71,15 @@ def parse(argv: list[str] | None) -> MergeOptions:
     return MergeOptions(flags.parts, output, flags.features, flags.videos, flags.unfinished)
 
 
+def _require_apart(options: MergeOptions, **inputs: Paths) -> None:
+    """InputError: an output is an input or the other output, or would be read as a part."""
+    outputs = {"--output": options.output, "--unfinished": options.unfinished}
+    for flag, path in outputs.items():
+        if path is not None and NAME.fullmatch(place_of(path).name):
+            raise InputError(f"{flag} {path} is named like a part, expected another name")
+    require_apart(outputs, **inputs)
+
+
 def ids_of_archive(options: MergeOptions) -> Iterable[str] | None:
     """The ids of all videos, None if not stated. InputError: they cannot be listed, or the run had a part only."""
     if options.videos is not None:
@@ -87,11 +96,14 @@ def ids_of_archive(options: MergeOptions) -> Iterable[str] | None:
 
     data = settings.get("data")
     strip_prefix = isinstance(data, dict) and bool(data.get("strip_prefix"))
-    return open_features(options.features, feature_dim=None, strip_prefix=strip_prefix).ids
+    archive = open_features(options.features, feature_dim=None, strip_prefix=strip_prefix)
+    _require_apart(options, features={file for video in archive.ids for file in archive.files(video)})
+    return archive.ids
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    _require_apart(options, parts=parts_in(options.parts), videos=options.videos)
     report = merge(options.parts, options.output, videos=ids_of_archive(options), unfinished=options.unfinished)
     print(report.summary())
     for line in report.unfinished:

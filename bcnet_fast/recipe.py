@@ -33,6 +33,8 @@ _RANGES = {
     "width": (1, 1 << 20),
 }
 _LARGEST_SIDE = 4096  # pixels
+LARGEST_CLIP = 2**28  # pixels of the frames in memory at once: 64 of 2048 x 2048
+_LARGEST_OVERLAP = 2**22  # frame numbers of the rows that begin before one of them ends
 _LONGEST_TEXT = 200  # characters
 _MOST_STREAMS = 8
 _FROM_NETWORK = ("width", "backbone", "weights", "flow_weights")  # not known before the network is
@@ -109,6 +111,28 @@ class Recipe:
         """Sampled frame of boundary 0."""
         return self.clip * self.step // 2 if self.offset is None else self.offset
 
+    @property
+    def held(self) -> int:
+        """Frames that are in memory at once: those of all rows that begin before the first of them ends."""
+        span = (self.clip - 1) * self.step + 1
+        return min(span, self.clip * -(-span // self.stride))
+
+    def require_possible(self, source: str) -> None:
+        """InputError: its clips would fill the memory; names `source`."""
+        overlapping = -(-self.clip * self.step // self.stride)
+        if self.clip * overlapping > _LARGEST_OVERLAP:
+            raise InputError(
+                f"{source}: {overlapping} rows of {self.clip} frames overlap (clip x step / stride), expected at most "
+                f"{_LARGEST_OVERLAP} frames"
+            )
+        if size := self.crop or self.resize:
+            height, width = size[0], size[-1]
+            if self.held * height * width > LARGEST_CLIP:
+                raise InputError(
+                    f"{source}: clips take {self.held} frames of {width} x {height} pixels at once, expected at most "
+                    f"{LARGEST_CLIP} pixels"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -140,6 +164,7 @@ class Recipe:
                 raise InputError(f"{source}: {name} is {brief(values[name])}, expected {wanted}")
         if recipe.tail >= recipe.clip:
             raise InputError(f"{source}: tail is {recipe.tail}, expected less than clip = {recipe.clip}")
+        recipe.require_possible(source)
         return recipe
 
     @staticmethod

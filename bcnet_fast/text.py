@@ -29,6 +29,11 @@ def shown(text: str) -> str:
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
+def shortened(text: str, most: int = 4000) -> str:
+    """`text`, or its beginning and end around an ellipsis."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 def brief(value: Any, length: int = 80) -> str:
     """The first characters of a value from a file, or its type where it is too large or too deep to be written."""
     try:

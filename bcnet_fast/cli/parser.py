@@ -18,7 +18,7 @@ from .. import __version__
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
 from ..storage.address import Address, is_address, place_of
-from ..text import alternatives, did_you_mean, nearest, shown
+from ..text import alternatives, did_you_mean, nearest, shortened, shown
 
 _PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS")  # how help shows arguments that are paths
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
@@ -183,7 +183,7 @@ def _reason(error: OSError | MemoryError) -> str:
 
 def _say(line: str, code: int) -> int:
     with contextlib.suppress(OSError):  # the reader of stderr may be gone, too
-        print(line, file=sys.stderr)
+        print(shortened(line), file=sys.stderr)
     return code
 
 

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..text import brief
 
 VIDEO_PROPERTY = "bcnet_fast video"  # property of an ELAN file with the id, which need not be a valid file name
+_MOST_SEGMENTS = 1 << 20  # segments of a file: each range of a region has all of its labels
 _UPLOAD = re.compile(r"^[0-9a-f]{8}-")  # prefix that Label Studio adds to the names of uploaded files
 
 
@@ -40,6 +41,7 @@ def labelstudio_videos(tasks: Sequence[Mapping[str, Any]], path: str | os.PathLi
 
     Frames count from 1, and ranges include their end. InputError: a task without video, frame rate or proper ranges.
     """
+    total = 0
     for number, task in enumerate(tasks, 1):
         where = f"{path}: task {number}"
         data = task["data"]
@@ -54,9 +56,19 @@ def labelstudio_videos(tasks: Sequence[Mapping[str, Any]], path: str | os.PathLi
             labels = value.get("timelinelabels") if isinstance(value, dict) else None
             if not isinstance(value, dict) or not labels:
                 continue
+            ranges = value.get("ranges") or [{}]
+            for what, found, kind in (("timelinelabels", labels, str), ("ranges", ranges, dict)):
+                if not isinstance(found, list) or not all(isinstance(one, kind) for one in found):
+                    listed = "text" if kind is str else "ranges of frames"
+                    raise InputError(f"{where}: {what} is {brief(found)}, expected a list of {listed}")
+            total += len(ranges) * len(labels)
+            if total > _MOST_SEGMENTS:
+                raise InputError(
+                    f"{path} has more than {_MOST_SEGMENTS} segments by task {number}, expected at most that"
+                )
             if fps is None:
                 raise InputError(f"{where} counts frames and states no frame rate, expected fps in its data")
-            for frames in value.get("ranges") or [{}]:
+            for frames in ranges:
                 first, last = frames.get("start"), frames.get("end")
                 if not (isinstance(first, int | float) and isinstance(last, int | float)):
                     raise InputError(f"{where} has the range {brief(frames)}, expected start and end as frames")

@@ -65,6 +65,8 @@ _EXPECTED = (
     "Label Studio JSON, ELAN)"
 )
 
+_LARGEST_TEXT = 256 << 20  # bytes; the annotations of ActivityNet have 10 MiB
+
 # Field of VideoAnnotation -> names in public files; the first one present is used.
 _JSON_KEYS = {
     "duration": ("duration", "duration_second"),
@@ -126,7 +128,7 @@ def read_annotations(
     if Path(path).is_dir():
         videos = _from_folder(Path(path))
     else:
-        text = read_text(path, _EXPECTED)
+        text = read_text(path, _EXPECTED, _LARGEST_TEXT)
         with readable(path, _EXPECTED):
             videos = _from_text(text, path)
     if strip_prefix:
@@ -178,7 +180,7 @@ def _from_folder(path: Path) -> dict[str, VideoAnnotation]:
         raise InputError(f"{path} is a folder without .eaf files, expected {_EXPECTED}")
     found = []
     for file in files:
-        text = read_text(file, "an ELAN file")
+        text = read_text(file, "an ELAN file", _LARGEST_TEXT)
         with readable(file, "an ELAN file"):
             found.append(elan_video(text, file))
     return _annotated(found, path)
@@ -237,6 +239,8 @@ def _instance(start: Any, end: Any, label: Any, where: str) -> Instance:
         raise InputError(f"{where}: segment is [{brief(start)}, {brief(end)}], expected two numbers in seconds")
     if end_s < start_s:
         raise InputError(f"{where}: segment is [{start}, {end}], expected start <= end")
+    if not isinstance(label, str | int | float):
+        raise InputError(f"{where}: label is {brief(label)}, expected text or a number")
     return Instance(start_s, end_s, str(label))
 
 

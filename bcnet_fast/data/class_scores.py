@@ -98,7 +98,7 @@ def _from_arrays(path: Path) -> ClassScores:
     if len(members) > 1 and members.keys() != _ARRAYS:
         raise InputError(f"{path} has the arrays {some(list(members))}, expected scores, videos and labels")
     opened = {name: array() for name, array in members.items()}
-    _require_small(sum(math.prod(array.shape) * max(array.dtype.itemsize, 8) for array in opened.values()), path)
+    _require_small(sum(math.prod(array.shape) * _bytes_of_value(array.dtype) for array in opened.values()), path)
     arrays = {name: array[...] for name, array in opened.items()}
     scores = arrays.get("scores")
     if scores is None or scores.ndim != 2 or scores.dtype.kind not in "fiu":
@@ -124,6 +124,11 @@ def _from_arrays(path: Path) -> ClassScores:
         expected = f'{{"videos": [names], "labels": [names]}} for {path.name}'
         raise InputError(f"{names_path}: unknown layout, expected {expected}")
     return _checked(names["videos"], names["labels"], scores, path)
+
+
+def _bytes_of_value(dtype: np.dtype) -> int:
+    """Bytes in memory; those of a name are at least those of a text in Python."""
+    return max(dtype.itemsize, 8 if dtype.kind in "fiu" else 64)
 
 
 def _require_small(size: int, path: Path) -> None:

@@ -38,7 +38,7 @@ def is_hdf5(path: Place) -> bool:
     signature, offset = b"\x89HDF\r\n\x1a\n", 0
     if isinstance(path, Address) or not path.is_file() or not os.access(path, os.R_OK):
         return False
-    with open(path, "rb") as file:
+    with readable(path, "a feature file"), open(path, "rb") as file:
         while len(found := file.read(len(signature))) == len(signature):
             if found == signature:
                 return True

@@ -1,7 +1,8 @@
 """Features in Parquet files: a row for each video, with its id and its array.
 
 An array is stored as in Hugging Face datasets, pandas and Ray: a list of rows; a flat list with a column `shape`
-beside it; or a tensor of Arrow or Ray. Row groups are read as a whole, and the last one is kept.
+beside it; or a tensor of Arrow or Ray. Row groups are read as a whole, and the last one is kept, as are the metadata of
+the last file.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class ParquetRows(SharedFiles):
         self._files = list(files)
         self._columns: list[_Columns] = []
         self.videos: dict[str, tuple[int, int, int]] = {}  # numbers of the file, of the row group, of the row in it
+        self._facts: tuple[int, Any] | None = None  # number of a file, its metadata, which are slow to read if many
         self._held: tuple[tuple[int, int, int], Any] | None = None  # process, file, group; their columns
         for number, path in enumerate(self._files):
             with _opened(path) as file:
@@ -68,7 +70,7 @@ class ParquetRows(SharedFiles):
                         self.videos[video] = number, group, row
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": None}
+        return {**self.__dict__, "_held": None, "_facts": None}
 
     def open(self, name: str) -> np.ndarray:
         number, group, row = self.videos[name]
@@ -89,7 +91,8 @@ class ParquetRows(SharedFiles):
         if self._held is None or self._held[0] != key:
             self._held = None  # before the next one is read
             path, columns = self._files[number], self._columns[number]
-            with _opened(path) as file:
+            with _opened(path, self._facts[1] if self._facts and self._facts[0] == number else None) as file:
+                self._facts = number, file.metadata
                 size = _unpacked_bytes(file.metadata.row_group(group), columns.arrays)
                 if size > self.limits.max_bytes:
                     raise InputError(
@@ -105,14 +108,15 @@ class ParquetRows(SharedFiles):
 
 
 @contextlib.contextmanager
-def _opened(path: Place) -> Iterator[Any]:
+def _opened(path: Place, facts: Any = None) -> Iterator[Any]:
+    """Open a file. facts: its metadata, if they are known."""
     with readable(path, _EXPECTED):
         parquet = require_pyarrow().parquet
         with open_binary(path, _EXPECTED) as raw:
+            facts = parquet.read_metadata(raw) if facts is None else facts
+            stored = facts.schema.to_arrow_schema().names
+            names = [name for name in ID_NAMES if name in stored]
             # Reading ahead would start threads, which a fork loses.
-            with parquet.ParquetFile(raw, pre_buffer=False) as file:
-                names = [name for name in ID_NAMES if name in file.schema_arrow.names]
-                facts = file.metadata
             # Read as a dictionary, so that repeated ids are in memory once.
             with parquet.ParquetFile(raw, metadata=facts, read_dictionary=names, pre_buffer=False) as file:
                 yield file

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..bounds import LARGEST, LARGEST_FLOAT, SMALLEST_FLOAT
+from ..bounds import LARGEST, TIME_RANGES
 from ..errors import InputError
 from ..recipe import Recipe
 from ..storage.address import Place
@@ -21,7 +21,7 @@ from ..text import brief
 P = TypeVar("P", bound=Place)
 KEY = "bcnet_fast_features"  # marks the file; its value is the version of the layout. In HDF5, the attribute
 VERSION = 1
-_RANGES = {"fps": (SMALLEST_FLOAT, LARGEST_FLOAT), "duration": (0, LARGEST_FLOAT), "rows": (1, LARGEST)}
+_RANGES = {"fps": TIME_RANGES["fps"], "duration": (0, TIME_RANGES["duration"][1]), "rows": (1, LARGEST)}
 _EXPECTED = "the sidecar of a feature file, as extract writes it"
 
 

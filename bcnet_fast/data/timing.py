@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from ..bounds import LARGEST_FLOAT, SMALLEST_FLOAT
+from ..bounds import LARGEST, time_fault
 from ..config import Config, TimeBase
 from ..errors import InputError
 from ..recipe import Recipe
-from ..text import count
+from ..text import brief, count
 from .annotations import VideoAnnotation, read_annotations, strip_activitynet_prefix
 from .sidecar import Sidecar
 
@@ -70,9 +70,7 @@ class TimeFlags:
     def __post_init__(self) -> None:
         for name in ("fps", "stride", "offset", "duration"):
             value = getattr(self, name)
-            low = -LARGEST_FLOAT if name == "offset" else SMALLEST_FLOAT
-            if value is not None and not low <= value <= LARGEST_FLOAT:
-                expected = "a finite number" if name == "offset" else "a positive number"
+            if value is not None and (expected := time_fault(name, value)):
                 raise InputError(f"--{name} is {value}, expected {expected}")
 
 
@@ -83,6 +81,10 @@ class TimeOptions:
     flags: TimeFlags = TimeFlags()
     every: int | None = None  # use every N-th row; None: the default of the layout
     times: str | None = None  # path for `read_annotations`
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every > LARGEST:
+            raise InputError(f"--every is {brief(self.every)}, expected at most {LARGEST}")
 
     def every_for(self, config: Config) -> int | None:
         """`every`, or that of the training; None: the default of the layout."""
@@ -95,9 +97,13 @@ class TimeOptions:
     ) -> TimeResolver:
         """Times of the videos of `archive`. `known` replaces the file if there is none.
 
-        InputError: the file cannot be read, or a flag contradicts the training of the checkpoint.
+        InputError: the file cannot be read or has a number out of range, or a flag contradicts the training of the
+        checkpoint.
         """
-        table = read_annotations(self.times, strip_prefix=config.data.strip_prefix) if self.times else known
+        table = known
+        if self.times:
+            table = read_annotations(self.times, strip_prefix=config.data.strip_prefix)
+            _require_in_range(table, self.times)
         return TimeResolver(
             config,
             self.flags,
@@ -267,6 +273,10 @@ class TimeResolver:
         """
         self.require_recipe(video)
         facts = self.facts(video)
+        for name in ("fps", "stride", "offset", "duration"):
+            value = getattr(facts, name)
+            if value is not None and (expected := time_fault(name, value)):
+                raise InputError(f"video {video!r} has the {name} {value:g}, expected {expected}")
         if self.config.data.rescale:  # the length of a snippet differs from video to video anyway
             time = self._rescaled(video, snippets, facts)
             return replace(time, duration=self._covered(video, facts) * time.duration) if whole_snippets else time
@@ -332,6 +342,21 @@ class TimeResolver:
                 "give --stride, or --times FILE with a column stride"
             )
         return facts.stride
+
+
+def _require_in_range(table: Mapping[str, VideoAnnotation], path: str) -> None:
+    """Raise InputError if a number of a table is out of range; 0 stands for an unknown length."""
+    for name, row in table.items():
+        values = (
+            ("fps", row.fps),
+            ("stride", row.feature_stride),
+            ("offset", row.feature_offset),
+            ("duration", row.duration or None),
+            ("frames", row.frames or None),
+        )
+        for column, value in values:
+            if value is not None and (expected := time_fault(column, value)):
+                raise InputError(f"{path}: video {name!r}: {column} is {value:g}, expected {expected}")
 
 
 def _agree(value: float, expected: float | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -21,6 +21,12 @@ _UNPLAYABLE = (".mkv", ".avi", ".flv", ".wmv", ".mpg", ".mpeg", ".ts", ".3gp")
 _SUFFIXES = [*PLAYABLE, *_UNPLAYABLE]
 
 
+def video_files(folder: str | os.PathLike) -> Iterator[Path]:
+    """All video files of a folder and its subfolders, by their suffixes. Links are not followed into folders."""
+    for place, _, names in os.walk(folder):
+        yield from (Path(place) / name for name in names if os.path.splitext(name)[1].lower() in _SUFFIXES)
+
+
 def find_videos(folder: str | os.PathLike, ids: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
     """The file of each id, and a line on each kind of trouble.
 
@@ -32,14 +38,10 @@ def find_videos(folder: str | os.PathLike, ids: Iterable[str]) -> tuple[dict[str
     if not root.is_dir():
         raise InputError(f"{folder} {'is a file' if root.exists() else 'does not exist'}, expected a folder of videos")
     candidates: dict[str, list[Path]] = {}
-    for place, _, names in os.walk(root):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in _SUFFIXES:
-                path = Path(place) / name
-                inside = path.relative_to(root).with_suffix("").as_posix()
-                for key in {stem, inside}:
-                    candidates.setdefault(key, []).append(path)
+    for path in video_files(root):
+        inside = path.relative_to(root).with_suffix("").as_posix()
+        for key in {path.stem, inside}:
+            candidates.setdefault(key, []).append(path)
 
     wanted = list(ids)
     found: dict[str, Path] = {}

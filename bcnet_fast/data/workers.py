@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ KILLED = "the process that read video {!r} was killed twice, probably because me
 _DEATH = "DataLoader worker (pid"  # start of PyTorch's message
 _SIGNAL_S = 0.2  # longest delay of a death's signal after the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
+# More workers than cores are the user's choice, and waiting for a storage takes no core.
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 
 def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], DataLoader]) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from ..data.annotations import VideoAnnotation, in_subset, read_annotations, str
 from ..data.class_scores import read_class_scores
 from ..errors import InputError
 from ..presets import PRESETS
-from ..results.fusion import FUSION_RULES, fuse
+from ..results.fusion import FUSION_RULES, fuse, score_files
 from ..results.pictures import optional_picture_path
 from ..results.reader import Results, read_results
 from ..storage.output import require_apart, require_writable, write_json
@@ -154,9 +154,9 @@ def evaluate(options: EvaluateOptions) -> Evaluation:
     for path in (options.json, options.picture):
         if path:
             require_writable(path)
-    if options.json:
-        inputs = {name: getattr(options, name) for name in ("proposals", "ground_truth", "class_scores", "video_info")}
-        require_apart(options.json, "--json", **inputs)
+    inputs = {name: getattr(options, name) for name in ("proposals", "ground_truth", "video_info")}
+    outputs = {"--json": options.json, "--plot": options.picture}
+    require_apart(outputs, class_scores=score_files(options.class_scores), **inputs)
 
     subset, ground_truth, elsewhere, everything = _ground_truth(options, metrics, strip_prefix)
     proposals = _proposals(options, strip_prefix, ground_truth, everything)

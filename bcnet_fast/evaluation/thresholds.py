@@ -23,9 +23,9 @@ def parse_tiou(text: str) -> tuple[float, ...]:
         raise InputError(f"--tiou is {text!r:.80}, {_EXPECTED}")
     if len(parts) == 3:
         values = _range(text, *values)
-    wrong = next((value for value in values if not 0 < value <= 1), None)
+    wrong = next((value for value in values if not _is_threshold(value)), None)
     if wrong is not None:
-        raise InputError(f"--tiou {text:.80} has the threshold {wrong}, expected numbers above 0 and up to 1")
+        raise InputError(f"--tiou {text:.80} has the threshold {wrong!s:.80}, expected numbers above 0 and up to 1")
     if len(set(values)) < len(values):
         raise InputError(f"--tiou {text:.80} has a threshold twice, expected each once")
     if len(values) > _MOST:
@@ -33,17 +33,22 @@ def parse_tiou(text: str) -> tuple[float, ...]:
     return tuple(map(float, values))
 
 
+def _is_threshold(value: Decimal) -> bool:
+    """Whether a number is in (0, 1], also as a float, where the smallest ones become 0."""
+    return 0 < value <= 1 and float(value) > 0
+
+
 def _range(text: str, first: Decimal, step: Decimal, last: Decimal) -> list[Decimal]:
     # Comparisons of huge exponents are exact and cheap; sums of them would not be.
-    if not (0 < first <= 1 and 0 < last <= 1 and 0 < step <= 1):
+    if not (_is_threshold(first) and _is_threshold(last) and 0 < step <= 1):
         raise InputError(f"--tiou is {text!r:.80}, {_EXPECTED}")
     if last < first:
         raise InputError(f"--tiou {text:.80} ends below its beginning, expected FIRST:STEP:LAST with FIRST <= LAST")
-    steps = (last - first) / step
-    if steps >= _MOST:
+    if last - first >= _MOST * step:  # a quotient could overflow
         raise InputError(f"--tiou {text:.80} has more than {_MOST} thresholds, expected at most {_MOST}")
+    steps = (last - first) / step
     if steps != int(steps):
-        raise InputError(f"--tiou {text:.80}: no whole number of steps leads from {first} to {last}")
+        raise InputError(f"--tiou {text:.80}: no whole number of steps leads from {first!s:.40} to {last!s:.40}")
     return [first + place * step for place in range(int(steps) + 1)]
 
 

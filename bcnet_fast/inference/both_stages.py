@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..results.fusion import score_files
+from ..storage.output import require_apart
 from .options import InferOptions
 from .refine import RefineOptions, RefineReport, refine
 from .run import InferReport, infer
-from .running import require_fresh
+from .running import require_fresh, result_files
 from .second_stage_model import BACKENDS, PRECISIONS
 from .streams import class_names, read_configs
 
@@ -29,6 +31,19 @@ def infer_and_refine(options: InferOptions) -> tuple[InferReport, RefineReport]:
     proposals = proposals_beside(options.output)
     for path in (options.output, proposals):
         require_fresh(path, resume=options.resume, overwrite=options.overwrite)
+    # What only one of the two runs knows of.
+    require_apart(
+        {
+            "--output": [*result_files(options.output), *result_files(proposals)],
+            "--trace": options.trace,
+            "--page": options.page,
+        },
+        checkpoint=options.checkpoint,
+        refine=options.refine,
+        times=options.time.times,
+        labels=score_files(options.labels),
+        ground_truth=options.ground_truth,
+    )
     class_names(read_configs(options.refine), options.refine, None)
     features = options.keep_features if options.videos else options.features
     if features is None:

@@ -24,6 +24,7 @@ from ..data.timing import TimeOptions, TimeResolver
 from ..errors import InputError
 from ..profiling import Profile, record, stage
 from ..progress import progress
+from ..results.fusion import score_files
 from ..results.pictures import PictureWriter
 from ..results.proposal_videos import FramedProposals, ProposalFile, read_proposals, timed_like
 from ..results.view import require_page_name
@@ -34,7 +35,16 @@ from ..text import count, some
 from ..threads import FairShare
 from .model import load
 from .predict import Failure
-from .running import interruptible, require_fresh, sha256, show, take_up
+from .running import (
+    feature_files,
+    interruptible,
+    require_fresh,
+    result_files,
+    sha256,
+    show,
+    shown_files,
+    take_up,
+)
 from .second_stage import Neighbours, Refiner
 from .second_stage_model import SecondStageModel
 from .streams import class_names, features_of_models, open_streams, read_configs, read_streams
@@ -122,7 +132,7 @@ def refine(options: RefineOptions) -> RefineReport:
     streams = open_streams(options.features, configs, options.checkpoint, options.time, options.limits)
     truth = read_annotations(options.ground_truth, strip_prefix=strip) if options.ground_truth else {}
     class_scores = read_class_scores(options.labels, strip_prefix=strip) if options.labels else None
-    _require_apart(options, streams)
+    _require_apart(options, streams, proposals.names)
     resolvers = _resolvers(options, configs, streams, proposals)
     times = resolvers[0]
     names, notes, failures = _select(options, proposals, streams, truth or times.table, release=release)
@@ -381,22 +391,23 @@ def _class_weights(
     return dict(zip(class_scores.videos, scores, strict=True))
 
 
-def _require_apart(options: RefineOptions, streams: Sequence[FeatureArchive]) -> None:
-    """InputError: the output is one of the inputs."""
-    if not Path(options.output).exists():
-        return
-    inputs = {
-        "proposals": options.proposals,
-        "times": options.time.times,
-        "labels": options.labels,
-        "ground_truth": options.ground_truth,
-        "classes": options.classes,
-    }
-    require_apart(options.output, "--output", **inputs)
-    for path in options.checkpoint:
-        require_apart(options.output, "--output", checkpoint=path)
-    for features in {file for archive in streams for video in archive.ids for file in archive.files(video)}:
-        require_apart(options.output, "--output", features=features)
+def _require_apart(options: RefineOptions, streams: Sequence[FeatureArchive], names: Sequence[str]) -> None:
+    """InputError: a file to write is one of the inputs, or another one to write."""
+    results = result_files(options.output)
+    require_apart(
+        {
+            "--output": results,
+            "--page": options.page,
+            **shown_files(options.plot, options.plot_format, options.srt, names),
+        },
+        proposals=options.proposals,
+        features=feature_files(streams, results),
+        checkpoint=options.checkpoint,
+        classes=options.classes,
+        times=options.time.times,
+        labels=score_files(options.labels),
+        ground_truth=options.ground_truth,
+    )
 
 
 def _sources(streams: Sequence[FeatureArchive], names: Iterable[str]) -> dict[str, list[Any]]:

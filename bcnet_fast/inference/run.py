@@ -18,6 +18,7 @@ from ..config import Config
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import ClassScores, read_class_scores
 from ..data.features import FeatureArchive, open_features
+from ..data.sidecar import sidecar_path
 from ..data.timing import TimeResolver
 from ..errors import InputError
 from ..ops import native
@@ -26,16 +27,14 @@ from ..presets import PRESETS
 from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
-from ..results.boundaries import Boundaries, write_boundaries
-from ..results.fusion import fuse_video
+from ..results.boundaries import Boundaries, boundary_path, write_boundaries
+from ..results.fusion import fuse_video, score_files
 from ..results.pictures import PictureWriter
 from ..results.view import require_page_name
 from ..results.writer import ResultWriter
-from ..storage.address import place_of
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
 from ..storage.output import require_apart, require_writable
-from ..storage.remote import exists
 from ..text import count
 from ..threads import FairShare
 from ..video.listing import list_videos
@@ -44,7 +43,7 @@ from ..video.source import open_videos
 from .model import Model, load
 from .options import InferOptions
 from .predict import Failure, Predictor, VideoProposals
-from .running import interruptible, require_fresh, show, take_up
+from .running import feature_files, interruptible, require_fresh, result_files, show, shown_files, take_up
 from .settings import details_of, run_settings, version_of
 
 
@@ -219,18 +218,27 @@ def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive,
 
 
 def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
-    """InputError: a file to write is one of the inputs."""
-    inputs = {
-        "checkpoint": options.checkpoint,
-        "times": options.time.times,
-        "labels": options.labels,
-        "ground_truth": options.ground_truth,
-    }
-    for flag, path in (("--output", options.output), ("--trace", options.trace)):
-        if path is not None and exists(place_of(path)):
-            require_apart(path, flag, **inputs)
-            for features in {file for video in archive.ids for file in archive.files(video)}:
-                require_apart(path, flag, features=features)
+    """InputError: a file to write is one of the inputs, or another one to write."""
+    ids, curves, keep = archive.ids, options.boundaries, options.keep_features
+    kept = [Path(keep) / f"{Path(archive.files(video)[0]).stem}.npy" for video in ids] if keep else []
+    results = [*result_files(options.output), *([options.trace] if options.trace else [])]
+    require_apart(
+        {
+            "--output": result_files(options.output),
+            "--trace": options.trace,
+            "--page": options.page,
+            "--boundaries": [boundary_path(curves, video) for video in ids] if curves else None,
+            **shown_files(options.plot, options.plot_format, options.srt, ids),
+        },
+        checkpoint=options.checkpoint,
+        features=feature_files([archive], results),
+        keep_features=[*kept, *map(sidecar_path, kept)],
+        weights=options.network.weights,
+        flow_weights=options.network.flow_weights,
+        times=options.time.times,
+        labels=score_files(options.labels),
+        ground_truth=options.ground_truth,
+    )
 
 
 class Run:

@@ -6,18 +6,20 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..data.annotations import VideoAnnotation
+from ..data.features import FeatureArchive
+from ..data.sidecar import read_sidecar, sidecar_path
 from ..errors import InputError
-from ..results.pictures import PictureWriter, file_name
+from ..results.pictures import PictureWriter, file_name, optional_picture_path
 from ..results.subtitles import write_subtitles
 from ..results.timeline import best_count
-from ..results.writer import ResultWriter
-from ..storage.address import is_address, place_of
+from ..results.writer import ResultWriter, partial_of
+from ..storage.address import Address, Place, is_address, place_of
 from ..storage.files import require_file
 from ..storage.remote import exists
 from ..text import count
@@ -31,6 +33,34 @@ def require_fresh(output: str, *, resume: bool, overwrite: bool) -> None:
         raise InputError(f"{output} exists; replace it with --overwrite, or complete it with --resume")
     if resume and overwrite:
         raise InputError("--resume keeps the results that exist, --overwrite replaces them; give one of the two")
+
+
+def result_files(output: str) -> list[Place]:
+    """The files of --output: the result, and the partial one beside it."""
+    place = place_of(output)
+    return [place] if isinstance(place, Address) or not place.name else [place, partial_of(place)]
+
+
+def shown_files(
+    plot: str | None, plot_format: str | None, srt: str | None, ids: Iterable[str]
+) -> dict[str, list[Path]]:
+    """The files that `show` writes for videos, by flag."""
+    names = [file_name(video) for video in ids]
+    pictures = {optional_picture_path(plot, plot_format, name) for name in names}
+    return {
+        "--plot": [path for path in pictures if path is not None],
+        "--srt": [Path(srt) / f"{name}.srt" for name in names] if srt else [],
+    }
+
+
+def feature_files(archives: Iterable[FeatureArchive], outputs: Iterable[str | os.PathLike]) -> Iterator[Place]:
+    """The files of features. A sidecar is one of them if it has the name of an output, by which results are meant."""
+    names = {place_of(path).name for path in outputs}
+    for file in {file for archive in archives for video in archive.ids for file in archive.files(video)}:
+        yield file
+        side = sidecar_path(file)
+        if side.name in names and read_sidecar(side) is not None:
+            yield side
 
 
 def sha256(path: str | os.PathLike | None) -> str | None:

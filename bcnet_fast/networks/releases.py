@@ -97,7 +97,7 @@ def convert(options: ConvertOptions) -> Converted:
     if Path(options.output).suffix != ".safetensors":
         raise InputError(f"--output is {options.output}, expected a name ending in .safetensors")
     inputs = {name: getattr(options, name) for name in ("bpm", "abi", "bmn", "gtad", "pgcn", "muses")}
-    require_apart(options.output, "--output", **inputs)
+    require_apart({"--output": options.output}, **inputs)
     output = require_writable(options.output)
     if options.bmn is not None:
         state, config = convert_bmn(options.bmn, _preset("bmn", options.preset))

@@ -17,7 +17,7 @@ from .pictures import file_name
 
 _EXPECTED = "boundary probabilities as infer --boundaries writes them: arrays times, start, end and duration"
 _ARRAYS = ("times", "start", "end")
-_MOST_VALUES = 1 << 23  # values of a column: a video of a day has fewer
+_LARGEST = 1 << 26  # bytes of a column as float64: that of a video of a day has fewer
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ def read_boundaries(folder: str | os.PathLike, video: str) -> Boundaries | None:
     with readable(require_file(path, _EXPECTED), _EXPECTED):
         members = open_npz(path)
         stored = {name: members[name]() for name in (*_ARRAYS, "duration")}
-        if any(math.prod(array.shape) > _MOST_VALUES for array in stored.values()):
-            raise ValueError(f"more than {_MOST_VALUES} values")
+        for name, array in stored.items():
+            if array.dtype.kind not in "fiu":
+                raise ValueError(f"{name} has type {array.dtype}")
+            if math.prod(array.shape) * max(array.dtype.itemsize, 8) > _LARGEST:
+                raise ValueError(f"{name} has more than {_LARGEST >> 20} MiB")
         arrays = {name: array[...] for name, array in stored.items()}
         times, start, end = (np.asarray(arrays[name], np.float32) for name in _ARRAYS)
         duration = float(arrays["duration"])

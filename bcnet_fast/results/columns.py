@@ -52,11 +52,16 @@ class Results:
         video = np.repeat(np.arange(len(lists)), [len(entries) for entries in lists.values()])
         flat = [entry for entries in lists.values() for entry in entries]
         try:
-            segments = np.array([entry["segment"] for entry in flat], dtype=np.float64).reshape(len(flat), 2)
-            scores = np.array([entry["score"] for entry in flat], dtype=np.float64).reshape(len(flat))
+            segments = np.array([entry["segment"] for entry in flat] or np.empty((0, 2)), dtype=np.float64)
+            scores = np.array([entry["score"] for entry in flat], dtype=np.float64)
+            if segments.shape != (len(flat), 2) or scores.ndim != 1:
+                raise ValueError("a number is a list")
             usable = is_usable(segments).all(1) & is_usable(scores) & (segments[:, 0] <= segments[:, 1])
         except (TypeError, KeyError, ValueError, OverflowError):
-            usable = np.array([_is_usable(entry) for entry in flat])
+            rows = [_usable_row(entry) for entry in flat]
+            usable = np.array([row is not None for row in rows])
+            segments, scores = np.split(np.array([row or (0.0, 0.0, 0.0) for row in rows]), [2], axis=1)
+            scores = scores[:, 0]
         if not usable.all():
             wrong = int(np.argmin(usable))
             raise InputError(
@@ -70,6 +75,12 @@ class Results:
             name = list(lists)[video[labelled.index(False)]]
             raise InputError(
                 f"{source}: an entry of video {name!r} has no label, expected labels in all entries or in none"
+            )
+        odd = next((row for row, entry in enumerate(flat) if not isinstance(entry["label"], str | int | float)), None)
+        if odd is not None:
+            name = list(lists)[video[odd]]
+            raise InputError(
+                f"{source}: video {name!r} has the label {brief(flat[odd]['label'])}, expected text or a number"
             )
         codes: dict[str, int] = {}
         label = np.array([codes.setdefault(str(entry["label"]), len(codes)) for entry in flat])
@@ -157,9 +168,14 @@ def is_usable(values: ArrayLike) -> np.ndarray:
     return np.abs(values) <= LARGEST_FLOAT
 
 
-def _is_usable(entry: Any) -> bool:
+def _usable_row(entry: Any) -> tuple[float, float, float] | None:
+    """Start, end and score of an entry; None if they are not usable."""
     try:
-        start, end = (float(time) for time in entry["segment"])
-        return bool(is_usable([start, end, float(entry["score"])]).all()) and start <= end
+        segment = entry["segment"]
+        if isinstance(segment, str | bytes | Mapping):
+            return None
+        start, end = (float(time) for time in segment)
+        score = float(entry["score"])
     except (TypeError, KeyError, ValueError, OverflowError):
-        return False
+        return None
+    return (start, end, score) if is_usable([start, end, score]).all() and start <= end else None

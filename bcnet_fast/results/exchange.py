@@ -19,7 +19,7 @@ import datetime
 import heapq
 import os
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,14 @@ def write(
 ) -> list[Path]:
     """Write results in one of `FORMATS`; returns the files.
 
-    path: the file; for a format with a file for each video, the folder. A single video may also have a file name with
-        the suffix of the format.
+    path: see `targets`.
     videos: frame rate and length of videos; Label Studio counts frames and needs the rate.
     media: path or address of each video; without one, its id is written.
     best: proposals of a video, by score; all by default.
 
     InputError: unknown format, a video without frame rate for Label Studio, a file that cannot be written.
     """
-    if format not in FORMATS:
-        near = did_you_mean(format, FORMATS)
-        raise InputError(f"export format is {format!r}, expected {alternatives(FORMATS)}{near}")
-    path = Path(path)
+    path, written = Path(path), targets(format, path, results.video_names)
     by_score = np.lexsort((-results.scores, results.video))
     first = np.searchsorted(results.video[by_score], np.arange(len(results.video_names)))
     separate = [
@@ -89,18 +85,35 @@ def write(
     ]
     if format in _WHOLE:
         _WHOLE[format](path, separate)
-        return [path]
+        return written
     suffix, write_one = _BY_VIDEO[format]
-    if path.suffix == suffix:
-        if len(separate) != 1:
-            raise InputError(f"{path} is one file, expected a folder for {len(separate)} videos")
-        written = [path]
-    else:
-        written = [path / f"{file_name(video.name)}{suffix}" for video in separate]
+    if written != [path]:
         require_writable(path / suffix)
     for file, video in zip(written, separate, strict=True):
         write_one(file, video)
     return written
+
+
+def targets(format: str, path: str | os.PathLike, names: Sequence[str]) -> list[Path]:
+    """The files that `write` writes for videos of these names.
+
+    path: the file; for a format with a file for each video, the folder. A single video may also have a file name with
+        the suffix of the format.
+
+    InputError: unknown format, or one file for several videos.
+    """
+    if format not in FORMATS:
+        near = did_you_mean(format, FORMATS)
+        raise InputError(f"export format is {format!r}, expected {alternatives(FORMATS)}{near}")
+    path = Path(path)
+    if format in _WHOLE:
+        return [path]
+    suffix, _ = _BY_VIDEO[format]
+    if path.suffix != suffix:
+        return [path / f"{file_name(name)}{suffix}" for name in names]
+    if len(names) != 1:
+        raise InputError(f"{path} is one file, expected a folder for {len(names)} videos")
+    return [path]
 
 
 def _video(

@@ -22,6 +22,7 @@ from .parts import DONE, Header, Part, Stored, parts_in
 from .writer import write_submission
 
 _GROUP_ROWS = 100_000  # rows of a merged Parquet file that are in memory at once
+_LONGEST_LINE = 1 << 16  # characters of an id and the end of its line
 _LISTED = 10  # unfinished videos in a report
 META = "bcnet_fast"  # key in the footer of a merged Parquet file
 
@@ -214,7 +215,9 @@ def _lines_of(path: str | os.PathLike) -> Iterator[str]:
     expected = "sorted ids, one a line"
     try:
         with open(require_file(path, expected), encoding="utf-8") as file:
-            for line in file:
+            while line := file.readline(_LONGEST_LINE):
+                if len(line) == _LONGEST_LINE:
+                    raise InputError(f"{path} has a line of {_LONGEST_LINE} characters or more, expected {expected}")
                 if name := line.rstrip("\r\n"):
                     yield name
     except (OSError, UnicodeDecodeError) as error:

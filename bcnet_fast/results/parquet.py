@@ -7,6 +7,7 @@ label text or null.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,8 @@ from ..storage.optional import require_pyarrow
 
 COLUMNS = ("video", "rank", "start", "end", "score", "label")
 SUFFIX = ".parquet"
+LARGEST_TABLE = 2 << 30  # bytes of the columns that are read from a file
+_LONGEST_TEXT = 4096  # bytes of an id or a label
 
 
 class Columns(NamedTuple):
@@ -97,3 +100,40 @@ def parquet_table(videos: Sequence[tuple[str, Columns]]) -> Any:
         arrow.array(labels, arrow.string()),
     ]
     return arrow.Table.from_arrays(columns, schema=_schema())
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a type of Arrow is text, stored as a dictionary or not."""
+    types = require_pyarrow().types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+
+
+def require_plain(file: Any, names: Sequence[str], groups: Sequence[int]) -> None:
+    """ValueError: columns of these row groups are no plain numbers or text, or too large for memory."""
+    types = require_pyarrow().types
+    for name in names:
+        kind = file.schema_arrow.field(name).type
+        number = types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+        if not (number or is_text(kind) or types.is_null(kind)):
+            raise ValueError(f"column {name} has type {kind}")
+    facts = [file.metadata.row_group(group) for group in groups]
+    columns = [group.column(number) for group in facts for number in range(group.num_columns)]
+    size = sum(max(one.total_uncompressed_size, 8 * one.num_values) for one in columns if one.path_in_schema in names)
+    if size > LARGEST_TABLE:
+        raise ValueError(f"{size / 2**30:.3g} GiB of columns, at most {LARGEST_TABLE >> 30} are read")
+
+
+def texts(column: Any) -> list[str | None]:
+    """The values of a column that is read as a dictionary: equal ones are in memory once.
+
+    ValueError: the column has another type, or a value is longer than an id or a label can be.
+    """
+    types, compute = require_pyarrow().types, importlib.import_module("pyarrow.compute")
+    if not (types.is_dictionary(column.type) and is_text(column.type)):
+        raise ValueError(f"ids or labels have type {column.type}")
+    longest = compute.max(compute.binary_length(column.dictionary)).as_py() or 0
+    if longest > _LONGEST_TEXT:
+        raise ValueError(f"an id or a label has {longest} bytes, at most {_LONGEST_TEXT} are read")
+    names = [*column.dictionary.to_pylist(), None]
+    return [names[index] for index in column.indices.fill_null(len(names) - 1).to_pylist()]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,13 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..bounds import LARGEST_FLOAT
 from ..errors import InputError
 from ..storage.address import Address, Place, place_of
 from ..storage.files import open_binary, readable, require_file
 from ..storage.optional import require_pyarrow
 from ..storage.remote import listed, read_range, size_of
 from ..text import brief
-from .parquet import SUFFIX, Columns, parquet_table, parquet_writer
+from .parquet import SUFFIX, Columns, parquet_table, parquet_writer, require_plain, texts
 
 FORMATS = ("jsonl", "parquet")
 NAME = re.compile(r"part-(\d{3,})-of-(\d{3,})-(\d{4,})\.(jsonl|parquet)")
@@ -39,8 +41,10 @@ _VERSION = 1
 _EXPECTED = "a whole part of `infer --shard`"
 _READ_BYTES = 1 << 16  # read at once from a file, which is closed in between: merging reads from every shard
 _REMOTE_BYTES = 1 << 20  # the same for a file in another storage
+_LONGEST_LINE = 1 << 24  # bytes
 _MOST_ROWS = 1 << 20  # most rows of a Parquet row group that is read
 _GROUP_ROWS = 4096  # rows of Parquet that are unpacked at once
+_READ = ("video", "start", "end", "score", "label")  # columns of Parquet
 
 
 class Record(NamedTuple):
@@ -90,10 +94,14 @@ class Header:
     checksums: tuple[int, ...] = ()
 
 
-# The end of a row, which is an entry of a submission: a quote inside an id or label is escaped.
-_NUMBER = rb"-?\d[\d.e+-]*"
-_ENTRY = re.compile(
-    rb'"score": %b, "segment": \[%b, %b\](?:, "label": "(?:[^"\\]|\\.)*")?\}(?=\n)' % (_NUMBER, _NUMBER, _NUMBER)
+# A row without the id before it: rank, and an entry of a submission. Entries are copied without parsing them. Therefore
+# the form is that of JSON, and numbers are below 1e30.
+_NUMBER = rb"-?(?:(?:0|[1-9]\d{0,29})(?:\.\d{1,30})?(?:e-\d{1,3})?|[1-9](?:\.\d{1,30})?e\+?[12]?\d)"
+_TEXT = rb'[^"\\\x00-\x1f]*'
+_LABEL = rb'"%b(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})%b)*"' % (_TEXT, _TEXT)
+_ROW = re.compile(
+    rb'^\d+, ("score": %b, "segment": \[%b, %b\](?:, "label": %b)?\})$' % (_NUMBER, _NUMBER, _NUMBER, _LABEL),
+    re.MULTILINE,
 )
 _HEADER_TYPES = (int, str, str, dict, str, int, int, str, str, list | tuple, list | tuple)
 _RECORD_TYPES = (str, str, str | None, int, int, int, list, str)
@@ -111,23 +119,43 @@ def fingerprint_of(settings: dict[str, Any]) -> str:
 class Rows:
     """Proposals of one video as they are stored in JSON lines."""
 
-    def __init__(self, lines: Sequence[bytes], path: Place) -> None:
-        self._lines, self._path = lines, path
+    def __init__(self, video: str, lines: Sequence[bytes], path: Place) -> None:
+        self._begin, self._lines, self._path = _row_begin(video).encode(), lines, path
 
     def json(self) -> str:
         """The entries of a submission, cut out of the rows without parsing them: id and rank precede each entry."""
-        found = _ENTRY.findall(b"".join(self._lines))
-        if len(found) != len(self._lines):
-            wrong = next((line for line in self._lines if not _ENTRY.search(line)), b"")
-            raise InputError(f"{self._path} has the row {brief(wrong)}, expected {_EXPECTED}")
-        return "[{" + b", {".join(found).decode("ascii") + "]" if found else "[]"
+        rows = b"".join(self._lines)
+        found = _ROW.findall(rows.replace(self._begin, b""))
+        if not len(found) == len(self._lines) == rows.count(self._begin):
+            raise InputError(f"{self._path} has the row {brief(self._wrong())}, expected {_EXPECTED}")
+        try:
+            return "[{" + b", {".join(found).decode() + "]" if found else "[]"
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self._path} has a label that is not UTF-8, expected {_EXPECTED}") from error
+
+    def _wrong(self) -> bytes:
+        """The first row that has another id or form."""
+        return next(
+            (
+                line
+                for line in self._lines
+                if not (line.startswith(self._begin) and _ROW.fullmatch(line[len(self._begin) :].removesuffix(b"\n")))
+            ),
+            b"",
+        )
 
     def columns(self) -> Columns:
         with readable(self._path, _EXPECTED):
             found = json.loads(self.json())
             segments = np.array([row["segment"] for row in found], np.float64).reshape(len(found), 2)
+            _require_order(segments)
             labels = [row["label"] for row in found] if found and "label" in found[0] else None
             return Columns(segments, np.array([row["score"] for row in found], np.float64), labels)
+
+
+def _require_order(segments: np.ndarray) -> None:
+    if (segments[:, 0] > segments[:, 1]).any():
+        raise ValueError("a segment ends before its start")
 
 
 class Stored(NamedTuple):
@@ -135,6 +163,13 @@ class Stored(NamedTuple):
 
     record: Record
     found: Rows | Columns
+
+
+class _Group(NamedTuple):
+    """Consecutive rows of a Parquet file. videos: the id of each."""
+
+    videos: np.ndarray
+    columns: Columns
 
 
 class Part:
@@ -149,7 +184,7 @@ class Part:
                 header = json.loads(self._open().metadata.metadata[HEADER.encode()])
             else:
                 with open_binary(path, _EXPECTED) as file:
-                    line = file.readline()
+                    line = file.readline(_LONGEST_LINE)
                 self._begin, header = len(line), json.loads(line)[HEADER]
             if header.pop("format") != _VERSION:
                 raise InputError(f"{path} is of another version of bcnet_fast, expected {_EXPECTED}")
@@ -178,11 +213,17 @@ class Part:
                 lines = self._open().metadata.metadata[RECORDS.encode()].splitlines()
             else:
                 lines = self._lines(0)
+            last = None
             for line in lines:
                 record = Record(**json.loads(line))
                 if not _are(record, _RECORD_TYPES) or min(record.windows, record.proposals, record.attempt) < 0:
                     raise ValueError(f"a record is {brief(line)}")
+                if record.video < last if last is not None else record.video != self.header.first:
+                    raise ValueError(f"the video {brief(record.video)} is not at its place")
                 yield record
+                last = record.video
+            if last != self.header.last:
+                raise ValueError(f"the last video is {brief(last)}, not {brief(self.header.last)}")
 
     def videos(self) -> Iterator[Stored]:
         """Records and proposals of its videos, by id."""
@@ -191,23 +232,37 @@ class Part:
                 rows: Iterator[Any] = self._groups()
                 held = next(rows, None)
                 for record in self.records():
-                    taken, held = _take(held, rows, record.proposals)
+                    taken, held = _take(record.video, held, rows, record.proposals)
                     yield Stored(record, taken)
+                more = held is not None
             else:
                 lines = self._lines(1)
                 for record in self.records():
-                    yield Stored(record, Rows([next(lines) for _ in range(record.proposals)], self.path))
+                    of_video = list(itertools.islice(lines, record.proposals))
+                    if len(of_video) < record.proposals:
+                        raise ValueError("rows are missing")
+                    yield Stored(record, Rows(record.video, of_video, self.path))
+                more = next(lines, None) is not None
+            if more:
+                raise ValueError("more rows than its records state")
 
     def _lines(self, section: int) -> Iterator[bytes]:
         """The lines of the records (0) or rows (1). Their checksum is compared, because rows are not parsed."""
         checksum = functools.reduce(lambda checksum, block: zlib.crc32(block, checksum), self._blocks(section), 0)
         if checksum != self.header.checksums[section]:
             raise InputError(f"{self.path} is damaged, expected {_EXPECTED}; delete it and run its shard again")
+        return itertools.chain.from_iterable(self._whole_lines(section))
+
+    def _whole_lines(self, section: int) -> Iterator[list[bytes]]:
         rest = b""
         for block in self._blocks(section):
             lines = (rest + block).splitlines(keepends=True)
             rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
-            yield from lines
+            if len(rest) > _LONGEST_LINE:
+                raise ValueError(f"a line is longer than {_LONGEST_LINE} bytes")
+            yield lines
+        if rest:
+            raise ValueError("its last line is cut")
 
     def _blocks(self, section: int) -> Iterator[bytes]:
         """The bytes of the records (0) or rows (1); the file is closed in between."""
@@ -227,37 +282,49 @@ class Part:
 
     def _open(self) -> Any:
         source = open_binary(self.path, _EXPECTED) if isinstance(self.path, Address) else self.path
-        return require_pyarrow().parquet.ParquetFile(source, page_checksum_verification=True)
+        return require_pyarrow().parquet.ParquetFile(
+            source, page_checksum_verification=True, read_dictionary=["video", "label"]
+        )
 
-    def _groups(self) -> Iterator[Columns]:
+    def _groups(self) -> Iterator[_Group]:
         """The rows, a group at a time."""
         for number in range(self._open().num_row_groups):
             file = self._open()
             if file.metadata.row_group(number).num_rows > _MOST_ROWS:
                 raise ValueError(f"a group has more than {_MOST_ROWS} rows")
-            table = file.read_row_group(number, columns=["start", "end", "score", "label"])
-            start, end, score, label = (table.column(name) for name in table.column_names)
-            labels = None if label.null_count == len(label) else np.array(label.to_pylist(), object)
-            numbers = np.array([start.to_numpy(), end.to_numpy(), score.to_numpy()], np.float64)
-            if not np.isfinite(numbers).all():
-                raise ValueError("a time or score is not finite")
-            yield Columns(numbers[:2].T, numbers[2], labels)
+            require_plain(file, _READ, [number])
+            for batch in file.iter_batches(row_groups=[number], columns=list(_READ)):
+                start, end, score = (batch.column(name) for name in _READ[1:4])
+                numbers = np.array([start.to_numpy(), end.to_numpy(), score.to_numpy()], np.float64)
+                if not (np.abs(numbers) <= LARGEST_FLOAT).all():
+                    raise ValueError(f"a time or score is not a number up to {LARGEST_FLOAT:g}")
+                _require_order(numbers[:2].T)
+                videos, label = texts(batch.column("video")), batch.column("label")
+                labels = None if label.null_count == len(label) else np.array(texts(label), object)
+                if None in videos or (labels is not None and label.null_count):
+                    raise ValueError("a row has no video or no label")
+                yield _Group(np.array(videos, object), Columns(numbers[:2].T, numbers[2], labels))
 
 
-def _take(held: Columns | None, more: Iterator[Columns], count: int) -> tuple[Columns, Columns | None]:
-    """The next `count` rows and those that are left of their group. ValueError: there are fewer."""
+def _take(video: str, held: _Group | None, more: Iterator[_Group], count: int) -> tuple[Columns, _Group | None]:
+    """The next `count` rows and those that are left of their group. ValueError: they are fewer, or of another video."""
     pieces: list[Columns] = []
     while count:
         if held is None:
             raise ValueError("rows are missing")
-        pieces.append(_slice(held, 0, count))
-        count -= len(pieces[-1].scores)
-        held = _slice(held, len(pieces[-1].scores), None)
-        if not len(held.scores):
+        if (held.videos[:count] != video).any():
+            raise ValueError(f"a row of the video {brief(video)} has another id")
+        pieces.append(_slice(held.columns, 0, count))
+        length = len(pieces[-1].scores)
+        count -= length
+        held = _Group(held.videos[length:], _slice(held.columns, length, None))
+        if not len(held.videos):
             held = next(more, None)
     if not pieces:
         return Columns(np.empty((0, 2)), np.empty(0)), held
     labels = [piece.labels for piece in pieces if piece.labels is not None]
+    if labels and len(labels) < len(pieces):
+        raise ValueError(f"a row of the video {brief(video)} has no label")
     return Columns(
         np.concatenate([piece.segments for piece in pieces]),
         np.concatenate([piece.scores for piece in pieces]),
@@ -324,6 +391,10 @@ def _stated(header: Header) -> dict[str, Any]:
 
 def _rows(video: str, columns: Columns) -> Iterator[str]:
     """A line for each proposal: id and rank, and then the entry of a submission."""
-    name = json.dumps(video)
+    begin = _row_begin(video)
     for rank, entry in enumerate(columns.entries(), 1):
-        yield f'{{"video": {name}, "rank": {rank}, {entry[1:]}\n'
+        yield f"{begin}{rank}, {entry[1:]}\n"
+
+
+def _row_begin(video: str) -> str:
+    return f'{{"video": {json.dumps(video)}, "rank": '

@@ -32,9 +32,11 @@ from ..storage.foreign import refuse_pickle
 from ..storage.remote import reads_addresses
 from ..text import alternatives, brief
 from .columns import Results
+from .parquet import is_text, require_plain, texts
 from .tables import (
     EXPECTED,
     KNOWN,
+    READ,
     UCF_CLASSES,
     VIDEO,
     Unit,
@@ -292,12 +294,30 @@ def _read_parquet(path: Path, videos: Videos | None) -> Results:
     except ImportError as error:
         raise InputError(f"{path} is a Parquet file, which needs pyarrow: pip install 'bcnet_fast[parquet]'") from error
     with readable(path, EXPECTED):
-        rows, size = parquet.read_metadata(path).num_rows, path.stat().st_size
+        facts = parquet.read_metadata(path)
+        rows, size = facts.num_rows, path.stat().st_size
         if rows > max(size, _FEW_ROWS):  # compressed more than real scores can be
             raise InputError(f"{path} has {rows} rows in {size} bytes, expected {EXPECTED}")
-        columns = parquet.read_table(path).to_pydict()
-        # A column of nulls counts as absent: `merge` writes one as the labels of proposals.
+        schema = facts.schema.to_arrow_schema()
+        names = [name for name in dict.fromkeys(schema.names) if plain_name(name) in READ]
+        text = [name for name in names if is_text(schema.field(name).type)]
+        with parquet.ParquetFile(path, read_dictionary=text) as file:
+            require_plain(file, names, range(facts.num_row_groups))
+            table = _parquet_columns(file, names, text)
+        # A column of nulls counts as absent: `merge` writes one as the labels of proposals. Others are only named.
         table = {
-            name: values for name, values in columns.items() if not values or any(one is not None for one in values)
+            name: table.get(name, [])
+            for name in schema.names
+            if not rows or name not in table or any(one is not None for one in table[name])
         }
         return results_of_table(table, path, lambda row: f"{path}: row {row + 1}", videos)
+
+
+def _parquet_columns(file: Any, names: Sequence[str], text: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns of a Parquet file, read in parts: a column of text may unpack to far more than its file states."""
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for batch in file.iter_batches(columns=list(names)) if names else ():
+        for name in names:
+            column = batch.column(name)
+            columns[name] += texts(column) if name in text else column.to_pylist()
+    return columns

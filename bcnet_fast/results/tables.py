@@ -32,6 +32,7 @@ _LABEL = ("label", "class", "class name", "category", "type", "label name", "lab
 # Scores of BSN's ends and of its evaluation module; only the first two exist before that module.
 _FACTORS = (("xmin score", "tmin score"), ("xmax score", "tmax score"), ("iou score",))
 KNOWN = {*VIDEO, *_START, *_END, *_FIRST_FRAME, *_LAST_FRAME, *_FROM, *_TO, *_SCORE, *_LABEL}
+READ = KNOWN.union(*_FACTORS)  # all columns whose values are read
 
 _BY_NUMBER = {number: name for name, number in THUMOS14_CLASSES.items()}
 UCF_CLASSES = 101
@@ -83,11 +84,18 @@ def rows_of_table(
         scores = np.prod([numbers(values, where, "score") for values in factors], axis=0)
     else:
         scores = numbers(score, where, "score")
+    labels = _first(columns, _LABEL)
+    if labels is not None and len(labels) and all(one is None for one in labels):
+        labels = None  # as `merge` writes proposals
+    for what, values in (("video", names), ("label", labels)):
+        row = next((row for row, one in enumerate(values or ()) if one is None), None)
+        if row is not None:
+            raise InputError(f"{where(row)}: {what} is null, expected text or a number")
     ids = [str(one) for one in names] if names is not None else [name or ""] * len(scores)
     first, last = numbers(start, where, "start"), numbers(end, where, "end")
     if unit is _SHARES:
         first, last = np.maximum(first, 0.0), np.minimum(last, 1.0)  # as BSN and BMN cut them
-    results = from_columns(ids, first, last, scores, _first(columns, _LABEL), where)
+    results = from_columns(ids, first, last, scores, labels, where)
     return (results if ids or name is None else replace(results, video_names=(name,))), unit
 
 

@@ -11,14 +11,14 @@ import numpy as np
 
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
 from ..data.class_scores import read_class_scores
-from ..data.video_files import find_videos
+from ..data.video_files import find_videos, video_files
 from ..errors import InputError
 from ..storage.output import require_apart, require_writable
 from ..text import count
 from . import exchange
-from .boundaries import Boundaries, read_boundaries
+from .boundaries import Boundaries, boundary_path, read_boundaries
 from .columns import Results
-from .fusion import fuse
+from .fusion import fuse, score_files
 from .page import PageContent, write_page
 from .reader import read_results
 
@@ -100,6 +100,7 @@ def view(
     if options.videos:
         files, missing = find_videos(options.videos, names)
         notes += missing
+    _require_apart(options, names, list((files or {}).values()))
     if options.export:
         media = {name: str(path) for name, path in (files or {}).items()}
         written = exchange.write(options.export, options.output, results, videos=truth, media=media, best=options.best)
@@ -115,8 +116,6 @@ def view(
 
 def _require_consistent(options: ViewOptions) -> None:
     """InputError: an option is missing, or has no meaning with the others."""
-    inputs = {name: getattr(options, name) for name in ("results", "ground_truth", "labels")}
-    require_apart(options.output, "--output", **inputs)
     if options.subset is not None and not options.ground_truth:
         raise InputError("--subset requires an annotation file with subsets, expected --ground-truth FILE with it")
     if options.export:
@@ -129,6 +128,20 @@ def _require_consistent(options: ViewOptions) -> None:
     if options.embed and not options.videos:
         raise InputError("--embed puts the files of --videos into the page, expected --videos DIR with it")
     require_page_name(options.output, "--output")
+
+
+def _require_apart(options: ViewOptions, names: list[str], files: list[Path]) -> None:
+    """InputError: a file to write is one of the inputs, such as `files`, those of videos."""
+    outputs = exchange.targets(options.export, options.output, names) if options.export else options.output
+    curves, videos = options.boundaries, options.videos
+    require_apart(
+        {"--output": outputs},
+        results=options.results,
+        ground_truth=options.ground_truth,
+        labels=score_files(options.labels),
+        boundaries=[boundary_path(curves, name) for name in names] if curves else None,
+        videos=[*files, *(video_files(videos) if videos else ())],
+    )
 
 
 def _by_id(video: str, found: Mapping[str, _Value]) -> _Value | None:

@@ -20,12 +20,13 @@ import numpy as np
 from ..errors import InputError
 from ..storage.address import Address, Place
 from ..storage.files import read_json
-from ..storage.lock import Lock
+from ..storage.lock import Lock, open_own
 from ..storage.output import atomic_text, require_storable, require_writable
 from ..storage.remote import exists, facts_of
 from ..text import count
 
 _ENTRY = ("score", "segment", "label")  # keys of a proposal
+_LONGEST_LINE = 1 << 28  # bytes of a video in the partial file
 
 
 def entries(
@@ -90,7 +91,7 @@ class ResultWriter:
     ) -> None:
         settings = json.loads(json.dumps(settings))  # as read from the file: lists instead of tuples
         self.output = require_storable(output)
-        self.partial = _partial_of(self.output)
+        self.partial = partial_of(self.output)
         self.settings = settings
         self.sources: dict[str, Any] = json.loads(json.dumps(dict(sources or {})))
         self.damaged = self.changed = 0
@@ -98,7 +99,7 @@ class ResultWriter:
         self.finished: int | None = None
         try:
             self._lock = Lock(self.partial)
-            self._file = open(self.partial, "a+b")
+            self._file = open(self.partial, "a+b", opener=open_own)
         except OSError as error:
             raise self._failed(error) from error
         try:
@@ -107,6 +108,9 @@ class ResultWriter:
             self._read(resume)
             if not self.done:
                 self._begin(resume)
+        except OSError as error:
+            self.close()
+            raise self._failed(error) from error
         except BaseException:
             self.close()
             raise
@@ -124,7 +128,7 @@ class ResultWriter:
     def _read(self, resume: bool) -> None:
         self._file.seek(0)
         end, found = 0, dict[str, Any]()
-        for line in self._file:
+        while line := self._file.readline(_LONGEST_LINE):
             # An incomplete line is dropped, and its video is processed again.
             if not line.endswith(b"\n"):
                 break
@@ -236,12 +240,19 @@ class ResultWriter:
         return total
 
     def close(self, *, discard: bool = False) -> None:
-        """Close the partial file, and delete it if `discard`; otherwise it can be resumed."""
-        self._file.close()
-        self._lock.release(remove=discard)
+        """Close the partial file, and delete it if `discard`; otherwise it can be resumed.
+
+        InputError: what was left to write cannot be written.
+        """
+        try:
+            self._file.close()  # which writes what a failed write has left
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._lock.release(remove=discard)
 
 
-def _partial_of(output: Place) -> Path:
+def partial_of(output: Place) -> Path:
     """The partial file: beside the output, or for an address in a folder of this user on this machine."""
     if not isinstance(output, Address):
         return output.with_name(output.name + ".partial")

@@ -7,6 +7,8 @@ import re
 import urllib.parse
 from pathlib import Path
 
+from ..errors import InputError
+
 WEB = ("http", "https")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>()]+")
@@ -85,12 +87,18 @@ def is_address(path: object) -> bool:
 
 
 def place_of(path: str | os.PathLike) -> Place:
-    """A local path, or the address of another storage. `file://` is local."""
+    """A local path, or the address of another storage. `file://` is local. InputError: that names another machine."""
     if isinstance(path, Address) or not is_address(path):
         return path if isinstance(path, Address) else Path(path)
     text = str(path)
     if text.lower().startswith("file://"):
-        return Path(urllib.parse.unquote(urllib.parse.urlparse(text).path))
+        try:
+            parts = urllib.parse.urlparse(text)
+        except ValueError:  # a bracket in the place of the machine
+            parts = None
+        if parts is None or parts.netloc.lower() not in ("", "localhost"):
+            raise InputError(f"{text!r:.200} names no file of this machine, expected file:///PATH")
+        return Path(urllib.parse.unquote(parts.path))
     return Address(text)
 
 

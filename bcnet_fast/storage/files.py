@@ -21,7 +21,10 @@ from .address import Address, Place, place_of
 from .foreign import content_of
 from .remote import RemoteFile, local_copy
 
-LARGEST_TEXT = 2 << 30  # bytes of a text file, unpacked
+LARGEST_TEXT = 512 << 20  # bytes of a text file, unpacked; parsing takes up to 20 times as much memory
+_LARGEST_TOML = 1 << 20  # bytes; the time to parse dotted keys grows with the square of their number
+_FEW_TEXT = 64 << 20  # bytes that any packed file may unpack to
+_MOST_PACKED = 100  # times that a larger text may be smaller when packed; numbers are about 3
 _PART = 1 << 20  # bytes read or unpacked at once
 _LONGEST_REASON = 160  # characters of a message of a library
 
@@ -91,19 +94,25 @@ def first_bytes(path: str | os.PathLike, expected: str, count: int = 512) -> byt
         return start
 
 
-def read_text(path: str | os.PathLike, expected: str) -> str:
-    """Read a UTF-8 file of at most `LARGEST_TEXT` bytes, decompressed if its first bytes are those of gzip."""
+def read_text(path: str | os.PathLike, expected: str, largest: int | None = None) -> str:
+    """Read a UTF-8 file, decompressed if its first bytes are those of gzip.
+
+    largest: bytes, unpacked; None for `LARGEST_TEXT`. Text that is packed more than any real one may have less.
+    """
+    largest = min(largest or LARGEST_TEXT, LARGEST_TEXT)
     local, path = require_file(path, expected), place_of(path)
     with readable(path, expected), open(local, "rb") as raw:
         packed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
+        if packed:
+            largest = min(largest, max(_FEW_TEXT, _MOST_PACKED * os.fstat(raw.fileno()).st_size))
         content = bytearray()
         try:
             file = gzip.GzipFile(fileobj=raw) if packed else raw
             while part := file.read(_PART):
                 content += part
-                if len(content) > LARGEST_TEXT:
-                    raise InputError(f"{path} has more than {LARGEST_TEXT >> 20} MiB of text, expected {expected}")
+                if len(content) > largest:
+                    raise InputError(f"{path} has more than {largest >> 20} MiB of text, expected {expected}")
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise InputError(
@@ -143,9 +152,9 @@ def read_json(path: str | os.PathLike, expected: str = "a JSON file") -> Any:
 
 
 def read_toml(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a TOML file. InputError: names the file and the position of the syntax error."""
+    """Read a TOML file of at most 1 MiB. InputError: names the file and the position of the syntax error."""
     tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    text = read_text(path, "a TOML file")
+    text = read_text(path, "a TOML file", _LARGEST_TOML)
     with readable(path, "a TOML file"):
         try:
             return tomllib.loads(text)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from .output import require_writable
 
 try:
     import fcntl
@@ -26,6 +29,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
+def open_own(path: str | os.PathLike, flags: int) -> int:
+    """Open a file that this package writes to in place, for `Lock` and as the opener of `open`.
+
+    InputError: it is a link, has several names, or is no regular file: writing would change a file of other content.
+    """
+    expected = "expected a regular file without links, or none"
+    if os.path.islink(path):
+        raise InputError(f"{path} is a link, {expected}")
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+    found = os.fstat(descriptor)
+    if stat.S_ISREG(found.st_mode) and found.st_nlink <= 1:
+        return descriptor
+    os.close(descriptor)
+    what = "has a hard link" if stat.S_ISREG(found.st_mode) else "is no regular file"
+    raise InputError(f"{path} {what}, {expected}")
+
+
 class InUse(InputError):
     """Another run holds a lock."""
 
@@ -35,7 +55,7 @@ class Lock:
 
     name: what messages call it, by default the path.
 
-    InUse: another run holds it. OSError: the file cannot be opened.
+    InUse: another run holds it. InputError: see `open_own`. OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, name: object = None) -> None:
@@ -45,7 +65,7 @@ class Lock:
 
     def _open(self) -> int:
         while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = open_own(self.path, os.O_RDWR | os.O_CREAT)
             try:
                 if fcntl is not None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,3 +92,26 @@ class Lock:
         _held.discard(self._descriptor)
         os.close(self._descriptor)
         self._descriptor = -1
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path, name: str) -> Iterator[None]:
+    """Keep other runs out of a folder, which is created; a new one that stays empty is removed.
+
+    name: of a file that will be written there.
+
+    InputError: another run is there, or the folder is not writable.
+    """
+    there = os.path.exists(folder)
+    require_writable(folder / name)
+    try:
+        lock = Lock(folder / ".lock", folder)
+    except OSError as error:
+        raise InputError(f"{folder} is not writable: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+        if not there:
+            with contextlib.suppress(OSError):  # unless there is something in it
+                folder.rmdir()

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +25,9 @@ from .remote import remove, store
 _PATH_OF_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")  # what pathlib makes of an address
 _TEMPORARY = re.compile(r"\.bcnet-(\d+)-[0-9a-f]{16}\.tmp")  # with the number of the process
 _in_use: set[str] = set()  # temporary folders of this process
+_IN_FOLDERS = (".csv", ".eaf")  # what is read of a folder of results or annotations
+
+Paths = str | os.PathLike | Iterable[str | os.PathLike] | None
 
 
 def require_writable(path: str | os.PathLike) -> Path:
@@ -55,23 +58,59 @@ def require_storable(path: str | os.PathLike) -> Place:
     return place
 
 
-def require_apart(output: str | os.PathLike, flag: str, **inputs: str | os.PathLike | None) -> None:
-    """InputError: the output is also one of the inputs, by this or another name, and would replace it.
+def require_apart(outputs: Mapping[str, Paths], **inputs: Paths) -> None:
+    """InputError: an output is also an input or the output of another flag, by this or another name.
 
-    flag: of the output. inputs: by the names of their flags, with underscores; None for one that is not stated.
+    outputs: by their flags.
+    inputs: by the names of their flags, with underscores. A folder stands for its files of results and annotations too.
     """
-    for name, path in inputs.items():
-        if path is not None and _same(output, path):
-            raise InputError(f"{flag} {output} is the file of --{name.replace('_', '-')}, expected another one")
+    written: dict[object, tuple[str, str | os.PathLike]] = {}
+    for flag, paths in outputs.items():
+        for path in _each(paths):
+            owner, _ = written.setdefault(identity(path), (flag, path))
+            if owner != flag:
+                raise InputError(f"{flag} {place_of(path)} is the file of {owner}, expected another one")
+    if not any(_may_exist(path) for _, path in written.values()):
+        return  # so that they are no inputs, of which there may be a million
+    for name, paths in inputs.items():
+        for path in _each(paths):
+            for file in (path, *_files_in(path)):
+                if found := written.get(identity(file)):
+                    flag, output = found
+                    owner = f"--{name.replace('_', '-')}"
+                    raise InputError(f"{flag} {place_of(output)} is the file of {owner}, expected another one")
 
 
-def _same(one: str | os.PathLike, other: str | os.PathLike) -> bool:
-    if is_address(one) or is_address(other):
-        return one == other
+def _may_exist(path: str | os.PathLike) -> bool:
+    return isinstance(place := place_of(path), Address) or os.path.exists(place)
+
+
+def identity(path: str | os.PathLike) -> object:
+    """A value that all names of a file share, be it there or not."""
+    place = place_of(path)
+    if isinstance(place, Address):
+        return place.whole
     try:
-        return os.path.samefile(one, other)
-    except OSError:  # one does not exist
-        return False
+        found = os.stat(place)
+    except OSError:  # it does not exist
+        return os.path.realpath(place)
+    return found.st_dev, found.st_ino
+
+
+def _each(paths: Paths) -> Iterable[str | os.PathLike]:
+    if paths is None:
+        return ()
+    return (paths,) if isinstance(paths, str | os.PathLike) else paths
+
+
+def _files_in(path: str | os.PathLike) -> list[Path]:
+    place = place_of(path)
+    if isinstance(place, Address) or not os.path.isdir(place):
+        return []
+    try:
+        return [place / name for name in os.listdir(place) if name.endswith(_IN_FOLDERS)]
+    except OSError:  # whoever reads it says why
+        return []
 
 
 @contextlib.contextmanager

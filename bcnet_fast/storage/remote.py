@@ -67,6 +67,8 @@ def _filesystem(address: Address) -> tuple[Any, str]:
         raise InputError(f"{address}: {protocol}:// {needed}") from error
     except ValueError as error:
         raise InputError(f"{address}: {without_secrets(str(error))}, expected a protocol of fsspec") from None
+    except Exception as error:  # some protocols need more than an address, or connect at once
+        raise InputError(f"{address} cannot be opened ({_reason(error, 1)}), expected a file or folder") from None
 
 
 def _options(protocol: str) -> dict[str, Any]:

@@ -13,13 +13,12 @@ its files replace those that were written before.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,50 +28,37 @@ from ..config import Config, SecondStageConfig
 from ..errors import InputError
 from ..storage.checkpoint import read_training_state, save_checkpoint, save_training_state
 from ..storage.files import readable
-from ..storage.lock import Lock
-from ..storage.output import atomic_text, require_apart, require_writable
+from ..storage.lock import locked_folder
+from ..storage.output import atomic_text, require_apart
 from ..text import brief
 
 Row = dict[str, float]
 _STATE = "state.safetensors"
+# Files of a training that could also be inputs.
+_FILES = ("log.csv", "last.safetensors", "best.safetensors", _STATE)
 
 
 def require_usable(folder: str | os.PathLike, *, resume: bool) -> None:
-    """InputError: the folder is a file, or it holds a training that is not to be resumed."""
+    """InputError: the folder is a file, has links, or holds a training that is not to be resumed."""
     folder = Path(folder)
+    # Writing a file replaces what a link leads to.
+    for path in (folder / name for name in (*_FILES, "learning_curve.png")):
+        if os.path.islink(path):
+            raise InputError(f"{path} is a link, expected a regular file, or none")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output {folder} is a file, expected a folder for the training")
     if not resume and any((folder / name).exists() for name in (_STATE, "best.safetensors")):
         raise InputError(f"{folder} holds a training; continue it with --resume, or choose another --output")
 
 
-# Files of a training that could also be inputs.
-_FILES = ("log.csv", "last.safetensors", "best.safetensors", _STATE)
-
-
 def require_inputs_apart(folder: str | os.PathLike, **inputs: str | os.PathLike | None) -> None:
     """InputError: the folder or a file that a training writes there is an input; for `inputs`, see `require_apart`."""
-    for path in (Path(folder), *(Path(folder) / name for name in _FILES)):
-        require_apart(path, "--output", **inputs)
+    require_apart({"--output": [folder, *(Path(folder) / name for name in _FILES)]}, **inputs)
 
 
-@contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Keep other trainings out of the folder, which is created. InputError: one is there, or it is not writable."""
-    folder = Path(folder)
-    there = folder.exists()
-    require_writable(folder / _STATE)
-    try:
-        lock = Lock(folder / ".lock", folder)
-    except OSError as error:
-        raise InputError(f"{folder} is not writable: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release(remove=True)
-        if not there:
-            with contextlib.suppress(OSError):  # unless there is something in it
-                folder.rmdir()
+def locked(folder: str | os.PathLike) -> AbstractContextManager[None]:
+    """Keep other trainings out of the folder, see `locked_folder`."""
+    return locked_folder(Path(folder), _STATE)
 
 
 class Run:

@@ -34,8 +34,10 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,mxf,gif,yuv4mpegpipe,h264,hevc,av1,obu,ivf,nut,rm,dv,"
     "m4v,vc1,wtv,swf,apng"
 )
-_MOST_PIXELS = 1 << 26  # pixels of a frame; 8K video has 2 ** 25
+MOST_PIXELS = 1 << 26  # pixels of a frame; 8K video has 2 ** 25
 _HIGHEST_RATE = 1000
+# Repeated frames of a video: an hour at 60 frames a second, and more with each frame that is decoded.
+_MOST_REPEATED, _REPEATED_FOR_EACH = 216_000, 1000
 _ASSUMED_RATE = Fraction(25)
 _LONGEST_HOLD_S = 60  # longest time of one frame, if the length of the video is unknown
 # Formats whose time stamps may restart, as in joined recordings. Their length follows from the time stamps.
@@ -75,7 +77,7 @@ class Video:
         self.cut: str | None = None  # why reading ended before the end of the file
         av = require_av()
         self._error = av.FFmpegError
-        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(_MOST_PIXELS)}
+        options = {"protocol_whitelist": "file", "format_whitelist": _FORMATS, "max_pixels": str(MOST_PIXELS)}
         with readable(path, EXPECTED):
             try:
                 # Without the prefix, a name such as `tcp:x` would be taken for an address.
@@ -121,9 +123,9 @@ class Video:
 
     def _read_facts(self) -> VideoFacts:
         stream, context = self._stream, self._stream.codec_context
-        if context.width * context.height > _MOST_PIXELS:
+        if context.width * context.height > MOST_PIXELS:
             size = f"{context.width} x {context.height}"
-            raise InputError(f"{self.path} has pictures of {size}, expected at most {_MOST_PIXELS} pixels")
+            raise InputError(f"{self.path} has pictures of {size}, expected at most {MOST_PIXELS} pixels")
         duration = None
         if stream.duration is not None and stream.time_base is not None:
             duration = float(stream.duration * stream.time_base)
@@ -145,7 +147,7 @@ class Video:
     def frames(self) -> Iterator[tuple[int, Any]]:
         """Yield every frame of the grid, numbered from 0; a repeated one is the same object again.
 
-        InputError: there is none.
+        InputError: there is none, or gaps between time stamps ask for too many repeated frames.
         """
         rate, last = self.facts.rate, None
         joined = self._container.format.name in _JOINED
@@ -176,6 +178,11 @@ class Video:
             if place < following:
                 self.left_out += 1
                 continue
+            if self.repeated + place - following > _MOST_REPEATED + _REPEATED_FOR_EACH * self.decoded:
+                raise InputError(
+                    f"{self.path} has time stamps with a gap of {float((place - number) / rate):.1f} s after "
+                    f"{count(self.decoded - 1, 'frame')}, expected a video of continuous time stamps"
+                )
             for missing in range(following, place):
                 self.repeated += 1
                 yield missing, last

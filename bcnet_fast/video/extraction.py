@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from ..data.sidecar import Sidecar, read_sidecar, sidecar_path
 from ..errors import InputError
-from ..recipe import Recipe
+from ..recipe import LARGEST_CLIP, Recipe
 from ..storage.files import readable
 from ..storage.output import atomic_path
 from ..storage.rows import RowFile
@@ -61,9 +61,15 @@ def read_rows(video: Video, backbone: Backbone | Joined, options: ReadOptions) -
     sampling = Sampling(recipe, rate)
     reader = _reader(backbone)
 
-    clips = sampling.stream(video.frames(), reader)
+    def pixels_of(frame: Any) -> np.ndarray:
+        try:
+            return reader(frame)
+        except InputError as error:
+            raise InputError(f"{video.path}: {error}") from None
+
+    clips = sampling.stream(video.frames(), pixels_of)
     row = 0
-    while batch := list(itertools.islice(clips, options.clips)):
+    for batch in _batches(clips, options.clips):
         numbers = torch.from_numpy(np.stack([frame for frame, _ in batch]))
         pixels = np.stack([frame for _, clip in batch for frame in clip])
         with readable(f"{video.path}: the network", "clips that it can compute"):
@@ -75,6 +81,20 @@ def read_rows(video: Video, backbone: Backbone | Joined, options: ReadOptions) -
         yield rows
 
 
+def _batches(clips: Iterable[tuple[np.ndarray, list[np.ndarray]]], most: int) -> Iterator[list[Any]]:
+    """Frame numbers and pixels of up to `most` clips, or fewer if their frames are large."""
+    batch: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    pixels = 0
+    for clip in clips:
+        batch.append(clip)
+        pixels += sum(frame.shape[0] * frame.shape[1] for frame in clip[1])
+        if len(batch) == most or pixels >= LARGEST_CLIP:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
 def _read_streams(video: Video, backbone: Joined, options: ReadOptions) -> Iterator[np.ndarray]:
     """The rows of several networks side by side, up to the end of the shortest; each reads the file on its own."""
     first, *others = backbone.streams
@@ -82,9 +102,9 @@ def _read_streams(video: Video, backbone: Joined, options: ReadOptions) -> Itera
         again = [opened.enter_context(options.open(video.path)) for _ in others]
         readers = [read_rows(video, first, options)]
         readers += [read_rows(own, stream, options) for own, stream in zip(again, others, strict=True)]
-        for parts in zip(*readers, strict=False):
-            rows = min(map(len, parts))
-            yield np.concatenate([part[:rows] for part in parts], axis=1)
+        rows = zip(*map(itertools.chain.from_iterable, readers), strict=False)
+        while part := list(itertools.islice(rows, options.clips)):
+            yield np.stack([np.concatenate(row) for row in part])
         for _ in readers[0]:  # `video` tells how long it is after its last frame
             pass
 

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..recipe import Recipe
+from ..recipe import LARGEST_CLIP, Recipe
+from .decoding import MOST_PIXELS
 from .flow import FlowEstimator
 
 
 class PixelReader:
     """Makes [height, width, 3] uint8 RGB arrays of PyAV frames. Resizing is part of the conversion from YUV.
 
-    InputError: a frame is smaller than the crop.
+    InputError: a frame is smaller than the crop, or clips of such frames would fill the memory.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -31,9 +32,21 @@ class PixelReader:
         turns = round(frame.rotation / 90) % 4  # counterclockwise
         height, width = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
         height, width = resized(height, width, self.recipe.resize)
+        self._require_possible(height, width)
         stored = (width, height) if turns % 2 else (height, width)
         rgb = self._reformatter.reformat(frame, stored[1], stored[0], "rgb24", interpolation=self._interpolation)
         return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
+
+    def _require_possible(self, height: int, width: int) -> None:
+        size = f"{width} x {height} pixels"
+        if height * width > MOST_PIXELS:
+            raise InputError(f"a frame is {size} after resizing, expected at most {MOST_PIXELS} pixels")
+        kept = self.recipe.crop or (height, width)
+        if self.recipe.held * kept[0] * kept[1] > LARGEST_CLIP:
+            raise InputError(
+                f"clips take {self.recipe.held} frames of {size} at once, expected at most {LARGEST_CLIP} pixels; "
+                "a recipe can resize and crop"
+            )
 
 
 class FlowReader:

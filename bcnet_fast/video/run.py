@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..ops.devices import resolve_device
 from ..progress import progress
 from ..recipe import Recipe
-from ..storage.output import require_writable
+from ..storage.lock import locked_folder
 from ..text import count, shown
 from .backbones import Backbone, BackboneOptions, Joined, open_backbones
 from .decoding import Video
@@ -148,13 +148,12 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
     videos, failures = list_videos(options.videos)
     report = ExtractReport(options.output, network.backbone.recipe, failures=failures)
     output = Path(options.output)
-    is_new = not output.exists()
     with contextlib.ExitStack() as opened:
         store = None
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
             store = opened.enter_context(contextlib.closing(Hdf5Output(output)))
         else:
-            require_writable(output / "features.npy")
+            opened.enter_context(locked_folder(output, "features.npy"))
         run = _Run(store.parts if store else output, store, network, options, report)
         waiting = [(name, path) for name, path in videos.items() if not run.is_settled(name, path)]
         lengths = {name: length for name, path in waiting if (length := run.length(name, path)) is not None}
@@ -166,9 +165,6 @@ def extract(options: ExtractOptions, known: Recipe | None = None) -> ExtractRepo
             store.finish(run.written)
     report.seconds = time.perf_counter() - started
     if failures and not report.extracted and not report.kept:
-        if is_new:
-            with contextlib.suppress(OSError):
-                output.rmdir()
         others = f" (and {count(len(failures) - 1, 'other video')} failed)" if len(failures) > 1 else ""
         raise InputError(f"{failures[0][1]}{others}")
     return report

@@ -85,3 +85,14 @@ def test_an_error_is_one_printable_line():
     assert str(InputError(str(InputError("a\nb")))) == r"a\nb"
     assert shown("plain text, é and 漢字") == "plain text, é and 漢字"
     assert brief([1] * 1000) == "[" + "1, " * 26 + "1"
+
+
+def test_an_error_line_has_a_bounded_length(capsys):
+    def fail() -> int:
+        raise InputError(f"a.json: video {'v' * 3_000_000!r} is wrong, expected a list")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(fail)
+    line = capsys.readouterr().err
+    assert line.startswith("error: a.json: video 'vvv") and line.endswith("vvv' is wrong, expected a list\n")
+    assert len(line) < 5000

@@ -114,9 +114,24 @@ def _one(**entry: object) -> dict:
     return {"database": {"clip": entry}}
 
 
+def _task(labels: object, ranges: object) -> list:
+    value = {"timelinelabels": labels, "ranges": ranges}
+    return [{"data": {"video": "a.mp4", "fps": 25}, "annotations": [{"result": [{"value": value}]}]}]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (_task("Dive", [{"start": 1, "end": 2}]), "task 1: timelinelabels is 'Dive', expected a list of text"),
+        (
+            _task([["Dive"]], [{"start": 1, "end": 2}]),
+            r"task 1: timelinelabels is \[\['Dive'\]\], expected a list of text",
+        ),
+        (_task(["Dive"], "12"), "task 1: ranges is '12', expected a list of ranges of frames"),
+        pytest.param(
+            _task(["x"] * 1025, [{"start": 1, "end": 2}] * 1025), "more than 1048576 segments by task 1", id="product"
+        ),
+        (_one(annotations=[{"segment": [0, 1], "label": None}]), "'clip': label is None, expected text or a number"),
         ("", "has the columns ''"),
         ("{", "invalid JSON at line 1"),
         ("[]", "has another JSON layout"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -386,3 +388,9 @@ def test_real_features_of_every_kind(shared: Path):
     loaded = dict(iterate(mixed, mixed.ids))
     assert loaded["long_jump_i3d"].features.shape == (14, 2048)
     assert str(loaded["long_jump_vggish"]).endswith("has shape [36, 128], expected 2048 channels")
+
+
+def test_more_workers_than_cores_are_no_warning():
+    code = "import bcnet_fast.data.workers, torch.utils.data as d; d.DataLoader(range(3), num_workers=999)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -336,6 +336,13 @@ def test_a_packed_text_is_unpacked_up_to_a_limit(tmp_path, monkeypatch, read):
     tracemalloc.stop()
 
 
+def test_a_text_that_is_packed_more_than_real_ones_is_refused(tmp_path):
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b" " * (65 << 20)))
+    with pytest.raises(InputError, match=r"a\.json\.gz has more than 64 MiB of text"):
+        read_results(path)
+
+
 def test_class_scores_have_the_limits_of_arrays(tmp_path):
     path = tmp_path / "scores.npy"
     path.write_bytes(with_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 101), }"))
@@ -343,6 +350,10 @@ def test_class_scores_have_the_limits_of_arrays(tmp_path):
         read_class_scores(path)
     np.savez_compressed(tmp_path / "scores.npz", scores=np.zeros((2, 2)), videos=["a", "b"], labels=["x", "y"])
     assert read_class_scores(tmp_path / "scores.npz").videos == ("a", "b")
+    names = np.zeros(2**24 + 1, "S1")  # 16 MiB, and a GiB as texts
+    np.savez_compressed(tmp_path / "scores.npz", scores=np.zeros((1, 1)), videos=names, labels=["x"])
+    with pytest.raises(InputError, match=r"scores\.npz has 1 GiB of scores, expected at most 1 GiB"):
+        read_class_scores(tmp_path / "scores.npz")
 
 
 def test_an_npy_that_shrinks_while_it_is_read_is_one_failure(tmp_path):

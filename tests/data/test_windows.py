@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bcnet_fast.data.annotations import VideoAnnotation, read_annotations
-from bcnet_fast.data.timing import RescaledTime, SnippetTime, TimeFlags, TimeResolver
+from bcnet_fast.data.timing import RescaledTime, SnippetTime, TimeFlags, TimeOptions, TimeResolver
 from bcnet_fast.data.windows import cut, rescale, window_starts
 from bcnet_fast.errors import InputError
 from bcnet_fast.presets import PRESETS
@@ -124,11 +125,46 @@ def test_rescaled_videos_need_a_duration():
         ({"fps": 1e-320}, "--fps is 1e-320, expected a positive number"),
         ({"stride": 1e31}, "--stride is 1e+31, expected a positive number"),
         ({"offset": float("inf")}, "--offset is inf, expected a finite number"),
+        ({"fps": 1e-30}, "--fps is 1e-30, expected a positive number from 1e-06 to 1e+06"),
+        ({"stride": 1e30}, "--stride is 1e+30, expected a positive number from 1e-06 to 2.14748e+09"),
+        ({"offset": -1e30}, "--offset is -1e+30, expected a finite number from -2.14748e+09 to 2.14748e+09"),
+        ({"duration": 1e30}, "--duration is 1e+30, expected a positive number from 1e-06 to 1e+09"),
     ],
 )
 def test_flags_out_of_range_are_refused(flags, found):
     with pytest.raises(InputError, match=re.escape(found)):
         TimeFlags(**flags)
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        ("1e-30,1,0,1,1", "fps is 1e-30, expected a positive number from 1e-06 to 1e+06"),
+        ("25,1e30,0,1,1", "stride is 1e+30, expected"),
+        ("25,1,1e30,1,1", "offset is 1e+30, expected a finite number from -2.14748e+09"),
+        ("25,1,0,1e30,1", "duration is 1e+30, expected"),
+        ("25,1,0,1,1e30", "frames is 1e+30, expected"),
+    ],
+)
+def test_times_table_out_of_range_is_refused(row, found, tmp_path):
+    path = tmp_path / "times.csv"
+    path.write_text(f"video,fps,stride,offset,duration,frames\nb,25,1,0,,\na,{row}\n")
+    archive = SimpleNamespace(every=1, row_stride=None, sidecar=lambda video: None)
+    with pytest.raises(InputError, match=re.escape(f"{path}: video 'a': {found}")):
+        TimeOptions(times=str(path)).resolver(THUMOS, archive)
+
+
+@pytest.mark.parametrize("every", [2**31, 10**400])
+def test_huge_steps_between_rows_are_refused(every):
+    with pytest.raises(InputError, match=r"^--every is .{1,80}, expected at most 2147483647$"):
+        TimeOptions(every=every)
+
+
+def test_times_that_follow_from_others_are_bounded():
+    with pytest.raises(InputError, match=re.escape("video 'a' has the fps 1e+08, expected a positive number")):
+        _resolver(frames=1000, duration=1e-5).resolve("a", 9)
+    with pytest.raises(InputError, match=re.escape("video 'a' has the stride 1e+10, expected a positive number")):
+        _resolver(fps=25.0, feature_stride=1e9, every=10).resolve("a", 9)
 
 
 def test_table_is_matched_by_the_ids_as_they_are():

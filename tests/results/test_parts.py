@@ -297,6 +297,67 @@ def sealed(folder, change) -> None:
     path.write_bytes(json.dumps(header).encode() + b"\n" + b"".join(lines))
 
 
+def resealed(path, change) -> None:
+    """Change the bytes of a part's rows; sizes and checksums fit."""
+    header, record, *rows = path.read_bytes().splitlines(keepends=True)
+    stated, content = json.loads(header), change(b"".join(rows))
+    stated["bcnet_fast_part"]["sizes"][1] = len(content)
+    stated["bcnet_fast_part"]["checksums"][1] = zlib.crc32(content)
+    path.write_bytes(json.dumps(stated).encode() + b"\n" + record + content)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"rank": 1, ', b'"rank": 1, "rank": 1, '),
+        (b'"video": "v1", "rank": 1,', b'"video": "v2", "rank": 1,'),
+        (b'"score": 0.5', b'"score": 007'),
+        (b'"score": 0.5', b'"score": 1.2.3e+-'),
+        (b'"score": 0.5', b'"score": 1e999'),
+        (b'"score": 0.5', b'"score": 1e31'),
+        (b'"score": 0.5', b'"score": ' + b"1" * 5000),
+        (b'"ran"', rb'"\q"'),
+        (b'"ran"', rb'"\u12"'),
+        (b'"ran"', b'"\t"'),
+        (b'"ran"', b'"\xff"'),
+        (b'"ran"', b'"ran", "label": "x"'),
+        (b'"ran"}\n', b'"ran"}\n{"video": "v1", "rank": 2, "score": 0.5, "segment": [1.0, 2.0], "label": "x"}\n'),
+    ],
+)
+def test_rows_of_other_programs_that_are_no_results_are_one_line(tmp_path, old, new):
+    parts = writer(tmp_path / "parts")
+    parts.add("v1", 1, np.array([[1.0, 2.0]]), np.array([0.5]), ["ran"])
+    parts.commit()
+    parts.close()
+    (path,) = parts_in(tmp_path / "parts")
+    assert old in path.read_bytes()
+    resealed(path, lambda rows: rows.replace(old, new))
+    with pytest.raises(InputError, match=f"{path.name} .*expected a whole part") as error:
+        merge(tmp_path / "parts", tmp_path / "merged.json")
+    assert "\n" not in str(error.value) and not (tmp_path / "merged.json").exists()
+
+
+@pytest.mark.parametrize("number", ["0", "-0.0", "5e-324", "1e-05", "1.5e+16", "123456789012345.6"])
+def test_numbers_of_json_are_kept(tmp_path, number):
+    write(tmp_path / "parts", ["v1"])
+    (path,) = parts_in(tmp_path / "parts")
+    score = json.loads(path.read_bytes().splitlines()[2])["score"]
+    resealed(path, lambda rows: rows.replace(repr(score).encode(), number.encode()))
+    merge(tmp_path / "parts", tmp_path / "merged.json")
+    assert json.loads((tmp_path / "merged.json").read_text())["results"]["v1"][0]["score"] == float(number)
+
+
+def test_a_sparse_part_or_list_of_ids_is_one_line(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for path in (tmp_path / "parts" / "part-000-of-001-0000.jsonl", tmp_path / "ids"):
+        with open(path, "wb") as file:
+            file.truncate(3 << 30)
+    with pytest.raises(InputError, match=r"part-000-of-001-0000\.jsonl cannot be read"):
+        merge(tmp_path / "parts", tmp_path / "merged.json")
+    with pytest.raises(InputError, match="ids has a line of 65536 characters or more, expected sorted ids"):
+        list(read_ids(tmp_path / "ids"))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -304,13 +365,20 @@ def sealed(folder, change) -> None:
         lambda header, record, rows: header.update(videos_in_archive=["x"]),
         lambda header, record, rows: header.update(first=3),
         lambda header, record, rows: header.update(sizes={}),
+        lambda header, record, rows: header.update(first="a"),
+        lambda header, record, rows: header.update(last="x"),
         lambda header, record, rows: record.update(proposals=-1),
+        lambda header, record, rows: record.update(proposals=1),
+        lambda header, record, rows: record.update(proposals=31),
         lambda header, record, rows: rows[0].pop("score"),
         lambda header, record, rows: rows[0].update(segment=[1, 2, 3, 4]),
         lambda header, record, rows: rows[0].update(segment=["1", 2]),
         lambda header, record, rows: rows[0].update(score=float("nan")),
     ],
-    ids=["settings", "videos", "first", "sizes", "proposals", "score", "segment", "text", "nan"],
+    ids=[
+        *("settings", "videos", "first", "sizes", "begin", "last", "proposals", "fewer", "more"),
+        *("score", "segment", "text", "nan"),
+    ],
 )
 def test_parts_of_other_programs_with_odd_values_are_one_line(tmp_path, change):
     pytest.importorskip("pyarrow")
@@ -324,11 +392,23 @@ def test_parts_of_other_programs_with_odd_values_are_one_line(tmp_path, change):
 def test_parquet_parts_of_other_programs_with_odd_values_are_one_line(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     pa = pytest.importorskip("pyarrow")
-    for name, values in {"nan": [float("nan")] * 30, "text": ["x"] * 30}.items():
+    changes = {
+        "nan": ("score", [float("nan")] * 30),
+        "text": ("score", ["x"] * 30),
+        "lists": ("score", [[1.0]] * 30),
+        "huge": ("score", [1e31] * 30),
+        "order": ("end", [-1.0] * 30),
+        "other": ("video", ["v2"] * 30),
+        "null": ("video", [None, *["v1"] * 29]),
+        "unlabelled": ("label", [None, *["x"] * 29]),
+        "long": ("label", ["x" * 1_000_000] * 30),
+        "number": ("label", [1] * 30),
+    }
+    for name, (column, values) in changes.items():
         write(tmp_path / name, ["v1"], part_format="parquet")
         (path,) = parts_in(tmp_path / name)
         table = pq.read_table(path)
-        changed = table.set_column(table.column_names.index("score"), "score", pa.array(values))
+        changed = table.set_column(table.column_names.index(column), column, pa.array(values))
         with pq.ParquetWriter(path, changed.schema, store_schema=False) as file:
             file.write_table(changed)
             file.add_key_value_metadata({k.decode(): v.decode() for k, v in table.schema.metadata.items()})

@@ -78,6 +78,18 @@ def test_submission_text_with_positions_names_and_commas(file):
         (f"{TEST} 0 1 7 0.9\n{TEST} 0 x 7 0.5\n", "found, line 2: end is 'x', expected a finite number"),
         (f"{TEST} 0 1e308 7 0.9\n", r"found, line 1: end is '1e308', expected a finite number up to 1e\+30"),
         ('{"results": {"v": [{"segment": [0, 1e308], "score": 1}]}}', r"of finite numbers up to 1e\+30 with start"),
+        *(
+            (
+                f'{{"results": {{"v": [{{"segment": {segment}, "score": {score}}}]}}}}',
+                "found: video 'v' has the entry .*expected a",
+            )
+            for segment, score in (('"12"', "1"), ("[[1], [2]]", "1"), ("[1, 2]", "[1]"), ('{"1": 1, "2": 2}', "1"))
+        ),
+        (
+            '{"results": {"v": [{"segment": [1, 2], "score": 1, "label": null}]}}',
+            "found: video 'v' has the label None, expected text or a number",
+        ),
+        ('[{"video": null, "start": 0, "end": 1, "score": 1}]', "found: row 1: video is null, expected text"),
         (f"{TEST} 0 1 7 0.9\n{TEST} 0 1 7 nan\n", "found, line 2: score is 'nan', expected a finite number"),
         (
             f"{TEST} 0 1 7 0.9\n{TEST} 0 1 0 0.5\n",
@@ -284,6 +296,47 @@ def test_evaluate_takes_them(file, tmp_path, capsys):
 def test_times_that_overflow_in_seconds_are_one_line(file):
     with pytest.raises(InputError, match=r"video 'a' has times beyond 1e\+30 seconds"):
         read_results(file("# 0\na\n4\n1e-320\n0\n1\n0 0 0 0 50\n"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("video", ["a", None], "row 2: video is null, expected text or a number"),
+        ("label", ["x", None], "row 2: label is null, expected text or a number"),
+        ("score", [[1.0], [2.0]], "column score has type list"),
+        ("video", [b"a", b"b"], "column video has type binary"),
+        ("video", ["a" * 5000] * 2, "an id or a label has 5000 bytes, at most 4096 are read"),
+        ("label", ["x" * 1_000_000] * 2, "an id or a label has 1000000 bytes"),
+    ],
+)
+def test_odd_columns_of_parquet_are_one_line(tmp_path, column, values, message):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"video": ["a", "b"], "start": [1.0, 3.0], "end": [2.0, 4.0], "score": [0.5, 0.25], "label": ["x", "y"]}
+    pq.write_table(pa.table({**columns, column: values}), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=rf"x\.parquet.*{message}"):
+        read_results(tmp_path / "x.parquet")
+
+
+def test_columns_of_parquet_that_are_not_needed_are_not_read(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {"start": [1.0, 3.0], "end": [2.0, 4.0], "score": [0.5, 0.25], "label": [None, None]}
+    videos = pa.array(["a", "a"]).dictionary_encode()
+    table = pa.table({"video": videos, **columns, "other": [[1, 2], [3]]})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=1)
+    place = pq.read_metadata(tmp_path / "x.parquet").row_group(0).column(5).data_page_offset
+    content = (tmp_path / "x.parquet").read_bytes()
+    (tmp_path / "x.parquet").write_bytes(content[:place] + b"\xff" * 8 + content[place + 8 :])
+    assert rows(read_results(tmp_path / "x.parquet")) == [("a", 1.0, 2.0, 0.5), ("a", 3.0, 4.0, 0.25)]
+
+
+def test_a_parquet_table_is_read_up_to_a_limit(tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    numbers = np.arange(100_000.0)
+    columns = {"video": ["a"] * len(numbers), "start": numbers, "end": numbers, "score": numbers}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    monkeypatch.setattr("bcnet_fast.results.parquet.LARGEST_TABLE", 2**20)
+    with pytest.raises(InputError, match=r"x\.parquet cannot be read \(0\.00\d+ GiB of columns, at most"):
+        read_results(tmp_path / "x.parquet")
 
 
 def test_a_parquet_table_of_other_kinds_is_one_line(tmp_path):

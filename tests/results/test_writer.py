@@ -41,6 +41,17 @@ def test_the_bytes_of_the_partial_and_of_the_final_file(tmp_path):
     )
 
 
+def test_a_full_disk_is_one_error_that_names_the_output(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(InputError, match=r"out\.json\.partial cannot be written: File too large"):
+            ResultWriter(tmp_path / "out.json", {"x": "y" * 2000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_column_of_another_length_is_refused(tmp_path):
     writer = ResultWriter(tmp_path / "out.json", {})
     with pytest.raises(ValueError, match="scores has length 1, expected 2 as segments"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from helpers.layouts import LAYOUTS, hdf5_each, npy
 from helpers.web import Web, serving
 
 from bcnet_fast.data.features import FeatureSequence, ReadLimits, iterate, open_features
+from bcnet_fast.data.hdf5 import is_hdf5
 from bcnet_fast.errors import InputError
 from bcnet_fast.storage import remote
 from bcnet_fast.storage.address import Address, place_of, shown_address
@@ -188,6 +191,29 @@ def test_addresses_name_files_as_paths_do():
     assert pickle.loads(pickle.dumps(Address("s3://b/c", (3, 4)))).facts == (3, 4)
     assert place_of("file:///folder/x%20y") == Path("/folder/x y")
     assert local_copy_name("https://host/..%2F..%2Fetc") == "copy"
+
+
+@pytest.mark.parametrize("address", ["file://[x", "file://host/x"])
+def test_local_addresses_name_no_other_machine(address):
+    assert place_of("file://localhost/x") == Path("/x")
+    with pytest.raises(
+        InputError, match=f"^{re.escape(repr(address))} names no file of this machine, expected file:///PATH"
+    ):
+        place_of(address)
+
+
+@pytest.mark.parametrize("protocol", ["github", "reference", "jlab", "dir", "generic", "dbfs", "zip", "tar"])
+def test_protocols_that_need_more_than_an_address_are_refused_in_one_line(protocol):
+    with pytest.raises(InputError, match=f"^{protocol}://x(:| cannot be opened)") as error:
+        open_features(f"{protocol}://x", feature_dim=C)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.npy").write_bytes(b"x")
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(InputError, match=r"a\.npy cannot be read \(.*Input/output error\)"):
+        is_hdf5(tmp_path / "a.npy")
 
 
 def local_copy_name(address: str) -> str:

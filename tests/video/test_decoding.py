@@ -12,6 +12,7 @@ from helpers.videos import av, grey, write_video
 
 from bcnet_fast.errors import InputError
 from bcnet_fast.recipe import Recipe
+from bcnet_fast.video import decoding, pixels
 from bcnet_fast.video.decoding import Video
 from bcnet_fast.video.pixels import PixelReader
 
@@ -68,7 +69,7 @@ def test_a_rotated_video_is_turned_as_players_turn_it(tmp_path, degrees, corner)
     assert np.unravel_index(quarters.argmax(), (2, 2)) == corner and quarters.max() > 230
 
 
-def test_resizing_and_crop_follow_the_recipe(tmp_path) -> None:
+def test_resizing_and_crop_follow_the_recipe(tmp_path, monkeypatch) -> None:
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, 32:] = 200
     path = write_video(tmp_path / "a.mp4", [picture] * 2)
@@ -80,6 +81,13 @@ def test_resizing_and_crop_follow_the_recipe(tmp_path) -> None:
     assert crop.shape == (16, 16, 3) and crop[:, :6].mean() < 20 and crop[:, -6:].mean() > 180
     with pytest.raises(InputError, match="a frame is 64 x 48 pixels, expected at least 224 x 224 for the crop"):
         PixelReader(Recipe("x", 1, 1, crop=(224, 224)))(frame)
+    monkeypatch.setattr(pixels, "LARGEST_CLIP", 64 * 48 * 3)
+    assert PixelReader(Recipe("x", 3, 3))(frame).shape == (48, 64, 3)
+    with pytest.raises(InputError, match="clips take 4 frames of 64 x 48 pixels at once, expected at most 9216 pixels"):
+        PixelReader(Recipe("x", 4, 4))(frame)
+    monkeypatch.setattr(pixels, "MOST_PIXELS", 64 * 48)
+    with pytest.raises(InputError, match="a frame is 128 x 96 pixels after resizing, expected at most 3072 pixels"):
+        PixelReader(Recipe("x", 1, 1, resize=(96,), crop=(8, 8)))(frame)
 
 
 def test_sound_that_lasts_longer_than_the_frames_is_a_remark(tmp_path) -> None:
@@ -120,6 +128,19 @@ def test_time_stamps_that_jump_do_not_fill_hours_with_repeated_frames(tmp_path) 
         numbers = [number for number, _ in video.frames()]
         assert numbers == list(range(20))
         assert video.jumps == 1
+
+
+def test_a_gap_of_time_stamps_is_not_filled_without_end(tmp_path, monkeypatch) -> None:
+    path = write_video(tmp_path / "a.mp4", 20, stamps=[*range(10), *range(20, 30)])
+    with Video(path) as video:
+        assert [number for number, _ in video.frames()] == list(range(30)) and video.repeated == 10
+    monkeypatch.setattr(decoding, "_MOST_REPEATED", 5)
+    monkeypatch.setattr(decoding, "_REPEATED_FOR_EACH", 0)
+    expected = (
+        r"a\.mp4 has time stamps with a gap of 0\.4 s after 10 frames, expected a video of continuous time stamps"
+    )
+    with Video(path) as video, pytest.raises(InputError, match=expected):
+        list(video.frames())
 
 
 def test_raw_streams_state_no_length(tmp_path) -> None:

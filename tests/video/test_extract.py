@@ -15,6 +15,8 @@ from bcnet_fast.data.features import open_features
 from bcnet_fast.errors import InputError
 from bcnet_fast.recipe import Recipe
 from bcnet_fast.storage.rows import RowFile
+from bcnet_fast.video import extraction
+from bcnet_fast.video.backbones import open_backbone
 from bcnet_fast.video.backbones.base import BackboneOptions, NetworkBackbone
 from bcnet_fast.video.decoding import Video
 from bcnet_fast.video.extraction import ReadOptions, extract_video, read_rows
@@ -129,6 +131,12 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message) -> Non
     assert not list(tmp_path.iterdir())
 
 
+def test_a_long_recipe_is_refused_before_it_is_parsed(tmp_path) -> None:
+    (tmp_path / "mine.toml").write_text(f"clip = 4\nname = '{'x' * (1 << 20)}'")
+    with pytest.raises(InputError, match=r"mine\.toml has more than 1 MiB of text, expected a TOML file"):
+        run("a.mp4", "--recipe", str(tmp_path / "mine.toml"), output=tmp_path / "out")
+
+
 @pytest.mark.parametrize("setting", ["fps", "offset", "clip", "stride"])
 @pytest.mark.parametrize("value", [f"1{'0' * 400}", "1e308", "-1e300", "nan"])
 def test_numbers_beyond_reason_in_a_recipe_are_one_line(tmp_path, setting, value) -> None:
@@ -136,6 +144,20 @@ def test_numbers_beyond_reason_in_a_recipe_are_one_line(tmp_path, setting, value
     (tmp_path / "mine.toml").write_text("".join(f"{name} = {text}\n" for name, text in settings.items()))
     with pytest.raises(InputError, match=rf"^[^\n]*mine\.toml: {setting} is [^\n]*expected"):
         run("a.mp4", "--recipe", str(tmp_path / "mine.toml"), output=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("pixels", "sizes"), [(1 << 28, [4, 4, 2]), (64 * 48 * 4, [2, 2, 2, 2, 2])])
+def test_large_frames_make_small_batches(monkeypatch, pixels, sizes) -> None:
+    monkeypatch.setattr(extraction, "LARGEST_CLIP", pixels)
+    frames = [np.zeros((48, 64, 3), np.uint8)] * 2
+    clips = ((np.arange(2), frames) for _ in range(10))
+    assert [len(batch) for batch in extraction._batches(clips, 4)] == sizes
+
+
+def test_changed_settings_of_a_recipe_are_bounded() -> None:
+    recipe = Recipe("big", 1, 1, crop=(4096, 4096))
+    with pytest.raises(InputError, match=r"^recipe big: clips take 64 frames of 4096 x 4096 pixels at once"):
+        open_backbone("frame-index", recipe, BackboneOptions(), {"clip": 64})
 
 
 def test_backbone_and_recipe_are_required(tmp_path) -> None:

@@ -172,6 +172,10 @@ def test_a_stream_holds_the_frames_of_one_clip() -> None:
         ({"mean": [0, 0]}, "expected three numbers, for red, green and blue"),
         ({"streams": [{"name": "y", "clip": 1, "stride": 1}]}, "1 stream, expected 2 to 8"),
         ({"streams": 3}, "streams is 3, expected recipes"),
+        ({"clip": 1024, "crop": [4096, 4096]}, "clips take 1024 frames of 4096 x 4096 pixels at once, expected"),
+        ({"clip": 64, "resize": [4096]}, "clips take 64 frames of 4096 x 4096 pixels at once, expected"),
+        ({"clip": 64, "step": 1024, "stride": 1, "crop": [224, 224]}, "clips take 64513 frames of 224 x 224"),
+        ({"clip": 1024, "step": 1024, "stride": 1}, "1048576 rows of 1024 frames overlap .* expected at most"),
     ],
 )
 def test_impossible_recipes_are_refused_by_name(change, message) -> None:
@@ -179,6 +183,13 @@ def test_impossible_recipes_are_refused_by_name(change, message) -> None:
 
     with pytest.raises(InputError, match=f"mine: .*{message}"):
         Recipe.from_dict({"name": "x", "clip": 4, "stride": 2} | change, "mine")
+
+
+@pytest.mark.parametrize(("clip", "stride", "step"), [(4, 2, 1), (4, 3, 5), (3, 20, 4), (5, 1, 3)])
+def test_no_more_frames_are_in_memory_than_the_recipe_says(clip, stride, step) -> None:
+    recipe = Recipe("x", clip, stride, step=step)
+    stream = Sampling(recipe, Fraction(25)).stream(((number, number) for number in range(100)), lambda number: number)
+    assert max(len(stream.gi_frame.f_locals["held"]) for _ in stream) <= recipe.held <= clip * step
 
 
 def test_a_recipe_survives_its_dictionary() -> None:

@@ -107,7 +107,9 @@ def _changed(recipe: Recipe, changes: Changes | None) -> Recipe:
         return recipe
     if set(changes) - {"flow"}:
         recipe = dataclasses.replace(recipe, offset=None, tail=min(recipe.tail, changes.get("clip", recipe.clip) - 1))
-    return dataclasses.replace(recipe, **changes)
+    changed = dataclasses.replace(recipe, **changes)
+    changed.require_possible(f"recipe {recipe.name}")
+    return changed
 
 
 __all__ = ["SPECS", "Backbone", "BackboneOptions", "Joined", "open_backbone", "open_backbones"]
