@@ -30,7 +30,7 @@ import sys
 from .cli import video_flags
 from .cli.parser import Parser, command_parser, require_at_least, run
 from .errors import InputError
-from .text import shown
+from .text import failure_line
 from .video.recipes import listing
 from .video.run import ExtractOptions, extract
 
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     report = extract(parse(argv))
     print(report.summary())
     for video, reason in report.failures:
-        print(f"failed: {shown(video)}: {shown(reason)}", file=sys.stderr)
+        print(failure_line(video, reason), file=sys.stderr)
     return 1 if report.failures else 0
 
 

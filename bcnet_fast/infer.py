@@ -36,7 +36,7 @@ from .inference.shards import infer_shard
 from .ops.backends import BACKENDS
 from .presets import PRESET_NAMES, PRESETS
 from .protocols import NAMES
-from .text import shown
+from .text import failure_line, shown
 
 _ADDRESSES = ("features", "checkpoint", "times", "labels", "ground_truth", "output")
 
@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
         for note in report.notes:
             print(f"note: {shown(note)}", file=sys.stderr)
         for failure in report.failures:
-            print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
+            print(failure_line(failure.video, failure.reason), file=sys.stderr)
     if page := make_page(options, reports[0].curves, options.boundaries, reports[0].video_files):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)

@@ -25,7 +25,7 @@ from .inference.page import make_page
 from .inference.refine import RefineOptions, refine
 from .inference.second_stage_model import BACKENDS, PRECISIONS
 from .protocols import NAMES
-from .text import count, shown
+from .text import count, failure_line, shown
 
 
 def build_parser() -> Parser:
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     for note in report.notes:
         print(f"note: {shown(note)}", file=sys.stderr)
     for failure in report.failures:
-        print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
+        print(failure_line(failure.video, failure.reason), file=sys.stderr)
     if page := make_page(options):
         for note in page.notes:
             print(f"note: {shown(note)}", file=sys.stderr)

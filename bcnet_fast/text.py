@@ -34,6 +34,11 @@ def shortened(text: str, most: int = 4000) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
+def failure_line(video: str, reason: str) -> str:
+    """The line about a video that failed, as every command prints it."""
+    return f"failed: {shortened(shown(video))}: {shortened(shown(reason))}"
+
+
 def brief(value: Any, length: int = 80) -> str:
     """The first characters of a value from a file, or its type where it is too large or too deep to be written."""
     try:

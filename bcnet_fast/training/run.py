@@ -24,7 +24,7 @@ from ..ops.devices import resolve_device
 from ..presets import PRESETS, SECOND_STAGE_PRESETS
 from ..progress import clock
 from ..protocols import protocol_for
-from ..text import count, shown
+from ..text import count, failure_line
 from .dataset import Subset, TrainingWindows, fitted_sizes
 from .distributed import Processes
 from .learning_curve import draw_curve
@@ -169,7 +169,7 @@ def _run_epochs(
             flush=True,
         )
         for failure in failures:
-            print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
+            print(failure_line(failure.video, failure.reason), file=sys.stderr)
 
 
 def _fitted(options: TrainOptions, config: Config, training: Mapping[str, VideoAnnotation]) -> Settings:

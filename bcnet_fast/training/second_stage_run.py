@@ -41,7 +41,7 @@ from ..results.proposal_videos import (
 )
 from ..results.writer import entries
 from ..storage.checkpoint import read_config
-from ..text import count, shown, some
+from ..text import count, failure_line, some
 from .dataset import fitted_sizes
 from .distributed import Processes
 from .learning_curve import draw_curve
@@ -129,7 +129,7 @@ def _propose(options: TrainOptions) -> str:
         )
     )
     for failure in report.failures:
-        print(f"failed: {shown(failure.video)}: {shown(failure.reason)}", file=sys.stderr)
+        print(failure_line(failure.video, failure.reason), file=sys.stderr)
     return str(path)
 
 

@@ -21,7 +21,7 @@ from ..progress import progress
 from ..protocols import WindowRules
 from ..recipe import Recipe
 from ..storage.output import require_writable
-from ..text import count, shown, some
+from ..text import count, failure_line, some
 from ..video.run import ExtractOptions, extract
 from .dataset import Subset, check_subset
 from .distributed import Processes
@@ -77,7 +77,7 @@ def with_videos(options: TrainOptions, processes: Processes, known: Recipe | Non
         report = extract(ExtractOptions(options.videos, folder, options.network, options.read, options.workers), known)
         print(report.summary(), flush=True)
         for video, reason in report.failures:
-            print(f"failed: {shown(video)}: {shown(reason)}", file=sys.stderr)
+            print(failure_line(video, reason), file=sys.stderr)
     if processes.count > 1:
         dist.barrier()
     return replace(options, features=folder)

@@ -18,7 +18,7 @@ from bcnet_fast.config import Config, DataConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.networks.reference.bcnet import BCNet
 from bcnet_fast.storage.checkpoint import save_checkpoint
-from bcnet_fast.text import brief, shown
+from bcnet_fast.text import brief, failure_line, shown
 
 NAMES = ["line\nbreak", "\x1b[31mred", "caf\udce9", "\u202ereversed", "x" * 300]
 
@@ -96,3 +96,8 @@ def test_an_error_line_has_a_bounded_length(capsys):
     line = capsys.readouterr().err
     assert line.startswith("error: a.json: video 'vvv") and line.endswith("vvv' is wrong, expected a list\n")
     assert len(line) < 5000
+
+
+def test_the_line_of_a_failed_video_is_one_and_not_endless():
+    line = failure_line("v" * 10**6, "x\n" * 10**6)
+    assert line.startswith("failed: vvv") and line.isprintable() and len(line) < 10_000
