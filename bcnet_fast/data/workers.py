@@ -22,8 +22,6 @@ KILLED = "the process that read video {!r} was killed twice, probably because me
 _DEATH = "DataLoader worker (pid"  # start of PyTorch's message
 _SIGNAL_S = 0.2  # longest delay of a death's signal after the end of its connection
 _CHECKED_S = 0.5  # seconds between two looks at whether the parent is still there
-# More workers than cores are the user's choice, and waiting for a storage takes no core.
-warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 
 
 def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], DataLoader]) -> Iterator[Any]:
@@ -36,7 +34,9 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
     careful = False
     while first < len(items):
         try:
-            for result in _with_deaths_noticed(loader(items[first:], careful)):
+            with _any_number_of_workers():
+                made = loader(items[first:], careful)
+            for result in _with_deaths_noticed(made):
                 yield result
                 first, deaths = first + 1, 0
         except RuntimeError as error:
@@ -51,13 +51,23 @@ def read_in_order(items: Sequence[T], loader: Callable[[Sequence[T], bool], Data
                 first, deaths = first + 1, 0
 
 
+@contextlib.contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """Silence PyTorch about more workers than cores: the user chose them, and waiting for a storage takes no core."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
+
+
 def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
     """Yield what the loader reads. RuntimeError: a worker has died, raised only while this waits for it.
 
     PyTorch's own signal handler raises wherever the main thread is when a worker dies, such as within the network.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield from loader
+        with _any_number_of_workers():
+            results = iter(loader)
+        yield from results
         return
     with record_function("start"):  # here it imports what it needs, where nothing raises; `next` below uses it
         pass
@@ -77,7 +87,8 @@ def _with_deaths_noticed(loader: DataLoader) -> Iterator[Any]:
 
     check = _callable(signal.signal(signal.SIGCHLD, note))
     try:
-        results = iter(loader)
+        with _any_number_of_workers():
+            results = iter(loader)
         if signal.getsignal(signal.SIGCHLD) is not note:  # the first loader of the process sets PyTorch's handler
             check = _callable(signal.signal(signal.SIGCHLD, note))
         while True:

@@ -221,17 +221,17 @@ def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:
     """InputError: a file to write is one of the inputs, or another one to write."""
     ids, curves, keep = archive.ids, options.boundaries, options.keep_features
     kept = [Path(keep) / f"{Path(archive.files(video)[0]).stem}.npy" for video in ids] if keep else []
-    results = [*result_files(options.output), *([options.trace] if options.trace else [])]
+    results = result_files(options.output)
     require_apart(
         {
-            "--output": result_files(options.output),
+            "--output": results,
             "--trace": options.trace,
             "--page": options.page,
             "--boundaries": [boundary_path(curves, video) for video in ids] if curves else None,
             **shown_files(options.plot, options.plot_format, options.srt, ids),
         },
         checkpoint=options.checkpoint,
-        features=feature_files([archive], results),
+        features=feature_files([archive], [*results, *([options.trace] if options.trace else [])]),
         keep_features=[*kept, *map(sidecar_path, kept)],
         weights=options.network.weights,
         flow_weights=options.network.flow_weights,
