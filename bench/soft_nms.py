@@ -39,8 +39,18 @@ def measure(library, name, inputs, offsets, dtype, threads, with_python):
                 return soft_nms(segments, scores, sigma=SIGMA, min_score=MIN_SCORE, offsets=sets)
 
         arrays = segments.numpy(), scores.numpy(), sets.numpy()
-        options = 0, SIGMA, 0.0, 0.0, MIN_SCORE, -1, EPSILON[dtype], count
-        kernel = partial(native.module.soft_nms, *arrays, *options)
+        kernel = partial(
+            native.module.soft_nms,
+            *arrays,
+            method=0,
+            sigma=SIGMA,
+            threshold_low=0.0,
+            threshold_high=0.0,
+            min_score=MIN_SCORE,
+            max_proposals=-1,
+            length_epsilon=EPSILON[dtype],
+            threads=count,
+        )
         scalar = Scalar(library, segments, scores, offsets)
         (_, picked, indices), (expected, expected_scores) = public(), scalar()
         if not torch.equal(indices, expected) or not torch.allclose(picked, expected_scores, rtol=0, atol=1e-6):

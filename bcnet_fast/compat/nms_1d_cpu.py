@@ -81,8 +81,17 @@ def softnms(
         return torch.empty(0, dtype=torch.int64)
     rows = _array(dets)
     run = native.module.soft_nms_1d if _uses_native() else _soft_nms
-    options = float(iou_threshold), float(sigma), float(min_score), int(method), float(t1), float(t2)
-    indices = run(_array(segs), _array(scores), rows, *options)
+    indices = run(
+        _array(segs),
+        _array(scores),
+        rows,
+        iou_threshold=float(iou_threshold),
+        sigma=float(sigma),
+        min_score=float(min_score),
+        method=int(method),
+        t1=float(t1),
+        t2=float(t2),
+    )
     if not dets.is_contiguous():
         dets.detach().numpy()[: len(indices)] = rows[: len(indices)]
     return torch.from_numpy(indices)
@@ -148,6 +157,7 @@ def _soft_nms(
     segments: np.ndarray,
     scores: np.ndarray,
     rows: np.ndarray,
+    *,
     iou_threshold: float,
     sigma: float,
     min_score: float,

@@ -104,7 +104,7 @@ def _triton_problem(device: torch.device) -> str | None:
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "on a CPU, Triton kernels run only in its interpreter (set TRITON_INTERPRET=1 before Python starts)"
     if device.type == "cuda":
-        return triton_kernels("_common").launch_problem(device.index or 0)
+        return triton_kernels("_device_check").launch_problem(device.index or 0)
     return None
 
 

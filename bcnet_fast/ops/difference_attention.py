@@ -76,6 +76,19 @@ class _Inputs(NamedTuple):
     value_background: torch.Tensor
 
 
+class _Outputs(NamedTuple):
+    out_action: torch.Tensor
+    out_background: torch.Tensor
+    lse: torch.Tensor
+
+
+class _Gradients(NamedTuple):
+    of_query: torch.Tensor
+    of_key: torch.Tensor
+    of_action: torch.Tensor
+    of_background: torch.Tensor
+
+
 def _check(query, key, value_action, value_background, scale) -> None:
     """Raise for arguments that no backend supports. Called inside the operator, for direct callers of it."""
     named = {
@@ -123,11 +136,11 @@ def _arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
     return [(t if t.stride(-1) == 1 else t.contiguous()).numpy() for t in tensors]
 
 
-def _run_native(name: str, inputs: Sequence[torch.Tensor], scale: float, outputs: Sequence[torch.Tensor]) -> None:
+def _run_native(name: str, inputs: Sequence[torch.Tensor], scale: float, outputs: _Outputs | _Gradients) -> None:
     """Fill the outputs; those in half precision are computed in float32 and copied."""
-    results = [out.to(reference.accumulation_dtype(out.dtype)) for out in outputs]
-    kernel = getattr(native.module, name)
-    kernel(*_arrays(*inputs), scale, *(result.numpy() for result in results), threads=torch.get_num_threads())
+    results = outputs._make(out.to(reference.accumulation_dtype(out.dtype)) for out in outputs)
+    arrays = {argument: result.numpy() for argument, result in results._asdict().items()}
+    getattr(native.module, name)(*_arrays(*inputs), scale, **arrays, threads=torch.get_num_threads())
     for out, result in zip(outputs, results, strict=True):
         if result is not out:
             out.copy_(result)
@@ -143,7 +156,7 @@ def _run(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return both outputs and the log-sum-exp [B, H, Tq] of each row of logits, which has no gradient."""
     inputs = _Inputs(query, key, value_action, value_background)
-    outputs = _fake(*inputs, scale)
+    outputs = _Outputs(*_fake(*inputs, scale))
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":
@@ -182,7 +195,7 @@ def _run_backward(
         scale: as in the forward operator.
     """
     grad_outputs, query = (grad_action, grad_background), _Inputs(*inputs).query
-    grads = _fake_backward(*grad_outputs, inputs, outputs, scale)
+    grads = _Gradients(*_fake_backward(*grad_outputs, inputs, outputs, scale))
     scale = float(query.shape[-1] ** -0.5 if scale is None else scale)
     backend = choose("difference_attention", query.device, query.dtype)
     if backend == "triton":

@@ -210,11 +210,11 @@ def _run(
     _check(named, anchors, table, lengths, limits, max_snippets)
     backend = choose("match_proposals", named.start.device)
     tables = anchors, table, lengths
+    options = {**limits._asdict(), "max_snippets": max_snippets, "clamp_boundaries": clamp_boundaries}
     if backend == "native":
-        return _run_native(named, *tables, (*limits, max_snippets, clamp_boundaries))
+        return _run_native(named, *tables, options)
     if named.start.device.type == "cpu":
         _check_values(named, *tables)
-    options = {**limits._asdict(), "max_snippets": max_snippets, "clamp_boundaries": clamp_boundaries}
     if backend == "reference":
         return reference.match_proposals(*named, *tables, **options)
     kernels = triton_kernels("match_proposals")
@@ -228,7 +228,7 @@ def _run_native(
     anchors: torch.Tensor,
     table: torch.Tensor,
     lengths: torch.Tensor | None,
-    options: tuple[Any, ...],
+    options: dict[str, Any],
 ) -> tuple[torch.Tensor, ...]:
     start = scores.start
     dtype = np.float64 if start.dtype == torch.float64 else np.float32
@@ -240,9 +240,9 @@ def _run_native(
         for tensor, dtype in zip(tensors, dtypes, strict=True)
     ]
     outputs = _outputs(start, table)
-    arrays = [output.numpy() for output in outputs]
+    arrays = {name: output.numpy() for name, output in MatchedProposals(*outputs)._asdict().items()}
     try:
-        native.module.match_proposals(*inputs, *options, torch.get_num_threads(), *arrays)
+        native.module.match_proposals(*inputs, **options, **arrays, threads=torch.get_num_threads())
     except ValueError:
         # The C++ code checks all values too, and faster, but names neither the value nor its place.
         _check_values(scores, anchors, table, lengths)

@@ -212,18 +212,17 @@ def _run_reference(
     return segments[indices], picked_scores, indices
 
 
-def _native_options(options: _Options) -> tuple[float, ...]:
+def _native_options(options: _Options) -> dict[str, float]:
     most = -1 if options.max_proposals is None else options.max_proposals
-    thresholds = options.threshold_low, options.threshold_high
-    number = METHODS.index(options.method)
-    return number, options.sigma, *thresholds, options.min_score, most, options.length_epsilon
+    return options._asdict() | {"method": METHODS.index(options.method), "max_proposals": most}
 
 
 def _run_native(
     segments: np.ndarray, scores: np.ndarray, offsets: np.ndarray, options: _Options
 ) -> tuple[np.ndarray, ...]:
+    threads = torch.get_num_threads()
     try:
-        return native.module.soft_nms(segments, scores, offsets, *_native_options(options), torch.get_num_threads())
+        return native.module.soft_nms(segments, scores, offsets, **_native_options(options), threads=threads)
     except ValueError:
         # The C++ code checks all values too, and faster, but names neither the value nor its place.
         _check_values(segments, scores, offsets)
@@ -258,13 +257,18 @@ def _run_cuda(
     plan = getattr(module, f"plan_soft_nms_{dtype}")(n, len(bounds) - 1, int(np.diff(bounds).max()), limit)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)
     picks, picked_scores, counts = offsets.new_empty(n), torch.empty_like(scores), torch.empty_like(offsets[1:])
-    inputs, outputs = (segments, scores, offsets), (workspace, picks, picked_scores, counts)
     getattr(module, f"soft_nms_{dtype}")(
-        *(tensor.data_ptr() for tensor in inputs),
-        *(n, len(bounds) - 1),
-        *_native_options(options),
-        *(plan, index, stream),
-        *(tensor.data_ptr() for tensor in outputs),
+        *(tensor.data_ptr() for tensor in (segments, scores, offsets)),
+        candidates=n,
+        sets=len(bounds) - 1,
+        **_native_options(options),
+        plan=plan,
+        device=index,
+        stream=stream,
+        workspace=workspace.data_ptr(),
+        indices=picks.data_ptr(),
+        picked_scores=picked_scores.data_ptr(),
+        counts=counts.data_ptr(),
     )
     counts_on_host = counts.cpu().numpy()
     if (counts_on_host < 0).any():

@@ -39,14 +39,14 @@ bool all_usable(const T* segments, const T* scores, std::int64_t count, Instruct
 }
 
 template <typename T>
-void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t sets,
-              const SoftNmsOptions& options, InstructionSet instruction_set, int threads, std::int64_t* indices,
-              T* picked_scores, std::int64_t* counts) {
+void soft_nms(const SoftNmsInputs<T>& inputs, const SoftNmsOptions& options, InstructionSet instruction_set,
+              int threads, const SoftNmsOutputs<T>& outputs) {
+  const std::int64_t* const offsets = inputs.offsets;
   std::int64_t most = 0;
-  for (std::int64_t v = 0; v < sets; ++v) most = std::max(most, offsets[v + 1] - offsets[v]);
+  for (std::int64_t v = 0; v < inputs.sets; ++v) most = std::max(most, offsets[v + 1] - offsets[v]);
   // Starting a thread costs some tens of microseconds, about the time to process this many candidates.
   constexpr std::int64_t worth_a_thread = 512;
-  const std::int64_t useful = std::min(sets, offsets[sets] / worth_a_thread);
+  const std::int64_t useful = std::min(inputs.sets, inputs.candidates / worth_a_thread);
   threads = static_cast<int>(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, useful)));
 
   const KeepDenormals keep;  // the lowest score may be one, and so may an overlap
@@ -54,15 +54,15 @@ void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, s
   std::vector<SetState<T>> states;
   states.reserve(threads);
   for (int t = 0; t < threads; ++t) states.emplace_back(most);
-  WorkQueue queue(sets);
+  WorkQueue queue(inputs.sets);
   run_in_threads(threads, [&](int thread) {
     const KeepDenormals keep_here;
     for (std::int64_t v; queue.next(v);) {
       const std::int64_t first = offsets[v];
       const auto count = static_cast<std::int32_t>(offsets[v + 1] - first);
-      counts[v] =
-          BCNET_VERSION(instruction_set, solve<T>)(segments + 2 * first, scores + first, count, rules, states[thread],
-                                                   first, indices + first, picked_scores + first);
+      outputs.counts[v] = BCNET_VERSION(instruction_set, solve<T>)(inputs.segments + 2 * first, inputs.scores + first,
+                                                                   count, rules, states[thread], first,
+                                                                   outputs.indices + first, outputs.scores + first);
     }
   });
 }
@@ -76,9 +76,9 @@ std::int64_t soft_nms_of_set(const float* segments, const float* scores, std::in
 
 template bool all_usable(const float*, const float*, std::int64_t, InstructionSet);
 template bool all_usable(const double*, const double*, std::int64_t, InstructionSet);
-template void soft_nms(const float*, const float*, const std::int64_t*, std::int64_t, const SoftNmsOptions&,
-                       InstructionSet, int, std::int64_t*, float*, std::int64_t*);
-template void soft_nms(const double*, const double*, const std::int64_t*, std::int64_t, const SoftNmsOptions&,
-                       InstructionSet, int, std::int64_t*, double*, std::int64_t*);
+template void soft_nms(const SoftNmsInputs<float>&, const SoftNmsOptions&, InstructionSet, int,
+                       const SoftNmsOutputs<float>&);
+template void soft_nms(const SoftNmsInputs<double>&, const SoftNmsOptions&, InstructionSet, int,
+                       const SoftNmsOutputs<double>&);
 
 }  // namespace bcnet_fast

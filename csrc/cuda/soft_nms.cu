@@ -430,33 +430,31 @@ std::size_t soft_nms_shared_limit(int device) {
 }
 
 template <typename T>
-void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t candidates,
-                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device, void* stream,
-                   void* workspace, std::int64_t* indices, T* picked_scores, std::int64_t* counts) {
-  if (sets == 0) return;
+void soft_nms_cuda(const SoftNmsInputs<T>& inputs, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device,
+                   void* stream, void* workspace, const SoftNmsOutputs<T>& outputs) {
+  if (inputs.sets == 0) return;
   const DeviceGuard guard(device);
-  Batch<T> batch{segments,
-                 scores,
-                 offsets,
+  Batch<T> batch{inputs.segments,
+                 inputs.scores,
+                 inputs.offsets,
                  Rules<T>(options),
                  plan.shared_candidates,
                  static_cast<unsigned char*>(workspace),
-                 workspace_candidates(candidates, sets),
-                 indices,
-                 picked_scores,
-                 counts};
+                 workspace_candidates(inputs.candidates, inputs.sets),
+                 outputs.indices,
+                 outputs.scores,
+                 outputs.counts};
   void* arguments[] = {&batch};
   check(cudaFuncSetAttribute(soft_nms_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(plan.shared_bytes)));
-  check(cudaLaunchKernel(soft_nms_kernel<T>, dim3(static_cast<unsigned>(sets)), dim3(plan.threads), arguments,
+  check(cudaLaunchKernel(soft_nms_kernel<T>, dim3(static_cast<unsigned>(inputs.sets)), dim3(plan.threads), arguments,
                          plan.shared_bytes, static_cast<cudaStream_t>(stream)));
 }
 
-#define BCNET_INSTANTIATE(T)                                                                                   \
-  template SoftNmsPlan plan_soft_nms<T>(std::int64_t, std::int64_t, std::int64_t, std::size_t);                \
-  template void soft_nms_cuda(const T*, const T*, const std::int64_t*, std::int64_t, std::int64_t,             \
-                              const SoftNmsOptions&, const SoftNmsPlan&, int, void*, void*, std::int64_t*, T*, \
-                              std::int64_t*);
+#define BCNET_INSTANTIATE(T)                                                                                         \
+  template SoftNmsPlan plan_soft_nms<T>(std::int64_t, std::int64_t, std::int64_t, std::size_t);                      \
+  template void soft_nms_cuda(const SoftNmsInputs<T>&, const SoftNmsOptions&, const SoftNmsPlan&, int, void*, void*, \
+                              const SoftNmsOutputs<T>&);
 BCNET_INSTANTIATE(float)
 BCNET_INSTANTIATE(double)
 

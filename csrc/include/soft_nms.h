@@ -26,16 +26,27 @@ constexpr std::int64_t kMaxCandidates = std::int64_t{1} << 29;  // of a set
 template <typename T>
 bool all_usable(const T* segments, const T* scores, std::int64_t count, InstructionSet instruction_set);
 
-// Writes the picks of set v in their order, from offsets[v] on, to indices (into the whole input) and picked_scores,
-// and their number to counts[v]. T is float or double; all arithmetic is done in T: the result has the same bits for
-// every instruction set and number of threads. Throws std::bad_alloc.
-//
-// segments, scores: [n, 2] start and end, [n]. Requires: all_usable.
-// offsets: [sets + 1], ascending from 0 to n; set v is the candidates offsets[v] to offsets[v + 1] - 1.
-// indices, picked_scores: [n], of which only the picks are written. counts: [sets].
+// n candidates in sets; set v is the candidates offsets[v] to offsets[v + 1] - 1.
 template <typename T>
-void soft_nms(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t sets,
-              const SoftNmsOptions& options, InstructionSet instruction_set, int threads, std::int64_t* indices,
-              T* picked_scores, std::int64_t* counts);
+struct SoftNmsInputs {
+  std::int64_t candidates, sets;
+  const T* segments;            // [n, 2], start and end
+  const T* scores;              // [n]
+  const std::int64_t* offsets;  // [sets + 1], ascending from 0 to n
+};
+
+template <typename T>
+struct SoftNmsOutputs {
+  std::int64_t* indices;  // [n]
+  T* scores;              // [n]
+  std::int64_t* counts;   // [sets]
+};
+
+// Writes the picks of set v in their order, from offsets[v] on, to indices (into the whole input) and scores, and their
+// number to counts[v]; nothing else is written. T is float or double; all arithmetic is done in T: the result has the
+// same bits for every instruction set and number of threads. Requires: all_usable. Throws std::bad_alloc.
+template <typename T>
+void soft_nms(const SoftNmsInputs<T>& inputs, const SoftNmsOptions& options, InstructionSet instruction_set,
+              int threads, const SoftNmsOutputs<T>& outputs);
 
 }  // namespace bcnet_fast

@@ -28,13 +28,13 @@ std::size_t soft_nms_shared_limit(int device);
 // Starts Soft-NMS on `stream`, a cudaStream_t of `device`. Returns without waiting for the result and allocates no
 // memory, so that it can be captured in a CUDA graph. Throws std::runtime_error when CUDA reports an error.
 //
-// Requires: pointers to memory on `device`, offsets in order, a plan for the largest set. The kernel checks the values:
+// Requires: pointers to memory on `device` (workspace: plan.workspace_bytes), offsets in order, a plan for the largest
+// set. The kernel checks the values:
 // a set with one that is not finite, or of negative length, gets the count -1 and no picks.
 //
 // A set may be padded at its end with scores of 0 or below min_score: they are read once and then ignored.
 template <typename T>
-void soft_nms_cuda(const T* segments, const T* scores, const std::int64_t* offsets, std::int64_t candidates,
-                   std::int64_t sets, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device, void* stream,
-                   void* workspace, std::int64_t* indices, T* picked_scores, std::int64_t* counts);
+void soft_nms_cuda(const SoftNmsInputs<T>& inputs, const SoftNmsOptions& options, const SoftNmsPlan& plan, int device,
+                   void* stream, void* workspace, const SoftNmsOutputs<T>& outputs);
 
 }  // namespace bcnet_fast

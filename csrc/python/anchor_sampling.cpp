@@ -268,11 +268,11 @@ void define(py::module_& module) {
   const auto maybe = [](const char* name) { return arg(name) = py::none(); };
   module.def(
       "project_anchors", &project_anchors_of<T>, arg("x"), arg("sources"), arg("weight"), arg("plan"), arg("out"),
-      maybe("bias"), arg("relu") = false, maybe("added"), arg("threads"), instruction_set_argument(),
+      kw_only(), maybe("bias"), arg("relu") = false, maybe("added"), arg("threads"), instruction_set_argument(),
       "Write the sum over bins n of (the samples of bin n from its sequence) weight[n]^T, + bias, + added or ReLU, to "
       "out [P, O].");
   module.def("project_runs", &project_runs_of<T>, arg("x"), arg("sources"), arg("weight"), arg("plan"),
-             arg("projected"), arg("runs"), arg("layer"), arg("out"), maybe("bias"), maybe("layer_bias"),
+             arg("projected"), arg("runs"), arg("layer"), arg("out"), kw_only(), maybe("bias"), maybe("layer_bias"),
              arg("threads"), instruction_set_argument(),
              "For each of the runs [source, target, rows], write ReLU(anchors layer^T + layer_bias) to rows of out, "
              "where anchors are the results of project_anchors with ReLU, computed as many columns at a time as "

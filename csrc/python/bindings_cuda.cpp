@@ -39,16 +39,16 @@ void start_soft_nms(std::uintptr_t segments, std::uintptr_t scores, std::uintptr
   }
   const SoftNmsOptions options{
       static_cast<Decay>(method), sigma, threshold_low, threshold_high, min_score, max_proposals, length_epsilon};
-  soft_nms_cuda(input<T>(segments), input<T>(scores), input<std::int64_t>(offsets), candidates, sets, options, plan,
-                device, output<void>(stream), output<void>(workspace), output<std::int64_t>(indices),
-                output<T>(picked_scores), output<std::int64_t>(counts));
+  soft_nms_cuda<T>({candidates, sets, input<T>(segments), input<T>(scores), input<std::int64_t>(offsets)}, options,
+                   plan, device, output<void>(stream), output<void>(workspace),
+                   {output<std::int64_t>(indices), output<T>(picked_scores), output<std::int64_t>(counts)});
 }
 
 template <typename T>
 void define_soft_nms(py::module_& module, const char* plan_name, const char* name) {
   module.def(plan_name, &plan_soft_nms<T>, py::arg("candidates"), py::arg("sets"), py::arg("largest"),
              py::arg("shared_limit"), "Plan the launch of soft_nms for sets of at most `largest` candidates.");
-  module.def(name, &start_soft_nms<T>, py::arg("segments"), py::arg("scores"), py::arg("offsets"),
+  module.def(name, &start_soft_nms<T>, py::arg("segments"), py::arg("scores"), py::arg("offsets"), py::kw_only(),
              py::arg("candidates"), py::arg("sets"), py::arg("method"), py::arg("sigma"), py::arg("threshold_low"),
              py::arg("threshold_high"), py::arg("min_score"), py::arg("max_proposals"), py::arg("length_epsilon"),
              py::arg("plan"), py::arg("device"), py::arg("stream"), py::arg("workspace"), py::arg("indices"),

@@ -18,6 +18,7 @@ namespace bcnet_fast {
 
 namespace py = pybind11;
 using py::arg;
+using py::kw_only;
 
 // A NumPy array of T; with the default flags, C-contiguous. pybind11's own type first makes an empty array for each
 // argument, then has NumPy convert what the caller passed, which costs 0.1 us; this one accepts a matching array or

@@ -95,11 +95,11 @@ void backward(const Rows<T>& grad_action, const Rows<T>& grad_background, const 
 template <typename T>
 void define(py::module_& module) {
   module.def("difference_attention", &forward<T>, arg("query"), arg("key"), arg("value_action"),
-             arg("value_background"), arg("scale"), arg("out_action"), arg("out_background"), arg("lse"),
+             arg("value_background"), arg("scale"), kw_only(), arg("out_action"), arg("out_background"), arg("lse"),
              arg("threads"), instruction_set_argument(), "Write the outputs [B, H, Tq, Dv] and lse [B, H, Tq].");
   module.def("difference_attention_backward", &backward<T>, arg("grad_action"), arg("grad_background"), arg("query"),
-             arg("key"), arg("value_action"), arg("value_background"), arg("scale"), arg("of_query"), arg("of_key"),
-             arg("of_action"), arg("of_background"), arg("threads"), instruction_set_argument(),
+             arg("key"), arg("value_action"), arg("value_background"), arg("scale"), kw_only(), arg("of_query"),
+             arg("of_key"), arg("of_action"), arg("of_background"), arg("threads"), instruction_set_argument(),
              "Write the gradients of query, key and values, from those of the outputs.");
 }
 

@@ -267,25 +267,25 @@ template <typename T>
 void define(py::module_& module) {
   const auto maybe = [](const char* name) { return arg(name) = py::none(); };
   const auto eps = arg("eps") = py::none();
-  module.def("linear", &linear_of<T>, arg("x"), arg("weight"), arg("out"), maybe("bias"), arg("relu") = false,
-             maybe("added"), eps, arg("threads"), instruction_set_argument(),
+  module.def("linear", &linear_of<T>, arg("x"), arg("weight"), arg("out"), kw_only(), maybe("bias"),
+             arg("relu") = false, maybe("added"), eps, arg("threads"), instruction_set_argument(),
              "out = LayerNorm(ReLU(x weight^T + bias) + added); LayerNorm where eps is given.");
-  module.def("feed_forward", &feed_forward_of<T>, arg("x"), arg("first"), arg("second"), arg("out"), maybe("added"),
-             eps, arg("threads"), instruction_set_argument(),
+  module.def("feed_forward", &feed_forward_of<T>, arg("x"), arg("first"), arg("second"), arg("out"), kw_only(),
+             maybe("added"), eps, arg("threads"), instruction_set_argument(),
              "out = LayerNorm(ReLU(x first^T) second^T + added); LayerNorm where eps is given.");
   module.def("folded_feed_forward", &folded_feed_forward_of<T>, arg("x"), arg("attention"), arg("folded"), arg("sums"),
-             arg("second"), arg("added"), arg("first_of_added"), arg("out"), arg("eps"), arg("threads"),
+             arg("second"), arg("added"), arg("first_of_added"), arg("out"), kw_only(), arg("eps"), arg("threads"),
              instruction_set_argument(),
              "out = LayerNorm(ReLU(y first^T) second^T + y), y = LayerNorm(x attention^T + added), with first folded.");
-  module.def("convolution", &convolution_of<T>, arg("x"), arg("weight"), arg("out"), maybe("bias"), arg("relu") = false,
-             maybe("added"), arg("threads"), instruction_set_argument(),
+  module.def("convolution", &convolution_of<T>, arg("x"), arg("weight"), arg("out"), kw_only(), maybe("bias"),
+             arg("relu") = false, maybe("added"), arg("threads"), instruction_set_argument(),
              "Three taps over the rows of x, with zeros around: out = ReLU(... + bias) + added.");
-  module.def("linear_runs", &linear_runs_of<T>, arg("x"), arg("runs"), arg("weight"), arg("out"), maybe("bias"),
-             arg("relu") = false, arg("threads"), instruction_set_argument(),
+  module.def("linear_runs", &linear_runs_of<T>, arg("x"), arg("runs"), arg("weight"), arg("out"), kw_only(),
+             maybe("bias"), arg("relu") = false, arg("threads"), instruction_set_argument(),
              "For each of the runs [from of each group, to, rows], out rows = ReLU(sum over groups of x rows weight^T "
              "+ bias).");
-  module.def("attention", &attention_of<T>, arg("query"), arg("key"), arg("values"), arg("outputs"), arg("heads"),
-             arg("scale"), arg("threads"), instruction_set_argument(),
+  module.def("attention", &attention_of<T>, arg("query"), arg("key"), arg("values"), arg("outputs"), kw_only(),
+             arg("heads"), arg("scale"), arg("threads"), instruction_set_argument(),
              "outputs[i] = softmax(query key^T scale) values[i], head by head.");
 }
 

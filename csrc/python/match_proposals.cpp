@@ -71,7 +71,7 @@ template <typename T>
 void define(py::module_& module) {
   module.def(
       kOp, &match_proposals<T>, arg("start"), arg("end"), arg("classification"), arg("regression"), arg("background"),
-      arg("anchors"), arg("table"), arg("lengths"), arg("boundary_threshold"), arg("min_classification"),
+      arg("anchors"), arg("table"), arg("lengths"), kw_only(), arg("boundary_threshold"), arg("min_classification"),
       arg("min_regression"), arg("max_snippets"), arg("clamp_boundaries"), arg("threads"), arg("segments"),
       arg("scores"), arg("boundaries"), arg("counts"), instruction_set_argument(),
       "Write the proposals of each window to its first rows of segments, scores and boundaries, zeros to the other "

@@ -78,8 +78,8 @@ void define_nms_1d(py::module_& module) {
              "Return the indices int64 [n] of the scores, highest first, or None where two are equal or one is NaN.");
   module.def("nms_1d", &nms, arg("segments"), arg("order"), arg("iou_threshold"), instruction_set_argument(),
              "Return the indices int64 [k] of the segments that hard NMS keeps; `order` lists them best first.");
-  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("picks"), arg("iou_threshold"), arg("sigma"),
-             arg("min_score"), arg("method"), arg("t1"), arg("t2"), instruction_set_argument(),
+  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("picks"), kw_only(), arg("iou_threshold"),
+             arg("sigma"), arg("min_score"), arg("method"), arg("t1"), arg("t2"), instruction_set_argument(),
              "Return the indices int64 [k] of the picks, and write their start, end and score to the first k rows of "
              "`picks`. Method 0 is hard, 1 linear, 2 gaussian, 3 gaussian from the tIoU t1 + t2 * area.");
 }

@@ -111,9 +111,9 @@ void define(py::module_& module) {
              instruction_set_argument(),
              "out[i] = maxima of x[ranges[i, b, 0]:ranges[i, b, 1]] by columns, for all b side by side; 0 if empty.");
   module.def("edge_weights", &edge_weights_of<T>, arg("x"), arg("parts"), arg("part"), arg("edges"), arg("whole"),
-             arg("of_part") = py::none(), arg("threads"), instruction_set_argument(),
+             arg("of_part") = py::none(), kw_only(), arg("threads"), instruction_set_argument(),
              "Positive cosines along edges [groups, 1 + children], of rows of x and of one of their parts.");
-  module.def("weighted_rows", &weighted_rows_of<T>, arg("x"), arg("rows"), arg("weights"), arg("out"),
+  module.def("weighted_rows", &weighted_rows_of<T>, arg("x"), arg("rows"), arg("weights"), arg("out"), kw_only(),
              arg("outer") = py::none(), arg("bias") = py::none(), arg("relu") = false, arg("threads"),
              instruction_set_argument(),
              "out[r] = sum over g of outer[r, g] ReLU(bias + sum over k of weights[r, g, k] x[rows[r, g, k]]).");

@@ -40,8 +40,8 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
   std::int64_t total = 0;
   {
     const py::gil_scoped_release release;
-    bcnet_fast::soft_nms(segments.data(), scores.data(), bounds, sets, options, chosen, threads, indices.get(),
-                         picked_scores.get(), counts.get());
+    bcnet_fast::soft_nms<T>({n, sets, segments.data(), scores.data(), bounds}, options, chosen, threads,
+                            {indices.get(), picked_scores.get(), counts.get()});
     for (std::int64_t v = 0; v < sets; ++v) total += counts[v];
   }
   Array<T> segments_out(std::vector<py::ssize_t>{total, 2});
@@ -63,7 +63,7 @@ py::tuple soft_nms(const Array<T>& segments, const Array<T>& scores, const Array
 template <typename T>
 void define(py::module_& module) {
   module.def(
-      "soft_nms", &soft_nms<T>, arg("segments"), arg("scores"), arg("offsets"), arg("method"), arg("sigma"),
+      "soft_nms", &soft_nms<T>, arg("segments"), arg("scores"), arg("offsets"), kw_only(), arg("method"), arg("sigma"),
       arg("threshold_low"), arg("threshold_high"), arg("min_score"), arg("max_proposals"), arg("length_epsilon"),
       arg("threads"), instruction_set_argument(),
       "Return segments [k, 2], scores [k] and indices int64 [k] of the picks, set after set. Method 0 is gaussian, "

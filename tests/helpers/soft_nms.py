@@ -14,6 +14,16 @@ OPTIONS = (
     {"iou_threshold": 0.5, "min_score": 0.2, "max_proposals": 0},
     {"iou_threshold": (0.9, -0.2), "min_score": 0.001, "max_proposals": 20},
 )
+# Arguments of the bindings.
+NATIVE_OPTIONS = {
+    "method": 0,
+    "sigma": 0.5,
+    "threshold_low": 0.0,
+    "threshold_high": 0.0,
+    "min_score": 0.001,
+    "max_proposals": -1,
+    "length_epsilon": 0.0,
+}
 
 
 def random_sets(rng: np.random.Generator, dtype: torch.dtype, grid: bool, count: int = 120):

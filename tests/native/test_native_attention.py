@@ -91,9 +91,9 @@ def test_attention_gradients(rng, instructions, dtype, shape, scale):
     results = []
     for threads in (1, 3):
         made = [np.full((1, 3, *s), np.nan, dtype) for s in sizes]
-        module.difference_attention_backward(
-            *grads, *given, scale, *made, threads=threads, instruction_set=instructions
-        )
+        outputs = dict(zip(("of_query", "of_key", "of_action", "of_background"), made, strict=True))
+        options = {"threads": threads, "instruction_set": instructions}
+        module.difference_attention_backward(*grads, *given, scale, **outputs, **options)
         results.append(made)
     for one, other, expected in zip(*results, exact, strict=True):
         assert np.array_equal(one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -352,3 +353,17 @@ for _ in range(2):
 def test_too_little_memory_is_an_error():
     done = subprocess.run([sys.executable, "-c", STARVED], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.split()) == (0, ["True", "True"]), done.stderr
+
+
+def test_no_function_takes_more_than_eight_positional_arguments():
+    """Settings and outputs have names where they are given, so that none takes the place of another."""
+    signatures = {
+        line
+        for name, function in vars(module).items()
+        for line in (function.__doc__ or "").splitlines()
+        if re.match(rf"(\d+\. )?{name}\(.*\) -> ", line)
+    }
+    assert len(signatures) > 40
+    for signature in signatures:
+        positional = signature.partition(", *, ")[0]
+        assert len(re.findall(r"[(,] ?\w+: ", positional)) <= 8, signature

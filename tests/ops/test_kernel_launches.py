@@ -25,6 +25,7 @@ layer_norm_operator, sampling_operators, attention_operator = (
 )
 pytestmark = needs_triton("difference_attention")
 common = pytest.importorskip("bcnet_fast.kernels._common")
+device_check = pytest.importorskip("bcnet_fast.kernels._device_check")
 add_layer_norm = pytest.importorskip("bcnet_fast.kernels.add_layer_norm")
 GPU = torch.device("cuda", 0)
 MODELS = {"bcnet": CONFIGS["small"].model, "bcnet, many anchors": CONFIGS["many"].model, "bmn": BMN, "gtad": GTAD}
@@ -107,11 +108,12 @@ def probe(monkeypatch):
     """Install a fault, or none; the probe and its warnings happen anew."""
 
     def forget() -> None:
-        common.launch_problem.cache_clear()
+        device_check.launch_problem.cache_clear()
         backends._warn_of_reference.cache_clear()
 
     def install(kind: str = "", value: Any = None) -> None:
-        monkeypatch.setattr(common, "torch", PretendGPU(**({kind: value} if kind == "shared_kib" else {})))
+        for module in (common, device_check):
+            monkeypatch.setattr(module, "torch", PretendGPU(**({kind: value} if kind == "shared_kib" else {})))
         if kind == "launch":
             monkeypatch.setattr(add_layer_norm, "launch", value)
 
@@ -161,5 +163,5 @@ def test_a_kernel_is_tried_once_per_device(probe):
     runs = []
     probe("launch", lambda *_: runs.append(1))
     for index in (0, 1, 0, 1):
-        common.launch_problem(index)
+        device_check.launch_problem(index)
     assert len(runs) == 2

@@ -29,6 +29,13 @@ SHAPES = [
     *((1, 1, 1, 1), (2, 4, 4, 5), (2, 29, 13, 11), (2, 2, 1, 3), (3, 3, 7, 2), (3, 17, 1, 9), (1, 33, 33, 7)),
     *((1, 48, 31, 130), (1, 65, 70, 1)),
 ]
+NATIVE_OPTIONS = {
+    "boundary_threshold": 0.7,
+    "min_classification": 0.9,
+    "min_regression": 0.8,
+    "max_snippets": None,
+    "clamp_boundaries": False,
+}
 native_only = pytest.mark.skipif(native.module is None, reason=str(native.reason))
 with_triton = needs_triton("match_proposals")
 BACKENDS = ("reference", pytest.param("native", marks=native_only), pytest.param("triton", marks=with_triton))
@@ -212,8 +219,8 @@ def call_native(tensors, lengths, options, instructions: str) -> MatchedProposal
     *scores, anchors, table = tensors
     given = [None if t is None else t.numpy() for t in (*scores, anchors.double(), table, lengths)]
     outputs = _outputs(scores[0], table)
-    arrays = [output.numpy() for output in outputs]
-    native.module.match_proposals(*given, *options.values(), 1, *arrays, instruction_set=instructions)
+    arrays = {name: output.numpy() for name, output in MatchedProposals(*outputs)._asdict().items()}
+    native.module.match_proposals(*given, **options, **arrays, threads=1, instruction_set=instructions)
     return MatchedProposals(*outputs)
 
 
@@ -249,18 +256,17 @@ def test_every_instruction_set_finds_the_same_pairs(poisoned, rng, dtype):
 def test_every_instruction_set_sees_what_does_not_fit(rng):
     tensors, lengths = inputs(rng, (2, 37, 7, 5)), torch.tensor([37, 0])
     tensors[5] = tensors[5].double()
-    options = dict(enumerate((0.7, 0.9, 0.8, None, False)))
     bad = [(tensor, math.nan) for tensor in tensors[:6]] + [(tensors[0], math.inf), (tensors[4], -math.inf)]
     bad += [(tensors[6], 5), (tensors[6], -1), (lengths, 38), (lengths, -1)]
     for instructions in native.module.INSTRUCTION_SETS:
-        call_native(tensors, lengths, options, instructions)
+        call_native(tensors, lengths, NATIVE_OPTIONS, instructions)
         for tensor, value in bad:
             flat = tensor.view(-1)
             for place in (0, len(flat) // 2, len(flat) - 1):
                 kept = flat[place].item()
                 flat[place] = value
                 with pytest.raises(ValueError, match="a value is out of range"):
-                    call_native(tensors, lengths, options, instructions)
+                    call_native(tensors, lengths, NATIVE_OPTIONS, instructions)
                 flat[place] = kept
 
 
@@ -382,13 +388,13 @@ def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
     tensors[5] = tensors[5].astype(np.float64)
     rows = most_pairs(5, 3)
     outputs = [np.zeros((2, rows, 2)), np.zeros((2, rows)), np.zeros((2, rows, 2), np.int32), np.zeros(2, np.int64)]
-    options = (0.7, 0.9, 0.8, None, False, 1)
 
     def call(changed: int | None = None, array: np.ndarray | None = None) -> None:
         arrays = [*tensors, *outputs]
         if changed is not None:
             arrays[changed] = array
-        native.module.match_proposals(*arrays[:8], *options, *arrays[8:])
+        named = MatchedProposals(*arrays[8:])._asdict()
+        native.module.match_proposals(*arrays[:8], **NATIVE_OPTIONS, **named, threads=1)
 
     call()
     call(7, None)

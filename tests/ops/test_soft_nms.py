@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.soft_nms import NATIVE_OPTIONS, OPTIONS, good, random_sets
 from helpers.sweeps import sweep
 
 from bcnet_fast.errors import BackendError
@@ -143,7 +143,9 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(rng, dtype):
     segments, scores, offsets = random_sets(rng, dtype, grid=False)
     arrays = segments.numpy(), scores.numpy(), offsets.numpy()
     runs = [
-        native.module.soft_nms(*arrays, method, 0.5, 0.0, 0.0, 0.001, -1, 0.0, threads, instruction_set)
+        native.module.soft_nms(
+            *arrays, **NATIVE_OPTIONS | {"method": method}, threads=threads, instruction_set=instruction_set
+        )
         for threads in (1, 2, 5)
         for instruction_set in native.module.INSTRUCTION_SETS
         for method in range(3)
@@ -273,15 +275,15 @@ def test_bad_input_is_named(backend, change, error, message):
 def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
     call = native.module.soft_nms
     segments, scores, offsets = np.zeros((4, 2)), np.zeros(4), np.array([0, 4])
-    rest = (0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, 1)
-    call(segments, scores, offsets, *rest)
+    rest = NATIVE_OPTIONS | {"threads": 1}
+    call(segments, scores, offsets, **rest)
     for wrong in (
         (segments.astype(np.float32), scores, offsets),
         (segments[::2], scores[::2], offsets),
         (segments, scores, offsets.astype(np.int32)),
     ):
         with pytest.raises(TypeError):
-            call(*wrong, *rest)
+            call(*wrong, **rest)
     for wrong in (
         (segments, scores[:3].copy(), offsets),
         (segments, scores, np.array([0, 9])),
@@ -289,9 +291,9 @@ def test_native_binding_refuses_what_would_be_copied_or_read_out_of_bounds():
         (segments, scores, np.array([], dtype=np.int64)),
     ):
         with pytest.raises(ValueError, match=r"soft_nms: .* expected"):
-            call(*wrong, *rest)
+            call(*wrong, **rest)
     with pytest.raises(ValueError, match="soft_nms: method is 7, expected 0, 1 or 2"):
-        call(segments, scores, offsets, 7, *rest[1:])
+        call(segments, scores, offsets, **rest | {"method": 7})
 
 
 def test_an_unusable_backend_is_an_error_only_when_asked_for_by_name(monkeypatch):

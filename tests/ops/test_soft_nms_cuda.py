@@ -20,7 +20,7 @@ import pytest
 import torch
 from bcnet_fast.kernels._common import TARGETS
 from helpers.paths import ROOT
-from helpers.soft_nms import OPTIONS, good, random_sets
+from helpers.soft_nms import NATIVE_OPTIONS, OPTIONS, good, random_sets
 from helpers.sweeps import sweep
 
 from bcnet_fast import doctor
@@ -144,8 +144,11 @@ def test_a_caller_with_fixed_sizes_needs_no_look_at_the_result(rng, emulated):
     plan = emulated.plan_soft_nms_float32(150, 3, 50, emulated.soft_nms_shared_limit(0))
     indices, picked, counts = torch.full((150,), -7), torch.full((150,), -7.0), torch.full((3,), -7)
     inputs = (t.data_ptr() for t in (segments, scores, offsets))
-    outputs = (t.data_ptr() for t in (indices, picked, counts))
-    emulated.soft_nms_float32(*inputs, 150, 3, 0, 0.5, 0.0, 0.0, 0.1, 5, 0.0, plan, 0, 0, 0, *outputs)
+    outputs = {"indices": indices, "picked_scores": picked, "counts": counts}
+    outputs = {name: tensor.data_ptr() for name, tensor in outputs.items()}
+    options = NATIVE_OPTIONS | {"min_score": 0.1, "max_proposals": 5}
+    launch = {"candidates": 150, "sets": 3, "plan": plan, "device": 0, "stream": 0, "workspace": 0}
+    emulated.soft_nms_float32(*inputs, **options, **launch, **outputs)
     expected = soft_nms(segments, scores, offsets=offsets, min_score=0.1, max_proposals=5, length_epsilon=0.0)
     assert counts.tolist() == [5, 5, 5]
     assert torch.equal(indices.view(3, 50)[:, :5].flatten(), expected[2])
@@ -233,7 +236,9 @@ def test_the_extension_loads_without_a_device_and_says_so_when_called():
     module, _ = native.cuda()
     plan = module.plan_soft_nms_float32(1, 1, 1, 48 * 1024)
     with pytest.raises(RuntimeError, match="soft_nms: CUDA: "):
-        module.soft_nms_float32(0, 0, 0, 1, 1, 0, 0.5, 0.0, 0.0, 0.0, -1, 0.0, plan, 0, 0, 0, 0, 0, 0)
+        launch = {"candidates": 1, "sets": 1, "plan": plan, "device": 0, "stream": 0, "workspace": 0}
+        outputs = dict.fromkeys(("indices", "picked_scores", "counts"), 0)
+        module.soft_nms_float32(0, 0, 0, **NATIVE_OPTIONS, **launch, **outputs)
     why = backends.unusable("soft_nms", "native", torch.device("cuda", 0))
     assert "the CUDA extension cannot use the device (soft_nms: CUDA: " in why
 

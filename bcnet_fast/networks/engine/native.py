@@ -203,7 +203,8 @@ class NativeKernels(Kernels[np.ndarray, PackedWeight, list[PackedWeight]], Foldi
         out: np.ndarray,
     ) -> None:
         parts = weights.output, weights.attended, weights.sums, weights.second
-        extension().folded_feed_forward(attended, *parts, residual, hidden, out, EPS, torch.get_num_threads())
+        options = {"eps": EPS, "threads": torch.get_num_threads()}
+        extension().folded_feed_forward(attended, *parts, residual, hidden, out, **options)
 
     def convolution(
         self,
@@ -221,11 +222,11 @@ class NativeKernels(Kernels[np.ndarray, PackedWeight, list[PackedWeight]], Foldi
     def attention(
         self, query: np.ndarray, key: np.ndarray, values: tuple[np.ndarray, ...], heads: int, *, out: Buffer
     ) -> np.ndarray:
-        scale = (query.shape[-1] // heads) ** -0.5
+        options = {"heads": heads, "scale": (query.shape[-1] // heads) ** -0.5, "threads": torch.get_num_threads()}
         result = self.workspace.take(out, len(values), *query.shape[:-1], values[0].shape[-1])
         for stream in itertools.product(*map(range, query.shape[:-2])):
             of_stream = [value[stream] for value in values], [to[stream] for to in result]
-            extension().attention(query[stream], key[stream], *of_stream, heads, scale, torch.get_num_threads())
+            extension().attention(query[stream], key[stream], *of_stream, **options)
         return result
 
     def _linear(

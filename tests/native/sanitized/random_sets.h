@@ -16,6 +16,9 @@ struct Sets {
   std::vector<std::int64_t> offsets{0};
 
   std::int64_t count() const { return static_cast<std::int64_t>(offsets.size()) - 1; }
+  bcnet_fast::SoftNmsInputs<T> inputs() const {
+    return {offsets.back(), count(), segments.data(), scores.data(), offsets.data()};
+  }
 };
 
 // Sets of these sizes. With `ties` nearly everything is tied: scores, starts, ends, lengths of zero.
@@ -55,6 +58,7 @@ struct Picks {
   std::vector<T> scores;
 
   explicit Picks(const Sets<T>& sets) : indices(sets.scores.size()), counts(sets.count()), scores(sets.scores.size()) {}
+  bcnet_fast::SoftNmsOutputs<T> outputs() { return {indices.data(), scores.data(), counts.data()}; }
   bool operator==(const Picks& other) const {
     return indices == other.indices && counts == other.counts && scores == other.scores;
   }
@@ -64,8 +68,7 @@ template <typename T>
 Picks<T> native(const Sets<T>& sets, const bcnet_fast::SoftNmsOptions& options, bcnet_fast::InstructionSet instructions,
                 int threads) {
   Picks<T> picks(sets);
-  bcnet_fast::soft_nms(sets.segments.data(), sets.scores.data(), sets.offsets.data(), sets.count(), options,
-                       instructions, threads, picks.indices.data(), picks.scores.data(), picks.counts.data());
+  bcnet_fast::soft_nms(sets.inputs(), options, instructions, threads, picks.outputs());
   return picks;
 }
 

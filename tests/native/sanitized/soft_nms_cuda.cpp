@@ -22,9 +22,7 @@ void check(std::mt19937& random) {
         plan.threads = 64;
         std::vector<double> workspace(plan.workspace_bytes / sizeof(double));  // aligned to 16
         Picks<T> picks(sets);
-        bcnet_fast::soft_nms_cuda(sets.segments.data(), sets.scores.data(), sets.offsets.data(), candidates,
-                                  sets.count(), options, plan, 0, nullptr, workspace.data(), picks.indices.data(),
-                                  picks.scores.data(), picks.counts.data());
+        bcnet_fast::soft_nms_cuda(sets.inputs(), options, plan, 0, nullptr, workspace.data(), picks.outputs());
         require(picks == expected, shared_limit == 2000 ? "workspace" : "shared memory");
       }
     }
