@@ -300,6 +300,11 @@ def compat(found: dict[str, Any]) -> str:
     return note + table(["function", "segments", *(f"{size}, ms" for size in sizes)], lines)
 
 
+def compilers(found: dict[str, Any]) -> str:
+    lines = [[r["function"], number(r["ms"]), number(r["other_ms"]), f"{r['ratio']:.2f}"] for r in found["rows"]]
+    return table(["function", *(f"by {name}, ms" for name in found["compilers"]), "ratio"], lines)
+
+
 def view(found: dict[str, Any]) -> str:
     header = ["videos", "proposals", "page, MB", "written in, s", "opened in, s"]
     header += ["confidence slider, ms", "other tIoU, ms", "other video, ms"]
@@ -409,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "second-stage-rewrites": lambda: each_machine("second_stage", second_stage_tables.rewrites),
     "evaluation": lambda: each_machine("evaluation", evaluation),
     "compat": lambda: each_machine("compat", compat),
+    "compilers": lambda: each_machine("compilers", compilers),
     "view": lambda: each_machine("view", view),
     "extract": lambda: each_machine("extract", video_tables.extract),
     "soft-nms": soft_nms,
