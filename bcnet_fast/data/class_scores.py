@@ -5,6 +5,7 @@ Proposals have no class. Detections combine them with the scores of a video clas
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import zipfile
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..bounds import LARGEST_FLOAT
 from ..errors import InputError
+from ..storage.address import Place, place_of
 from ..storage.arrays import open_npy, open_npz
 from ..storage.files import parse_json, read_json, read_text, readable, require_file
 from ..storage.remote import reads_addresses
@@ -27,6 +29,7 @@ from .annotations import THUMOS14_CLASSES, read_table, strip_activitynet_prefix
 _EXPECTED = "class scores (UntrimmedNet npy, npz, npy with a JSON list, CUHK JSON, {video: {label: score}} JSON, CSV)"
 _LARGEST = 1 << 30  # bytes of all scores and names, in memory
 _ARRAYS = {"scores", "videos", "labels"}
+_UNTRIMMED_NET = (1574, 101)  # shape of an array whose rows and columns have known names
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,25 @@ def read_class_scores(path: str | os.PathLike, *, strip_prefix: bool = False) ->
     return class_scores
 
 
+def score_files(path: str | os.PathLike | None) -> list[Place]:
+    """The files that `read_class_scores` reads, such as an array and the names of its rows and columns; none for None.
+
+    An address stands for itself: names beside it are not read.
+    """
+    if path is None:
+        return []
+    place = place_of(path)
+    # What is no array, or cannot be read, has no other file.
+    with contextlib.suppress(InputError), readable(place, _EXPECTED):
+        if isinstance(place, Path) and open_npy(require_file(place, _EXPECTED)).shape != _UNTRIMMED_NET:
+            return [place, _names_path(place)]
+    return [place]
+
+
+def _names_path(array: Path) -> Path:
+    return array.with_suffix(".json")
+
+
 def _from_arrays(path: Path) -> ClassScores:
     packed = zipfile.is_zipfile(path)
     members = open_npz(path) if packed else {"scores": lambda: open_npy(path)}
@@ -107,11 +129,11 @@ def _from_arrays(path: Path) -> ClassScores:
     if len(arrays) > 1:
         videos, labels = (np.atleast_1d(arrays[key]).tolist() for key in ("videos", "labels"))
         return _checked(videos, labels, scores, path)
-    if scores.shape == (1574, 101):
+    if scores.shape == _UNTRIMMED_NET:
         columns = np.array(list(THUMOS14_CLASSES.values())) - 1
         videos = [f"video_test_{number:07d}" for number in range(1, len(scores) + 1)]
         return _checked(videos, list(THUMOS14_CLASSES), scores[:, columns], path)
-    names_path = path.with_suffix(".json")
+    names_path = _names_path(path)
     if not names_path.exists():
         raise InputError(
             f"{path} has shape {list(scores.shape)}, expected UntrimmedNet scores [1574, 101], or names of rows and "

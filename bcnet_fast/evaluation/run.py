@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations, strip_activitynet_prefix
-from ..data.class_scores import read_class_scores
+from ..data.class_scores import read_class_scores, score_files
 from ..errors import InputError
 from ..presets import PRESETS
-from ..results.fusion import FUSION_RULES, fuse, score_files
+from ..results.fusion import FUSION_RULES, fuse
 from ..results.pictures import optional_picture_path
 from ..results.reader import Results, read_results
 from ..storage.output import require_apart, require_writable, write_json

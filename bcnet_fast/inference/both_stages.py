@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ..data.class_scores import score_files
 from ..errors import InputError
-from ..results.fusion import score_files
 from ..storage.output import require_apart
 from .options import InferOptions
 from .refine import RefineOptions, RefineReport, refine

@@ -17,14 +17,13 @@ import torch
 from .. import __version__
 from ..config import SecondStageConfig
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
-from ..data.class_scores import ClassScores, read_class_scores
+from ..data.class_scores import ClassScores, read_class_scores, score_files
 from ..data.features import FeatureArchive
 from ..data.source import ReadLimits
 from ..data.timing import TimeOptions, TimeResolver
 from ..errors import InputError
 from ..profiling import Profile, record, stage
 from ..progress import progress
-from ..results.fusion import score_files
 from ..results.pictures import PictureWriter
 from ..results.proposal_videos import FramedProposals, ProposalFile, read_proposals, timed_like
 from ..results.view import require_page_name

@@ -16,7 +16,7 @@ import torch
 
 from ..config import Config
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
-from ..data.class_scores import ClassScores, read_class_scores
+from ..data.class_scores import ClassScores, read_class_scores, score_files
 from ..data.features import FeatureArchive, open_features
 from ..data.sidecar import sidecar_path
 from ..data.timing import TimeResolver
@@ -28,7 +28,7 @@ from ..profiling import Profile, record, stage
 from ..progress import progress
 from ..protocols import protocol_for
 from ..results.boundaries import Boundaries, boundary_path, write_boundaries
-from ..results.fusion import fuse_video, score_files
+from ..results.fusion import fuse_video
 from ..results.pictures import PictureWriter
 from ..results.view import require_page_name
 from ..results.writer import ResultWriter

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -20,14 +18,6 @@ FUSION_RULES = {
     "bcnet": "2 classes, score x softmax of the raw class scores, best 400 per video",
     "gtad": "best 200 proposals per video, 2 classes, score x raw class score to 6 decimals, times to 0.1 s",
 }
-
-
-def score_files(path: str | os.PathLike | None) -> list[str | os.PathLike]:
-    """The files of class scores, such as an array and the names of its rows and columns; none for None."""
-    if path is None:
-        return []
-    names = Path(path).with_suffix(".json") if str(path).endswith(".npy") else None
-    return [path, names] if names and os.path.exists(names) else [path]
 
 
 def fuse(

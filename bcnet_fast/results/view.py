@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..data.annotations import VideoAnnotation, in_subset, read_annotations
-from ..data.class_scores import read_class_scores
+from ..data.class_scores import read_class_scores, score_files
 from ..data.video_files import find_videos, video_files
 from ..errors import InputError
 from ..storage.output import require_apart, require_writable
@@ -18,7 +18,7 @@ from ..text import count
 from . import exchange
 from .boundaries import Boundaries, boundary_path, read_boundaries
 from .columns import Results
-from .fusion import fuse, score_files
+from .fusion import fuse
 from .page import PageContent, write_page
 from .reader import read_results
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bcnet_fast.data.class_scores import ClassScores, read_class_scores
+from bcnet_fast.data.class_scores import ClassScores, read_class_scores, score_files
 from bcnet_fast.errors import InputError
 
 
@@ -129,3 +129,25 @@ def test_huge_scores_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"v": {"a": 1e31}}')
     with pytest.raises(InputError, match=r"has the score 1e\+31, expected at most 1e\+30"):
         read_class_scores(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "files"),
+    [
+        ("s.npy", np.ones((1, 1)), ["s.npy", "s.json"]),
+        ("s.scores", np.ones((1, 1)), ["s.scores", "s.json"]),
+        ("s.npy", np.ones((1574, 101)), ["s.npy"]),
+        ("s.npy", {"v": {"run": 1}}, ["s.npy"]),
+        ("s.npy", None, ["s.npy"]),
+    ],
+    ids=["array", "array of another name", "array with known names", "JSON", "missing"],
+)
+def test_names_beside_scores_are_an_input_where_they_are_read(tmp_path, name, content, files):
+    path = tmp_path / name
+    if isinstance(content, dict):
+        path.write_text(json.dumps(content))
+    elif content is not None:
+        with open(path, "wb") as file:
+            np.save(file, content)
+    assert score_files(path) == [tmp_path / file for file in files]
+    assert score_files("s3://bucket/s.npy") == ["s3://bucket/s.npy"] and score_files(None) == []
