@@ -30,7 +30,7 @@ from .ray_cluster import LOCAL, cluster, most_workers, require_address, require_
 from .ray_dataset import predict
 from .ray_pool import Pool
 from .ray_worker import Job
-from .run import InferReport, Inputs, open_inputs
+from .run import InferReport, Inputs, held_features, open_inputs
 from .shards import about_run, require_folder
 
 __all__ = ["RayRun", "infer_ray", "predict", "start"]
@@ -113,6 +113,7 @@ def start(options: InferOptions) -> Iterator[RayRun]:
     about = about_run(inner, inputs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_held_folder(options.output))
+        stack.enter_context(held_features(options))
         existing = _existing(options, about)
         cpus, gpus = options.cpus_per_worker, options.gpus_per_worker
         ray = stack.enter_context(cluster(options.ray or LOCAL, options.workers * cpus or None))

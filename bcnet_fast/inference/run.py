@@ -34,6 +34,7 @@ from ..results.view import require_page_name
 from ..results.writer import ResultWriter
 from ..storage.checkpoint import read_config
 from ..storage.files import readable
+from ..storage.lock import locked_folder
 from ..storage.output import require_apart, require_writable
 from ..text import count
 from ..threads import FairShare
@@ -140,15 +141,16 @@ def infer(options: InferOptions) -> InferReport:
     require_fresh(options.output, resume=options.resume, overwrite=options.overwrite)
     prepared = prepare(options)
     config, archive, pictures = prepared.config, prepared.archive, prepared.pictures
-    with contextlib.closing(
-        ResultWriter(
+    with contextlib.ExitStack() as held:
+        held.enter_context(held_features(options))
+        writer = ResultWriter(
             options.output,
             run_settings(options, config),
             sources=archive.versions(),
             resume=options.resume,
             overwrite=options.overwrite,
         )
-    ) as writer:
+        held.enter_context(contextlib.closing(writer))
         videos = take_up(writer, archive.ids, options.features, resume=options.resume)
         details = details_of(options, config)
         if writer.finished is not None and not videos:
@@ -215,6 +217,13 @@ def open_archive(options: InferOptions, config: Config) -> tuple[FeatureArchive,
         videos, network, options.read, limits=options.limits, every=every, strip_prefix=strip_prefix, keep=keep
     )
     return archive, unusable
+
+
+def held_features(options: InferOptions) -> contextlib.AbstractContextManager[None]:
+    """Keep other runs out of --keep-features. Shards share that folder: each writes the features of its own videos."""
+    if not (options.videos and options.keep_features):
+        return contextlib.nullcontext()
+    return locked_folder(Path(options.keep_features), "features.npy")
 
 
 def _require_apart(options: InferOptions, archive: FeatureArchive) -> None:

@@ -23,6 +23,7 @@ from bcnet_fast.data.timing import TimeFlags, TimeResolver
 from bcnet_fast.errors import InputError
 from bcnet_fast.presets import PRESETS
 from bcnet_fast.storage.checkpoint import read_any_config, read_config
+from bcnet_fast.storage.lock import Lock
 from bcnet_fast.training.dataset import fitted_sizes
 
 RECIPE = "clip = 8\nstride = 2\nfps = 12.5\noffset = 4\n"
@@ -102,6 +103,20 @@ def test_a_video_and_its_features_give_the_same_proposals(data, trained, tmp_pat
     assert results_of(tmp_path / "memory.json") == results_of(tmp_path / "again.json") == expected
     assert max(one["segment"][1] for one in expected["video_5"]) <= FRAMES / 25
     assert "note" not in capsys.readouterr().err
+
+
+def test_a_second_run_with_the_same_kept_features_is_refused_but_for_shards(data, trained, tmp_path) -> None:
+    kept = tmp_path / "kept"
+    flags = (data / "clips" / "video_5.mp4", "--checkpoint", trained / "best.safetensors", "--keep-features", kept)
+    kept.mkdir()
+    lock = Lock(kept / ".lock")
+    with pytest.raises(InputError, match="kept is in use by another run"):
+        propose(tmp_path / "out.json", *flags)
+    assert [path.name for path in kept.iterdir()] == [".lock"] and not list(tmp_path.glob("out.json*"))
+    assert propose(tmp_path / "parts", *flags, "--shard", "0/1") == 0
+    lock.release(remove=True)
+    assert propose(tmp_path / "out.json", *flags) == 0
+    assert sorted(path.name for path in kept.iterdir()) == ["video_5.json", "video_5.npy"]
 
 
 def test_the_page_of_videos_plays_them_and_refine_reads_their_features_again(data, trained, tmp_path) -> None:
