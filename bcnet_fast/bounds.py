@@ -1,5 +1,5 @@
-"""Bounds of the numbers in files: a small configuration cannot ask for a network that fills the memory, and a time in
-seconds can be turned into milliseconds and frames."""
+"""Bounds of the numbers in files and flags: a small configuration cannot ask for a network that fills the memory, and a
+time in seconds can be turned into milliseconds and frames."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ LARGEST_MAP = 2**20  # cells of a map; 100 x 100 on ActivityNet, 256 x 64 on THU
 MOST_ANCHORS = 2**15  # attention compares each with each; 1218 on THUMOS14
 LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boundaries to anchors
 LARGEST_PLAN = 2**28  # points that all cells or anchors sample
+MOST_PROCESSES = 1024  # or threads, that a flag may ask for
 LARGEST_WEIGHT = 2**28  # elements
 
 

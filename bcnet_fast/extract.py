@@ -28,7 +28,7 @@ from __future__ import annotations
 import sys
 
 from .cli import video_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
 from .text import failure_line
 from .video.recipes import listing
@@ -63,7 +63,7 @@ def parse(argv: list[str]) -> ExtractOptions:
     options = ExtractOptions(
         tuple(values["videos"]), values["output"], network, read, values["workers"], values["overwrite"]
     )
-    require_at_least(options, workers=0)
+    require_in_bounds(options, workers=0)
     return options
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .cli import read_flags, result_flags, shard_flags, time_flags, video_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
 from .inference.both_stages import infer_and_refine
 from .inference.model import PRECISIONS
@@ -152,7 +152,7 @@ def parse(argv: list[str]) -> InferOptions:
         read=read,
         **values,
     )
-    require_at_least(
+    require_in_bounds(
         options,
         batch_size=1,
         workers=0,

@@ -19,7 +19,7 @@ import math
 import sys
 
 from .cli import read_flags, result_flags, time_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
 from .inference.page import make_page
 from .inference.refine import RefineOptions, refine
@@ -101,7 +101,7 @@ def parse(argv: list[str]) -> RefineOptions:
     for name in ("features", "checkpoint", "stream_weights"):
         values[name] = values[name] and tuple(values[name])
     options = RefineOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
-    require_at_least(options, workers=0, best=1, draw=0)
+    require_in_bounds(options, workers=0, best=1, draw=0)
     weights, threshold = options.stream_weights, options.nms_threshold
     if weights is not None:
         if len(weights) != len(options.checkpoint):

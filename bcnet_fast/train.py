@@ -42,7 +42,7 @@ import sys
 from typing import Any
 
 from .cli import read_flags, time_flags, video_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .cli.settings import list_settings
 from .config import section_kinds
 from .errors import InputError
@@ -184,7 +184,7 @@ def _options(values: dict[str, Any]) -> TrainOptions:
         settings=settings,
         **values,
     )
-    require_at_least(options, workers=0)
+    require_in_bounds(options, workers=0)
     return options
 
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from .cli import result_flags
-from .cli.parser import Parser, command_parser, require_at_least, run
+from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
 from .results.exchange import FORMATS
 from .results.view import ViewOptions, view
@@ -73,7 +73,7 @@ def parse(argv: list[str] | None) -> ViewOptions:
         stem = values["results"].removesuffix(".gz").removesuffix(".json")
         values["output"] = f"{Path(stem)}.html"
     options = ViewOptions(**values)
-    require_at_least(options, top_k=1, best=1)
+    require_in_bounds(options, top_k=1, best=1)
     return options
 
 

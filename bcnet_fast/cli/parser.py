@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..bounds import MOST_PROCESSES
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
 from ..storage.address import Address, is_address, place_of
@@ -23,6 +24,7 @@ from ..text import alternatives, did_you_mean, nearest, shortened, shown
 _PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS")  # how help shows arguments that are paths
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
+_PROCESSES = ("workers", "decoder_threads", "cpus_per_worker")  # numbers of processes or threads
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
 # Messages of argparse, and their form in this package. A flag with two names is called by the first one.
@@ -125,12 +127,19 @@ def add_plot_flags(group: argparse._ArgumentGroup, pictures: str) -> None:
     group.add_argument("--plot-format", choices=FORMATS, help="format of the pictures in the folder (default: png)")
 
 
-def require_at_least(options: object, **lowest: int) -> None:
-    """Raise InputError if a flag is below its lowest value; None means the flag is absent."""
+def require_in_bounds(options: object, **lowest: int) -> None:
+    """Raise InputError if a flag is below its lowest value, or asks for more processes or threads than MOST_PROCESSES.
+
+    None means the flag is absent.
+    """
     for name, low in lowest.items():
-        value = getattr(options, name)
-        if value is not None and value < low:
-            raise InputError(f"--{name.replace('_', '-')} is {value}, expected at least {low}")
+        flag, value = f"--{name.replace('_', '-')}", getattr(options, name)
+        if value is None:
+            continue
+        if value < low:
+            raise InputError(f"{flag} is {value}, expected at least {low}")
+        if name in _PROCESSES and value > MOST_PROCESSES:
+            raise InputError(f"{flag} is {value}, expected at most {MOST_PROCESSES}")
 
 
 class Ended(KeyboardInterrupt):

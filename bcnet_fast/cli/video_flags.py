@@ -12,7 +12,7 @@ from ..video.decoding import DECODERS
 from ..video.extraction import ReadOptions
 from ..video.run import NetworkOptions
 from ..video.torchcodec_frames import require_torchcodec
-from .parser import require_at_least
+from .parser import require_in_bounds
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, alone: bool = False) -> None:
@@ -91,8 +91,8 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
         stated["device"] = device
     network = NetworkOptions(**stated)
     read = ReadOptions(**{each.name: values.pop(each.name) for each in dataclasses.fields(ReadOptions)})
-    require_at_least(network, clip=1, stride=1)
-    require_at_least(read, clips=1, decoder_threads=0)
+    require_in_bounds(network, clip=1, stride=1)
+    require_in_bounds(read, clips=1, decoder_threads=0)
     if read.decoder == "torchcodec":
         require_torchcodec()
     return network, read

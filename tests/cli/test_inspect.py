@@ -280,6 +280,7 @@ def test_the_systems_of_a_data_set_read_features_alike():
         (["x", "--fps", "0"], "error: --fps is 0.0, expected a positive number"),
         (["x", "--videos", "0"], "error: --videos is 0, expected at least 1"),
         (["x", "--workers", "-1"], "error: --workers is -1, expected at least 0"),
+        (["x", "--workers", "1025"], "error: --workers is 1025, expected at most 1024"),
         (["x", "--times", "gone.csv"], "error: gone.csv does not exist, expected ground truth"),
     ],
 )

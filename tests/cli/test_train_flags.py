@@ -68,6 +68,7 @@ def test_short_flags_override_preset_file_and_fit(tmp_path):
         (["--epochs", "0"], "--epochs is 0, expected at least 1"),
         (["--batch-size", "0"], "--batch-size is 0, expected at least 1"),
         (["--seed", "-1"], "--seed is -1, expected at least 0"),
+        (["--workers", "1025"], "--workers is 1025, expected at most 1024"),
         (["--learning-rate", "0"], "--learning-rate is 0, expected a number above 0"),
         (["--learning-rate", "nan"], "--learning-rate is nan, expected a number above 0"),
         (["--set", "epochs=3"], r"--set is 'epochs=3', expected SECTION.NAME=VALUE; did you mean train.epochs=3\?"),

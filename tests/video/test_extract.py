@@ -122,6 +122,7 @@ def test_bad_videos_are_listed_and_the_others_go_on(tmp_path, capsys) -> None:
         (["a.mp4", "--frame-rate", "0"], "--frame-rate is 0"),
         (["a.mp4", "--decoder-threads", "-1"], "--decoder-threads is -1"),
         (["a.mp4", "--workers", "-1"], "--workers is -1, expected at least 0"),
+        (["a.mp4", "--workers", "1025"], "--workers is 1025, expected at most 1024"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message) -> None:
