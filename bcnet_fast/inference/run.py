@@ -295,7 +295,11 @@ class Run:
         class_scores = self.prepared.class_scores
         if class_scores is not None:
             rule, top_k = self.options.fusion, self.options.top_k
-            segments, scores, labels = fuse_video(result.video, segments, scores, class_scores, rule, top_k=top_k)
+            try:
+                segments, scores, labels = fuse_video(result.video, segments, scores, class_scores, rule, top_k=top_k)
+            except ValueError as error:
+                self.fail(Failure(result.video, f"{self.options.labels}: {error}"))
+                return
         # Drawn before it is stored, because a stored video counts as finished when the run is resumed.
         try:
             with stage("pictures and subtitles"), readable(f"video {result.video!r}", "proposals that can be drawn"):

@@ -12,6 +12,7 @@ from ..data.class_scores import ClassScores
 from .ordering import descending
 from .reader import Results
 
+MOST_DETECTIONS = 1_000_000  # of a video; as many as its proposals are always possible
 FUSION_RULES = {
     "product": "score x class score",
     "sqrt": "square root of score x class score",
@@ -78,7 +79,14 @@ def fuse(
 def fuse_video(
     video: str, segments: np.ndarray, scores: np.ndarray, class_scores: ClassScores, rule: str, *, top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first."""
+    """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first.
+
+    ValueError: there are more than MOST_DETECTIONS, each of which is a Python object when it is written.
+    """
+    if len(scores) * min(top_k, len(class_scores.labels)) > max(len(scores), MOST_DETECTIONS):
+        raise ValueError(
+            f"top_k is {top_k} for {len(scores)} proposals, expected at most {MOST_DETECTIONS} detections of a video"
+        )
     found = fuse(Results.of_video(video, segments, scores), class_scores, rule, top_k=top_k)
     assert found.label is not None  # fuse labels every entry
     order = np.argsort(-found.scores, kind="stable")

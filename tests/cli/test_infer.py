@@ -15,6 +15,7 @@ from helpers.infer import LENGTHS, MAP_MODELS, map_checkpoint, map_config, resul
 
 from bcnet_fast import infer
 from bcnet_fast.errors import BackendError, InputError
+from bcnet_fast.results import fusion
 from bcnet_fast.results.subtitles import write_subtitles
 
 
@@ -163,6 +164,18 @@ def test_a_video_without_class_scores_is_reported(checkpoint, features, capsys):
     code, output = run(checkpoint, features, "--labels", scores)
     assert code == 1 and set(results_of(output)) == set("abc")
     assert "failed: d: " in capsys.readouterr().err
+
+
+def test_a_video_with_more_detections_than_its_file_may_have_fails_alone(checkpoint, features, capsys, monkeypatch):
+    scores = features.parent / "classes.json"
+    scores.write_text(json.dumps({video: {"run": 0.5, "jump": 0.25} for video in LENGTHS}))
+    counts = {video: len(proposals) for video, proposals in results_of(run(checkpoint, features)[1]).items()}
+    monkeypatch.setattr(fusion, "MOST_DETECTIONS", 2 * min(counts.values()))
+    code, output = run(checkpoint, features, "--labels", scores, "--top-k", 300_000)
+    assert code == 1 and set(results_of(output)) == {video for video in counts if counts[video] == min(counts.values())}
+    assert f"classes.json: top_k is 300000 for {max(counts.values())} proposals, exp" in capsys.readouterr().err
+    # A single class makes no more detections than there are proposals.
+    assert run(checkpoint, features, "--labels", scores)[0] == 0
 
 
 def test_pictures_and_subtitles(checkpoint, features):
