@@ -7,6 +7,9 @@ them, `inference` runs a network over an archive of features, `evaluation` has t
 from __future__ import annotations
 
 import importlib
+import signal
+import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +18,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = ["evaluation", "inference", "layers", "load", "ops"]
+
+
+def _is_command() -> bool:
+    """Whether Python is about to run a module of this package, as by `python -m bcnet_fast.infer`."""
+    named = (word.partition(".")[0] for option, word in pairwise(sys.orig_argv) if option == "-m")
+    return sys.argv[:1] == ["-m"] and next(named, None) == __name__
+
+
+# Until `cli.parser.run` takes over, Ctrl-C ends a command at once: an interrupted import may print a traceback, abort
+# or go on. sys.argv[0] is "-m" only while Python looks for the module to run, so that the library changes nothing.
+if _is_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 # Imported on first use: the evaluator and the feature inspector start in a fraction of the time that torch takes.

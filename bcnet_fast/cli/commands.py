@@ -7,6 +7,7 @@ import importlib
 from .. import __version__
 from ..errors import InputError
 from ..text import did_you_mean
+from .parser import ended_at_once
 
 COMMANDS = {
     "infer": "write proposals for every video of a feature archive; without flags, run the demo",
@@ -43,5 +44,6 @@ def dispatch(argv: list[str], start: str) -> int:
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
         raise InputError(f"unknown command {name!r}{hint}")
-    module = importlib.import_module(f"bcnet_fast.{name}")
+    with ended_at_once():
+        module = importlib.import_module(f"bcnet_fast.{name}")
     return module.main(rest)

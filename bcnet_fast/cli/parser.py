@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -151,6 +151,26 @@ def _end(number: int, _frame: object) -> None:
     raise Ended(number)
 
 
+_HANDLERS: dict[int, Any] = {
+    getattr(signal, name): handler
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGTERM", _end), ("SIGHUP", _end))
+    if hasattr(signal, name)
+}
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Let signals end the process without a line: an import into which one raises an exception may abort or go on."""
+    handlers = {number: found for number in _HANDLERS if callable(found := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def run(main: Callable[[], int]) -> None:
     """Run an entry point and exit.
 
@@ -162,10 +182,9 @@ def run(main: Callable[[], int]) -> None:
         # Characters that the terminal or file cannot encode are printed as escapes and do not end the run.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # and not ignored, as under nohup
-            signal.signal(number, _end)
+    for number, handler in _HANDLERS.items():
+        if signal.getsignal(number) == signal.SIG_DFL:  # and not ignored, as under nohup
+            signal.signal(number, handler)
     try:
         code = main()
         sys.stdout.flush()

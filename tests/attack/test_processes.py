@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import SMALL
+from helpers.paths import ROOT
 from helpers.processes import PATIENCE_S, VIDEOS, group_lives, inference, lines, started, wait_until, write_archive
 from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
@@ -64,6 +65,25 @@ def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_a
     if number == signal.SIGTERM:
         assert process.returncode == 143
         assert "finished videos; continue with --resume" in errors and "Traceback" not in errors
+
+
+@pytest.mark.parametrize("command", [["bcnet_fast.infer"], ["bcnet_fast", "infer"]], ids=" ".join)
+def test_ctrl_c_during_the_imports_of_a_command_ends_it_without_a_traceback(tmp_path, command):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    ended = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")  # 130 in a shell
+
+
+@pytest.mark.parametrize("more", [[], ["-m", "bcnet_fast.infer"]], ids=["plain", "flags of another program"])
+def test_the_library_leaves_ctrl_c_to_its_user(tmp_path, more):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("import bcnet_fast")
+    code = "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+    (tmp_path / "mine" / "__main__.py").write_text(code)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    started = subprocess.run([sys.executable, "-m", "mine", *more], env=environment, capture_output=True, text=True)
+    assert (started.stdout, started.stderr) == ("True\n", "")
 
 
 def test_a_lock_is_not_inherited(tmp_path):
