@@ -48,8 +48,12 @@ class Address(str):
         return before, mark + query
 
     @property
+    def protocol(self) -> str:
+        return self.whole.partition("://")[0].lower()
+
+    @property
     def is_web(self) -> bool:
-        return self.whole.partition("://")[0].lower() in WEB
+        return self.protocol in WEB
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import io
 import itertools
+import logging
 import os
 import random
 import shutil
@@ -28,6 +29,8 @@ from ..errors import InputError
 from .address import WEB, Address, Place, place_of, without_secrets
 
 T = TypeVar("T")
+# gcsfs logs each failed request with a traceback, which Python prints where a program sets up no logging.
+logging.getLogger("gcsfs").addHandler(logging.NullHandler())
 _PACKAGES = {
     **dict.fromkeys(WEB, "aiohttp"),
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
@@ -35,6 +38,7 @@ _PACKAGES = {
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
     "hf": "huggingface_hub",
 }
+_PATIENT = ("gs", "gcs")  # protocols whose library tries a failed request six times, in half a minute
 _TRIES = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0  # seconds between two tries
 _GIVE_UP_S = 180.0  # no further try after that time
@@ -56,7 +60,7 @@ def _filesystem(address: Address) -> tuple[Any, str]:
         import fsspec.core
     except ImportError as error:
         raise InputError(f"{address}: addresses need fsspec: pip install 'bcnet_fast[remote]'") from error
-    protocol = address.whole.partition("://")[0].lower()
+    protocol = address.protocol
     if "::" in address.whole:
         raise InputError(f"{address} is a chain of addresses, expected a single one")
     package = _PACKAGES.get(protocol)
@@ -98,7 +102,7 @@ def _tried(address: Address, work: Callable[[Any, str], T], tries: int = _TRIES)
         except Exception as error:
             # The web client reports whatever goes wrong as a missing file.
             cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-            if not _may_pass(cause) or number == tries or time.monotonic() - begun > _GIVE_UP_S:
+            if not _may_pass(cause, address) or number == tries or time.monotonic() - begun > _GIVE_UP_S:
                 if isinstance(cause, FileNotFoundError) or _status_of(cause) == 404:
                     raise FileNotFoundError(str(address)) from None
                 raise InputError(f"{address} cannot be reached ({_reason(cause, number)})") from None
@@ -115,8 +119,10 @@ def _status_of(error: BaseException) -> int | None:
     return int(str(found)) if str(found).isdecimal() else None
 
 
-def _may_pass(error: BaseException) -> bool:
+def _may_pass(error: BaseException, address: Address) -> bool:
     """Whether a further try may help."""
+    if address.protocol in _PATIENT and not isinstance(error, EOFError):  # which is raised here
+        return False
     status = _status_of(error)
     if status is not None and 400 <= status < 600:
         return status >= 500 or status in (408, 429)

@@ -122,6 +122,26 @@ def test_what_does_not_pass_is_the_failure_of_its_video(tmp_path, web, fault, te
     assert web.requests["files/v2.npy"] <= 7 if fault in (500, "cut") else web.requests["files/v2.npy"] <= 3
 
 
+@pytest.mark.parametrize(
+    ("protocol", "error", "tries"),
+    [("gs", OSError("no route"), 1), ("gs", EOFError("cut"), 5), ("memory", OSError("no route"), 5)],
+    ids=["tried by gcsfs", "cut answer of gcsfs", "other library"],
+)
+def test_what_a_library_has_tried_often_is_not_tried_again(monkeypatch, protocol, error, tries):
+    calls = []
+
+    class Storage:
+        def info(self, path):
+            calls.append(path)
+            raise error
+
+    monkeypatch.setattr(remote, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(remote, "_filesystem", lambda address: (Storage(), address.whole))
+    with pytest.raises(InputError, match=f"{protocol}://b/a.npy cannot be reached .{error}"):
+        open_features(f"{protocol}://b/a.npy", feature_dim=C)
+    assert len(calls) == tries
+
+
 def test_a_silent_server_is_left_after_a_time(tmp_path, web, monkeypatch):
     monkeypatch.setattr(remote, "_SILENT_S", 0.1)
     files(tmp_path)
