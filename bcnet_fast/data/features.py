@@ -65,8 +65,8 @@ def open_features(
 ) -> FeatureArchive:
     """Open an archive of features; reads names only.
 
-    path: one file or a folder of files of one kind: .npy, .npz, .csv, .pt, HDF5 (in a folder, one video each), Parquet
-        or tar; or a folder with the THUMOS14 two-stream files. It may be an address such as s3://bucket/folder.
+    path: one file or a folder of files: .npy, .npz, .csv, .pt, HDF5 (in a folder, one video each), Parquet or tar; or a
+        folder with the THUMOS14 two-stream files. It may be an address such as s3://bucket/folder.
     feature_dim: channels C of a row. None: only `FeatureArchive.stored` works.
     every: use every N-th row. None: 5 for the two-stream layout, else 1.
     strip_prefix: remove the ActivityNet prefix "v_" of the ids, as in its annotations and result files.
@@ -204,7 +204,7 @@ class FeatureArchive:
         if video not in self._names:
             raise InputError(f"{self.path}: no video {video!r}")
         name = self._names[video]
-        with readable(self._source.where(name), self._source.expected):
+        with readable(self._source.where(name), self._source.expected_of(name)):
             yield self._source, name
 
 

@@ -46,7 +46,7 @@ def _find_file(path: Place, limits: ReadLimits) -> Source:
         return hdf5.Hdf5(path, limits)
     if suffix in _READERS:
         facts = facts_of(path) if isinstance(path, Address) else None
-        return _Files(path.parent, {path.stem: path.name}, suffix, f"{suffix} file", limits, {path.name: facts})
+        return _Files(path.parent, {path.stem: path.name}, f"{suffix} file", limits, {path.name: facts})
     if suffix in parquet.SUFFIXES:
         return parquet.ParquetRows([path], "Parquet file", limits)
     if webdataset.is_tar(path.name):
@@ -68,7 +68,8 @@ def _find_in_folder(path: Place, limits: ReadLimits) -> Source:
             names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     if hdf5.is_two_stream(names):
         return hdf5.TwoStream(path, {name: _inside(path, name, facts) for name in names}, limits)
-    # Other files may lie beside arrays, but not the other way round.
+    # Other files may lie beside arrays, but not the other way round. Arrays may be of several kinds: a stray one fails
+    # alone.
     for suffixes in (_ARRAYS, hdf5.SUFFIXES):
         videos: dict[str, str] = {}
         kinds: set[str] = set()
@@ -80,11 +81,8 @@ def _find_in_folder(path: Place, limits: ReadLimits) -> Source:
                 raise InputError(f"{path} has {videos[video]} and {name}, expected one file per video")
             videos[video] = name
             kinds.add(suffix.lower())
-        if len(kinds) > 1:
-            raise InputError(f"{path} has {' and '.join(sorted(kinds))} files, expected one kind")
         if videos:
-            (suffix,) = kinds
-            return _Files(path, videos, suffix, f"folder of {suffix} files", limits, facts)
+            return _Files(path, videos, f"folder of {' and '.join(sorted(kinds))} files", limits, facts)
     rows = [name for name in names if name.lower().endswith(parquet.SUFFIXES)]
     tars = [name for name in names if webdataset.is_tar(name)]
     if rows and tars:
@@ -119,7 +117,6 @@ class _Files(Source):
         self,
         folder: Place,
         videos: dict[str, str],
-        suffix: str,
         kind: str,
         limits: ReadLimits,
         facts: Mapping[str, tuple[int, int] | None],
@@ -127,11 +124,15 @@ class _Files(Source):
         self.folder = folder
         self.videos = videos
         self.kind = kind
-        self.suffix = suffix
-        self.expected = _EXPECTED[suffix]
         self.limits = limits
         self._facts = facts
         self._sidecars: dict[str, Sidecar | None] = {}
+
+    def _suffix(self, name: str) -> str:
+        return os.path.splitext(self.videos[name])[1].lower()
+
+    def expected_of(self, name: str) -> str:
+        return _EXPECTED[self._suffix(name)]
 
     def where(self, name: str) -> str:
         return str(self._file(name))
@@ -151,8 +152,8 @@ class _Files(Source):
 
     def open(self, name: str) -> Any:
         path = self._file(name)
-        return _READERS[self.suffix](
-            path if isinstance(path, Address) else require_file(path, self.expected), self.limits
+        return _READERS[self._suffix(name)](
+            path if isinstance(path, Address) else require_file(path, self.expected_of(name)), self.limits
         )
 
 

@@ -48,13 +48,17 @@ class Source(abc.ABC):
     """A layout: `videos` has the names in it, `open` returns the stored array of a name."""
 
     kind: str
-    expected: str  # what a video is expected to be, in messages
+    expected: str  # see `expected_of`
     every = 1  # default: use every N-th row
     row_stride: float | None = None  # video frames between rows, if the layout fixes it
     time_first = False  # the layout fixes [T, C]
     start: str | None = None  # start method of processes that read, as in `multiprocessing`; None: the default
     threads: int | None = None  # PyTorch threads of such a process; None: one
     videos: dict[str, Any]
+
+    def expected_of(self, name: str) -> str:
+        """What a video is expected to be, in messages."""
+        return self.expected
 
     @abc.abstractmethod
     def where(self, name: str) -> str:

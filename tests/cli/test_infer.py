@@ -166,6 +166,13 @@ def test_a_video_without_class_scores_is_reported(checkpoint, features, capsys):
     assert "failed: d: " in capsys.readouterr().err
 
 
+def test_a_stray_file_among_the_features_is_reported(checkpoint, features, capsys):
+    (features / "notes.csv").write_text("camera,1\n")
+    code, output = run(checkpoint, features)
+    assert code == 1 and set(results_of(output)) == set(LENGTHS)
+    assert "failed: notes: " in capsys.readouterr().err
+
+
 def test_a_video_with_more_detections_than_its_file_may_have_fails_alone(checkpoint, features, capsys, monkeypatch):
     scores = features.parent / "classes.json"
     scores.write_text(json.dumps({video: {"run": 0.5, "jump": 0.25} for video in LENGTHS}))

@@ -283,14 +283,24 @@ def test_several_arrays_need_a_known_name(tmp_path):
     assert "has a list, expected a dense tensor or a dict with one" in _refused(tmp_path / "c.pt")
 
 
+def test_a_stray_file_of_another_kind_fails_alone(tmp_path):
+    for video in "ab":
+        np.save(tmp_path / f"{video}.npy", np.zeros((3, C)))
+    np.savetxt(tmp_path / "c.csv", np.zeros((4, C)), delimiter=",")
+    (tmp_path / "notes.csv").write_text("camera 1,\nbroken\n")
+    archive = open_features(tmp_path, feature_dim=C)
+    assert archive.kind == "folder of .csv and .npy files" and archive.ids == ["a", "b", "c", "notes"]
+    assert [len(archive.load(video).features) for video in "abc"] == [3, 3, 4]
+    with pytest.raises(InputError, match=r"notes\.csv .*, expected a \.csv file of numbers"):
+        archive.load("notes")
+
+
 def test_archives_that_cannot_be_listed_are_refused(tmp_path):
     assert "has no file of features, expected .npy, .npz, .csv, .pt" in _refused(tmp_path)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["x"] = file["y"] = np.zeros((3, C))
     assert "an archive of several videos is read when its own path is given" in _refused(tmp_path, "a")
     np.save(tmp_path / "a.npy", np.zeros((3, C)))
-    (tmp_path / "b.csv").write_text("1\n")
-    assert "has .csv and .npy files, expected one kind" in _refused(tmp_path)
     (tmp_path / "a.csv").write_text("1\n")
     assert "has a.csv and a.npy, expected one file per video" in _refused(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
