@@ -19,22 +19,25 @@ SLOTS = OVERLAPPING + DISTANT
 CHILDREN = 4  # slots drawn for a node
 TREE = 1 + CHILDREN + CHILDREN**2  # nodes of a drawn tree
 MIN_IOU = 0.7  # IoU that overlapping neighbours exceed
+_PAIRS_AT_ONCE = 1 << 22  # pairs of proposals that are compared at once, for 32 MiB an array
 
 
-def pairwise_iou(segments: np.ndarray) -> np.ndarray:
-    """IoU of all pairs of segments [N, 2] in frames: float64 [N, N]."""
-    start, end = np.asarray(segments, dtype=np.float64).reshape(-1, 2).T
-    overlap = np.maximum(np.minimum(end[:, None], end) - np.maximum(start[:, None], start) + 1, 0)
-    length = end - start + 1
-    return overlap / (length[:, None] + length - overlap)
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of segments [n, 2] with segments [m, 2], in frames: float64 [n, m]."""
+    (start, end), (start_b, end_b) = _columns(a)[..., None], _columns(b)
+    overlap = np.maximum(np.minimum(end, end_b) - np.maximum(start, start_b) + 1, 0)
+    return overlap / ((end - start + 1) + (end_b - start_b + 1) - overlap)
 
 
-def pairwise_distance(segments: np.ndarray) -> np.ndarray:
-    """Distance of the centres over the length of the smallest segment that holds both: float64 [N, N]."""
-    start, end = np.asarray(segments, dtype=np.float64).reshape(-1, 2).T
-    centre = (start + end) / 2
-    span = np.maximum(end[:, None], end) - np.minimum(start[:, None], start) + 1
-    return np.abs(centre[:, None] - centre) / span
+def pairwise_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distance of the centres of segments [n, 2] and [m, 2] over the length of what holds both: float64 [n, m]."""
+    (start, end), (start_b, end_b) = _columns(a)[..., None], _columns(b)
+    span = np.maximum(end, end_b) - np.minimum(start, start_b) + 1
+    return np.abs((start + end) / 2 - (start_b + end_b) / 2) / span
+
+
+def _columns(segments: np.ndarray) -> np.ndarray:
+    return np.asarray(segments, dtype=np.float64).reshape(-1, 2).T
 
 
 def neighbour_slots(segments: np.ndarray) -> np.ndarray:
@@ -48,34 +51,42 @@ def neighbour_slots(segments: np.ndarray) -> np.ndarray:
 
     Returns int64 [N, 10].
     """
+    segments = np.ascontiguousarray(np.asarray(segments, dtype=np.float64).reshape(-1, 2))
+    slots = np.empty((len(segments), SLOTS), dtype=np.int64)
     if native.module is not None:
-        segments = np.ascontiguousarray(np.asarray(segments, dtype=np.float64).reshape(-1, 2))
-        slots = np.empty((len(segments), SLOTS), dtype=np.int64)
         native.module.neighbour_slots(segments, MIN_IOU, slots, threads=torch.get_num_threads())
         return slots
-    iou, distance = pairwise_iou(segments), pairwise_distance(segments)
+    at_once = max(1, _PAIRS_AT_ONCE // max(1, len(segments)))
+    for first in range(0, len(segments), at_once):
+        nodes = np.arange(first, min(first + at_once, len(segments)))
+        slots[nodes] = _slots_of(nodes, segments)
+    return slots
+
+
+def _slots_of(nodes: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """Rows `nodes` [n] of `neighbour_slots`."""
+    iou, distance = pairwise_iou(segments[nodes], segments), pairwise_distance(segments[nodes], segments)
     apart = (iou <= 0) & (distance > 0)
-    np.fill_diagonal(iou, -1.0)
-    overlapping = np.where(iou > MIN_IOU, -iou, np.inf)
-    return np.concatenate(
-        [_smallest(overlapping, OVERLAPPING), _smallest(np.where(apart, distance, np.inf), DISTANT)], axis=1
-    )
+    iou[np.arange(len(nodes)), nodes] = -1.0
+    overlapping, distant = np.where(iou > MIN_IOU, -iou, np.inf), np.where(apart, distance, np.inf)
+    return np.concatenate([_smallest(overlapping, OVERLAPPING, nodes), _smallest(distant, DISTANT, nodes)], axis=1)
 
 
-def _smallest(keys: np.ndarray, count: int) -> np.ndarray:
-    """Columns of the `count` smallest finite keys of each row, repeated in turn: int64 [N, count].
+def _smallest(keys: np.ndarray, count: int, otherwise: np.ndarray) -> np.ndarray:
+    """Columns of the `count` smallest finite keys of each row, repeated in turn: int64 [n, count].
 
-    keys: float64 [N, N], overwritten
+    keys: float64 [n, N], overwritten
+    otherwise: int64 [n], for rows without a finite key
     """
     rows = np.arange(len(keys))
     columns = np.zeros((len(keys), count), dtype=np.int64)
     found = np.isfinite(keys).sum(axis=1)
     # A few passes for the first minimum cost less than a sort, and never reorder equal keys.
-    for slot in range(count if len(keys) else 0):
+    for slot in range(count):
         columns[:, slot] = keys.argmin(axis=1)
         keys[rows, columns[:, slot]] = np.inf
     source = np.arange(count) % np.minimum(np.maximum(found, 1), count)[:, None]
-    return np.where(found[:, None] > 0, np.take_along_axis(columns, source, axis=1), rows[:, None])
+    return np.where(found[:, None] > 0, np.take_along_axis(columns, source, axis=1), otherwise[:, None])
 
 
 def video_generator(seed: int, video: str) -> np.random.Generator:

@@ -35,7 +35,7 @@ def pooled_one_by_one(features: Tensor, rows: np.ndarray) -> tuple[Tensor, Tenso
 
 def drawn_trees(segments: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     """Trees [N, 21] as `draw_trees`, with candidates sorted for every node of every tree."""
-    iou, distance = pairwise_iou(segments), pairwise_distance(segments)
+    iou, distance = pairwise_iou(segments, segments), pairwise_distance(segments, segments)
 
     def children(node: int) -> np.ndarray:
         close = np.flatnonzero(iou[node] > MIN_IOU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from helpers.second_stage import ANET_ROWS, STAGE2, listed, pooled, rows_of
 
 from bcnet_fast.config import FeatureRows
+from bcnet_fast.geometry import proposal_graph
 from bcnet_fast.geometry.proposal_graph import (
     draw_trees,
     neighbour_slots,
@@ -27,6 +29,7 @@ from bcnet_fast.geometry.proposal_windows import (
 )
 from bcnet_fast.networks.range_maxima import range_maxima
 from bcnet_fast.networks.reference.muses import roi_bins
+from bcnet_fast.ops import native
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +103,8 @@ def test_the_graph_is_the_golden_one(graph):
         assert np.array_equal(slots, graph[f"cand_{number:02d}"])
         assert np.array_equal(draw_trees(slots, generator), graph[f"nodes777_{number:02d}"])
     for number, video in enumerate(listed("thumos_test")[:2], start=1):
-        assert np.array_equal(pairwise_iou(video.proposals), graph[f"iou_{number:02d}"])
-        assert np.array_equal(pairwise_distance(video.proposals), graph[f"dist_{number:02d}"])
+        assert np.array_equal(pairwise_iou(video.proposals, video.proposals), graph[f"iou_{number:02d}"])
+        assert np.array_equal(pairwise_distance(video.proposals, video.proposals), graph[f"dist_{number:02d}"])
     slots = neighbour_slots(listed("anet")[0].proposals)
     assert np.array_equal(slots, graph["cand_anet0"])
     trees = draw_trees(slots, np.random.RandomState(777), np.arange(8))
@@ -110,7 +113,7 @@ def test_the_graph_is_the_golden_one(graph):
 
 def by_sorting(segments: np.ndarray) -> np.ndarray:
     """`neighbour_slots` by its definition, node by node."""
-    iou, distance = pairwise_iou(segments), pairwise_distance(segments)
+    iou, distance = pairwise_iou(segments, segments), pairwise_distance(segments, segments)
     slots = []
     for node in range(len(segments)):
         near = [int(j) for j in np.argsort(-iou[node], kind="stable") if iou[node, j] > 0.7 and j != node]
@@ -128,6 +131,20 @@ def test_equal_neighbours_come_in_the_order_of_the_list(rng, graph, count):
     slots = neighbour_slots(segments)
     assert np.array_equal(slots, by_sorting(segments))
     assert slots.shape == (count, 10) and slots.dtype == np.int64
+
+
+def test_without_the_extension_memory_does_not_grow_with_the_pairs_of_proposals(rng, monkeypatch):
+    start = rng.integers(0, 300, 600)
+    segments = np.stack([start, start + rng.integers(1, 40, 600)], axis=1)
+    expected = neighbour_slots(segments)
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(proposal_graph, "_PAIRS_AT_ONCE", 1 << 13)
+    tracemalloc.start()
+    try:
+        assert np.array_equal(neighbour_slots(segments), expected)
+        assert tracemalloc.get_traced_memory()[1] < 600 * 600 * 4  # half of what the IoU of all pairs takes
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_video_s_trees_do_not_depend_on_other_videos(graph):
