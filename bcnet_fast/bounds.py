@@ -36,6 +36,7 @@ LARGEST_TABLE = 2**32  # comparisons behind the table that matches pairs of boun
 LARGEST_PLAN = 2**28  # points that all cells or anchors sample
 MOST_PROCESSES = 1024  # or threads, that a flag may ask for
 LARGEST_WEIGHT = 2**28  # elements
+MOST_TENSORS = 10_000  # of a checkpoint; published networks have some hundreds
 
 
 def time_fault(name: str, value: float) -> str | None:

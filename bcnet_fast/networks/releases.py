@@ -29,7 +29,7 @@ from ..config import (
 from ..errors import InputError
 from ..presets import DATA_SETS, FITTED, PRESETS, SECOND_STAGE_PRESETS
 from ..storage.checkpoint import check_state, save_checkpoint
-from ..storage.files import readable, require_file
+from ..storage.files import readable, require_file, require_possible_count
 from ..storage.foreign import project_of
 from ..storage.output import require_apart, require_writable
 from ..storage.pickles import bytes_of, is_plain, load_tensors
@@ -143,6 +143,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict]:
             holds = f"the keys {some(keys)}" if keys else f"a {type(content).__name__}"
             raise InputError(f"{path} holds {holds}, expected {expected}{looks}")
         state = content["state_dict"]
+        require_possible_count(len(state), path)  # tensors may share a record
         foreign = [_named(key) for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
         if foreign:
             raise InputError(f"{path} has other objects than tensors at the state_dict keys {some(foreign)}")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import SYSTEMS, Config, SecondStageConfig, is_second_stage
 from ..errors import InputError
 from .address import place_of
-from .files import parse_json, readable, require_file
+from .files import parse_json, readable, require_file, require_possible_count
 from .foreign import project_of
 from .output import atomic_path
 
@@ -70,6 +70,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Any]:
     with readable(path, EXPECTED):
         try:
             with safe_open(local, framework="pt") as file:
+                require_possible_count(len(file.keys()), path)
                 yield file
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path}: damaged ({error}), expected {EXPECTED}") from error
@@ -127,7 +128,8 @@ class StoredWeights(Mapping[str, Tensor]):
         if wrong:
             raise InputError(unfitting(path, problems | {"not floating point": wrong}))
         if problems:
-            problems["not finite"] = [name for name in self._shapes if not is_finite(self._read(name))]
+            with _opened(path) as file:
+                problems["not finite"] = [name for name in self._shapes if not is_finite(file.get_tensor(name))]
             raise InputError(unfitting(path, problems))
         small = [name for name, shape in self._shapes.items() if math.prod(shape) <= _SMALL]
         with _opened(path) as file:

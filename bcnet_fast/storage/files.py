@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ..bounds import MOST_TENSORS
 from ..errors import InputError
 from ..text import brief
 from .address import Address, Place, place_of
@@ -71,6 +72,12 @@ def require_file(path: str | os.PathLike, expected: str) -> Path:
     if not os.access(path, os.R_OK):
         raise InputError(f"{path}: no read permission, expected {expected}")
     return path
+
+
+def require_possible_count(tensors: int, path: Place) -> None:
+    """InputError: a checkpoint has more tensors than any network; reading each of them takes time."""
+    if tensors > MOST_TENSORS:
+        raise InputError(f"{path} has {tensors:,} tensors, expected at most {MOST_TENSORS:,}")
 
 
 def open_binary(place: Place, expected: str) -> IO[bytes]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from .address import Address
 from .arrays import require_bounded
+from .files import require_possible_count
 from .remote import size_of
 
 SAFE_SINCE = (2, 10)
@@ -71,6 +72,7 @@ def _unpacked(archive: zipfile.ZipFile, path: Path | Address) -> int:
     """Bytes of all records. InputError: one that is no tensor is large, or asks for memory by a number."""
     require_bounded(archive)
     records = archive.infolist()
+    require_possible_count(len(records), path)
     for record in records:
         if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):
             raise InputError(

@@ -13,6 +13,7 @@ from helpers.networks import BMN, GTAD, SMALL
 from safetensors.torch import save_file
 
 import bcnet_fast
+from bcnet_fast.bounds import MOST_TENSORS
 from bcnet_fast.config import Config, MapProposalConfig
 from bcnet_fast.errors import InputError
 from bcnet_fast.networks import releases
@@ -174,6 +175,37 @@ def test_a_tensor_of_more_values_than_are_stored_is_refused(tmp_path):
     torch.save({"state_dict": {"x_1d_b.0.weight": torch.zeros(1, dtype=torch.int8).expand(2**29)}}, path)
     with pytest.raises(InputError, match="stores fewer values than the shape has at the state_dict keys x_1d_b"):
         releases.convert_bmn(path, PRESETS["bmn"]["activitynet13"])
+
+
+def many_tensors(path, kind: str) -> None:
+    stored = torch.zeros(MOST_TENSORS + 1)
+    state = {f"x{number}": stored[number : number + 1] for number in range(len(stored))}
+    if kind != "one storage":
+        state = {name: tensor.clone() for name, tensor in state.items()}
+    if kind == "checkpoint":
+        save_file(state, path, metadata={FORMAT: json.dumps(CONFIGS["bmn"].to_dict())})
+    else:
+        torch.save({"state_dict": state}, path)
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "release", "one storage"])
+def test_more_tensors_than_any_network_has_are_one_line(tmp_path, kind):
+    path = tmp_path / ("x.safetensors" if kind == "checkpoint" else "x.pth")
+    many_tensors(path, kind)
+    read = bcnet_fast.load if kind == "checkpoint" else releases.read_release
+    with pytest.raises(InputError, match=r"x\.\w+ has 10,0\d\d tensors, expected at most 10,000$"):
+        read(path)
+
+
+def test_unknown_tensors_take_time_by_their_number_alone(tmp_path):
+    """Opening the file for each of them would take a minute."""
+    path = tmp_path / "x.safetensors"
+    state = NETWORKS["bmn"](BMN).state_dict() | {f"x{number}": torch.zeros(1) for number in range(4000)}
+    save_file(state, path, metadata={FORMAT: json.dumps(CONFIGS["bmn"].to_dict())})
+    began = time.process_time()
+    with pytest.raises(InputError, match="weights do not fit the network; unknown: x0, x1, "):
+        bcnet_fast.load(path, device="cpu")
+    assert time.process_time() - began < 10
 
 
 def test_old_pytorch_converts_nothing(tmp_path, monkeypatch):
