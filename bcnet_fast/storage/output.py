@@ -35,7 +35,7 @@ def require_writable(path: str | os.PathLike) -> Path:
     target = _target(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target.parent)
+        remove_leftovers(target.parent)
         with _temporary_folder(target.parent):
             pass
     except OSError as error:
@@ -185,7 +185,7 @@ def _temporary_folder(parent: Path) -> Iterator[Path]:
         _in_use.discard(folder.name)
 
 
-def _remove_leftovers(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Remove temporary folders of processes that have ended."""
     with os.scandir(parent) as entries:
         found = [(entry.path, match) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]

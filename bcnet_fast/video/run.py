@@ -21,6 +21,7 @@ from ..ops.devices import resolve_device
 from ..progress import progress
 from ..recipe import Recipe
 from ..storage.lock import locked_folder
+from ..storage.output import remove_leftovers
 from ..text import count, shown
 from .backbones import Backbone, BackboneOptions, Joined, open_backbones
 from .decoding import Video
@@ -251,6 +252,7 @@ class _Run:
             else:
                 self.report.failures.append((name, str(found or KILLED.format(name))))
             yield
+        remove_leftovers(self.folder)  # of processes that were killed
 
     def _target(self, name: str) -> Path:
         return self.folder / f"{name}.npy"

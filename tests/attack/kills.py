@@ -1,9 +1,9 @@
 """Kill runs at random moments and resume them: their files are those of an undisturbed run, byte for byte.
 
 A command runs in a forked process that leads a group of its own. After a random time, the process, one of its workers
-or the whole group is killed, and the command is run again at once, often to be killed again. Failures are an exit code
-other than 0 or a traceback of a run that was not killed, workers that outlive their parent by a minute, a file under
-its final name that is not whole, and a final file or byte that differs from a run without kills.
+or the whole group is killed, and the command is run again at once, often to be killed again, and in the end to its end.
+Failures are an exit code other than 0 or a traceback of a run that was not killed, workers that outlive their parent by
+a minute, a file under its final name that is not whole, and a final file or byte that differs from a run without kills.
 """
 
 from __future__ import annotations
@@ -21,10 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attack.reach_targets import RECIPE
+from attack.target import quietly
 from attack.targets import COMMANDS
 from helpers.processes import children, group_lives, inference, write_archive
+from helpers.refine import WIDE, checkpoint
 from helpers.training import EASY, arguments
+from helpers.videos import write_video
 
+from bcnet_fast import infer, merge
 from bcnet_fast.cli.parser import run as run_command
 from bcnet_fast.config import BMNConfig
 from bcnet_fast.data.synthetic import make_videos, write_dataset
@@ -32,20 +37,37 @@ from bcnet_fast.networks.reference import NETWORKS
 
 PATIENCE_S = 60
 ORPHANS_S = 60  # after which workers without a parent have ended
-ENDS = 0.3  # share of the runs that are not killed
+ENDS = 0.3  # share of the resumed runs that are not killed
 WHOM = {"main": "main process", "worker": "a worker", "group": "process group"}
+# Command, whom a kill hits, and workers. The first ones have every command once.
+KINDS = [
+    ("infer", "main", 2),
+    ("train", "main", 1),
+    ("convert", "main", 0),
+    ("refine", "group", 2),
+    ("extract", "main", 0),
+    ("merge", "main", 0),
+    ("infer", "group", 2),
+    ("train", "worker", 1),
+    ("refine", "worker", 2),
+    ("infer", "worker", 2),
+    ("train", "group", 1),
+    ("refine", "main", 2),
+    ("extract", "worker", 1),
+    ("extract", "main", 1),
+]
+COMMANDS_KILLED = len({command for command, *_ in KINDS})
 
 
 @dataclass(frozen=True)
 class Run:
-    """A command that is killed. whom: main, worker or group. whole: the file that is never seen in part."""
+    """A command that is killed. whom: main, worker or group."""
 
     command: str
     whom: str
     flags: list[str]
     output: Path
     expected: Path
-    whole: str
 
     @property
     def name(self) -> str:
@@ -59,64 +81,98 @@ class Kills:
         self.root = root
         root.mkdir()
         self.random = random.Random(f"kills-{seed}")
-        write_archive(root, videos=4)
+        write_archive(root, videos=3, window_stride=24)
         subsets = (("training", 4), ("validation", 2))
         videos = [v for name, count in subsets for v in make_videos(count, seed=1, subset=name, config=EASY)]
         write_dataset(root / "data", videos)
         model = BMNConfig(base_channels=64, sampled_channels=64)
         torch.save({"epoch": 1, "state_dict": NETWORKS["bmn"](model).state_dict()}, root / "bmn.pth.tar")
+        checkpoint(root / "pgcn.safetensors", model=WIDE)
+        quietly(root, infer.main, *inference(root, root / "parts", "--shard", "0/1", "--part-videos", 1))
+        quietly(root, merge.main, str(root / "parts"), "--output", str(root / "proposals.json"))
+        (root / "recipe.toml").write_text(RECIPE)
+        for number in range(4):
+            write_video(root / "clips" / f"{number}.mp4", 200)
         self.runs = [self._run(*kind) for kind in KINDS]
-        self.seconds: dict[str, float] = {}
-        for run in self.runs:
-            if run.command not in self.seconds:
-                began = time.monotonic()
-                done = self._started(run, run.expected)
-                problems = self._ended(done)
-                if problems:
-                    raise RuntimeError(f"{run.command} fails without kills: {problems}")
-                self.seconds[run.command] = time.monotonic() - began
+        self.seconds: dict[Path, float] = {}  # of an undisturbed run, by the folder of its files
         self.kills: collections.Counter[str] = collections.Counter()
         self.compared: collections.Counter[str] = collections.Counter()
         self.orphans: list[tuple[int, float]] = []
+        self.unfinished: set[Path] = set()  # outputs of runs that were killed
 
-    def _run(self, command: str, whom: str) -> Run:
-        output, expected = self.root / f"{command}-{whom}", self.root / f"{command}-expected"
+    def _run(self, command: str, whom: str, workers: int) -> Run:
+        output, expected = self.root / f"{command}-{workers}-{whom}", self.root / f"{command}-{workers}"
         output.mkdir()
-        expected.mkdir(exist_ok=True)
+        return Run(command, whom, [str(flag) for flag in self._flags(command, workers)], output, expected)
+
+    def _flags(self, command: str, workers: int) -> list[Any]:
+        root, resumed = self.root, ("--workers", workers, "--resume")
         if command == "infer":
-            flags, whole = inference(self.root, Path("out.json"), "--workers", 2, "--resume"), "out.json"
-        elif command == "train":
-            more, settings = ("--workers", 1, "--resume"), ("train.epochs=3",)
-            flags = arguments(self.root / "data", Path("run"), *more, model="gtad", settings=settings)
-            whole = "run/best.safetensors"
-        else:
-            flags, whole = ["--bmn", str(self.root / "bmn.pth.tar"), "--preset", "activitynet13"], "out.safetensors"
-            flags += ["--output", whole]
-        return Run(command, whom, flags, output, expected, whole)
+            return inference(root, Path("out.json"), *resumed)
+        if command == "train":
+            return arguments(root / "data", Path("run"), *resumed, model="gtad")
+        if command == "convert":
+            return ["--bmn", root / "bmn.pth.tar", "--preset", "activitynet13", "--output", "out.safetensors"]
+        if command == "refine":
+            flags = ["--proposals", root / "proposals.json", "--features", root / "features", "--fps", 25]
+            flags += ["--checkpoint", root / "pgcn.safetensors", "--device", "cpu"]
+            return [*flags, "--output", "out.json", *resumed]
+        if command == "extract":
+            flags = [root / "clips", "--backbone", "frame-index", "--recipe", root / "recipe.toml", "--device", "cpu"]
+            return [*flags, "--decoder-threads", 1, "--workers", workers, "--output", "features"]
+        return [root / "parts", "--overwrite", "--output", "out.json"]
 
     def kill(self, number: int) -> list[str]:
         """Run commands until one is killed, and return the failures on the way."""
-        run, problems = self.runs[number % len(self.runs)], list[str]()
+        run = self.runs[number % len(self.runs)]
+        self._require_expected(run)
+        problems: list[str] = []
         while True:
             process = self._started(run, run.output)
-            is_killed = self.random.random() >= ENDS and self._kill(run, process)
+            may_end = run.output in self.unfinished and self.random.random() < ENDS
+            is_killed = not may_end and self._kill(run, process)
             self.kills[run.name] += is_killed
             if is_killed and run.whom != "worker":
                 os.waitpid(process, 0)
+                self.unfinished.add(run.output)
                 self.orphans.append((process, time.monotonic() + ORPHANS_S))
                 problems += self.of_parts(run)
             else:
-                problems += self._ended(process)
-                problems += self.of_files(run)
-                shutil.rmtree(run.output)
-                run.output.mkdir()
+                problems += self._finished(run, process)
             problems += self.of_orphans()
             if is_killed or problems:
                 return problems
 
+    def complete(self, run: Run) -> list[str]:
+        """Run a command to its end if it was killed, wait for workers, and return the failures."""
+        problems = self._finished(run, self._started(run, run.output)) if run.output in self.unfinished else []
+        while self.orphans:
+            problems += self.of_orphans()
+            time.sleep(0.1)
+        return problems
+
+    def _require_expected(self, run: Run) -> None:
+        """Run a command without kills, if no other run has done so."""
+        if run.expected in self.seconds:
+            return
+        run.expected.mkdir()
+        began = time.monotonic()
+        problems = self._ended(self._started(run, run.expected))
+        if problems:
+            raise RuntimeError(f"{run.command} fails without kills: {problems}")
+        self.seconds[run.expected] = time.monotonic() - began
+
+    def _finished(self, run: Run, process: int) -> list[str]:
+        """Wait for the end of a run, compare its files, and remove them."""
+        problems = [*self._ended(process), *self.of_files(run)]
+        shutil.rmtree(run.output)
+        run.output.mkdir()
+        self.unfinished.discard(run.output)
+        return problems
+
     def _kill(self, run: Run, process: int) -> bool:
         """Wait a random time and kill. False: the process has ended before."""
-        until = time.monotonic() + self.random.random() * self.seconds[run.command]
+        until = time.monotonic() + self.random.random() * self.seconds[run.expected]
         while time.monotonic() < until or (run.whom == "worker" and not children(process)):
             if not _runs(process):
                 return False
@@ -174,11 +230,11 @@ class Kills:
 
     def of_parts(self, run: Run) -> list[str]:
         """Check that a kill leaves only whole files under final names."""
-        path = run.output / run.whole
-        if run.command == "train" or not path.exists():  # the best epoch so far differs from the final best
+        if run.command == "train":  # whose files change with each epoch
             return []
-        same = path.read_bytes() == (run.expected / run.whole).read_bytes()
-        return [] if same else [f"{run.whole} after a kill is not whole"]
+        found, expected = _files(run.output), _files(run.expected)
+        unlike = [name for name in found.keys() & expected.keys() if found[name] != expected[name]]
+        return [f"{name} after a kill is not whole" for name in unlike]
 
     def of_files(self, run: Run) -> list[str]:
         """Check that a finished run leaves the same files as without kills."""
@@ -199,7 +255,8 @@ class Kills:
 
     def facts(self) -> dict[str, Any]:
         """Kills and comparisons by command and by whom was killed."""
-        return {run.name: {"kills": self.kills[run.name], "compared": self.compared[run.name]} for run in self.runs}
+        names = sorted({run.name for run in self.runs})
+        return {name: {"kills": self.kills[name], "compared": self.compared[name]} for name in names}
 
 
 def waited_for_a_core(process: int) -> float:
@@ -210,23 +267,16 @@ def waited_for_a_core(process: int) -> float:
         return 0.0
 
 
-KINDS = [
-    ("infer", "main"),
-    ("train", "worker"),
-    ("convert", "main"),
-    ("infer", "group"),
-    ("train", "main"),
-    ("infer", "worker"),
-    ("train", "group"),
-]
-
-
 def _runs(process: int) -> bool:
     """Whether a child of this process has not ended; it stays to be waited for."""
     return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    """Content of all files but those of TensorBoard, which have the time in their names."""
-    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if "tensorboard" not in name}
+    """Content of all files, empty for folders; without TensorBoard's, which have the time in their names."""
+    found = {}
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *names)):
+            with contextlib.suppress(FileNotFoundError):  # a worker without a parent may still write and remove
+                found[str(path.relative_to(folder))] = path.read_bytes() if path.is_file() else b""
+    return {name: content for name, content in found.items() if "tensorboard" not in name}

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
 import h5py  # noqa: E402
 import torch  # noqa: E402
-from attack.kills import Kills, waited_for_a_core  # noqa: E402
+from attack.kills import Kills, Run, waited_for_a_core  # noqa: E402
 from attack.mutations import NAMES, VALUES, Mutation, dump  # noqa: E402
 from attack.target import Target  # noqa: E402
 from attack.targets import COMMANDS, build  # noqa: E402
@@ -201,22 +201,29 @@ class Attack:
         torch.set_num_threads(1)
         self.targets = build(root)
         self.expected: dict[str, dict[str, Any]] = {}
-        self.idle = 0
+        undamaged: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}  # targets may differ in their victims alone
         for target in self.targets:
-            # In this process, so that nothing is imported in those that are forked.
-            with _copy(self.root, target) as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
-                before = os.getcwd()
-                os.chdir(folder)
-                try:
-                    with contextlib.redirect_stderr(printed):
-                        code = COMMANDS[target.command[0]](list(target.command[1:]))
-                finally:
-                    os.chdir(before)
-                if code != 0:
-                    raise RuntimeError(f"{target.name} fails undamaged: {printed.getvalue()}")
-                if target.command[0] == "infer":
-                    self.expected[target.name] = json.loads((folder / "out.json").read_text())["results"]
+            run = (target.folder, target.command)
+            undamaged[run] = undamaged[run] if run in undamaged else self._undamaged(target)
+            self.expected[target.name] = undamaged[run]
         self.idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def _undamaged(self, target: Target) -> dict[str, Any]:
+        """Results by video where the command is `infer`.
+
+        It runs in this process, so that nothing is imported in those that are forked.
+        """
+        with _copy(self.root, target) as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+            before = os.getcwd()
+            os.chdir(folder)
+            try:
+                with contextlib.redirect_stderr(printed):
+                    code = COMMANDS[target.command[0]](list(target.command[1:]))
+            finally:
+                os.chdir(before)
+            if code != 0:
+                raise RuntimeError(f"{target.name} fails undamaged: {printed.getvalue()}")
+            return json.loads((folder / "out.json").read_text())["results"] if target.command[0] == "infer" else {}
 
     def attack(self, number: int, keep: Path | None = None) -> tuple[Target, str, Outcome, list[str]]:
         """Make input `number`, run it and return its problems."""
@@ -233,7 +240,7 @@ class Attack:
                 target,
                 what,
                 outcome,
-                problems_of(target, folder, outcome, self.expected.get(target.name, {}), self.idle),
+                problems_of(target, folder, outcome, self.expected[target.name], self.idle),
             )
 
 
@@ -346,16 +353,20 @@ def _kill(root: Path, seed: int, count: int, until: float) -> dict[str, Any]:
         return {"killed": 0, "kills": {}, "kill_failures": []}
     kills = Kills(root, seed)
     failures: list[dict[str, Any]] = []
-    for number in range(count):
-        problems = kills.kill(number)
+
+    def note(number: int | None, run: Run, problems: list[str]) -> None:
         if problems:
-            name = kills.runs[number % len(kills.runs)].name
-            failures.append({"kill": number, "target": name, "problems": problems})
-            print(f"kill {number}: {name}: {', '.join(problems)}", flush=True)
+            failures.append({"kill": number, "target": run.name, "problems": problems})
+            print(f"kill {number}: {run.name}: {', '.join(problems)}", flush=True)
+
+    for number in range(count):
+        note(number, kills.runs[number % len(kills.runs)], kills.kill(number))
         if (number + 1) % 50 == 0:
             print(f"{number + 1} kills, {len(failures)} failures", flush=True)
         if time.monotonic() > until:
             break
+    for run in kills.runs:
+        note(None, run, kills.complete(run))
     killed = sum(of_kind["kills"] for of_kind in kills.facts().values())
     return {"killed": killed, "kills": kills.facts(), "kill_failures": failures}
 

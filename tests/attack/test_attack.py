@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from attack.kills import KINDS, Kills, Run
+from attack.kills import COMMANDS_KILLED, KINDS, Kills, Run
 from attack.mutations import VALUES, dump
 from attack.run import Outcome, problems_of
 from attack.target import Target
@@ -19,7 +19,7 @@ from helpers.sweeps import sweep
 QUICK = 76  # inputs, one of each kind
 
 
-@sweep(("inputs", "kills"), [(QUICK, 0), (4 * QUICK, 2 * len(KINDS))])
+@sweep(("inputs", "kills"), [(QUICK, COMMANDS_KILLED), (4 * QUICK, 2 * len(KINDS))])
 def test_no_damaged_input_and_no_kill_breaks_a_promise(request, tmp_path, inputs, kills):
     asked = {name: request.config.getoption(name, default=None) for name in ("attack", "kills")}
     if any(asked.values()) and inputs != QUICK:
@@ -81,7 +81,7 @@ def test_other_results_and_outputs_left_behind_are_seen(tmp_path):
 def test_what_a_kill_leaves_loses_or_changes_is_seen(tmp_path):
     kills = object.__new__(Kills)
     kills.compared, kills.orphans = Counter(), []
-    run = Run("infer", "main", [], tmp_path / "found", tmp_path / "expected", "out.json")
+    run = Run("infer", "main", [], tmp_path / "found", tmp_path / "expected")
     for folder in (run.output, run.expected):
         folder.mkdir()
         (folder / "out.json").write_text("1")

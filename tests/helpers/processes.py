@@ -23,10 +23,10 @@ VIDEOS = 8
 PATIENCE_S = 120
 
 
-def write_archive(folder: Path, videos: int = VIDEOS) -> Path:
+def write_archive(folder: Path, videos: int = VIDEOS, window_stride: int = 12) -> Path:
     """Write weights.safetensors and features/ into a folder."""
     torch.manual_seed(0)
-    config = Config("small", model=SMALL, data=DataConfig(window_stride=12))
+    config = Config("small", model=SMALL, data=DataConfig(window_stride=window_stride))
     save_checkpoint(folder / "weights.safetensors", BCNet(SMALL).state_dict(), config)
     (folder / "features").mkdir()
     draw = np.random.default_rng(0)
@@ -86,11 +86,13 @@ def group_lives(number: int) -> bool:
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started and that still run."""
-    try:
-        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
-    except OSError:
-        return []
+    """The processes that a process has started and that still run, but for Python's own, which counts resources."""
+    found = []
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
 
 
 def kill(process: int, whom: str) -> None:

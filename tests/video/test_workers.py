@@ -62,4 +62,5 @@ def test_a_killed_process_costs_its_video_alone(tmp_path, capsys) -> None:
     reason = "the process that read video 'b' was killed twice, probably because memory ran out"
     assert report.failures == [("b", reason)]
     assert (report.extracted, report.rows) == (3, 12)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".avi") == ["out.h5"]
     assert "a process that reads features was killed; going on with one" in capsys.readouterr().err
