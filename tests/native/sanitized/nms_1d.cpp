@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "fingerprint.h"
 #include "random_sets.h"
 
 using bcnet_fast::SoftNms1dMethod;
@@ -53,6 +54,9 @@ int main() {
         if (turned && size > 1) std::swap(sets.segments[0], sets.segments[1]);  // a negative length
         for (const auto& options : all) {
           const Found expected = find(sets.segments, sets.scores, options, bcnet_fast::InstructionSet::baseline);
+          record(expected.kept);
+          record(expected.indices);
+          record(expected.scores);
           for (const auto instructions : bcnet_fast::instruction_sets()) {
             require(find(sets.segments, sets.scores, options, instructions) == expected,
                     bcnet_fast::name_of(instructions));
