@@ -190,9 +190,11 @@ class Config:
     recipe: Recipe | None = None  # recipe of the training features; None: `extract` did not make them
 
     def __post_init__(self) -> None:
-        for section, wanted in zip((self.model, self.proposals), SYSTEMS[self.model.name], strict=True):
+        for name, wanted in zip(("model", "proposals"), SYSTEMS[self.model.name], strict=True):
+            section = getattr(self, name)
             if type(section) is not wanted:
-                raise TypeError(f"{self.model.name}: expected {wanted.__name__}, got {type(section).__name__}")
+                found, system = type(section).__name__, self.model.name
+                raise TypeError(f"{name} is {found}, expected {wanted.__name__} for {system}")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -429,7 +431,9 @@ def meanings(section: type) -> dict[str, str]:
 def require_section(section: object, *kinds: type[Section]) -> Section:
     """Return a section to code that handles some systems only. TypeError: it is of another system."""
     if not isinstance(section, kinds):
-        raise TypeError(f"expected {' or '.join(kind.__name__ for kind in kinds)}, got {type(section).__name__}")
+        raise TypeError(
+            f"section is {type(section).__name__}, expected {alternatives(kind.__name__ for kind in kinds)}"
+        )
     return section
 
 

@@ -20,6 +20,7 @@ from .networks.graph import nearest, neighbours
 from .ops import anchor_projection, anchor_sampling
 from .ops.reference import accumulation_dtype
 from .ops.sampling_plan import PLAN_TENSORS, SamplingPlan, aligned_plan, interpolated_plan
+from .text import alternatives
 
 PLAN_BUFFERS = tuple(f"plan_{name}" for name in PLAN_TENSORS)
 LAYOUTS = ("start_end", "duration_start")
@@ -137,7 +138,7 @@ class _Graph:
         if self.style == 1:
             index = nearest(x, self.k)
         elif index is None:
-            raise ValueError("style 2 takes neighbours from index, [B, T, K]; got None")
+            raise ValueError("index is None, expected [B, T, K], the neighbours for style 2")
         return torch.stack([x, neighbours(x, index).mean(dim=-1)], dim=1)
 
 
@@ -238,9 +239,9 @@ def _on_map(cells: Tensor, shape: tuple[int, int]) -> Tensor:
 def _check_sizes(**sizes: int) -> None:
     for name, value in sizes.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} is {value}, expected at least 1")
 
 
 def _check_choice(name: str, value: object, choices: tuple) -> None:
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+        raise ValueError(f"{name} is {value!r}, expected {alternatives(map(str, choices))}")

@@ -9,14 +9,13 @@ Without the native part, NumPy computes the same more slowly, and the last bit o
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import numpy as np
 import torch
 
 # Absolute, because bcnet_fast.compat.activate loads this file as a top-level module.
 from bcnet_fast.ops import native
 from bcnet_fast.ops.backends import choose, requested
+from bcnet_fast.ops.refusals import name_of, refuse, refuse_shape
 
 _EPSILON = np.float32(1e-6)
 _CPU = torch.device("cpu")
@@ -115,23 +114,19 @@ def _check(function: str, segs: torch.Tensor, scores: torch.Tensor, dets: torch.
     """Raise for a tensor of another kind or shape. Without elements, `segs` may have any shape, as in the extension."""
     for name, tensor in (("segs", segs), ("scores", scores), ("dets", scores if dets is None else dets)):
         if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
-            found = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"{function}: {name} is {found}, expected a float32 tensor")
+            found = name_of(tensor.dtype) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            refuse(function, name, found, "a float32 tensor", TypeError)
         if not tensor.is_cpu:
-            raise ValueError(f"{function}: {name} is on {tensor.device}, expected it on the CPU")
+            refuse(function, name, f"on {tensor.device}", "it on the CPU")
     if segs.numel() == 0:
         return
     if segs.dim() != 2 or segs.shape[1] != 2:
-        _refuse_shape(function, "segs", segs, "[n, 2]")
+        refuse_shape(function, "segs", segs, "[n, 2]")
     n = len(segs)
     if scores.dim() != 1 or len(scores) != n:
-        _refuse_shape(function, "scores", scores, f"[{n}] to fit segs")
+        refuse_shape(function, "scores", scores, f"[{n}] to fit segs")
     if dets is not None and (dets.dim() != 2 or len(dets) < n or dets.shape[1] != 3):
-        _refuse_shape(function, "dets", dets, f"[{n}, 3] or more rows")
-
-
-def _refuse_shape(function: str, name: str, tensor: torch.Tensor, expected: str) -> NoReturn:
-    raise ValueError(f"{function}: {name} has shape {list(tensor.shape)}, expected {expected}")
+        refuse_shape(function, "dets", dets, f"[{n}, 3] or more rows")
 
 
 def _tiou(segment: np.ndarray, others: np.ndarray) -> np.ndarray:

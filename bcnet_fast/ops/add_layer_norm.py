@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from . import native, reference
-from .backends import UNSUPPORTED, check_number, choose, requested, triton_kernels, use_backend
+from .backends import UNSUPPORTED, choose, requested, triton_kernels, use_backend
+from .refusals import check_number, refuse, refuse_device, refuse_dtype, refuse_shape, refuse_type
 from .registration import needs_gradient, refuse_tangents, register, register_gradient
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,7 +50,7 @@ def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, eps: float = 1e-5) -
     """
     for name, tensor in (("x", x), ("residual", residual)):
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"add_layer_norm: {name} must be a tensor, got {type(tensor).__name__}")
+            refuse_type("add_layer_norm", name, tensor, "a tensor")
     check_number("add_layer_norm", "eps", eps)
     if x.dtype != residual.dtype and torch.is_autocast_enabled(x.device.type):
         dtype = torch.promote_types(x.dtype, residual.dtype)
@@ -71,20 +72,18 @@ def _pytorch_is_faster(x: torch.Tensor, residual: torch.Tensor) -> bool:
 
 def _check(x: torch.Tensor, residual: torch.Tensor, eps: float) -> None:
     """Raise for arguments that no backend supports. Called inside the operator, for direct callers of it."""
-    shape = tuple(x.shape)
-    if not shape or shape[-1] == 0:
-        raise ValueError(f"add_layer_norm: x must be [..., D] with D >= 1, got shape {shape}")
+    if x.dim() == 0 or x.shape[-1] == 0:
+        refuse_shape("add_layer_norm", "x", x, "[..., D] with D >= 1")
     if x.dtype not in DTYPES:
-        supported = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        raise TypeError(f"add_layer_norm: x must be one of {supported}, got {x.dtype}")
+        refuse_dtype("add_layer_norm", "x", x.dtype, DTYPES)
     if residual.shape != x.shape:
-        raise ValueError(f"add_layer_norm: residual must be {shape} as x is, got shape {tuple(residual.shape)}")
+        refuse_shape("add_layer_norm", "residual", residual, f"{list(x.shape)} as x has")
     if residual.dtype != x.dtype:
-        raise TypeError(f"add_layer_norm: residual must be {x.dtype} as x is, got {residual.dtype}")
+        refuse_dtype("add_layer_norm", "residual", residual.dtype, [x.dtype], " as x is")
     if residual.device != x.device:
-        raise ValueError(f"add_layer_norm: residual must be on {x.device} as x is, got {residual.device}")
+        refuse_device("add_layer_norm", "residual", residual, x, "x")
     if not 0 <= eps < math.inf:
-        raise ValueError(f"add_layer_norm: eps must be finite and >= 0, got {eps}")
+        refuse("add_layer_norm", "eps", eps, "a finite number >= 0")
 
 
 def _arrays(*tensors: torch.Tensor) -> list[Any]:

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..text import alternatives
 from . import native, reference
 from .anchor_groups import packed_plan
 from .backends import autocast, choose, requested, triton_kernels, use_backend, without_autocast
 from .constants import cached_tensors
+from .refusals import refuse, refuse_device, refuse_dtype, refuse_shape, refuse_type
 from .registration import refuse_tangents, register, register_gradient
 from .sampling_plan import SamplingPlan
 
@@ -96,7 +98,7 @@ def anchor_projection(
     """
     _check_types("anchor_projection", plan, features=features, weight=weight, bias=bias)
     if strategy not in STRATEGIES:
-        raise ValueError(f"anchor_projection: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}")
+        refuse("anchor_projection", "strategy", repr(strategy), alternatives(STRATEGIES))
     if strategy == "auto" and weight.dim() == 3:
         channels, outputs = weight.shape[1:]
         strategy = cheaper_strategy(plan, channels, outputs, features.device.type)
@@ -121,48 +123,41 @@ def cheaper_strategy(plan: SamplingPlan, channels: int, outputs: int, device: st
 def _check_types(op: str, plan: Any, *, bias: Any = None, **tensors: Any) -> None:
     for name, tensor in {**tensors, **({} if bias is None else {"bias": bias})}.items():
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+            refuse_type(op, name, tensor, "a tensor")
     if not isinstance(plan, SamplingPlan):
-        raise TypeError(f"{op}: plan must be a SamplingPlan, got {type(plan).__name__}")
+        refuse_type(op, "plan", plan, "a SamplingPlan")
 
 
 def _check(
     op: str, features: Tensor, plan: SamplingPlan, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> None:
     """Raise for arguments that no backend supports. Called inside the operators, for direct callers of them."""
-
-    def refuse(error, argument, required, actual):
-        raise error(f"{op}: {argument} must be {required}, got {actual}")
-
     sources, bins = len(plan.bins), sum(plan.bins)
     layout = "[B, C, T]" if sources == 1 else f"[B, {sources}, C, T]"
     shape = list(features.shape)
     fits = features.dim() == 3 if sources == 1 else features.dim() == 4 and shape[1] == sources
     if not fits or shape[-1] != plan.length:
-        refuse(ValueError, "features", f"{layout} with T = {plan.length} as in the plan", f"shape {shape}")
+        refuse_shape(op, "features", features, f"{layout} with T = {plan.length} as in the plan")
     if 0 in shape:
-        refuse(ValueError, "features", f"{layout} with no empty dimension", f"shape {shape}")
+        refuse_shape(op, "features", features, f"{layout} and not empty")
     if features.dtype not in DTYPES:
-        supported = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-        refuse(TypeError, "features", f"one of {supported}", features.dtype)
+        refuse_dtype(op, "features", features.dtype, DTYPES)
     dtype = reference.accumulation_dtype(features.dtype)
     if plan.weights.dtype != dtype:
-        refuse(TypeError, "plan", f"of {dtype} for these features: plan.to(dtype={dtype})", plan.weights.dtype)
+        refuse_dtype(op, "plan", plan.weights.dtype, [dtype], f" for these features: plan.to(dtype={dtype})")
     if weight is not None:
         channels = shape[-2]
         if weight.dim() != 3 or weight.shape[:2] != (bins, channels) or weight.shape[2] == 0:
-            refuse(
-                ValueError, "weight", f"[{bins}, {channels}, O] to fit plan and features", f"shape {list(weight.shape)}"
-            )
+            refuse_shape(op, "weight", weight, f"[{bins}, {channels}, O] to fit plan and features")
         if bias is not None and bias.shape != weight.shape[2:]:
-            refuse(ValueError, "bias", f"[{weight.shape[2]}] to fit weight", f"shape {list(bias.shape)}")
+            refuse_shape(op, "bias", bias, f"[{weight.shape[2]}] to fit weight")
     for name, tensor in {"plan": plan.first, "weight": weight, "bias": bias}.items():
         if tensor is None:
             continue
         if name != "plan" and tensor.dtype != features.dtype:
-            refuse(TypeError, name, f"{features.dtype} as features is", tensor.dtype)
+            refuse_dtype(op, name, tensor.dtype, [features.dtype], " as features is")
         if tensor.device != features.device:
-            refuse(ValueError, name, f"on {features.device} as features is", f"a tensor on {tensor.device}")
+            refuse_device(op, name, tensor, features, "features")
 
 
 def _by_snippet(features: Tensor, plan: SamplingPlan) -> Tensor:

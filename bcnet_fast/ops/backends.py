@@ -7,7 +7,6 @@ import contextvars
 import functools
 import importlib
 import importlib.util
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import torch
 from ..errors import BackendError
 from ..text import alternatives
 from . import native
+from .refusals import name_of
 
 BACKENDS = ("auto", "reference", "native", "triton")
 # On CUDA only, and only by "auto": inputs are copied to the host, and the native code runs there.
@@ -81,7 +81,7 @@ def use_backend(name: str) -> Iterator[None]:
 def unusable(op: str, backend: str, device: torch.device, dtype: torch.dtype | None = None) -> str | None:
     """Reason why `backend` cannot run `op` on `device` (with inputs of `dtype`); None if it can."""
     if dtype in UNSUPPORTED.get((op, backend), ()):
-        return f"{op} has no {str(dtype).removeprefix('torch.')} kernel in it"
+        return f"{op} has no {name_of(dtype)} kernel in it"
     if backend not in PREFERENCE[op].get(device.type, ("reference",)):
         return f"{op} has no {backend} implementation for {device.type}"
     if backend == "native" and device.type == "cuda":
@@ -163,11 +163,3 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(tensor, *arguments)
 
     return run
-
-
-def check_number(op: str, argument: str, value: Any, *, integer: bool = False) -> None:
-    """Raise TypeError if an argument is not a number. PyTorch's own message would be a page long."""
-    kinds = (numbers.Integral, torch.SymInt) if integer else (numbers.Real, torch.SymInt, torch.SymFloat)
-    if not isinstance(value, kinds):
-        wanted = "an integer" if integer else "a number"
-        raise TypeError(f"{op}: {argument} must be {wanted}, got {value!r}")

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from . import native, reference
-from .backends import autocast, check_number, choose, requested, triton_kernels, use_backend, without_autocast
+from .backends import autocast, choose, requested, triton_kernels, use_backend, without_autocast
+from .refusals import check_number, refuse, refuse_device, refuse_dtype, refuse_shape, refuse_type
 from .registration import refuse_tangents, register, register_gradient
 
 # The Triton kernels keep a whole head of both value streams in registers.
@@ -60,7 +61,7 @@ def difference_attention(
     tensors = {"query": query, "key": key, "value_action": value_action, "value_background": value_background}
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"difference_attention: {name} must be a tensor, got {type(tensor).__name__}")
+            refuse_type("difference_attention", name, tensor, "a tensor")
     if scale is not None:
         check_number("difference_attention", "scale", scale)
     inputs = autocast(query, key, value_action, value_background)
@@ -91,37 +92,35 @@ class _Gradients(NamedTuple):
 
 def _check(query, key, value_action, value_background, scale) -> None:
     """Raise for arguments that no backend supports. Called inside the operator, for direct callers of it."""
+    op = "difference_attention"
     named = {
-        "query [B, H, Tq, D]": query,
-        "key [B, H, Tk, D]": key,
-        "value_action [B, H, Tk, Dv]": value_action,
-        "value_background [B, H, Tk, Dv]": value_background,
+        "query": (query, "[B, H, Tq, D]"),
+        "key": (key, "[B, H, Tk, D]"),
+        "value_action": (value_action, "[B, H, Tk, Dv]"),
+        "value_background": (value_background, "[B, H, Tk, Dv]"),
     }
-    for name, tensor in named.items():
-        shape = tuple(tensor.shape)
+    for name, (tensor, layout) in named.items():
+        shape = tensor.shape
         if tensor.dim() != 4:
-            raise ValueError(f"difference_attention: {name} must have 4 dimensions, got shape {shape}")
+            refuse_shape(op, name, tensor, layout)
         if 0 in shape:
-            raise ValueError(f"difference_attention: {name} must have no empty dimension, got shape {shape}")
+            refuse_shape(op, name, tensor, f"{layout} and not empty")
         if shape[3] > MAX_HEAD:
-            raise ValueError(f"difference_attention: {name} must have a last size <= {MAX_HEAD}, got shape {shape}")
+            refuse_shape(op, name, tensor, f"{layout} with a last size <= {MAX_HEAD}")
         if tensor.dtype not in DTYPES:
-            supported = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise TypeError(f"difference_attention: {name} must be one of {supported}, got {tensor.dtype}")
+            refuse_dtype(op, name, tensor.dtype, DTYPES)
         if tensor.dtype != query.dtype:
-            raise TypeError(f"difference_attention: {name} must be {query.dtype} as query is, got {tensor.dtype}")
+            refuse_dtype(op, name, tensor.dtype, [query.dtype], " as query is")
         if tensor.device != query.device:
-            raise ValueError(f"difference_attention: {name} must be on {query.device} as query is, got {tensor.device}")
+            refuse_device(op, name, tensor, query, "query")
     batch, heads, _, d = query.shape
     length_k, dv = key.shape[2], value_action.shape[3]
     expected = [(batch, heads, length_k, d), (batch, heads, length_k, dv), (batch, heads, length_k, dv)]
-    for (name, tensor), shape in zip(list(named.items())[1:], expected, strict=True):
+    for (name, (tensor, _)), shape in zip(list(named.items())[1:], expected, strict=True):
         if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"difference_attention: {name} must be {shape} to fit the others, got shape {tuple(tensor.shape)}"
-            )
+            refuse_shape(op, name, tensor, f"{list(shape)} to fit the others")
     if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"difference_attention: scale must be finite, got {scale}")
+        refuse(op, "scale", scale, "a finite number")
 
 
 def _heads_joined(like: torch.Tensor, length: int, size: int) -> torch.Tensor:

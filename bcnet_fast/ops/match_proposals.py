@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from . import native, reference
-from .backends import check_number, choose, triton_kernels
+from .backends import choose, triton_kernels
+from .refusals import check_number, refuse, refuse_device, refuse_dtype, refuse_shape, refuse_type
 from .registration import register
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -115,7 +116,7 @@ def match_proposals(
     }
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) and not (tensor is None and name in ("background", "lengths")):
-            raise TypeError(f"match_proposals: {name} must be a tensor, got {type(tensor).__name__}")
+            refuse_type("match_proposals", name, tensor, "a tensor")
     numbers = {
         "boundary_threshold": boundary_threshold,
         "min_classification": min_classification,
@@ -142,17 +143,14 @@ def _check(
     max_snippets: float | None,
 ) -> None:
     """Raise for arguments that no backend supports, as far as it shows without reading values of a tensor."""
-
-    def refuse(error, name, required, actual):
-        raise error(f"match_proposals: {name} must be {required}, got {actual}")
-
+    op = "match_proposals"
     start = scores.start
     if start.dim() != 2 or 0 in start.shape:
-        refuse(ValueError, "start", "[W, T] and not empty", f"shape {list(start.shape)}")
+        refuse_shape(op, "start", start, "[W, T] and not empty")
     if table.dim() != 2 or table.shape[0] != start.shape[1] or table.shape[1] == 0:
-        refuse(ValueError, "table", f"[{start.shape[1]}, D] to fit start, and not empty", f"shape {list(table.shape)}")
+        refuse_shape(op, "table", table, f"[{start.shape[1]}, D] to fit start, and not empty")
     if anchors.dim() != 2 or anchors.shape[1] != 2 or anchors.shape[0] == 0:
-        refuse(ValueError, "anchors", "[P, 2] and not empty", f"shape {list(anchors.shape)}")
+        refuse_shape(op, "anchors", anchors, "[P, 2] and not empty")
     by_snippet, by_anchor = list(start.shape), [start.shape[0], anchors.shape[0]]
     required: dict[str, tuple[list[int], tuple[torch.dtype, ...]]] = {
         "start": (by_snippet, DTYPES),
@@ -169,31 +167,30 @@ def _check(
             continue
         shape, dtypes = required[name]
         if list(tensor.shape) != shape:
-            refuse(ValueError, name, f"{shape} to fit the others", f"shape {list(tensor.shape)}")
+            refuse_shape(op, name, tensor, f"{shape} to fit the others")
         if tensor.dtype not in dtypes:
-            names = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-            refuse(TypeError, name, names, tensor.dtype)
+            refuse_dtype(op, name, tensor.dtype, dtypes)
         if tensor.device != start.device:
-            refuse(ValueError, name, f"on {start.device} as start is", f"a tensor on {tensor.device}")
+            refuse_device(op, name, tensor, start, "start")
     for name, value in {**thresholds._asdict(), "max_snippets": max_snippets}.items():
         if value is not None and math.isnan(value):
-            refuse(ValueError, name, "a number", value)
+            refuse(op, name, value, "a number")
 
 
 def _check_values(scores: _Scores, anchors: torch.Tensor, table: torch.Tensor, lengths: torch.Tensor | None) -> None:
     """Raise for values in host memory that no backend supports."""
 
-    def refuse(name, required, tensor, good):
+    def refuse_value(name, required, tensor, good):
         where = (~good).nonzero()[0].tolist()
         value = tensor[tuple(where)].item()
-        raise ValueError(f"match_proposals: {name} must be {required}, got {value} at {where} of {list(tensor.shape)}")
+        refuse("match_proposals", name, f"{value} at {where} of {list(tensor.shape)}", required)
 
     for name, tensor in {**scores._asdict(), "anchors": anchors}.items():
         if tensor is not None and not (good := tensor.isfinite()).all():
-            refuse(name, "finite", tensor, good)
+            refuse_value(name, "finite numbers", tensor, good)
     for name, tensor, most in (("table", table, len(anchors) - 1), ("lengths", lengths, scores.start.shape[1])):
         if tensor is not None and not (good := (tensor >= 0) & (tensor <= most)).all():
-            refuse(name, f"0 to {most}", tensor, good)
+            refuse_value(name, f"numbers from 0 to {most}", tensor, good)
 
 
 def _run(

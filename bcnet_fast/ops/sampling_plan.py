@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .refusals import check_rows, refuse, refuse_dtype, refuse_shape
+
 # Anchors that the native code processes at the same time; the same number is in csrc/include/anchor_sampling.h.
 GROUP = 8
 # Anchors whose points are in memory at the same time while a plan is built.
 BLOCK = 256
+DTYPES = (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +118,7 @@ def interpolated_plan(
     intervals = _check(
         "intervals", intervals, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 1)
     )
-    if np.isinf(intervals).any():
-        raise ValueError("sampling plan: intervals must be finite or NaN")
+    check_rows("sampling plan", "intervals", intervals, ~np.any(np.isinf(intervals), axis=1), "finite numbers or NaN")
     count = bins * points_per_bin
 
     def taps_of(block: np.ndarray) -> _Taps:
@@ -159,8 +161,7 @@ def aligned_plan(
         ValueError: a number is too small, or `regions` is not [P, 2] or not finite.
     """
     regions = _check("regions", regions, dtype, length=(length, 1), bins=(bins, 1), points_per_bin=(points_per_bin, 0))
-    if not np.isfinite(regions).all():
-        raise ValueError("sampling plan: regions must be finite")
+    check_rows("sampling plan", "regions", regions, np.all(np.isfinite(regions), axis=1), "finite numbers")
 
     def taps_of(block: np.ndarray, number: int) -> _Taps:
         start, extent = block[:, :1, None], np.maximum(block[:, 1:] - block[:, :1], 1.0)[:, :, None]
@@ -186,15 +187,16 @@ def _check(name: str, intervals: np.ndarray, dtype: torch.dtype, **least: tuple[
     """Return the intervals as float64; raise if no plan can be built. `least`: number(s) and smallest allowed value."""
     intervals = np.asarray(intervals, dtype=np.float64)
     if intervals.ndim != 2 or intervals.shape[1] != 2 or len(intervals) == 0:
-        raise ValueError(f"sampling plan: {name} must be [P, 2] with P >= 1, got shape {list(intervals.shape)}")
+        refuse_shape("sampling plan", name, intervals, "[P, 2] with P >= 1")
     for argument, (given, lowest) in least.items():
         numbers = given if isinstance(given, tuple) else (given,)
         if not all(isinstance(number, (int, np.integer)) for number in numbers):
-            raise TypeError(f"sampling plan: {argument} must be of integers, got {given!r}")
+            wanted = "integers" if isinstance(given, tuple) else "an integer"
+            refuse("sampling plan", argument, repr(given), wanted, TypeError)
         if min(numbers, default=lowest - 1) < lowest:
-            raise ValueError(f"sampling plan: {argument} must be at least {lowest}, got {given}")
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"sampling plan: dtype must be torch.float32 or torch.float64, got {dtype}")
+            refuse("sampling plan", argument, given, f"at least {lowest}")
+    if dtype not in DTYPES:
+        refuse_dtype("sampling plan", "dtype", dtype, DTYPES)
     return intervals
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from ..text import alternatives
 from . import native, reference
-from .backends import check_number, choose
+from .backends import choose
+from .refusals import check_number, check_rows, name_of, refuse, refuse_device, refuse_dtype, refuse_shape, refuse_type
 from .registration import register
 
 METHODS = ("gaussian", "linear", "hard")
@@ -100,12 +102,8 @@ def _pair(iou_threshold: float | tuple[float, float]) -> tuple[float, float]:
     if not isinstance(iou_threshold, (tuple, list)):
         return iou_threshold, iou_threshold
     if len(iou_threshold) != 2:
-        raise ValueError(f"soft_nms: iou_threshold must be a number or a pair of them, got {iou_threshold!r}")
+        refuse("soft_nms", "iou_threshold", repr(iou_threshold), "a number or a pair of them")
     return iou_threshold[0], iou_threshold[1]
-
-
-def _refuse(error: type[Exception], argument: str, required: str, actual: object) -> None:
-    raise error(f"soft_nms: {argument} must be {required}, got {actual}")
 
 
 def _check_tensors(segments: torch.Tensor, scores: torch.Tensor, offsets: torch.Tensor | None) -> None:
@@ -115,22 +113,22 @@ def _check_tensors(segments: torch.Tensor, scores: torch.Tensor, offsets: torch.
         tensors["offsets"] = offsets
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
-            _refuse(TypeError, name, "a tensor", type(tensor).__name__)
+            refuse_type("soft_nms", name, tensor, "a tensor")
     if segments.dim() != 2 or segments.shape[1] != 2:
-        _refuse(ValueError, "segments", "[n, 2]", f"shape {list(segments.shape)}")
+        refuse_shape("soft_nms", "segments", segments, "[n, 2]")
     if segments.dtype not in DTYPES:
-        _refuse(TypeError, "segments", "float32 or float64", segments.dtype)
+        refuse_dtype("soft_nms", "segments", segments.dtype, DTYPES)
     if scores.dim() != 1 or scores.shape[0] != segments.shape[0]:
-        _refuse(ValueError, "scores", f"[{segments.shape[0]}] to fit segments", f"shape {list(scores.shape)}")
+        refuse_shape("soft_nms", "scores", scores, f"[{segments.shape[0]}] to fit segments")
     if scores.dtype != segments.dtype:
-        _refuse(TypeError, "scores", f"{segments.dtype} as segments is", scores.dtype)
+        refuse_dtype("soft_nms", "scores", scores.dtype, [segments.dtype], " as segments is")
     if offsets is not None and offsets.dtype != torch.int64:
-        _refuse(TypeError, "offsets", "int64", offsets.dtype)
+        refuse_dtype("soft_nms", "offsets", offsets.dtype, [torch.int64])
     if offsets is not None and (offsets.dim() != 1 or offsets.shape[0] == 0):
-        _refuse(ValueError, "offsets", "[V + 1]", f"shape {list(offsets.shape)}")
+        refuse_shape("soft_nms", "offsets", offsets, "[V + 1]")
     for name, tensor in tensors.items():
         if tensor.device != segments.device:
-            _refuse(ValueError, name, f"on {segments.device} as segments is", f"a tensor on {tensor.device}")
+            refuse_device("soft_nms", name, tensor, segments, "segments")
 
 
 def _check_options(options: _Options, dtype: torch.dtype) -> None:
@@ -141,18 +139,18 @@ def _check_options(options: _Options, dtype: torch.dtype) -> None:
         check_number("soft_nms", name, value)
     check_number("soft_nms", "max_proposals", 0 if max_proposals is None else max_proposals, integer=True)
     if method not in METHODS:
-        _refuse(ValueError, "method", " or ".join(METHODS), repr(method))
+        refuse("soft_nms", "method", repr(method), alternatives(METHODS))
     tiny = torch.finfo(dtype).tiny
     if not tiny <= sigma < math.inf:
-        _refuse(ValueError, "sigma", f"> 0, finite and not below {tiny:.2g}", sigma)
+        refuse("soft_nms", "sigma", sigma, f"a number > 0, finite and not below {tiny:.2g}")
     if not (math.isfinite(low) and math.isfinite(high)):
-        _refuse(ValueError, "iou_threshold", "finite", (low, high))
+        refuse("soft_nms", "iou_threshold", (low, high), "finite numbers")
     if not math.isfinite(min_score):
-        _refuse(ValueError, "min_score", "finite", min_score)
+        refuse("soft_nms", "min_score", min_score, "a finite number")
     if max_proposals is not None and max_proposals < 0:
-        _refuse(ValueError, "max_proposals", ">= 0 or None", max_proposals)
+        refuse("soft_nms", "max_proposals", max_proposals, "a number >= 0, or None")
     if not (length_epsilon >= 0 and math.isfinite(length_epsilon)):
-        _refuse(ValueError, "length_epsilon", ">= 0 and finite, or None", length_epsilon)
+        refuse("soft_nms", "length_epsilon", length_epsilon, "a finite number >= 0, or None")
 
 
 def _check_values(segments: np.ndarray, scores: np.ndarray, offsets: np.ndarray) -> None:
@@ -162,23 +160,15 @@ def _check_values(segments: np.ndarray, scores: np.ndarray, offsets: np.ndarray)
         # NaN or infinite if a start or an end is.
         lengths = segments[:, 1] - segments[:, 0]
     good = (lengths >= 0) & (lengths < math.inf)
-    if not good.all():
-        row = int(good.argmin())
-        raise ValueError(
-            "soft_nms: segments must be finite, with end >= start and a finite length, "
-            f"got {segments[row].tolist()} in row {row} of {n}"
-        )
-    good = np.isfinite(scores)
-    if not good.all():
-        row = int(good.argmin())
-        raise ValueError(f"soft_nms: scores must be finite, got {scores[row]} in row {row} of {n}")
+    check_rows("soft_nms", "segments", segments, good, "finite numbers with end >= start and a finite length")
+    check_rows("soft_nms", "scores", scores, np.isfinite(scores), "finite numbers")
     first, last = offsets[[0, -1]]
     if first != 0 or last != n:
-        raise ValueError(f"soft_nms: offsets must go from 0 to {n}, the number of segments, got {first} to {last}")
+        refuse("soft_nms", "offsets", f"{first} to {last}", f"0 to {n}, the number of segments")
     good = offsets[1:] >= offsets[:-1]
     if not good.all():
         before, after = offsets[good.argmin() :][:2]
-        raise ValueError(f"soft_nms: offsets must not decrease, got {before} and then {after}")
+        refuse("soft_nms", "offsets", f"{before} and then {after}", "numbers that do not decrease")
 
 
 def _run(
@@ -212,7 +202,7 @@ def _run_reference(
     return segments[indices], picked_scores, indices
 
 
-def _native_options(options: _Options) -> dict[str, float]:
+def _native_options(options: _Options) -> dict[str, Any]:
     most = -1 if options.max_proposals is None else options.max_proposals
     return options._asdict() | {"method": METHODS.index(options.method), "max_proposals": most}
 
@@ -252,7 +242,7 @@ def _run_cuda(
         return segments.clone(), scores.clone(), offsets.new_empty(0)
 
     module, _ = native.cuda()
-    dtype = str(scores.dtype).removeprefix("torch.")
+    dtype = name_of(scores.dtype)
     limit = module.soft_nms_shared_limit(index)
     plan = getattr(module, f"plan_soft_nms_{dtype}")(n, len(bounds) - 1, int(np.diff(bounds).max()), limit)
     workspace = torch.empty(plan.workspace_bytes, dtype=torch.uint8, device=device)

@@ -52,7 +52,7 @@ class ProposalGenerator:
             segments, scores, offsets = _on_host(found) if found.scores.device.type == "cpu" else _on_device(found)
             counts = found.counts
         else:
-            raise TypeError(f"expected BCNetOutput or MapOutput, got {type(output).__name__}")
+            raise TypeError(f"output is {type(output).__name__}, expected BCNetOutput or MapOutput")
         decayed, kept = self.suppress(segments, scores, offsets, counts, self.config.proposals.window_top)
         window = torch.bucketize(kept, offsets, right=True) - 1
         columns = torch.column_stack([window, segments[kept], scores[kept], decayed]).cpu()  # one copy from the device

@@ -132,9 +132,9 @@ dets = torch.zeros(4, 3)
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ((segs.double(), scores, dets), TypeError, "segs is torch.float64, expected a float32 tensor"),
-        ((segs, scores.half(), dets), TypeError, "scores is torch.float16, expected a float32 tensor"),
-        ((segs, scores, dets.int()), TypeError, "dets is torch.int32, expected a float32 tensor"),
+        ((segs.double(), scores, dets), TypeError, "segs is float64, expected a float32 tensor"),
+        ((segs, scores.half(), dets), TypeError, "scores is float16, expected a float32 tensor"),
+        ((segs, scores, dets.int()), TypeError, "dets is int32, expected a float32 tensor"),
         ((segs.tolist(), scores, dets), TypeError, "segs is list, expected a float32 tensor"),
         ((segs.to("meta"), scores, dets), ValueError, "segs is on meta, expected it on the CPU"),
         ((segs.mT, scores, dets), ValueError, r"segs has shape \[2, 4\], expected \[n, 2\]"),

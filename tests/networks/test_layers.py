@@ -211,26 +211,29 @@ def test_the_package_offers_the_layers():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BoundaryMatching(0), "temporal_dim must be at least 1, got 0"),
-        (lambda: BoundaryMatching(9, max_duration=0), "max_duration must be at least 1, got 0"),
-        (lambda: BoundaryMatching(9, num_samples=0), "num_samples must be at least 1, got 0"),
-        (lambda: BoundaryMatching(9, num_samples_per_bin=-1), "num_samples_per_bin must be at least 1, got -1"),
+        (lambda: BoundaryMatching(0), "temporal_dim is 0, expected at least 1"),
+        (lambda: BoundaryMatching(9, max_duration=0), "max_duration is 0, expected at least 1"),
+        (lambda: BoundaryMatching(9, num_samples=0), "num_samples is 0, expected at least 1"),
+        (lambda: BoundaryMatching(9, num_samples_per_bin=-1), "num_samples_per_bin is -1, expected at least 1"),
         (
             lambda: BoundaryMatching(9, layout="end_start"),
-            "layout must be one of start_end, duration_start, got 'end_s",
+            "layout is 'end_start', expected start_end or duration_start",
         ),
-        (lambda: GraphAlign(t=0), "t must be at least 1, got 0"),
-        (lambda: GraphAlign(k=0), "k must be at least 1, got 0"),
-        (lambda: GraphAlign(style=3), "style must be one of 0, 1, 2, got 3"),
-        (lambda: GraphAlign(samp=-1), "points_per_bin must be at least 0, got -1"),
-        (lambda: GraphAlignConv(style=1, bins=(4, 0)), r"bins\[1\] must be at least 1, got 0"),
-        (lambda: GraphAlignConv(h_dim_3d=0), "h_dim_3d must be at least 1, got 0"),
+        (lambda: GraphAlign(t=0), "t is 0, expected at least 1"),
+        (lambda: GraphAlign(k=0), "k is 0, expected at least 1"),
+        (lambda: GraphAlign(style=3), "style is 3, expected 0, 1 or 2"),
+        (lambda: GraphAlign(samp=-1), "points_per_bin is -1, expected at least 0"),
+        (lambda: GraphAlignConv(style=1, bins=(4, 0)), r"bins\[1\] is 0, expected at least 1"),
+        (lambda: GraphAlignConv(h_dim_3d=0), "h_dim_3d is 0, expected at least 1"),
         (
             lambda: BoundaryMatching(9, hidden_dim_1d=4)(torch.zeros(1, 4, 8)),
-            r"features must be \[B, C, T\] with T = 9",
+            r"features has shape \[1, 4, 8\], expected \[B, C, T\] with T = 9",
         ),
-        (lambda: BoundaryMatching(9, hidden_dim_1d=4)(torch.zeros(1, 3, 9)), r"weight must be \[32, 3, O\]"),
-        (lambda: GraphAlign(t=9, d=9, style=2)(torch.zeros(1, 3, 9)), r"index, \[B, T, K\]; got None"),
+        (
+            lambda: BoundaryMatching(9, hidden_dim_1d=4)(torch.zeros(1, 3, 9)),
+            r"weight has shape \[32, 4, 512\], expected \[32, 3, O\]",
+        ),
+        (lambda: GraphAlign(t=9, d=9, style=2)(torch.zeros(1, 3, 9)), r"index is None, expected \[B, T, K\]"),
     ],
 )
 def test_bad_arguments_are_named(make, message):

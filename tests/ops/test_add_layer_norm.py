@@ -305,16 +305,16 @@ def test_what_is_left_to_pytorch(monkeypatch, rows, gradients, built, pytorch):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"x": [1.0]}, TypeError, "x must be a tensor, got list"),
-        ({"residual": None}, TypeError, "residual must be a tensor, got NoneType"),
-        ({"x": torch.zeros(())}, ValueError, r"x must be \[..., D\] with D >= 1, got shape \(\)"),
-        ({"x": torch.zeros(2, 0)}, ValueError, r"x must be .* got shape \(2, 0\)"),
-        ({"x": torch.zeros(2, 3).int()}, TypeError, "x must be one of float16, bfloat16, .* got torch.int32"),
-        ({"residual": torch.zeros(1, 3)}, ValueError, r"residual must be \(2, 3\) as x is, got shape \(1, 3\)"),
-        ({"residual": torch.zeros(2, 3).half()}, TypeError, "residual must be torch.float32 as x is, got torch.float"),
-        ({"residual": torch.zeros(2, 3).to("meta")}, ValueError, "residual must be on cpu as x is, got meta"),
-        ({"eps": -1.0}, ValueError, "eps must be finite and >= 0, got -1.0"),
-        ({"eps": float("nan")}, ValueError, "eps must be finite and >= 0, got nan"),
+        ({"x": [1.0]}, TypeError, "x is list, expected a tensor"),
+        ({"residual": None}, TypeError, "residual is NoneType, expected a tensor"),
+        ({"x": torch.zeros(())}, ValueError, r"x has shape \[\], expected \[..., D\] with D >= 1"),
+        ({"x": torch.zeros(2, 0)}, ValueError, r"x has shape \[2, 0\], expected .* D >= 1"),
+        ({"x": torch.zeros(2, 3).int()}, TypeError, "x is int32, expected float16, bfloat16, float32 or float64"),
+        ({"residual": torch.zeros(1, 3)}, ValueError, r"residual has shape \[1, 3\], expected \[2, 3\] as x has"),
+        ({"residual": torch.zeros(2, 3).half()}, TypeError, "residual is float16, expected float32 as x is"),
+        ({"residual": torch.zeros(2, 3).to("meta")}, ValueError, "residual is on meta, expected cpu as x is"),
+        ({"eps": -1.0}, ValueError, "eps is -1.0, expected a finite number >= 0"),
+        ({"eps": float("nan")}, ValueError, "eps is nan, expected a finite number >= 0"),
     ],
 )
 def test_bad_input_is_named(choice, changes, kind, message):

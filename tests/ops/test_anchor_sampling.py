@@ -290,28 +290,44 @@ def wrong(**changes):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"features": [1.0]}, TypeError, "features must be a tensor, got list"),
-        ({"plan": torch.zeros(3)}, TypeError, "plan must be a SamplingPlan, got Tensor"),
-        ({"weight": None}, TypeError, "weight must be a tensor, got NoneType"),
+        ({"features": [1.0]}, TypeError, "features is list, expected a tensor"),
+        ({"plan": torch.zeros(3)}, TypeError, "plan is Tensor, expected a SamplingPlan"),
+        ({"weight": None}, TypeError, "weight is NoneType, expected a tensor"),
         (
             {"features": torch.zeros(2, 5, 37)},
             ValueError,
-            r"features must be \[B, 2, C, T\] with T = 37 .* \[2, 5, 37\]",
+            r"features has shape \[2, 5, 37\], expected \[B, 2, C, T\] with T = 37 as in the plan",
         ),
-        ({"features": torch.zeros(2, 2, 5, 36)}, ValueError, r"features .* T = 37 .* got shape \[2, 2, 5, 36\]"),
-        ({"features": torch.zeros(2, 3, 5, 37)}, ValueError, r"features .* got shape \[2, 3, 5, 37\]"),
-        ({"features": torch.zeros(0, 2, 5, 37)}, ValueError, r"features .* no empty dimension, .* \[0, 2, 5, 37\]"),
-        ({"features": torch.zeros(2, 2, 5, 37).int()}, TypeError, "features .* float16, .* got torch.int32"),
-        ({"features": torch.zeros(2, 2, 5, 37).double()}, TypeError, r"plan .* plan.to\(dtype=torch.float64\), got"),
-        ({"weight": torch.zeros(8, 4, 9)}, ValueError, r"weight must be \[8, 5, O\] .* got shape \[8, 4, 9\]"),
-        ({"weight": torch.zeros(7, 5, 9)}, ValueError, r"weight must be \[8, 5, O\] .* got shape \[7, 5, 9\]"),
-        ({"weight": torch.zeros(8, 5, 0)}, ValueError, r"weight must be \[8, 5, O\] .* got shape \[8, 5, 0\]"),
-        ({"weight": torch.zeros(8, 5)}, ValueError, r"weight must be \[8, 5, O\] .* got shape \[8, 5\]"),
-        ({"weight": torch.zeros(8, 5, 9).half()}, TypeError, "weight must be torch.float32 as features is, got"),
-        ({"weight": torch.zeros(8, 5, 9).to("meta")}, ValueError, "weight must be on cpu as features is, .* meta"),
-        ({"bias": torch.zeros(8)}, ValueError, r"bias must be \[9\] to fit weight, got shape \[8\]"),
-        ({"bias": 1.0}, TypeError, "bias must be a tensor, got float"),
-        ({"strategy": "dense"}, ValueError, "strategy must be one of auto, project, gather, got 'dense'"),
+        ({"features": torch.zeros(2, 2, 5, 36)}, ValueError, r"features has shape \[2, 2, 5, 36\], .* T = 37"),
+        ({"features": torch.zeros(2, 3, 5, 37)}, ValueError, r"features has shape \[2, 3, 5, 37\], expected"),
+        ({"features": torch.zeros(0, 2, 5, 37)}, ValueError, r"features has shape \[0, 2, 5, 37\], .* and not empty"),
+        ({"features": torch.zeros(2, 2, 5, 37).int()}, TypeError, "features is int32, expected float16, "),
+        (
+            {"features": torch.zeros(2, 2, 5, 37).double()},
+            TypeError,
+            r"plan is float32, expected float64 .* plan.to\(dtype=torch.float64\)",
+        ),
+        (
+            {"weight": torch.zeros(8, 4, 9)},
+            ValueError,
+            r"weight has shape \[8, 4, 9\], expected \[8, 5, O\] to fit plan",
+        ),
+        (
+            {"weight": torch.zeros(7, 5, 9)},
+            ValueError,
+            r"weight has shape \[7, 5, 9\], expected \[8, 5, O\] to fit plan",
+        ),
+        (
+            {"weight": torch.zeros(8, 5, 0)},
+            ValueError,
+            r"weight has shape \[8, 5, 0\], expected \[8, 5, O\] to fit plan",
+        ),
+        ({"weight": torch.zeros(8, 5)}, ValueError, r"weight has shape \[8, 5\], expected \[8, 5, O\] to fit plan"),
+        ({"weight": torch.zeros(8, 5, 9).half()}, TypeError, "weight is float16, expected float32 as features is"),
+        ({"weight": torch.zeros(8, 5, 9).to("meta")}, ValueError, "weight is on meta, expected cpu as features is"),
+        ({"bias": torch.zeros(8)}, ValueError, r"bias has shape \[8\], expected \[9\] to fit weight"),
+        ({"bias": 1.0}, TypeError, "bias is float, expected a tensor"),
+        ({"strategy": "dense"}, ValueError, "strategy is 'dense', expected auto, project or gather"),
     ],
 )
 def test_bad_input_is_named(backend, changes, kind, message):
@@ -325,5 +341,5 @@ def test_bad_input_is_named(backend, changes, kind, message):
 
 def test_plan_on_another_device_is_refused(backend):
     given = wrong()
-    with pytest.raises(ValueError, match="plan must be on cpu as features is, got a tensor on meta"):
+    with pytest.raises(ValueError, match="plan is on meta, expected cpu as features is"):
         anchor_sampling(given["features"], given["plan"].to("meta"))

@@ -121,19 +121,19 @@ def test_forward_mode_derivatives_are_an_error_or_right(rows):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: difference_attention(*[X[None]] * 4, "x"), "difference_attention: scale must be a number, got 'x'"),
-        (lambda: add_layer_norm(X, X, "x"), "add_layer_norm: eps must be a number, got 'x'"),
+        (lambda: difference_attention(*[X[None]] * 4, "x"), "difference_attention: scale is 'x', expected a number"),
+        (lambda: add_layer_norm(X, X, "x"), "add_layer_norm: eps is 'x', expected a number"),
         (
             lambda: soft_nms(X[0, 0, :2].view(1, 2), X[0, 0, :1], sigma=None),
-            "soft_nms: sigma must be a number, got None",
+            "soft_nms: sigma is None, expected a number",
         ),
         (
             lambda: soft_nms(X[0, 0, :2].view(1, 2), X[0, 0, :1], max_proposals=2.5),
-            "soft_nms: max_proposals must be an integer, got 2.5",
+            "soft_nms: max_proposals is 2.5, expected an integer",
         ),
         (
             lambda: match_proposals(*[X[0]] * 5, X[0], X[0], boundary_threshold=None),
-            "match_proposals: boundary_threshold must be a number, got None",
+            "match_proposals: boundary_threshold is None, expected a number",
         ),
     ],
 )

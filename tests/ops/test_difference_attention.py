@@ -274,18 +274,30 @@ def wrong(**changes):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"query": [1.0]}, TypeError, "query must be a tensor, got list"),
-        ({"key": torch.zeros(2, 7, 16)}, ValueError, r"key \[B, H, Tk, D\] must have 4 dimensions, .*\(2, 7, 16\)"),
-        ({"query": torch.zeros(2, 3, 0, 16)}, ValueError, r"query .* no empty dimension, .*\(2, 3, 0, 16\)"),
-        ({"query": torch.zeros(2, 3, 5, 129)}, ValueError, r"query .* last size <= 128, .*\(2, 3, 5, 129\)"),
-        ({"query": torch.zeros(2, 3, 5, 16).int()}, TypeError, "query .* float16, bfloat16, .* got torch.int32"),
-        ({"key": torch.zeros(2, 3, 7, 16).half()}, TypeError, "key .* torch.float32 as query is, got torch.float16"),
-        ({"key": torch.zeros(2, 3, 7, 16).to("meta")}, ValueError, "key .* on cpu as query is, got meta"),
-        ({"key": torch.zeros(2, 3, 7, 15)}, ValueError, r"key .* \(2, 3, 7, 16\) .* got shape \(2, 3, 7, 15\)"),
-        ({"key": torch.zeros(1, 3, 7, 16)}, ValueError, r"key .* \(2, 3, 7, 16\) .* got shape \(1, 3, 7, 16\)"),
-        ({"value_action": torch.zeros(2, 3, 6, 8)}, ValueError, r"value_action .* \(2, 3, 7, 8\) .* \(2, 3, 6, 8\)"),
-        ({"value_background": torch.zeros(2, 3, 7, 9)}, ValueError, r"value_background .* \(2, 3, 7, 8\) .*, 9\)"),
-        ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+        ({"query": [1.0]}, TypeError, "query is list, expected a tensor"),
+        ({"key": torch.zeros(2, 7, 16)}, ValueError, r"key has shape \[2, 7, 16\], expected \[B, H, Tk, D\]"),
+        ({"query": torch.zeros(2, 3, 0, 16)}, ValueError, r"query has shape \[2, 3, 0, 16\], .* and not empty"),
+        ({"query": torch.zeros(2, 3, 5, 129)}, ValueError, r"query has shape \[2, 3, 5, 129\], .* last size <= 128"),
+        ({"query": torch.zeros(2, 3, 5, 16).int()}, TypeError, "query is int32, expected float16, bfloat16, "),
+        ({"key": torch.zeros(2, 3, 7, 16).half()}, TypeError, "key is float16, expected float32 as query is"),
+        ({"key": torch.zeros(2, 3, 7, 16).to("meta")}, ValueError, "key is on meta, expected cpu as query is"),
+        (
+            {"key": torch.zeros(2, 3, 7, 15)},
+            ValueError,
+            r"key has shape \[2, 3, 7, 15\], expected \[2, 3, 7, 16\] to fit",
+        ),
+        (
+            {"key": torch.zeros(1, 3, 7, 16)},
+            ValueError,
+            r"key has shape \[1, 3, 7, 16\], expected \[2, 3, 7, 16\] to fit",
+        ),
+        ({"value_action": torch.zeros(2, 3, 6, 8)}, ValueError, r"value_action has .* 6, 8\], expected \[2, 3, 7, 8\]"),
+        (
+            {"value_background": torch.zeros(2, 3, 7, 9)},
+            ValueError,
+            r"value_background .* 9\], expected \[2, 3, 7, 8\]",
+        ),
+        ({"scale": float("nan")}, ValueError, "scale is nan, expected a finite number"),
     ],
 )
 def test_bad_input_is_named(backend, changes, kind, message):

@@ -140,16 +140,28 @@ def test_a_plan_moves_and_converts():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: interpolated_plan(np.zeros((3, 3)), 5), r"intervals must be \[P, 2\] with P >= 1, got shape \[3, 3\]"),
-        (lambda: interpolated_plan(np.zeros((0, 2)), 5), r"with P >= 1, got shape \[0, 2\]"),
-        (lambda: interpolated_plan(np.zeros((3, 2)), 0), "length must be at least 1, got 0"),
-        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 0), "bins must be at least 1, got 0"),
-        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 4, 0), "points_per_bin must be at least 1, got 0"),
-        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4, 0)), r"bins must be at least 1, got \(4, 0\)"),
-        (lambda: aligned_plan(np.zeros((3, 2)), 5, ()), r"bins must be at least 1, got \(\)"),
-        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4,), -1), "points_per_bin must be at least 0, got -1"),
-        (lambda: aligned_plan(np.full((3, 2), np.nan), 5), "regions must be finite"),
-        (lambda: interpolated_plan(np.full((3, 2), np.inf), 5), "intervals must be finite or NaN"),
+        (
+            lambda: interpolated_plan(np.zeros((3, 3)), 5),
+            r"intervals has shape \[3, 3\], expected \[P, 2\] with P >= 1",
+        ),
+        (
+            lambda: interpolated_plan(np.zeros((0, 2)), 5),
+            r"intervals has shape \[0, 2\], expected \[P, 2\] with P >= 1",
+        ),
+        (lambda: interpolated_plan(np.zeros((3, 2)), 0), "length is 0, expected at least 1"),
+        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 0), "bins is 0, expected at least 1"),
+        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 4, 0), "points_per_bin is 0, expected at least 1"),
+        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4, 0)), r"bins is \(4, 0\), expected at least 1"),
+        (lambda: aligned_plan(np.zeros((3, 2)), 5, ()), r"bins is \(\), expected at least 1"),
+        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4,), -1), "points_per_bin is -1, expected at least 0"),
+        (
+            lambda: aligned_plan(np.array([[0, 1], [0, np.nan]]), 5),
+            r"regions is \[0.0, nan\] in row 1 of 2, expected finite n",
+        ),
+        (
+            lambda: interpolated_plan(np.full((3, 2), np.inf), 5),
+            r"intervals is \[inf, inf\] in row 0 of 3, expected finite numbers or NaN",
+        ),
     ],
 )
 def test_bad_arguments_are_named(make, message):
@@ -160,11 +172,11 @@ def test_bad_arguments_are_named(make, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 2.0), "bins must be of integers, got 2.0"),
-        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4, "x")), r"bins must be of integers, got \(4, 'x'\)"),
+        (lambda: interpolated_plan(np.zeros((3, 2)), 5, 2.0), "bins is 2.0, expected an integer"),
+        (lambda: aligned_plan(np.zeros((3, 2)), 5, (4, "x")), r"bins is \(4, 'x'\), expected integers"),
         (
             lambda: interpolated_plan(np.zeros((3, 2)), 5, dtype=torch.float16),
-            "dtype must be torch.float32 or torch.float",
+            "dtype is float16, expected float32 or float64",
         ),
     ],
 )

@@ -409,5 +409,5 @@ def test_a_gpu_gives_the_same_proposals(outputs, name):
 
 def test_scores_of_another_system_are_refused():
     output = map_of(bmn(3, 3), 0.5, 0.5, [0.5] * 3, [0.5] * 3)
-    with pytest.raises(TypeError, match="expected BMNConfig or GTADConfig, got BCNetConfig"):
+    with pytest.raises(TypeError, match="section is BCNetConfig, expected BMNConfig or GTADConfig"):
         ProposalGenerator(PRESETS["bcnet"]["thumos14"], DEFAULT).window_proposals(output, torch.tensor([3]))

@@ -110,7 +110,7 @@ class NetworkBackbone:
         self._network, self._layout, self._options, self._device = network, layout, options, options.device
         self.flow = flow
         if layout == "image" and recipe.clip != 1 and recipe.modality == "rgb":
-            raise InputError(f"{recipe.backbone} looks at single images, expected --clip 1, got {recipe.clip}")
+            raise InputError(f"--clip is {recipe.clip}, expected 1: {recipe.backbone} looks at single images")
         if isinstance(network, nn.Module):
             self._network = network.eval().requires_grad_(False).to(options.device)
             weights = weights or digest(network.state_dict())
