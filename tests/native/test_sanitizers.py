@@ -177,6 +177,7 @@ def compiled_for_arm(tmp_path_factory):
         yield lambda paths: [objects[path].result() for path in paths]
 
 
+@pytest.mark.slow
 @pytest.mark.arm
 @pytest.mark.parametrize("build", ["address"], indirect=True)
 @pytest.mark.parametrize("name", ON_ARM)
