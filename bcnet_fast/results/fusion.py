@@ -36,6 +36,9 @@ def fuse(
     videos: durations to which `gtad` cuts segments.
 
     Proposals of videos without class scores are dropped. Videos keep their order, and their detections stay adjacent.
+
+    ValueError: an argument or score does not suit the rule, or a video has more than MOST_DETECTIONS, which would fill
+    the memory, and take minutes to be written.
     """
     if rule not in FUSION_RULES:
         raise ValueError(f"rule is {rule!r}, expected one of {', '.join(FUSION_RULES)}")
@@ -52,6 +55,12 @@ def fuse(
     place = {name: row for row, name in enumerate(known)}
     rows = np.array([place.get(name, -1) for name in proposals.video_names], dtype=np.int64)[proposals.video]
     kept = np.flatnonzero(rows >= 0)
+    counts = np.bincount(rows[kept], minlength=1)
+    if labels.shape[1] > 1 and counts.max() * labels.shape[1] > MOST_DETECTIONS:
+        raise ValueError(
+            f"top_k is {top_k} for the {counts.max()} proposals of {known[counts.argmax()]!r}, expected at most "
+            f"{MOST_DETECTIONS} detections of a video"
+        )
     entry = np.repeat(kept, labels.shape[1])
     label, weight = labels[rows[kept]].reshape(-1), weights[rows[kept]].reshape(-1).astype(np.float64)
     usable = np.isfinite(weight)
@@ -79,14 +88,7 @@ def fuse(
 def fuse_video(
     video: str, segments: np.ndarray, scores: np.ndarray, class_scores: ClassScores, rule: str, *, top_k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first.
-
-    ValueError: there are more than MOST_DETECTIONS, each of which is a Python object when it is written.
-    """
-    if len(scores) * min(top_k, len(class_scores.labels)) > max(len(scores), MOST_DETECTIONS):
-        raise ValueError(
-            f"top_k is {top_k} for {len(scores)} proposals, expected at most {MOST_DETECTIONS} detections of a video"
-        )
+    """`fuse` the proposals of one video: segments [n, 2], scores [n] and labels [n] (str) of detections, best first."""
     found = fuse(Results.of_video(video, segments, scores), class_scores, rule, top_k=top_k)
     assert found.label is not None  # fuse labels every entry
     order = np.argsort(-found.scores, kind="stable")

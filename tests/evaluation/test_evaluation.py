@@ -26,6 +26,7 @@ from bcnet_fast.evaluation import (
     read_results,
     without_duplicates,
 )
+from bcnet_fast.results import fusion
 from bcnet_fast.results.fusion import fuse
 from bcnet_fast.results.ordering import descending
 
@@ -281,6 +282,13 @@ def test_fusion_by_product_and_square_root() -> None:
     root = fuse(PROPOSALS, SCORES, "sqrt", top_k=3)
     assert [root.label_names[label] for label in root.label] == ["c", "a", "c", "a"]
     np.testing.assert_allclose(root.scores, np.sqrt([0.25, 0.125, 0.1, 0.05]))
+
+
+def test_more_detections_of_a_video_than_its_memory_allows_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(fusion, "MOST_DETECTIONS", 5)
+    assert len(fuse(PROPOSALS, SCORES, top_k=2).scores) == 4
+    with pytest.raises(ValueError, match="top_k is 9 for the 2 proposals of 'v', expected at most 5 detections of a v"):
+        fuse(PROPOSALS, SCORES, top_k=9)
 
 
 def test_gtad_rule_cuts_to_the_video() -> None:
