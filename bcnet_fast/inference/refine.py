@@ -164,7 +164,17 @@ def refine(options: RefineOptions) -> RefineReport:
             seconds = time.perf_counter() - started
             counts = len(names), 0, writer.finished
             return RefineReport(options.output, *counts, seconds, details, tuple(failures), tuple(notes), None)
-        run = _Run(options, refiner, labels, weights, truth, writer, pictures, proposals, resolvers)
+        run = _Run(
+            options,
+            refiner,
+            labels=labels,
+            class_weights=weights,
+            truth=truth,
+            writer=writer,
+            pictures=pictures,
+            proposals=proposals,
+            resolvers=resolvers,
+        )
         # The public draw goes on from video to video, so that finished ones must be counted too.
         visited = names if release and run.draws else left
         with interruptible(writer), record() if options.profile else contextlib.nullcontext() as profile:
@@ -190,6 +200,7 @@ class _Run:
         self,
         options: RefineOptions,
         refiner: Refiner,
+        *,
         labels: Sequence[str],
         class_weights: Mapping[str, np.ndarray] | None,
         truth: Mapping[str, VideoAnnotation],
