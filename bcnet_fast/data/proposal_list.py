@@ -186,7 +186,7 @@ class _Block:
         return row
 
     def _error(self, line: int, expected: str, found: str) -> InputError:
-        return InputError(f"{self.path}, line {line}: expected {expected}; found {found!r:.80}")
+        return InputError(f"{self.path}, line {line} is {found!r:.80}, expected {expected}")
 
 
 def _fits(name: str, value: float) -> bool:

@@ -140,16 +140,16 @@ def _pgcn_inputs(config: PGCNConfig, inputs: list[Tensor]) -> list[Tensor]:
     _require_count(inputs, "activity features, completeness features and neighbours")
     activity, completeness, neighbours = inputs
     proposals, width = len(activity) if activity.ndim else 0, config.feature_dim
-    _require_shape("activity features", activity, f"[N, {width}]", (None, width))
-    _require_shape("completeness features", completeness, f"[{proposals}, {3 * width}]", (proposals, 3 * width))
+    _require_shape("activity", activity, f"[N, {width}]", (None, width))
+    _require_shape("completeness", completeness, f"[{proposals}, {3 * width}]", (proposals, 3 * width))
     _require_whole("neighbours", neighbours)
     columns, rows = neighbours.shape[1:], len(neighbours) if neighbours.ndim else 0
     if columns not in ((TREE,), (SLOTS,)) or (columns == (SLOTS,) and rows != proposals):
         expected = f"[R, {TREE}] or [{proposals}, {SLOTS}]"
-        raise ValueError(f"neighbours: expected {expected}, found {list(neighbours.shape)}")
+        raise ValueError(f"neighbours has shape {list(neighbours.shape)}, expected {expected}")
     if neighbours.numel() and not (0 <= neighbours.min() and neighbours.max() < proposals):
         found = f"{neighbours.min()} to {neighbours.max()}"
-        raise ValueError(f"neighbours: expected numbers from 0 to {proposals - 1}, found {found}")
+        raise ValueError(f"neighbours has numbers from {found}, expected 0 to {proposals - 1}")
     return [activity, completeness, neighbours.long()]
 
 
@@ -159,7 +159,7 @@ def _muses_inputs(config: MUSESConfig, inputs: list[Tensor]) -> list[Tensor]:
     width = config.feature_dim
     _require_shape("features", features, f"[{width}, T], T >= 1", (width, None))
     if not features.shape[1]:
-        raise ValueError(f"features: expected [{width}, T], T >= 1, found {list(features.shape)}")
+        raise ValueError(f"features has shape {list(features.shape)}, expected [{width}, T], T >= 1")
     _require_shape("rois", rois, "[N, 2]", (None, 2))
     _require_whole("rois", rois)
     return [features, rois.long()]
@@ -167,7 +167,7 @@ def _muses_inputs(config: MUSESConfig, inputs: list[Tensor]) -> list[Tensor]:
 
 def _require_count(inputs: list[Tensor], names: str) -> None:
     if len(inputs) != len(names.replace(" and ", ", ").split(", ")):
-        raise ValueError(f"expected {names}, found {len(inputs)} inputs")
+        raise ValueError(f"inputs has length {len(inputs)}, expected {names}")
 
 
 def _require_shape(name: str, tensor: Tensor, expected: str, sizes: tuple[int | None, ...]) -> None:
@@ -175,10 +175,10 @@ def _require_shape(name: str, tensor: Tensor, expected: str, sizes: tuple[int | 
         size in (None, found) for size, found in zip(sizes, tensor.shape, strict=True)
     )
     if not fits:
-        raise ValueError(f"{name}: expected {expected}, found {list(tensor.shape)}")
+        raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {expected}")
 
 
 def _require_whole(name: str, tensor: Tensor) -> None:
     """Integers, or floats without a fraction."""
     if tensor.is_floating_point() and not torch.equal(tensor, tensor.trunc()):
-        raise ValueError(f"{name}: expected whole numbers, found {tensor.dtype} with a fraction")
+        raise ValueError(f"{name} has numbers with a fraction, expected whole ones")

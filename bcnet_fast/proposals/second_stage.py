@@ -43,7 +43,7 @@ def stream_scores(output: SecondStageOutput, stats: RegressionStats | None) -> S
     """Scores of a network, its regression in units of `stats` undone. ValueError: the stats are unknown."""
     if stats is None:
         raise ValueError(
-            "regression: expected the statistics of the training (reg_stats), found none in the checkpoint"
+            "the checkpoint has no statistics of the regression (reg_stats), expected those of the training"
         )
     activity, completeness, regression = (
         scores.detach().cpu().double().numpy() for scores in (output.activity, output.completeness, output.regression)
@@ -58,12 +58,12 @@ def fuse_streams(streams: Sequence[StreamScores], weights: Sequence[float]) -> S
     """
     total = sum(weights)
     if len(streams) != len(weights) or not total > 0 or min(weights) < 0:
-        raise ValueError(f"weights: expected {len(streams)} of a positive sum, found {list(weights)}")
+        raise ValueError(f"weights is {list(weights)}, expected {len(streams)} numbers of a positive sum")
     fused = {}
     for name in vars(streams[0]):
         columns = [getattr(stream, name) for stream in streams]
         if len({column.shape for column in columns}) > 1:
-            raise ValueError(f"{name}: expected streams of one shape, found {[list(c.shape) for c in columns]}")
+            raise ValueError(f"{name} has shapes {[list(c.shape) for c in columns]}, expected one for all streams")
         fused[name] = sum(weight * column for weight, column in zip(weights, columns, strict=True)) / total
     return StreamScores(**fused)
 

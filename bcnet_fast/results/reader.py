@@ -114,7 +114,7 @@ def _from_submission(text: str, path: Path) -> Results:
         return f"{path}, line {next(islice(filled, row, None))}"
 
     if uneven is not None:
-        raise InputError(f"{where(uneven)}: expected {' '.join(_SUBMISSION)}; found {' '.join(rows[uneven])!r:.80}")
+        raise InputError(f"{where(uneven)} is {' '.join(rows[uneven])!r:.80}, expected {' '.join(_SUBMISSION)}")
     names, start, end, labels, scores = zip(*rows, strict=True)
     first, last = numbers(start, where, "start"), numbers(end, where, "end")
     plain = {name: _VIDEO_SUFFIX.sub("", name) for name in set(names)}

@@ -119,7 +119,7 @@ def regression_stats(videos: Sequence[ProposalVideo], rules: SamplePools) -> Reg
         if len(foreground := pool_rows(video, rules)[0]) and len(video.instances)
     ]
     if not targets:
-        raise ValueError(f"expected a proposal with an IoU above {rules.foreground_iou:g}, found none")
+        raise ValueError(f"no proposal has an IoU above {rules.foreground_iou:g}, expected one at least")
     columns = np.concatenate(targets)
     (centre_mean, size_mean), (centre_std, size_std) = columns.mean(axis=0).tolist(), columns.std(axis=0).tolist()
     return RegressionStats((centre_mean, size_mean), (centre_std, size_std))

@@ -142,17 +142,25 @@ def test_a_preset_gives_random_weights_of_the_released_sizes():
 @pytest.mark.parametrize(
     ("system", "change", "message"),
     [
-        ("pgcn", lambda a, c, n: (a, c), "expected activity features, completeness features and neighbours, found 2"),
-        ("pgcn", lambda a, c, n: (a[:, :5], c, n), r"activity features: expected \[N, 6\], found \[7, 5\]"),
-        ("pgcn", lambda a, c, n: (a, c[:6], n), r"completeness features: expected \[7, 18\], found \[6, 18\]"),
-        ("pgcn", lambda a, c, n: (a, c, n[:, :20]), r"neighbours: expected \[R, 21\] or \[7, 10\], found \[7, 20\]"),
-        ("pgcn", lambda a, c, n: (a, c, n[:6, :10]), r"neighbours: expected \[R, 21\] or \[7, 10\], found \[6, 10\]"),
-        ("pgcn", lambda a, c, n: (a, c, n + 1), "neighbours: expected numbers from 0 to 6, found 1 to 7"),
-        ("pgcn", lambda a, c, n: (a, c, n + 0.5), "neighbours: expected whole numbers"),
-        ("muses", lambda x, r: (x,), "expected features and rois, found 1 inputs"),
-        ("muses", lambda x, r: (x.T, r), r"features: expected \[6, T\], T >= 1, found \[12, 6\]"),
-        ("muses", lambda x, r: (x[:, :0], r), r"features: expected \[6, T\], T >= 1, found \[6, 0\]"),
-        ("muses", lambda x, r: (x, r[:, :1]), r"rois: expected \[N, 2\], found \[3, 1\]"),
+        (
+            "pgcn",
+            lambda a, c, n: (a, c),
+            "inputs has length 2, expected activity features, completeness features and neighbours",
+        ),
+        ("pgcn", lambda a, c, n: (a[:, :5], c, n), r"activity has shape \[7, 5\], expected \[N, 6\]"),
+        ("pgcn", lambda a, c, n: (a, c[:6], n), r"completeness has shape \[6, 18\], expected \[7, 18\]"),
+        ("pgcn", lambda a, c, n: (a, c, n[:, :20]), r"neighbours has shape \[7, 20\], expected \[R, 21\] or \[7, 10\]"),
+        (
+            "pgcn",
+            lambda a, c, n: (a, c, n[:6, :10]),
+            r"neighbours has shape \[6, 10\], expected \[R, 21\] or \[7, 10\]",
+        ),
+        ("pgcn", lambda a, c, n: (a, c, n + 1), "neighbours has numbers from 1 to 7, expected 0 to 6"),
+        ("pgcn", lambda a, c, n: (a, c, n + 0.5), "neighbours has numbers with a fraction, expected whole ones"),
+        ("muses", lambda x, r: (x,), "inputs has length 1, expected features and rois"),
+        ("muses", lambda x, r: (x.T, r), r"features has shape \[12, 6\], expected \[6, T\], T >= 1"),
+        ("muses", lambda x, r: (x[:, :0], r), r"features has shape \[6, 0\], expected \[6, T\], T >= 1"),
+        ("muses", lambda x, r: (x, r[:, :1]), r"rois has shape \[3, 1\], expected \[N, 2\]"),
     ],
 )
 def test_inputs_of_another_shape_are_refused(system, change, message):

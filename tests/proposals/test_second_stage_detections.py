@@ -158,11 +158,11 @@ def test_the_network_s_regression_is_put_back_into_its_units():
 @pytest.mark.parametrize("weights", [(1.0,), (0.0, 0.0), (2.0, -1.0)])
 def test_weights_that_are_no_shares_are_refused(weights):
     scores = StreamScores(np.zeros((1, 3)), np.zeros((1, 2)), np.zeros((1, 2, 2)))
-    with pytest.raises(ValueError, match="weights: expected 2 of a positive sum"):
+    with pytest.raises(ValueError, match=r"weights is \[.*\], expected 2 numbers of a positive sum"):
         fuse_streams([scores, scores], weights)
 
 
 def test_streams_of_other_proposals_are_refused():
     one, two = (StreamScores(np.zeros((n, 3)), np.zeros((n, 2)), np.zeros((n, 2, 2))) for n in (1, 2))
-    with pytest.raises(ValueError, match=r"activity: expected streams of one shape, found \[\[1, 3\], \[2, 3\]\]"):
+    with pytest.raises(ValueError, match=r"activity has shapes \[\[1, 3\], \[2, 3\]\], expected one for all streams"):
         fuse_streams([one, two], (1.0, 1.0))

@@ -164,7 +164,7 @@ def test_what_cannot_be_trained_is_one_line(data, tmp_path, capsys):
     assert "has 1 video, such as 'nothing', expected training videos" in refused("--proposals", tmp_path / "other.json")
     far = {name: [{"score": 1, "segment": [0, 0.5]}] for name in results_of(data / "proposals.json")}
     (tmp_path / "far.json").write_text(json.dumps({"results": far}))
-    assert "expected a proposal with an IoU above 0.7, found none" in refused("--proposals", tmp_path / "far.json")
+    assert "no proposal has an IoU above 0.7, expected one at least" in refused("--proposals", tmp_path / "far.json")
 
 
 def test_a_resumed_training_must_have_the_same_proposals(data, tmp_path):

@@ -75,7 +75,7 @@ def test_a_video_without_instances_is_refused():
     video = listed("thumos_test")[12]
     with pytest.raises(ValueError, match="video_test_9000013 has no instance"):
         video_pool(video, THUMOS14)
-    with pytest.raises(ValueError, match=r"expected a proposal with an IoU above 0.7, found none"):
+    with pytest.raises(ValueError, match=r"no proposal has an IoU above 0.7, expected one at least"):
         regression_stats([video], THUMOS14)
 
 
