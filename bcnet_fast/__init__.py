@@ -7,9 +7,9 @@ them, `inference` runs a network over an archive of features, `evaluation` has t
 from __future__ import annotations
 
 import importlib
+import re
 import signal
 import sys
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,8 +22,12 @@ __all__ = ["evaluation", "inference", "layers", "load", "ops"]
 
 def _is_command() -> bool:
     """Whether Python is about to run a module of this package, as by `python -m bcnet_fast.infer`."""
-    named = (word.partition(".")[0] for option, word in pairwise(sys.orig_argv) if option == "-m")
-    return sys.argv[:1] == ["-m"] and next(named, None) == __name__
+    if getattr(sys, "argv", [])[:1] != ["-m"]:
+        return False
+    # The option may follow others in one word, and the module follows in the same word or the next: "-um", "-mNAME".
+    words = iter(sys.orig_argv[1:])
+    found = next(filter(None, (re.fullmatch(r"-[^-cWX]*?m(.*)", word) for word in words)), None)
+    return found is not None and (found[1] or next(words, "")).partition(".")[0] == __name__
 
 
 # Until `cli.parser.run` takes over, Ctrl-C ends a command at once: an interrupted import may print a traceback, abort

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import sys
 
+from .bounds import MOST_PROCESSES
 from .cli import video_flags
 from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
@@ -63,7 +64,7 @@ def parse(argv: list[str]) -> ExtractOptions:
     options = ExtractOptions(
         tuple(values["videos"]), values["output"], network, read, values["workers"], values["overwrite"]
     )
-    require_in_bounds(options, workers=0)
+    require_in_bounds(options, workers=(0, MOST_PROCESSES))
     return options
 
 

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from .bounds import MOST_PROCESSES
 from .cli import read_flags, result_flags, shard_flags, time_flags, video_flags
 from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
@@ -155,12 +156,12 @@ def parse(argv: list[str]) -> InferOptions:
     require_in_bounds(
         options,
         batch_size=1,
-        workers=0,
+        workers=(0, MOST_PROCESSES),
         best=1,
         top_k=1,
         feature_dim=1,
         part_videos=1,
-        cpus_per_worker=1,
+        cpus_per_worker=(1, MOST_PROCESSES),
         gpus_per_worker=0,
     )
     shard_flags.check(options)

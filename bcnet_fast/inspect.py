@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from .bounds import MOST_PROCESSES
 from .cli import read_flags, time_flags
 from .cli.parser import Parser, command_parser, program, require_in_bounds, run
 from .config import Config
@@ -76,7 +77,7 @@ def parse(argv: list[str] | None) -> InspectOptions:
     """Parse flags to options. InputError: a flag is out of range."""
     values = vars(build_parser().parse_args(argv))
     options = InspectOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
-    require_in_bounds(options, videos=1, workers=0, feature_dim=1)
+    require_in_bounds(options, videos=1, workers=(0, MOST_PROCESSES), feature_dim=1)
     return options
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import sys
 
+from .bounds import MOST_PROCESSES
 from .cli import read_flags, result_flags, time_flags
 from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .errors import InputError
@@ -101,7 +102,7 @@ def parse(argv: list[str]) -> RefineOptions:
     for name in ("features", "checkpoint", "stream_weights"):
         values[name] = values[name] and tuple(values[name])
     options = RefineOptions(time=time_flags.take_options(values), limits=read_flags.take_limits(values), **values)
-    require_in_bounds(options, workers=0, best=1, draw=0)
+    require_in_bounds(options, workers=(0, MOST_PROCESSES), best=1, draw=0)
     weights, threshold = options.stream_weights, options.nms_threshold
     if weights is not None:
         if len(weights) != len(options.checkpoint):

@@ -41,6 +41,7 @@ import math
 import sys
 from typing import Any
 
+from .bounds import MOST_PROCESSES
 from .cli import read_flags, time_flags, video_flags
 from .cli.parser import Parser, command_parser, require_in_bounds, run
 from .cli.settings import list_settings
@@ -184,7 +185,7 @@ def _options(values: dict[str, Any]) -> TrainOptions:
         settings=settings,
         **values,
     )
-    require_in_bounds(options, workers=0)
+    require_in_bounds(options, workers=(0, MOST_PROCESSES))
     return options
 
 

@@ -3,8 +3,8 @@
     python bench/compilers.py [--compiler clang++] [--json FILE] [--threads N]
 
 Builds the extension once more with another compiler (some minutes), and times its functions beside those of the one
-that is installed: each in a process of its own, in turn, so that a disturbance of the machine meets both. Medians, and
-their ratio; above 1, the other compiler's code is the slower one.
+that is installed: each in a process of its own, in turn, so that a disturbance of the machine meets both. Medians of
+means of some calls, and their ratio; above 1, the other compiler's code is the slower one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def build(compiler: str, folder: str) -> str:
     wanted = {"CC": compiler, "CXX": compiler, "BCNET_FAST_NATIVE": "1", "BCNET_FAST_CUDA": "0"}
     done = subprocess.run(command, cwd=ROOT, env=os.environ | wanted, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise BackendError(f"{compiler} cannot build the extension: {done.stderr.strip().splitlines()[-1]}")
+        raise BackendError(f"{compiler} cannot build the extension: {(done.stderr or done.stdout).strip()[-300:]}")
     return str(next(Path(folder, "bcnet_fast").glob("_C.*")))
 
 

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import errno
 import io
+import math
 import os
 import re
 import signal
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .. import __version__
-from ..bounds import MOST_PROCESSES
 from ..errors import BackendError, InputError
 from ..results.figure import FORMATS
 from ..storage.address import Address, is_address, place_of
@@ -24,7 +24,6 @@ from ..text import alternatives, did_you_mean, nearest, shortened, shown
 _PATHS = ("FILE", "PATH", "DIR", "PARTS", "RESULTS")  # how help shows arguments that are paths
 _UNWRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EIO}
 _MODULE = "python -m bcnet_fast."  # precedes the name of a command in --help and hints
-_PROCESSES = ("workers", "decoder_threads", "cpus_per_worker")  # numbers of processes or threads
 _FLAG = re.compile(r"(--?[A-Za-z][^\s=]*)(=.*)?", re.DOTALL)  # as opposed to a negative number or a value with spaces
 
 # Messages of argparse, and their form in this package. A flag with two names is called by the first one.
@@ -127,19 +126,15 @@ def add_plot_flags(group: argparse._ArgumentGroup, pictures: str) -> None:
     group.add_argument("--plot-format", choices=FORMATS, help="format of the pictures in the folder (default: png)")
 
 
-def require_in_bounds(options: object, **lowest: int) -> None:
-    """Raise InputError if a flag is below its lowest value, or asks for more processes or threads than MOST_PROCESSES.
-
-    None means the flag is absent.
-    """
-    for name, low in lowest.items():
+def require_in_bounds(options: object, **bounds: int | tuple[int, int]) -> None:
+    """Raise InputError if a flag is below its lowest value, or above its highest one. None means the flag is absent."""
+    for name, bound in bounds.items():
+        low, high = bound if isinstance(bound, tuple) else (bound, math.inf)
         flag, value = f"--{name.replace('_', '-')}", getattr(options, name)
-        if value is None:
-            continue
-        if value < low:
+        if value is not None and value < low:
             raise InputError(f"{flag} is {value}, expected at least {low}")
-        if name in _PROCESSES and value > MOST_PROCESSES:
-            raise InputError(f"{flag} is {value}, expected at most {MOST_PROCESSES}")
+        if value is not None and value > high:
+            raise InputError(f"{flag} is {value}, expected at most {high}")
 
 
 class Ended(KeyboardInterrupt):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from ..bounds import MOST_PROCESSES
 from ..recipe import FLOWS
 from ..video.backbones import SPECS
 from ..video.decoding import DECODERS
@@ -92,7 +93,7 @@ def take_options(values: dict[str, Any], device: str | None = None) -> tuple[Net
     network = NetworkOptions(**stated)
     read = ReadOptions(**{each.name: values.pop(each.name) for each in dataclasses.fields(ReadOptions)})
     require_in_bounds(network, clip=1, stride=1)
-    require_in_bounds(read, clips=1, decoder_threads=0)
+    require_in_bounds(read, clips=1, decoder_threads=(0, MOST_PROCESSES))
     if read.decoder == "torchcodec":
         require_torchcodec()
     return network, read

@@ -103,7 +103,7 @@ def score_files(path: str | os.PathLike | None) -> list[Place]:
     if path is None:
         return []
     place = place_of(path)
-    # What is no array, or cannot be read, has no other file.
+    # Only arrays have a second file. A file that cannot be read is refused when it is read.
     with contextlib.suppress(InputError), readable(place, _EXPECTED):
         if isinstance(place, Path) and open_npy(require_file(place, _EXPECTED)).shape != _UNTRIMMED_NET:
             return [place, _names_path(place)]

@@ -182,7 +182,7 @@ class _Block:
     def _next(self, expected: str) -> tuple[int, str]:
         row = next(self.rows, None)
         if row is None:
-            raise self._error(self.last, f"another line with {expected}", "the end of the video")
+            raise InputError(f"{self.path}, line {self.last} ends a video, expected another line with {expected}")
         return row
 
     def _error(self, line: int, expected: str, found: str) -> InputError:

@@ -48,7 +48,7 @@ class Source(abc.ABC):
     """A layout: `videos` has the names in it, `open` returns the stored array of a name."""
 
     kind: str
-    expected: str  # see `expected_of`
+    expected: str  # what a video is expected to be, in messages; where videos differ: `expected_of`
     every = 1  # default: use every N-th row
     row_stride: float | None = None  # video frames between rows, if the layout fixes it
     time_first = False  # the layout fixes [T, C]
@@ -57,7 +57,7 @@ class Source(abc.ABC):
     videos: dict[str, Any]
 
     def expected_of(self, name: str) -> str:
-        """What a video is expected to be, in messages."""
+        """What the video of a name is expected to be, in messages."""
         return self.expected
 
     @abc.abstractmethod

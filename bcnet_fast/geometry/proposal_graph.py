@@ -19,7 +19,7 @@ SLOTS = OVERLAPPING + DISTANT
 CHILDREN = 4  # slots drawn for a node
 TREE = 1 + CHILDREN + CHILDREN**2  # nodes of a drawn tree
 MIN_IOU = 0.7  # IoU that overlapping neighbours exceed
-_PAIRS_AT_ONCE = 1 << 22  # pairs of proposals that are compared at once, for 32 MiB an array
+_PAIRS_AT_ONCE = 1 << 22  # pairs of proposals that are compared at once: more take memory, fewer take time
 
 
 def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -30,7 +30,7 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def pairwise_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Distance of the centres of segments [n, 2] and [m, 2] over the length of what holds both: float64 [n, m]."""
+    """Distance of the centres of segments [n, 2] and [m, 2] over the smallest segment with both: float64 [n, m]."""
     (start, end), (start_b, end_b) = _columns(a)[..., None], _columns(b)
     span = np.maximum(end, end_b) - np.minimum(start, start_b) + 1
     return np.abs((start + end) / 2 - (start_b + end_b) / 2) / span

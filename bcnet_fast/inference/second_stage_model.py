@@ -149,7 +149,7 @@ def _pgcn_inputs(config: PGCNConfig, inputs: list[Tensor]) -> list[Tensor]:
         raise ValueError(f"neighbours has shape {list(neighbours.shape)}, expected {expected}")
     if neighbours.numel() and not (0 <= neighbours.min() and neighbours.max() < proposals):
         found = f"{neighbours.min()} to {neighbours.max()}"
-        raise ValueError(f"neighbours has numbers from {found}, expected 0 to {proposals - 1}")
+        raise ValueError(f"neighbours has values {found}, expected 0 to {proposals - 1}")
     return [activity, completeness, neighbours.long()]
 
 

@@ -36,9 +36,8 @@ def read_configs(checkpoints: Sequence[str]) -> list[SecondStageConfig]:
             found = f"the classes {some(config.labels)}, expected {some(first.labels)}"
             raise InputError(f"{path} has {found} in this order, as {checkpoints[0]}")
         if config.rows.rescaled != first.rows.rescaled:
-            raise InputError(
-                f"{path} and {checkpoints[0]}: expected that both or none read videos rescaled to a number of rows"
-            )
+            found = "rescaled to a number of rows" if config.rows.rescaled else "as they are"
+            raise InputError(f"{path} reads videos {found}, expected the same as {checkpoints[0]}")
     return configs
 
 

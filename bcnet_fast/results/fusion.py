@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..data.class_scores import ClassScores
 from .ordering import descending
 from .reader import Results
 
-MOST_DETECTIONS = 1_000_000  # of a video; as many as its proposals are always possible
+MOST_DETECTIONS = 1_000_000  # of a video with several classes
 FUSION_RULES = {
     "product": "score x class score",
     "sqrt": "square root of score x class score",
@@ -55,16 +55,14 @@ def fuse(
     place = {name: row for row, name in enumerate(known)}
     rows = np.array([place.get(name, -1) for name in proposals.video_names], dtype=np.int64)[proposals.video]
     kept = np.flatnonzero(rows >= 0)
-    counts = np.bincount(rows[kept], minlength=1)
-    if labels.shape[1] > 1 and counts.max() * labels.shape[1] > MOST_DETECTIONS:
-        raise ValueError(
-            f"top_k is {top_k} for the {counts.max()} proposals of {known[counts.argmax()]!r}, expected at most "
-            f"{MOST_DETECTIONS} detections of a video"
-        )
-    entry = np.repeat(kept, labels.shape[1])
-    label, weight = labels[rows[kept]].reshape(-1), weights[rows[kept]].reshape(-1).astype(np.float64)
-    usable = np.isfinite(weight)
-    entry, label, weight = entry[usable], label[usable], weight[usable]
+    usable = np.isfinite(weights)
+    classes = usable.sum(axis=1)
+    _require_possible_count(np.bincount(rows[kept], minlength=len(known)), classes, known)
+    number = classes[rows[kept]]
+    entry = np.repeat(kept, number)
+    first = (classes.cumsum() - classes)[rows[kept]]
+    place_in_usable = np.repeat(first - (number.cumsum() - number), number) + np.arange(len(entry))
+    label, weight = labels[usable][place_in_usable], weights[usable][place_in_usable].astype(np.float64)
 
     segments, scores = proposals.segments[entry], proposals.scores[entry] * weight
     if rule == "sqrt":
@@ -83,6 +81,17 @@ def fuse(
         label=label,
     )
     return _best_of_each_video(detections, 400) if rule == "bcnet" else detections
+
+
+def _require_possible_count(proposals: np.ndarray, classes: np.ndarray, videos: Sequence[str]) -> None:
+    """ValueError: a video has too many detections. proposals, classes: number for each video, [V]."""
+    counts = np.where(classes > 1, proposals * classes, 0)
+    if len(videos) and counts.max() > MOST_DETECTIONS:
+        most = counts.argmax()
+        raise ValueError(
+            f"{videos[most]!r} has {proposals[most]:,} proposals with {classes[most]:,} classes each, expected at most "
+            f"{MOST_DETECTIONS:,} detections of a video"
+        )
 
 
 def fuse_video(

@@ -72,9 +72,10 @@ def _unpacked(archive: zipfile.ZipFile, path: Path | Address) -> int:
     """Bytes of all records. InputError: one that is no tensor is large, or asks for memory by a number."""
     require_bounded(archive)
     records = archive.infolist()
-    require_possible_count(len(records), path)
+    tensors = {record.filename for record in records if re.search(r"(^|/)data/[^/]+$", record.filename)}
+    require_possible_count(len(tensors), path)
     for record in records:
-        if record.file_size > _LARGEST_RECORD and not re.search(r"(^|/)data/[^/]+$", record.filename):
+        if record.file_size > _LARGEST_RECORD and record.filename not in tensors:
             raise InputError(
                 f"{path}: {record.filename} has {record.file_size >> 20} MiB, expected at most "
                 f"{_LARGEST_RECORD >> 20} MiB of what is no tensor"

@@ -29,16 +29,15 @@ from ..errors import InputError
 from .address import WEB, Address, Place, place_of, without_secrets
 
 T = TypeVar("T")
-# gcsfs logs each failed request with a traceback, which Python prints where a program sets up no logging.
-logging.getLogger("gcsfs").addHandler(logging.NullHandler())
+_GOOGLE = ("gs", "gcs")
+_SILENT = logging.NullHandler()
 _PACKAGES = {
     **dict.fromkeys(WEB, "aiohttp"),
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(_GOOGLE, "gcsfs"),
     **dict.fromkeys(("az", "abfs", "abfss", "adl"), "adlfs"),
     "hf": "huggingface_hub",
 }
-_PATIENT = ("gs", "gcs")  # protocols whose library tries a failed request six times, in half a minute
 _TRIES = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0  # seconds between two tries
 _GIVE_UP_S = 180.0  # no further try after that time
@@ -64,6 +63,8 @@ def _filesystem(address: Address) -> tuple[Any, str]:
     if "::" in address.whole:
         raise InputError(f"{address} is a chain of addresses, expected a single one")
     package = _PACKAGES.get(protocol)
+    if protocol in _GOOGLE:  # whose library logs failed requests with tracebacks, which Python prints by default
+        logging.getLogger("gcsfs").addHandler(_SILENT)
     try:
         return fsspec.core.url_to_fs(address.whole, use_listings_cache=False, **_options(protocol))
     except ImportError as error:
@@ -121,8 +122,11 @@ def _status_of(error: BaseException) -> int | None:
 
 def _may_pass(error: BaseException, address: Address) -> bool:
     """Whether a further try may help."""
-    if address.protocol in _PATIENT and not isinstance(error, EOFError):  # which is raised here
-        return False
+    if address.protocol in _GOOGLE:
+        from gcsfs.retry import is_retriable
+
+        if is_retriable(error):  # the library has tried it six times, in half a minute
+            return False
     status = _status_of(error)
     if status is not None and 400 <= status < 600:
         return status >= 500 or status in (408, 429)

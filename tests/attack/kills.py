@@ -144,11 +144,13 @@ class Kills:
                 return problems
 
     def complete(self, run: Run) -> list[str]:
-        """Run a command to its end if it was killed, wait for workers, and return the failures."""
-        problems = self._finished(run, self._started(run, run.output)) if run.output in self.unfinished else []
+        """Wait for workers, run a command to its end if it was killed, and return the failures."""
+        problems: list[str] = []
         while self.orphans:
             problems += self.of_orphans()
             time.sleep(0.1)
+        if run.output in self.unfinished:
+            problems += self._finished(run, self._started(run, run.output))
         return problems
 
     def _require_expected(self, run: Run) -> None:

@@ -23,6 +23,7 @@ from helpers.sweeps import sweep
 from helpers.training import EASY, arguments
 
 from bcnet_fast import convert, evaluate, infer, train
+from bcnet_fast.cli.parser import ended_at_once
 from bcnet_fast.config import Config
 from bcnet_fast.data import features as reading
 from bcnet_fast.data.features import FeatureArchive, iterate, open_features
@@ -67,23 +68,40 @@ def test_when_the_main_process_dies_its_workers_end_and_the_run_can_be_resumed_a
         assert "finished videos; continue with --resume" in errors and "Traceback" not in errors
 
 
-@pytest.mark.parametrize("command", [["bcnet_fast.infer"], ["bcnet_fast", "infer"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["-m", "bcnet_fast.infer"], ["-m", "bcnet_fast", "infer"], ["-um", "bcnet_fast.infer"]], ids=" ".join
+)
 def test_ctrl_c_during_the_imports_of_a_command_ends_it_without_a_traceback(tmp_path, command):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    ended = subprocess.run([sys.executable, "-m", *command], env=environment, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")  # 130 in a shell
 
 
-@pytest.mark.parametrize("more", [[], ["-m", "bcnet_fast.infer"]], ids=["plain", "flags of another program"])
-def test_the_library_leaves_ctrl_c_to_its_user(tmp_path, more):
+@pytest.mark.parametrize("command", [["-m", "mine"], ["-um", "mine"], ["-mmine"]], ids=" ".join)
+def test_the_library_leaves_ctrl_c_to_its_user(tmp_path, command):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "__init__.py").write_text("import bcnet_fast")
     code = "import signal\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
     (tmp_path / "mine" / "__main__.py").write_text(code)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    started = subprocess.run([sys.executable, "-m", "mine", *more], env=environment, capture_output=True, text=True)
+    command = [sys.executable, *command, "-m", "bcnet_fast.infer"]  # flags of that program
+    started = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (started.stdout, started.stderr) == ("True\n", "")
+
+
+def test_imports_that_end_leave_the_handlers_of_signals_as_they_were(monkeypatch):
+    def handler(number, frame):
+        raise AssertionError
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with ended_at_once():
+            assert [signal.getsignal(number) for number in before] == [signal.SIG_DFL] * 2
+        assert [signal.getsignal(number) for number in before] == [handler] * 2
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def test_a_lock_is_not_inherited(tmp_path):

@@ -181,7 +181,7 @@ def test_a_video_with_more_detections_than_its_file_may_have_fails_alone(checkpo
     code, output = run(checkpoint, features, "--labels", scores, "--top-k", 300_000)
     assert code == 1 and set(results_of(output)) == {video for video in counts if counts[video] == min(counts.values())}
     most = max(counts, key=counts.__getitem__)
-    assert f"classes.json: top_k is 300000 for the {counts[most]} proposals of {most!r}, exp" in capsys.readouterr().err
+    assert f"classes.json: {most!r} has {counts[most]:,} proposals with 2 classes each, exp" in capsys.readouterr().err
     # A single class makes no more detections than there are proposals.
     assert run(checkpoint, features, "--labels", scores)[0] == 0
 

@@ -65,7 +65,7 @@ def test_a_video_may_have_nothing(tmp_path):
     [
         ("", "list.txt has no video, expected a proposal list"),
         ("# 0\n#1\n", "list.txt has no video"),
-        ("#\nv\n10\n", "line 3 is 'the end of the video', expected another line with rate"),
+        ("#\nv\n10\n", "line 3 ends a video, expected another line with rate"),
         ("#\nv\nten\n1\n0\n0\n", "line 3 is 'ten', expected duration as a number"),
         ("#\nv\n10\n-1\n0\n0\n", "line 4 is '-10', expected a number of frames, .* of at least 0"),
         ("#\nv\n-10\n-1\n0\n0\n", "line 4 is .*, expected a number of frames, .* of at least 0"),
@@ -78,7 +78,7 @@ def test_a_video_may_have_nothing(tmp_path):
         ),
         (BLOCK.replace("10 30", "10 1e300"), "line 8 is .*, expected label best_iou"),
         (BLOCK.replace("10 30", "10 nan"), "line 8 is .*, expected label best_iou"),
-        (BLOCK.replace("\n2\n", "\n3\n"), "line 9 is .*, expected another line with label best_iou"),
+        (BLOCK.replace("\n2\n", "\n3\n"), "line 9 ends a video, expected another line with label best_iou"),
         (BLOCK + BLOCK, "line 11: video v1 occurs twice, expected it once"),
     ],
 )

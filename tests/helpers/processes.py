@@ -87,9 +87,13 @@ def group_lives(number: int) -> bool:
 
 def children(process: int) -> list[int]:
     """The processes that a process has started and that still run, but for Python's own, which counts resources."""
+    try:
+        started = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except OSError:
+        return []
     found = []
-    with contextlib.suppress(OSError):
-        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+    for child in started:
+        with contextlib.suppress(OSError):  # it has ended
             if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes():
                 found.append(int(child))
     return found

@@ -155,7 +155,7 @@ def test_a_preset_gives_random_weights_of_the_released_sizes():
             lambda a, c, n: (a, c, n[:6, :10]),
             r"neighbours has shape \[6, 10\], expected \[R, 21\] or \[7, 10\]",
         ),
-        ("pgcn", lambda a, c, n: (a, c, n + 1), "neighbours has numbers from 1 to 7, expected 0 to 6"),
+        ("pgcn", lambda a, c, n: (a, c, n + 1), "neighbours has values 1 to 7, expected 0 to 6"),
         ("pgcn", lambda a, c, n: (a, c, n + 0.5), "neighbours has numbers with a fraction, expected whole ones"),
         ("muses", lambda x, r: (x,), "inputs has length 1, expected features and rois"),
         ("muses", lambda x, r: (x.T, r), r"features has shape \[12, 6\], expected \[6, T\], T >= 1"),

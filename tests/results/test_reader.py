@@ -107,7 +107,7 @@ def test_submission_text_with_positions_names_and_commas(file):
         ("action,start,end,xmin,xmax\n0.1,0.2,0.3,0,0.01\n", "probabilities of snippets, as BSN's first stage"),
         ("hello\n", "found begins with 'hello', expected proposals"),
         ("", "found is empty, expected proposals"),
-        ("# 0\nx/a\n100\n1\n0\n2\n1 0.5 0.5 0 10\n", r"found, line 7 is 'the end of the video', expected another line"),
+        ("# 0\nx/a\n100\n1\n0\n2\n1 0.5 0.5 0 10\n", r"found, line 7 ends a video, expected another line"),
         ('{"video-id": ["a"], "t-start": [1], "t-end": [2, 3], "score": [1]}', "columns of 1 or 2 rows, expected one"),
         ('[{"video": "a", "start": 0}, {"video": "a"}]', "row 2 has the keys 'video', not those of row 1"),
         ('{"a": {"segments": [[0, 1]], "scores": []}, "b": []}', "expected segments, scores and perhaps labels of one"),
