@@ -87,7 +87,7 @@ def _require_possible_count(proposals: np.ndarray, classes: np.ndarray, videos: 
     """ValueError: a video has too many detections. proposals, classes: number for each video, [V]."""
     counts = np.where(classes > 1, proposals * classes, 0)
     if len(videos) and counts.max() > MOST_DETECTIONS:
-        most = counts.argmax()
+        most = int(counts.argmax())
         raise ValueError(
             f"{videos[most]!r} has {proposals[most]:,} proposals with {classes[most]:,} classes each, expected at most "
             f"{MOST_DETECTIONS:,} detections of a video"
