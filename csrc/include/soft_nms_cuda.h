@@ -28,9 +28,9 @@ std::size_t soft_nms_shared_limit(int device);
 // Starts Soft-NMS on `stream`, a cudaStream_t of `device`. Returns without waiting for the result and allocates no
 // memory, so that it can be captured in a CUDA graph. Throws std::runtime_error when CUDA reports an error.
 //
-// Requires: pointers to memory on `device` (workspace: plan.workspace_bytes), offsets in order, a plan for the largest
-// set. The kernel checks the values:
-// a set with one that is not finite, or of negative length, gets the count -1 and no picks.
+// Requires: pointers to memory on `device`, a workspace of plan.workspace_bytes, offsets in order, a plan for the
+// largest set. The kernel checks the values: a set with one that is not finite, or of negative length, gets the count
+// -1 and no picks.
 //
 // A set may be padded at its end with scores of 0 or below min_score: they are read once and then ignored.
 template <typename T>
