@@ -9,6 +9,8 @@ Without the native part, NumPy computes the same more slowly, and the last bit o
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -19,6 +21,15 @@ from bcnet_fast.ops.refusals import name_of, refuse, refuse_shape
 
 _EPSILON = np.float32(1e-6)
 _CPU = torch.device("cpu")
+
+
+class _Options(NamedTuple):
+    method: int
+    iou_threshold: float
+    sigma: float
+    min_score: float
+    t1: float
+    t2: float
 
 
 def nms(segs: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
@@ -80,17 +91,8 @@ def softnms(
         return torch.empty(0, dtype=torch.int64)
     rows = _array(dets)
     run = native.module.soft_nms_1d if _uses_native() else _soft_nms
-    indices = run(
-        _array(segs),
-        _array(scores),
-        rows,
-        iou_threshold=float(iou_threshold),
-        sigma=float(sigma),
-        min_score=float(min_score),
-        method=int(method),
-        t1=float(t1),
-        t2=float(t2),
-    )
+    options = _Options(int(method), float(iou_threshold), float(sigma), float(min_score), float(t1), float(t2))
+    indices = run(_array(segs), _array(scores), rows, options)
     if not dets.is_contiguous():
         dets.detach().numpy()[: len(indices)] = rows[: len(indices)]
     return torch.from_numpy(indices)
@@ -148,19 +150,9 @@ def _nms(segments: np.ndarray, order: np.ndarray, threshold: np.float32) -> np.n
     return order[left]
 
 
-def _soft_nms(
-    segments: np.ndarray,
-    scores: np.ndarray,
-    rows: np.ndarray,
-    *,
-    iou_threshold: float,
-    sigma: float,
-    min_score: float,
-    method: int,
-    t1: float,
-    t2: float,
-) -> np.ndarray:
-    threshold, width, lowest, low, slope = (np.float32(number) for number in (iou_threshold, sigma, min_score, t1, t2))
+def _soft_nms(segments: np.ndarray, scores: np.ndarray, rows: np.ndarray, options: _Options) -> np.ndarray:
+    method = options.method
+    threshold, width, lowest, low, slope = map(np.float32, options[1:])
     start, end = segments.T
     index, remaining, i = np.arange(len(scores)), len(scores), 0
     with np.errstate(all="ignore"):

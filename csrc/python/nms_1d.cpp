@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <tuple>
 
 #include "python/common.h"
 
@@ -42,15 +43,18 @@ Array<std::int64_t> nms(const Array<float>& segments, const Array<std::int64_t>&
   return result;
 }
 
+// The fields of SoftNms1dOptions. One value, because names of six arguments take long beside a small set.
+using Options = std::tuple<int, float, float, float, float, float>;
+
 Array<std::int64_t> soft_nms(const Array<float>& segments, const Array<float>& scores, Array<float>& picks,
-                             float iou_threshold, float sigma, float min_score, int method, float t1, float t2,
-                             const std::string& instruction_set) {
+                             const Options& fields, const std::string& instruction_set) {
   constexpr const char* op = "soft_nms_1d";
   const std::int64_t n = rows_of(op, segments);
   require_shape(op, "scores", scores, {n}, " to fit segments");
   if (picks.ndim() != 2 || picks.shape(0) < n || picks.shape(1) != 3) {
     refuse_shape(op, "picks", picks, "[n, 3] to fit segments, or more rows");
   }
+  const auto [method, iou_threshold, sigma, min_score, t1, t2] = fields;
   if (method < 0 || method > 3) refuse(op, "method", std::to_string(method), "0, 1, 2 or 3");
   const InstructionSet chosen = instruction_set_named(op, instruction_set);
   const SoftNms1dOptions options{static_cast<SoftNms1dMethod>(method), iou_threshold, sigma, min_score, t1, t2};
@@ -78,10 +82,11 @@ void define_nms_1d(py::module_& module) {
              "Return the indices int64 [n] of the scores, highest first, or None where two are equal or one is NaN.");
   module.def("nms_1d", &nms, arg("segments"), arg("order"), arg("iou_threshold"), instruction_set_argument(),
              "Return the indices int64 [k] of the segments that hard NMS keeps; `order` lists them best first.");
-  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("picks"), kw_only(), arg("iou_threshold"),
-             arg("sigma"), arg("min_score"), arg("method"), arg("t1"), arg("t2"), instruction_set_argument(),
+  module.def("soft_nms_1d", &soft_nms, arg("segments"), arg("scores"), arg("picks"), arg("options"),
+             instruction_set_argument(),
              "Return the indices int64 [k] of the picks, and write their start, end and score to the first k rows of "
-             "`picks`. Method 0 is hard, 1 linear, 2 gaussian, 3 gaussian from the tIoU t1 + t2 * area.");
+             "`picks`. Options: method, iou_threshold, sigma, min_score, t1, t2. Method 0 is hard, 1 linear, 2 "
+             "gaussian, 3 gaussian from the tIoU t1 + t2 * area.");
 }
 
 }  // namespace bcnet_fast

@@ -98,10 +98,10 @@ def test_every_instruction_set_has_the_same_bits(instruction_set, method, rng):
     start, length = rng.uniform(0, 100, 700), rng.exponential(8, 700)
     segs = np.stack([start, start + length], 1).astype(np.float32)
     scores = rng.random(700).astype(np.float32)
-    options = {"iou_threshold": 0.3, "sigma": 0.46, "min_score": 0.001, "method": method, "t1": 0.1, "t2": 0.01}
+    options = method, 0.3, 0.46, 0.001, 0.1, 0.01
     rows = [np.zeros((700, 3), np.float32) for _ in range(2)]
-    expected = native.module.soft_nms_1d(segs, scores, rows[0], **options)
-    found = native.module.soft_nms_1d(segs, scores, rows[1], **options, instruction_set=instruction_set)
+    expected = native.module.soft_nms_1d(segs, scores, rows[0], options)
+    found = native.module.soft_nms_1d(segs, scores, rows[1], options, instruction_set=instruction_set)
     assert np.array_equal(found, expected) and np.array_equal(*rows)
     order = np.argsort(-scores)
     expected = native.module.nms_1d(segs, order, 0.4)
