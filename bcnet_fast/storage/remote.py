@@ -11,6 +11,7 @@ import datetime
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import logging
@@ -122,11 +123,8 @@ def _status_of(error: BaseException) -> int | None:
 
 def _may_pass(error: BaseException, address: Address) -> bool:
     """Whether a further try may help."""
-    if address.protocol in _GOOGLE:
-        from gcsfs.retry import is_retriable
-
-        if is_retriable(error):  # the library has tried it six times, in half a minute
-            return False
+    if address.protocol in _GOOGLE and importlib.import_module("gcsfs.retry").is_retriable(error):
+        return False  # the library has tried it six times, in half a minute
     status = _status_of(error)
     if status is not None and 400 <= status < 600:
         return status >= 500 or status in (408, 429)
