@@ -108,4 +108,4 @@ def _require_times(times: TimeResolver, video: str) -> None:
     ]
     if missing:
         instead = ", or duration (seconds)" if times.config.data.rescale else ""
-        raise ValueError(f"expected {' and '.join(missing)}{instead}, which this network does not know of its training")
+        raise ValueError(f"expected {' and '.join(missing)}{instead}, which the checkpoint does not state")
